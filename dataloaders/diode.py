@@ -1,0 +1,277 @@
+"""DIODE (arXiv 1908.00463) with pseudo labels, decoded the way the released Intrinsic LoRA code trains on it.
+
+    <root>/diode_meta.json                                              [split][scene type][scene][scan] -> stems
+    <root>/depths/<split>/<indoors|outdoor>/scene_X/scan_Y/<stem>.png, <stem>_depth.npy, <stem>_depth_mask.npy
+    <root>/normals/<same tree>/<stem>_normal.npy
+    <pseudo_root>/<same tree>/<stem>.png                                8-bit labels, the training target
+
+Ground truth is never a target: it is read along for validation.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from dataloaders.images import Crop, read_label, read_npy, read_rgb
+from utils.errors import InputError
+
+SCENE_TYPES = ("indoors", "outdoor")  # DIODE's own spelling: one plural, one singular
+
+
+class Diode(Dataset):
+    """RGB, pseudo label and ground truth of one DIODE split; a subclass reads its ground truth.
+
+    Item `index`, or `(index, epoch)` where a new random crop is wanted each epoch, is a dict with
+        rgb, target  float32 (3,R,R) in [-1,1]: the picture and its pseudo label
+        gt           float32 (C,R,R), measured values in the subclass's unit, arbitrary where not valid
+        valid        bool (1,R,R), where gt is measured
+        stem         str, <split>/<scene type>/<scene>/<scan>/<stem>
+
+    Args:
+        root: DIODE's `normals/` or `depths/` folder, the one that holds this subclass's ground truth.
+        pseudo_root: root of the labels' tree.
+        split: "train" or "val".
+        scene_types: out of "indoors", "outdoor".
+        resolution: R, pixels.
+        center_crop: or a window drawn at random from (seed, index, epoch), the same for all maps of the sample.
+        num_images: a subset of this size drawn by `seed`; all if None. `first`: then only the first so many.
+        list_from: "meta" (diode_meta.json) or "disk" (every RGB file).
+        skip_missing: leave out samples without label or ground truth instead of failing.
+
+    Raises:
+        InputError: nothing to read, or samples lack label or ground truth (count and three names in the message).
+    """
+
+    suffix: ClassVar[str]  # of the ground-truth file that must exist
+    folder: ClassVar[str]  # of the DIODE root that holds it
+
+    def __init__(
+        self,
+        root: str | Path,
+        pseudo_root: str | Path,
+        split: str,
+        scene_types: tuple[str, ...] = SCENE_TYPES,
+        resolution: int = 512,
+        center_crop: bool = True,
+        seed: int = 0,
+        num_images: int | None = None,
+        first: int | None = None,
+        list_from: str = "meta",
+        skip_missing: bool = False,
+    ):
+        self.root, self.pseudo_root = Path(root), Path(pseudo_root)
+        self.rgb_root = self.root.parent / "depths"
+        self.resolution, self.center_crop, self.seed = resolution, center_crop, seed
+        self.list_from, self.skip_missing = list_from, skip_missing
+        self.notes: list[str] = []
+        stems = self._check(self._list(split, scene_types))
+        if num_images is not None and num_images < len(stems):
+            keep = np.random.default_rng([seed, len(stems)]).choice(len(stems), num_images, replace=False)
+            stems = [stems[i] for i in sorted(keep)]
+        self.stems = stems[:first]
+
+    def __len__(self) -> int:
+        return len(self.stems)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict:
+        index, epoch = key if isinstance(key, tuple) else (key, 0)
+        stem = self.stems[index]
+        rgb = read_rgb(self.rgb_root / f"{stem}.png")
+        label_path = self.pseudo_root / f"{stem}.png"
+        label = read_label(label_path)
+        self._check_frame(label_path, label.size, rgb.size)
+        gt, valid = self.ground_truth(stem)
+        if (gt.shape[1], gt.shape[0]) != rgb.size:
+            raise InputError(
+                f"{self.root / stem}{self.suffix}: {gt.shape[1]}x{gt.shape[0]} ground truth beside a "
+                f"{rgb.size[0]}x{rgb.size[1]} picture"
+            )
+        rng = None if self.center_crop else np.random.default_rng([self.seed, index, epoch])
+        crop = Crop.of(*rgb.size, self.resolution, rng)
+        label_crop = crop if self._same_aspect(label.size, rgb.size) else Crop.of(*label.size, self.resolution)
+        return {
+            "rgb": crop.picture(rgb),
+            "target": label_crop.picture(label),
+            "gt": torch.from_numpy(crop.array(gt).astype(np.float32)).permute(2, 0, 1).contiguous(),
+            "valid": torch.from_numpy(crop.array(valid))[None],
+            "stem": stem,
+        }
+
+    def ground_truth(self, stem: str) -> tuple[np.ndarray, np.ndarray]:
+        """Measured values (H,W,C) and where they are valid, bool (H,W)."""
+        raise NotImplementedError
+
+    @staticmethod
+    def _same_aspect(a: tuple[int, int], b: tuple[int, int]) -> bool:
+        return abs(a[0] * b[1] - a[1] * b[0]) <= max(*a, *b)  # equal up to one pixel of rounding
+
+    def _check_frame(self, path: Path, label: tuple[int, int], rgb: tuple[int, int]) -> None:
+        """A label shows the whole picture, or, being square (as Omnidata's are), the picture's centre square."""
+        if self._same_aspect(label, rgb) or (label[0] == label[1] and self.center_crop):
+            return
+        cure = "labels of centre squares need --center_crop" if label[0] == label[1] else "make the label anew"
+        raise InputError(f"{path}: a {label[0]}x{label[1]} label does not cover a {rgb[0]}x{rgb[1]} picture; {cure}")
+
+    def _list(self, split: str, scene_types: tuple[str, ...]) -> list[str]:
+        """Names of the split's samples, in a fixed order."""
+        unknown = [name for name in scene_types if name not in SCENE_TYPES]
+        if unknown or not scene_types:
+            raise InputError(f"--scene_types: {unknown or 'nothing'} is not out of {', '.join(SCENE_TYPES)}")
+        for folder, flag in ((self.root, "--train_data_dir"), (self.pseudo_root, "--pseudo_root")):
+            if not folder.is_dir():
+                raise InputError(f"{folder}: no such folder (from {flag})")
+        if not self.rgb_root.is_dir():
+            raise InputError(
+                f"{self.rgb_root}: no such folder; DIODE's pictures are read from depths/ beside normals/"
+            )
+        on_disk = [
+            f"{path}/{name[:-4]}"
+            for scene_type in scene_types
+            for path, names in _tree(self.rgb_root, f"{split}/{scene_type}").items()
+            for name in names
+            if name.endswith(".png")
+        ]
+        if self.list_from == "disk":
+            return sorted(on_disk)
+        listed = _stems_of_meta(self.root.parent / "diode_meta.json", split, scene_types)
+        for scene_type in scene_types:
+            if not any(stem.startswith(f"{split}/{scene_type}/") for stem in listed):
+                self.notes.append(f"{split}: diode_meta.json lists no {scene_type} images")
+        extra = len(set(on_disk) - set(listed))
+        if extra:
+            self.notes.append(
+                f"{split}: {extra} pictures on disk are not in diode_meta.json ({len(listed)} are); "
+                "--list_from disk uses them too"
+            )
+        return sorted(listed)
+
+    def _check(self, stems: list[str]) -> list[str]:
+        """Every sample must have its picture, label and ground truth; one directory listing per scan tells."""
+        missing: dict[str, list[str]] = {}
+        for root, suffix in self._needed():
+            seen: dict[str, set[str]] = {}
+            for stem in stems:
+                scan, name = stem.rsplit("/", 1)
+                if scan not in seen:
+                    path = root / scan
+                    seen[scan] = set(os.listdir(path)) if path.is_dir() else set()
+                if name + suffix not in seen[scan]:
+                    missing.setdefault(f"{root}/.../*{suffix}", []).append(stem)
+        lost = set().union(*missing.values()) if missing else set()
+        if stems and len(lost) == len(stems) and not self.skip_missing:
+            pattern, names = next(iter(missing.items()))
+            raise InputError(self._no_file(pattern, names))
+        if lost and not self.skip_missing:
+            each = "; ".join(
+                f"{len(names)} x {pattern} (e.g. {', '.join(names[:3])})" for pattern, names in missing.items()
+            )
+            raise InputError(
+                f"{len(lost)} of {len(stems)} samples lack a file: {each}; --skip_missing leaves them out"
+            )
+        if lost:
+            self.notes.append(f"left out {len(lost)} of {len(stems)} samples that lack a file (--skip_missing)")
+        return [stem for stem in stems if stem not in lost]
+
+    def _needed(self) -> list[tuple[Path, str]]:
+        """(root, suffix) of each file that a sample is made of."""
+        return [(self.rgb_root, ".png"), (self.pseudo_root, ".png"), (self.root, self.suffix)]
+
+    def _no_file(self, pattern: str, stems: list[str]) -> str:
+        cure = "is --pseudo_root the folder that holds train/ and val/?"
+        if pattern.endswith(self.suffix):
+            cure = f"is --train_data_dir DIODE's {self.folder}/ folder?"
+        return f"no {pattern} for any of {len(stems)} samples (e.g. {', '.join(stems[:3])}): {cure}"
+
+
+class DiodeNormals(Diode):
+    """gt: unit normals (3,R,R) in the label's frame, x right, y down, z forward (OpenCV), as Omnidata v2 draws them.
+
+    DIODE's raw frame is x right, y up, z toward the viewer (OpenGL), so Y and Z are negated. Raw vectors are not
+    always of unit length; (0,0,0) and non-finite vectors are invalid.
+    """
+
+    suffix, folder = "_normal.npy", "normals"
+
+    def ground_truth(self, stem: str) -> tuple[np.ndarray, np.ndarray]:
+        path = self.root / f"{stem}{self.suffix}"
+        raw = read_npy(path)
+        if raw.ndim != 3 or raw.shape[2] != 3 or raw.dtype.kind != "f":
+            raise InputError(f"{path}: {raw.dtype} {raw.shape}, expected float (H, W, 3) normals")
+        length = np.linalg.norm(raw.astype(np.float64), axis=2)
+        valid = np.isfinite(length) & (length > 0)
+        normals = np.zeros(raw.shape)
+        normals[valid] = raw[valid] / length[valid][:, None] * (1, -1, -1)
+        return normals, valid
+
+
+class DiodeDepth(Diode):
+    """gt: depth (1,R,R) in metres; valid: DIODE's own mask, and finite and more than 0."""
+
+    suffix, folder = "_depth.npy", "depths"
+
+    def ground_truth(self, stem: str) -> tuple[np.ndarray, np.ndarray]:
+        path, mask_path = self.root / f"{stem}{self.suffix}", self.root / f"{stem}_depth_mask.npy"
+        depth, mask = read_npy(path), read_npy(mask_path)
+        depth = depth[..., 0] if depth.ndim == 3 and depth.shape[2] == 1 else depth
+        mask = mask[..., 0] if mask.ndim == 3 and mask.shape[2] == 1 else mask
+        if depth.ndim != 2 or depth.dtype.kind != "f":
+            raise InputError(f"{path}: {depth.dtype} {depth.shape}, expected float (H, W, 1) metres")
+        if mask.shape != depth.shape or mask.dtype.kind not in "buif":
+            raise InputError(f"{mask_path}: {mask.dtype} {mask.shape} mask beside depth of shape {depth.shape}")
+        valid = mask.astype(bool) & np.isfinite(depth) & (depth > 0)  # the mask's dtype varies between DIODE's files
+        return depth[..., None], valid
+
+    def _needed(self) -> list[tuple[Path, str]]:
+        return [*super()._needed(), (self.root, "_depth_mask.npy")]
+
+
+def validation_sets(train: Diode) -> dict[str, list[dict]]:
+    """Four fixed samples each of the training images and of DIODE's indoor and outdoor validation images.
+
+    Returns "train", "indoors", "outdoor" -> items; the same ones for a given seed in every run. A scene type that is
+    not on disk is left out, with a line in `train.notes`.
+    """
+    sets = {"train": train}
+    for scene_type in SCENE_TYPES:
+        if not (train.rgb_root / "val" / scene_type).is_dir():
+            train.notes.append(f"validation: no {scene_type} images under {train.rgb_root / 'val'}; panel left out")
+            continue
+        sets[scene_type] = type(train)(
+            train.root, train.pseudo_root, "val", (scene_type,), train.resolution, seed=train.seed,
+            list_from=train.list_from, skip_missing=train.skip_missing,
+        )  # fmt: skip
+    return {name: fixed_samples(dataset, 4, train.seed) for name, dataset in sets.items() if len(dataset)}
+
+
+def fixed_samples(dataset: Diode, count: int, seed: int) -> list[dict]:
+    """`count` items (fewer if there are fewer) chosen by `seed` alone."""
+    chosen = np.random.default_rng([seed, len(dataset)]).permutation(len(dataset))[:count]
+    return [dataset[int(index)] for index in sorted(chosen)]
+
+
+def _stems_of_meta(path: Path, split: str, scene_types: tuple[str, ...]) -> list[str]:
+    try:
+        meta = json.loads(path.read_text())
+        return [
+            f"{split}/{scene_type}/{scene}/{scan}/{stem}"
+            for scene_type in scene_types
+            for scene, scans in meta.get(split, {}).get(scene_type, {}).items()
+            for scan, stems in scans.items()
+            for stem in stems
+        ]
+    except FileNotFoundError:
+        raise InputError(
+            f"{path}: no such file; it belongs beside normals/ and depths/ (or use --list_from disk)"
+        ) from None
+    except (ValueError, AttributeError, TypeError, OSError) as error:
+        raise InputError(f"{path}: not DIODE's list of names ({' '.join(str(error).split())})") from None
+
+
+def _tree(root: Path, folder: str) -> dict[str, list[str]]:
+    """File names of every folder below root/folder, keyed by the folder's path relative to root."""
+    return {Path(path).relative_to(root).as_posix(): names for path, _, names in os.walk(root / folder)}

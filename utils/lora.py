@@ -1,0 +1,212 @@
+"""LoRA (arXiv 2106.09685) on a UNet's attention layers: add it, save it, load it. All key formats are known here only.
+
+For a module `X.to_q` (also to_k, to_v, to_out.0) of an attention layer X the four formats in use write
+    A  X.processor.to_q_lora.down.weight          the released Intrinsic LoRA files
+    B  unet.X.processor.to_q_lora.down.weight     what this project writes: the most loaders read it
+    C  unet.X.to_q.lora.down.weight               diffusers' old pipelines (with .alpha)
+    D  X.to_q.lora_A.weight                       peft, with or without unet. in front
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from peft import LoraConfig
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from utils.errors import InputError
+
+TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
+ADAPTER = "default"
+SAFETENSORS, BIN = "pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin"
+CONV_IN = "conv_in.safetensors"  # beside them, where the UNet's conv_in is not the base model's own
+_KEY = re.compile(
+    r"^(?:unet\.)?(?P<layer>.+?)\.(?:processor\.)?(?P<target>to_q|to_k|to_v|to_out)(?:\.0)?"
+    r"(?:_lora\.|\.lora\.|\.lora_|\.)(?P<part>down|up|A|B|alpha)(?:\.default)?(?:\.weight)?$"
+)
+_PARTS = {"A": "down", "B": "up"}
+
+
+def add_lora(unet: nn.Module, rank: int, seed: int = 0) -> list[nn.Parameter]:
+    """Freeze `unet` and put a trainable fp32 LoRA on q, k, v and out of every attention layer, in place.
+
+    W x becomes W x + up(down(x)), scale 1 (alpha = rank), no bias, no dropout; down ~ N(0, std 1/rank) drawn from
+    `seed`, up = 0, so that the UNet's output does not change yet. Returns the LoRA's parameters.
+    """
+    unet.requires_grad_(False)
+    config = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=list(TARGETS))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        unet.add_adapter(config, adapter_name=ADAPTER)
+    for parameter in lora_parameters(unet):
+        parameter.data = parameter.data.float()
+    return lora_parameters(unet)
+
+
+def lora_parameters(unet: nn.Module) -> list[nn.Parameter]:
+    """The LoRA's parameters in a fixed order: the only ones that train."""
+    return [parameter for parameter in unet.parameters() if parameter.requires_grad]
+
+
+def lora_state(unet: nn.Module) -> dict[str, Tensor]:
+    """The LoRA's weights as fp32 CPU tensors under format B keys."""
+    state = {}
+    for name, module in _lora_modules(unet).items():
+        layer, target = _split(name)
+        for part, linears in (("down", module.lora_A), ("up", module.lora_B)):
+            weight = linears[ADAPTER].weight.detach().float().cpu().contiguous()
+            state[f"unet.{layer}.processor.{target.removesuffix('.0')}_lora.{part}.weight"] = weight
+    return state
+
+
+def save_lora(unet: nn.Module, folder: str | Path, metadata: Mapping[str, object], with_bin: bool = False) -> Path:
+    """Write `pytorch_lora_weights.safetensors` (format B, metadata as strings in its header) into `folder`.
+
+    `with_bin` also writes the .bin that the paper's line `unet.load_attn_procs(torch.load(...))` reads. A widened
+    conv_in (AugUNet) goes into `conv_in.safetensors`, so that the folder and the base model are all that it takes.
+    Returns the path of the safetensors file. Raises InputError where the disk refuses it.
+    """
+    folder, state = Path(folder), lora_state(unet)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(state, folder / SAFETENSORS, {key: str(value) for key, value in metadata.items()})
+        if with_bin:
+            torch.save(state, folder / BIN)
+        if _is_widened(unet):
+            save_file({k: v.float().contiguous() for k, v in unet.conv_in.state_dict().items()}, folder / CONV_IN)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise InputError(f"{folder}: cannot write the LoRA ({error})") from None
+    return folder / SAFETENSORS
+
+
+def load_attn_procs(unet: nn.Module, source: str | Path | Mapping[str, Tensor]) -> dict[str, str]:
+    """Load a LoRA in any of the four formats into `unet`, adding the layers if it has none yet.
+
+    Args:
+        source: a state dict, a .safetensors or .bin file, or a folder with one of them.
+
+    A `conv_in.safetensors` beside the file (AugUNet) is put into the UNet too. Returns the file's metadata (empty for
+    .bin files and state dicts).
+
+    Raises:
+        InputError: not a LoRA, another architecture's, another rank than `unet` already has, or keys or attention
+            layers left without a partner. Nothing is loaded then.
+    """
+    state, metadata, name = (source, {}, "state dict") if isinstance(source, Mapping) else read_lora(source)
+    layers = parse_lora(state, name)
+    linears = {n: m for n, m in unet.named_modules() if isinstance(m, nn.Linear) and n.endswith(TARGETS)}
+    conv_in = None if isinstance(source, Mapping) else _read_conv_in(unet, Path(name).parent / CONV_IN)
+    present = _lora_modules(unet)
+    targets = {n: m.base_layer for n, m in present.items()} or linears
+    made_for = f" (it was made for {metadata['base_model']})" if "base_model" in metadata else ""
+    _match(layers, targets, name, made_for)
+    ranks = {down.shape[0] for down, _ in layers.values()}
+    if len(ranks) > 1:
+        raise InputError(f"{name}: its layers have several ranks {sorted(ranks)}; one is expected")
+    rank = ranks.pop()
+    if not present:
+        add_lora(unet, rank)
+        present = _lora_modules(unet)
+    for module_name, (down, up) in layers.items():
+        module = present[module_name]
+        if module.r[ADAPTER] != rank:
+            raise InputError(f"{name}: rank {rank}, but the UNet's LoRA has rank {module.r[ADAPTER]}")
+        for linear, weight in ((module.lora_A[ADAPTER], down), (module.lora_B[ADAPTER], up)):
+            linear.weight.data.copy_(weight)
+    if conv_in is not None:
+        unet.conv_in = conv_in
+        unet.register_to_config(in_channels=conv_in.in_channels)
+    return metadata
+
+
+def read_lora(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str], str]:
+    """State dict, metadata and file name of a .safetensors file, a .bin file, or a folder that holds one.
+
+    Pickles are only read with `weights_only=True`, so a file that would run code is refused.
+    """
+    path = Path(path)
+    if path.is_dir():
+        found = [path / name for name in (SAFETENSORS, BIN, "pytorch_model.bin") if (path / name).is_file()]
+        if not found:
+            raise InputError(f"{path}: holds neither {SAFETENSORS} nor {BIN}")
+        path = found[0]
+    if not path.is_file():
+        raise InputError(f"{path}: no such LoRA file")
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}, str(path)  # noqa: SIM118
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # each format has its own zoo of exceptions; all mean the same to the caller
+        raise InputError(f"{path}: not a readable LoRA file ({' '.join(str(error).split())[:200]})") from None
+    return state, {}, str(path)
+
+
+def parse_lora(state: Mapping[str, Tensor], name: str) -> dict[str, tuple[Tensor, Tensor]]:
+    """Any format's state dict -> module name -> (down (r,in), up (out,r)), an alpha folded into up."""
+    parts: dict[str, dict[str, Tensor]] = {}
+    if not isinstance(state, Mapping) or not state:
+        raise InputError(f"{name}: not a LoRA (an empty file, or no mapping of names to tensors)")
+    for key, tensor in state.items():
+        match = _KEY.match(str(key))
+        if not match or not isinstance(tensor, Tensor):
+            raise InputError(f"{name}: key {key!r} is not of an attention LoRA in any known format")
+        target = "to_out.0" if match["target"] == "to_out" else match["target"]
+        parts.setdefault(f"{match['layer']}.{target}", {})[_PARTS.get(match["part"], match["part"])] = tensor.float()
+    layers = {}
+    for module, weights in parts.items():
+        if "down" not in weights or "up" not in weights:
+            raise InputError(f"{name}: {module} has {' and '.join(weights)} only, not both down and up")
+        down, up = weights["down"], weights["up"]
+        if down.ndim != 2 or up.ndim != 2 or down.shape[0] != up.shape[1]:
+            raise InputError(f"{name}: {module}: down {tuple(down.shape)} and up {tuple(up.shape)} do not multiply")
+        layers[module] = (down, up * (weights["alpha"] / down.shape[0]) if "alpha" in weights else up)
+    return layers
+
+
+def _match(layers: dict, targets: dict[str, nn.Linear], name: str, made_for: str) -> None:
+    """Every LoRA layer finds a module of its shape, and every attention module finds a LoRA; else say which do not."""
+    unknown = sorted(set(layers) - set(targets))
+    bare = sorted(set(targets) - set(layers))
+    for left, what in ((unknown, "of its layers are not in this UNet"), (bare, "of the UNet's layers are not in it")):
+        if left:
+            raise InputError(f"{name}{made_for}: {len(left)} {what}, e.g. {', '.join(left[:3])}")
+    for module, (down, up) in layers.items():
+        want = (targets[module].in_features, targets[module].out_features)
+        if (down.shape[1], up.shape[0]) != want:
+            raise InputError(
+                f"{name}{made_for}: {module} maps {down.shape[1]} to {up.shape[0]} features, the UNet's {want[0]} to "
+                f"{want[1]}: it belongs to another base model"
+            )
+
+
+def _lora_modules(unet: nn.Module) -> dict[str, nn.Module]:
+    return {
+        name: module for name, module in unet.named_modules() if hasattr(module, "lora_A") and name.endswith(TARGETS)
+    }
+
+
+def _is_widened(unet: nn.Module) -> bool:
+    return unet.conv_in.in_channels != unet.config.out_channels
+
+
+def _read_conv_in(unet: nn.Module, path: Path) -> nn.Conv2d | None:
+    if not path.is_file():
+        return None
+    old = unet.conv_in
+    try:
+        state = load_file(path)
+        new = nn.Conv2d(state["weight"].shape[1], old.out_channels, old.kernel_size, old.stride, old.padding)
+        new.load_state_dict(state)
+    except Exception as error:
+        raise InputError(f"{path}: does not fit this UNet's conv_in ({' '.join(str(error).split())[:200]})") from None
+    return new.to(old.weight).requires_grad_(False)
+
+
+def _split(module_name: str) -> tuple[str, str]:
+    """ "a.attn1.to_out.0" -> ("a.attn1", "to_out.0")."""
+    target = next(target for target in TARGETS if module_name.endswith(target))
+    return module_name.removesuffix("." + target), target

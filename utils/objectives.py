@@ -1,0 +1,162 @@
+"""The paper's two methods, side by side: how each trains (`loss`) and how each draws (`sample`).
+
+Notation: E, D the VAE's encoder and decoder, s its scaling factor, c the prompt's CLIP states, T the schedule's number
+of steps. All noise comes from one generator per sample (`noise`), so that a sample's noise does not depend on how the
+batch is cut into processes and micro-steps.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, DPMSolverMultistepScheduler
+from torch import Generator, Tensor, nn
+from torch.nn import functional as F
+
+
+@dataclass
+class SingleStep:
+    """One UNet pass from picture to map: D(unet(s E(rgb), T-1, c) / s) (arXiv 2311.17137).
+
+    t = T-1 is constant and there is no noise at all: the UNet is asked to draw its answer at once, and the schedule
+    plays no part.
+    """
+
+    vae: AutoencoderKL
+    prompt: Tensor  # c (1,77,D)
+    num_train_timesteps: int  # T
+
+    def loss(self, unet: nn.Module, batch: dict[str, Tensor], noise: list[Generator]) -> Tensor:
+        """mse(unet(s E(rgb).mode(), T-1, c), s E(target).sample()), a scalar in fp32.
+
+        batch: rgb, target (B,3,H,W) in [-1,1]. The target is sampled, the input is the mode, as in the released code.
+        """
+        target = self.vae.config.scaling_factor * sampled(self.vae, batch["target"], noise)
+        return F.mse_loss(self._predict(unet, batch["rgb"]).float(), target.float())
+
+    def sample(self, unet: nn.Module, rgb: Tensor, noise: list[Generator] | None = None) -> Tensor:
+        """rgb (B,3,H,W) in [-1,1] -> map (B,3,H,W) about [-1,1], not clamped. Deterministic; `noise` is not used."""
+        return decode(self.vae, self._predict(unet, rgb))
+
+    def _predict(self, unet: nn.Module, rgb: Tensor) -> Tensor:
+        z = self.vae.config.scaling_factor * mode(self.vae, rgb)  # (B,4,h,w)
+        t = torch.full((len(z),), self.num_train_timesteps - 1, device=z.device)
+        return unet(z, t, self.prompt.expand(len(z), -1, -1)).sample
+
+
+@dataclass
+class AugUNet:
+    """Diffusion of the map, conditioned on the picture's latents (arXiv 2311.17137; InstructPix2Pix 2211.09800).
+
+    The UNet reads [z_t, E(rgb)] (8 channels) and predicts velocity on a schedule whose last step is pure noise
+    (zero terminal SNR, arXiv 2305.08891, algorithm 1): `scheduler` must come from `zero_snr_scheduler`.
+    """
+
+    vae: AutoencoderKL
+    prompt: Tensor  # c (1,77,D)
+    empty_prompt: Tensor  # (1,77,D), the other end of the guidance
+    scheduler: DDIMScheduler
+    noise_offset: float = 0.0
+    steps: int = 25
+    guidance_scale: float = 3.0
+    guidance_rescale: float = 0.7
+
+    def loss(self, unet: nn.Module, batch: dict[str, Tensor], noise: list[Generator]) -> Tensor:
+        """mse(unet([z_t, E(rgb).mode()], t, c), v), a scalar in fp32.
+
+        z_t = a_t z0 + sigma_t eps; v = a_t eps - sigma_t z0 (arXiv 2202.00512, appendix D); z0 = s E(target).sample();
+        t uniform in 0..T-1. batch: rgb, target (B,3,H,W) in [-1,1].
+        """
+        z0 = self.vae.config.scaling_factor * sampled(self.vae, batch["target"], noise)
+        eps = gaussian(z0.shape, noise, z0)
+        if self.noise_offset:
+            eps = eps + self.noise_offset * gaussian((*z0.shape[:2], 1, 1), noise, z0)
+        steps = self.scheduler.config.num_train_timesteps
+        t = torch.cat([torch.randint(steps, (1,), generator=generator) for generator in noise]).to(z0.device)
+        z_t = self.scheduler.add_noise(z0, eps, t)
+        v = self.scheduler.get_velocity(z0, eps, t)
+        cond = mode(self.vae, batch["rgb"])  # not scaled: so conv_in's image channels were trained, in InstructPix2Pix
+        prediction = unet(torch.cat([z_t, cond], dim=1), t, self.prompt.expand(len(z0), -1, -1)).sample
+        return F.mse_loss(prediction.float(), v.float())
+
+    def sample(self, unet: nn.Module, rgb: Tensor, noise: list[Generator]) -> Tensor:
+        """rgb (B,3,H,W) in [-1,1] -> map (B,3,H,W) about [-1,1], not clamped.
+
+        DPM-Solver++ (arXiv 2211.01095), order 2, midpoint, from pure noise at t = T-1.
+        """
+        solver = DPMSolverMultistepScheduler.from_config(
+            self.scheduler.config, solver_order=2, solver_type="midpoint", algorithm_type="dpmsolver++"
+        )
+        solver.set_timesteps(self.steps, device=rgb.device)
+        cond = mode(self.vae, rgb)
+        z = gaussian(cond.shape, noise, cond) * solver.init_noise_sigma
+        for t in solver.timesteps:
+            v = self.guided(unet, solver.scale_model_input(z, t), cond, t)
+            z = solver.step(v, t, z, return_dict=False)[0]
+        return decode(self.vae, z)
+
+    def guided(self, unet: nn.Module, z_t: Tensor, cond: Tensor, t: Tensor) -> Tensor:
+        """Guided and rescaled velocity (B,4,h,w), from two UNet evaluations in one batch.
+
+        InstructPix2Pix's guidance (equation 3) is e(0,0) + s_I (e(I,0) - e(0,0)) + s_T (e(I,c) - e(I,0)). The released
+        code has s_I = 1, where the first two terms are e(I,0): the unconditional branch need not be computed.
+        """
+        text = torch.cat([self.empty_prompt.expand(len(z_t), -1, -1), self.prompt.expand(len(z_t), -1, -1)])
+        both = unet(torch.cat([z_t, cond], dim=1).repeat(2, 1, 1, 1), t, text).sample
+        image_only, image_and_text = both.chunk(2)
+        guided = image_only + self.guidance_scale * (image_and_text - image_only)
+        return rescale(guided, image_and_text, self.guidance_rescale)
+
+
+def rescale(guided: Tensor, reference: Tensor, amount: float) -> Tensor:
+    """Pull each sample's std back toward the reference's (arXiv 2305.08891, equations 14-16). (B,...) -> (B,...)"""
+    over = list(range(1, guided.ndim))
+    matched = guided * (reference.std(dim=over, keepdim=True) / guided.std(dim=over, keepdim=True))
+    return amount * matched + (1 - amount) * guided
+
+
+def zero_snr_scheduler(scheduler: DDIMScheduler) -> DDIMScheduler:
+    """The base model's schedule, rescaled so that the last step is pure noise, predicting velocity."""
+    return DDIMScheduler.from_config(
+        scheduler.config,
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",  # start sampling at T-1, where alpha is 0; "leading" would start short of it
+        prediction_type="v_prediction",
+    )
+
+
+@torch.no_grad()
+def mode(vae: AutoencoderKL, picture: Tensor) -> Tensor:
+    """E(picture).mode(), not scaled: (B,3,H,W) in [-1,1] -> (B,4,h,w)."""
+    return vae.encode(picture.to(vae.dtype)).latent_dist.mode()
+
+
+@torch.no_grad()
+def sampled(vae: AutoencoderKL, picture: Tensor, noise: list[Generator]) -> Tensor:
+    """E(picture).sample(), not scaled: (B,3,H,W) in [-1,1] -> (B,4,h,w)."""
+    posterior = vae.encode(picture.to(vae.dtype)).latent_dist
+    return posterior.mean + posterior.std * gaussian(posterior.mean.shape, noise, posterior.mean)
+
+
+def decode(vae: AutoencoderKL, z: Tensor) -> Tensor:
+    """Latents (B,4,h,w), scaled -> picture (B,3,H,W) about [-1,1], not clamped."""
+    return vae.decode((z / vae.config.scaling_factor).to(vae.dtype), return_dict=False)[0]
+
+
+def gaussian(shape: tuple[int, ...], noise: list[Generator], like: Tensor) -> Tensor:
+    """Standard normal (B,...), sample i drawn on the CPU from noise[i] (equal on all devices), placed as `like`."""
+    if len(noise) != shape[0]:
+        raise ValueError(f"{len(noise)} generators for a batch of {shape[0]}")
+    return torch.stack([torch.randn(shape[1:], generator=generator) for generator in noise]).to(like)
+
+
+def generators(seed: int, first: int, count: int) -> list[Generator]:
+    """One generator per sample first .. first + count - 1 of an endless stream, by (seed, number) alone."""
+    return [Generator().manual_seed(_mix(seed, number)) for number in range(first, first + count)]
+
+
+def _mix(seed: int, number: int) -> int:
+    """Two integers -> one 63-bit seed, well spread (splitmix64): neighbours must not give related noise."""
+    x = (seed * 0x9E3779B97F4A7C15 + number * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) & (2**64 - 1)
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & (2**64 - 1)
+    return (x ^ (x >> 31)) >> 1

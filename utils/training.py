@@ -1,0 +1,223 @@
+"""The only training loop. It knows neither task nor method: it calls `objective.loss` and `objective.sample`."""
+
+import argparse
+import math
+import time
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration, set_seed
+from diffusers.optimization import get_scheduler
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
+
+from utils import __version__, checkpoint, hub, tracking
+from utils.batches import EndlessBatches
+from utils.errors import InputError, note
+from utils.lora import lora_parameters, save_lora
+from utils.objectives import generators
+from utils.validation import validate
+
+
+def start(args: argparse.Namespace) -> Accelerator:
+    """The accelerator of this run, with the output folder made and the process-wide switches set."""
+    output_dir = Path(args.output_dir)
+    checkpoint.choose(output_dir, args.resume_from_checkpoint)  # fail before anything is loaded
+    try:
+        accelerator = Accelerator(
+            gradient_accumulation_steps=args.gradient_accumulation_steps,
+            mixed_precision=args.mixed_precision,
+            log_with=args.trackers,
+            project_config=ProjectConfiguration(str(output_dir), logging_dir=str(output_dir / args.logging_dir)),
+        )
+    except (ValueError, ImportError) as error:  # fp16 without a GPU, a tracker that is not installed
+        raise InputError(f"--mixed_precision={args.mixed_precision} --report_to={args.report_to}: {error}") from None
+    if args.allow_tf32:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    set_seed(args.seed)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    return accelerator
+
+
+def frozen_dtype(accelerator: Accelerator) -> torch.dtype:
+    """What the frozen parts are kept in: the mixed-precision dtype, or fp32."""
+    return {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision, torch.float32)
+
+
+def train(
+    args: argparse.Namespace,
+    accelerator: Accelerator,
+    objective,
+    unet: nn.Module,
+    train_set: Dataset,
+    validation_samples: dict[str, list[dict]],
+    score: Callable[[Tensor, Tensor, Tensor], dict[str, float] | None],
+    pictures: tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tensor], Tensor]],
+    metadata: dict[str, object],
+) -> Path:
+    """Train the LoRA on `unet`'s attention layers; return the path of the LoRA file in `args.output_dir`.
+
+    objective: has loss(unet, batch, noise) -> scalar and sample(unet, rgb, noise) -> (B,3,H,W).
+    train_set: items with rgb and target; its `notes` are printed.
+    validation_samples, score, pictures: see `utils.validation.validate`.
+    metadata: task, method, base model and so on, written into every LoRA file.
+    """
+    output_dir, main = Path(args.output_dir), accelerator.is_main_process
+    if not len(train_set):
+        raise InputError(f"no training images under {args.train_data_dir}: {'; '.join(train_set.notes)}")
+    for text in train_set.notes:
+        note(text)
+
+    # optimiser and schedule
+    accumulation = args.gradient_accumulation_steps
+    step_samples = args.train_batch_size * accumulation * accelerator.num_processes
+    max_steps = args.max_train_steps or math.ceil(args.num_train_epochs * len(train_set) / step_samples)
+    parameters = lora_parameters(unet)
+    optimizer = make_optimizer(args, parameters, step_samples)
+    # diffusers' "constant" ignores a warm-up without a word
+    kind = "constant_with_warmup" if args.lr_scheduler == "constant" and args.lr_warmup_steps else args.lr_scheduler
+    schedule = get_scheduler(kind, optimizer, args.lr_warmup_steps, max_steps)
+    if args.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    unet, optimizer = accelerator.prepare(unet, optimizer)
+    bare_unet = accelerator.unwrap_model(unet)
+
+    # resume
+    stateful = {"optimizer": optimizer, "schedule": schedule}
+    if accelerator.scaler is not None:
+        stateful["scaler"] = accelerator.scaler
+    metadata = {"format_version": 1, **metadata, "rank": args.rank, "prompt": args.prompt}
+    metadata |= {"resolution": args.resolution, "project_version": __version__}
+    settings = {key: metadata[key] for key in ("task", "method", "base_model", "rank", "prompt", "resolution")}
+    settings |= {"seed": args.seed, "images per step": step_samples, "training images": len(train_set)}
+    step, source = 0, checkpoint.choose(output_dir, args.resume_from_checkpoint)
+    if source:
+        step = checkpoint.load(source, bare_unet, stateful, settings)
+        if main:
+            tracking.forget_after(output_dir, step)
+            print(f"resuming from {source} at step {step}")
+    elif args.resume_from_checkpoint:
+        note(f"no checkpoint in {output_dir} yet; starting from step 0")
+    tracking.start_trackers(accelerator, output_dir, {k: v for k, v in vars(args).items() if k != "hub_token"})
+
+    # data
+    batches = EndlessBatches(
+        len(train_set), args.train_batch_size, args.seed, accelerator.process_index, accelerator.num_processes,
+        start=step * accumulation,
+    )  # fmt: skip
+    workers = args.dataloader_num_workers
+    loader = DataLoader(
+        train_set, batch_sampler=batches, num_workers=workers, pin_memory=accelerator.device.type == "cuda"
+    )
+
+    def report(step: int) -> None:
+        if main:
+            with accelerator.autocast():
+                scores, panels = validate(
+                    objective, bare_unet, validation_samples, score, pictures, accelerator.device,
+                    seed=args.seed + 100, batch_size=args.train_batch_size,
+                )  # fmt: skip
+            tracking.log_scalars(accelerator, output_dir, scores, step)
+            tracking.log_panels(accelerator, output_dir, panels, step)
+            print(f"step {step}: " + ", ".join(f"{name.removeprefix('val/')} {v:.3f}" for name, v in scores.items()))
+        accelerator.wait_for_everyone()
+
+    def save(step: int) -> None:
+        if main:
+            described = {**metadata, "steps": step}
+            limit = args.checkpoints_total_limit
+            checkpoint.save(output_dir, step, bare_unet, stateful, settings, described, limit)
+        accelerator.wait_for_everyone()
+
+    # train
+    if main:
+        trained, everything = sum(p.numel() for p in parameters), sum(p.numel() for p in bare_unet.parameters())
+        print(
+            f"{len(train_set)} training images, {step_samples} a step, {max_steps} steps; LoRA of rank {args.rank}: "
+            f"{trained:,} parameters, {100 * trained / everything:.2f} % of the UNet; {accelerator.device}, "
+            f"{accelerator.num_processes} process(es), {accelerator.mixed_precision} precision"
+        )
+    if step == 0:
+        report(step)
+    validated = step
+    deadline = time.monotonic() + args.max_hours * 3600 if args.max_hours else math.inf
+    bar = tqdm(total=max_steps, initial=step, desc="training", disable=not accelerator.is_local_main_process)
+    unet.train()
+    losses, since = [], time.monotonic()
+    for micro_step, batch in zip(count(step * accumulation), loader if step < max_steps else ()):
+        first = (micro_step * accelerator.num_processes + accelerator.process_index) * args.train_batch_size
+        noise = generators(args.seed, first, args.train_batch_size)
+        maps = {key: batch[key].to(accelerator.device, non_blocking=True) for key in ("rgb", "target")}
+        with accelerator.accumulate(unet):
+            loss = objective.loss(unet, maps, noise)
+            losses.append(loss.detach())
+            accelerator.backward(loss)
+            if accelerator.sync_gradients:
+                # a list, which a second reader finds full; max_grad_norm 0 only measures
+                norm = accelerator.clip_grad_norm_(parameters, args.max_grad_norm or math.inf)
+            optimizer.step()
+            optimizer.zero_grad()
+        if not accelerator.sync_gradients:
+            continue
+
+        step += 1
+        rate = schedule.get_last_lr()[0]
+        if not accelerator.optimizer_step_was_skipped:
+            schedule.step()
+        mean_loss = accelerator.reduce(torch.stack(losses).mean(), reduction="mean").item()
+        speed = step_samples / (time.monotonic() - since)
+        values = {"train_loss": mean_loss, "grad_norm": float(norm), "lr": rate, "samples_per_second": speed}
+        tracking.log_scalars(accelerator, output_dir, values, step)
+        bar.update(1)
+        bar.set_postfix(loss=f"{mean_loss:.4f}", lr=f"{rate:.1e}", refresh=False)
+        losses = []
+        out_of_time = False
+        if args.max_hours:  # all processes stop at the same step, when the first of them is out of time
+            late = torch.tensor(float(time.monotonic() > deadline), device=accelerator.device)
+            out_of_time = bool(accelerator.reduce(late))
+        if step % args.checkpointing_steps == 0 or step == max_steps or out_of_time:
+            save(step)
+        if step % args.validation_steps == 0:
+            report(step)
+            validated = step
+        if step >= max_steps or out_of_time:
+            break
+        since = time.monotonic()
+    bar.close()
+
+    # finish
+    if validated != step:
+        report(step)
+    path = output_dir
+    if main:
+        path = save_lora(bare_unet, output_dir, {**metadata, "steps": step}, with_bin=True)
+        print(f"{path}: LoRA after {step} steps")
+        if step < max_steps:
+            print(f"stopped by --max_hours; go on to {max_steps} with --resume_from_checkpoint latest")
+        if args.push_to_hub:
+            hub.push(output_dir, args.hub_model_id, args.hub_token, {**metadata, "steps": step})
+    accelerator.end_training()
+    return path
+
+
+def make_optimizer(
+    args: argparse.Namespace, parameters: list[nn.Parameter], step_samples: int
+) -> torch.optim.Optimizer:
+    """AdamW as flagged; --scale_lr multiplies the learning rate by the number of images in a step."""
+    kind = torch.optim.AdamW
+    if args.use_8bit_adam:
+        try:
+            from bitsandbytes.optim import AdamW8bit as kind
+        except ImportError:
+            raise InputError("--use_8bit_adam needs bitsandbytes: pip install bitsandbytes") from None
+    return kind(
+        parameters,
+        lr=args.learning_rate * (step_samples if args.scale_lr else 1),
+        betas=(args.adam_beta1, args.adam_beta2),
+        weight_decay=args.adam_weight_decay,
+        eps=args.adam_epsilon,
+    )
