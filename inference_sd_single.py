@@ -13,29 +13,24 @@ import argparse
 import sys
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from PIL import Image
-from torch import Tensor
 from tqdm.auto import tqdm
 
-from dataloaders.images import Crop, list_pictures, read_rgb
+from dataloaders.images import PICTURES, list_pictures
+from utils.args import Help
 from utils.errors import InputError, note, run
+from utils.inference import output_names, read_batch, write
 from utils.lora import load_attn_procs, read_lora
 from utils.models import load_base
 from utils.objectives import SingleStep
-from utils.visualize import depth_to_uint8, to_uint8, unit_normals
+from utils.processes import start_missing, use_cpu
 
 PROMPTS = {"normal": "surface normal", "depth": "depth map", "albedo": "albedo", "shading": "shading"}
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-        pass
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help, allow_abbrev=False)
     add = parser.add_argument
     add("--task", choices=list(PROMPTS), help="what to draw; left out: what the LoRA's metadata says, else depth")
@@ -46,8 +41,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add("--input_dir", default="./my_dataset", help="folder of pictures (png, jpg, jpeg, webp, bmp, tif)")
     add("--output_dir", default="./output", help="maps go to <output_dir>/<task>/predicted/")
-    add("--pretrained_model_name_or_path", help="Stable Diffusion: local folder or hub name; left out: the one the LoRA "
-        "was made for, else runwayml/stable-diffusion-v1-5")  # fmt: skip
+    add("--pretrained_model_name_or_path", help="Stable Diffusion: local folder or hub name; left out: the one "
+        "the LoRA was made for, else runwayml/stable-diffusion-v1-5")  # fmt: skip
     add("--revision", help="branch, tag or commit of the hub model")
     add("--prompt", help="left out: what the LoRA's metadata says, else the paper's prompt for the task")
     add("--resolution", type=int, help="side of the square in pixels; left out: the training's, else 512")
@@ -81,11 +76,12 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(f"{args.lora}: made for {model}, which is not here; pass --pretrained_model_name_or_path")
 
     # Pictures of this process
-    files = list_pictures(args.input_dir, SUFFIXES)
+    files = list_pictures(args.input_dir)
     if not files:
-        raise InputError(f"{args.input_dir}: no pictures ({', '.join(SUFFIXES)}) in this folder")
+        raise InputError(f"{args.input_dir}: no pictures ({', '.join(PICTURES)}) in this folder")
     names = output_names(files, task)
-    state = PartialState(cpu=args.device == "cpu")
+    start_missing()
+    state = PartialState(cpu=args.device == "cpu" or use_cpu())
     mine = files[state.process_index :: state.num_processes]
 
     # Model
@@ -119,39 +115,6 @@ def main(argv: list[str] | None = None) -> None:
         if state.is_main_process:
             print(f"error: {len(failed)} pictures could not be read:", *failed, sep="\n  ", file=sys.stderr)
         sys.exit(1)
-
-
-def output_names(files: list[Path], task: str) -> dict[Path, str]:
-    """Input file -> <stem>_<task>.png. Raises InputError where two inputs would write the same file."""
-    names: dict[str, Path] = {}
-    for file in files:
-        name = f"{file.stem}_{task}.png"
-        if name in names:
-            raise InputError(f"{names[name]} and {file} would both be written as {name}: rename one of them")
-        names[name] = file
-    return {file: name for name, file in names.items()}
-
-
-def read_batch(files: list[Path], resolution: int, failed: list[str]) -> dict[Path, Tensor]:
-    """File -> (3,R,R) in [-1,1]; a file that cannot be read is left out and its error appended to `failed`."""
-    batch = {}
-    for file in files:
-        try:
-            rgb = read_rgb(file)
-            batch[file] = Crop.of(*rgb.size, resolution).picture(rgb)
-        except InputError as error:
-            failed.append(str(error))
-    return batch
-
-
-def write(drawn: Tensor, task: str, path: Path, with_npy: bool) -> None:
-    """Write one map (3,R,R) as the released script does, and as float32 .npy where asked for."""
-    Image.fromarray(depth_to_uint8(drawn) if task == "depth" else to_uint8(drawn)).save(path)
-    if with_npy:
-        values = (
-            drawn.mean(0) if task == "depth" else (unit_normals(drawn) if task == "normal" else drawn).permute(1, 2, 0)
-        )
-        np.save(path.with_suffix(".npy"), values.numpy())
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from PIL import Image, ImageOps
 
 from utils.errors import InputError
 
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 
 
@@ -108,8 +109,8 @@ class Crop:
         return values[rows[:, None], columns[None, :]]
 
 
-def list_pictures(folder: str | Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """Pictures directly in `folder` with one of `suffixes` (lower case), in sorted order."""
+def list_pictures(folder: str | Path) -> list[Path]:
+    """Pictures directly in `folder`, by their endings in any case of letters, in sorted order."""
     if not os.path.isdir(folder):
         raise InputError(f"{folder}: no such folder")
-    return sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in suffixes and path.is_file())
+    return sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in PICTURES and path.is_file())

@@ -13,6 +13,7 @@ import json
 import logging
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,16 +21,16 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-WORDS = (  # each is one token; scene captions and the four tasks' prompts
-    "a an and with of the in on by room yard walls wall floor ceiling ground sky lamp sun light plain striped checked "
-    "sphere spheres box boxes cylinder cylinders block blocks tree trees one two three four five six red orange yellow "
-    "green blue purple pink brown grey white black surface normal depth map albedo shading"
-).split()
+WORDS = """
+a an and with of the in on by room yard walls wall floor ceiling ground sky lamp sun light plain striped checked
+sphere spheres box boxes cylinder cylinders block blocks tree trees one two three four five six red orange yellow
+green blue purple pink brown grey white black surface normal depth map albedo shading
+""".split()  # each is one token: words of scene captions and the four tasks' prompts
 TEXT_WIDTH = 64
 CONTEXT_LENGTH = 77  # tokens, as CLIP's
 
 
-def byte_pair_merges(words: list[str]) -> list[tuple[str, str]]:
+def byte_pair_merges(words: Sequence[str]) -> list[tuple[str, str]]:
     """Merges under which byte-pair encoding turns each of `words` into one token (`</w>` ends a word)."""
     pieces = [[*word[:-1], word[-1] + "</w>"] for word in sorted(set(words))]
     merges = []
@@ -45,7 +46,7 @@ def byte_pair_merges(words: list[str]) -> list[tuple[str, str]]:
     return merges
 
 
-def build_tokenizer(words: list[str] = WORDS) -> CLIPTokenizer:
+def build_tokenizer(words: Sequence[str] = WORDS) -> CLIPTokenizer:
     """A CLIP tokenizer in which every one of `words` is one token; other text falls apart into ASCII characters."""
     characters = [chr(code) for code in range(33, 127)]
     merges = byte_pair_merges(words)

@@ -14,13 +14,13 @@ from utils.errors import InputError
 TRACKERS = ("wandb", "tensorboard")
 
 
-class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """The script's docstring as it is written, and each flag with its default."""
 
 
 def training_parser(description: str) -> argparse.ArgumentParser:
     """Every flag that the four training scripts share."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=_Help, allow_abbrev=False)
+    parser = argparse.ArgumentParser(description=description, formatter_class=Help, allow_abbrev=False)
     _model_flags(parser.add_argument_group("model"))
     _data_flags(parser.add_argument_group("data"))
     _optimisation_flags(parser.add_argument_group("optimisation"))

@@ -38,7 +38,9 @@ class Base:
     def to(self, device: torch.device | str, dtype: torch.dtype) -> "Base":
         """Move and cast every part, in place."""
         for part in (self.text_encoder, self.vae, self.unet):
-            part.to(device, dtype=dtype)
+            part.to(device)
+            if dtype != torch.float32:  # what they were loaded in
+                part.to(dtype)
         return self
 
     @torch.no_grad()

@@ -32,12 +32,19 @@ def start_trackers(accelerator: Accelerator, output_dir: Path, config: Mapping[s
     if not accelerator.is_main_process:
         return
     plain = {name: value if isinstance(value, (int, float, str)) else str(value) for name, value in config.items()}
-    wandb = {"name": output_dir.stem, "id": wandb_id(output_dir), "resume": "allow", "dir": str(output_dir)}
+    init = {}
     if any(str(name) == "wandb" for name in accelerator.log_with):
-        wandb["mode"], reason = wandb_mode()
+        mode, reason = wandb_mode()
+        init = {
+            "name": output_dir.stem,
+            "id": wandb_id(output_dir),
+            "resume": "allow",
+            "mode": mode,
+            "dir": output_dir,
+        }
         if reason:
             note(f"wandb is offline ({reason}); upload later with: wandb sync {output_dir}/wandb/offline-run-*")
-    accelerator.init_trackers(PROJECT, config=plain, init_kwargs={"wandb": wandb})
+    accelerator.init_trackers(PROJECT, config=plain, init_kwargs={"wandb": init})
 
 
 def wandb_id(output_dir: Path) -> str:

@@ -8,6 +8,7 @@ from itertools import count
 from pathlib import Path
 
 import torch
+import transformers
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration, set_seed
 from diffusers.optimization import get_scheduler
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from utils import __version__, checkpoint, hub, tracking
+from utils import __version__, checkpoint, hub, processes, tracking
 from utils.batches import EndlessBatches
 from utils.errors import InputError, note
 from utils.lora import lora_parameters, save_lora
@@ -25,13 +26,15 @@ from utils.validation import validate
 
 def start(args: argparse.Namespace) -> Accelerator:
     """The accelerator of this run, with the output folder made and the process-wide switches set."""
+    processes.start_missing()
     output_dir = Path(args.output_dir)
     checkpoint.choose(output_dir, args.resume_from_checkpoint)  # fail before anything is loaded
     try:
         accelerator = Accelerator(
+            cpu=processes.use_cpu(),
             gradient_accumulation_steps=args.gradient_accumulation_steps,
             mixed_precision=args.mixed_precision,
-            log_with=args.trackers,
+            log_with=args.trackers or None,
             project_config=ProjectConfiguration(str(output_dir), logging_dir=str(output_dir / args.logging_dir)),
         )
     except (ValueError, ImportError) as error:  # fp16 without a GPU, a tracker that is not installed
@@ -39,6 +42,7 @@ def start(args: argparse.Namespace) -> Accelerator:
     if args.allow_tf32:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     set_seed(args.seed)
+    transformers.utils.logging.disable_progress_bar()  # one bar: the training's
     output_dir.mkdir(parents=True, exist_ok=True)
     return accelerator
 
@@ -123,7 +127,9 @@ def train(
                 )  # fmt: skip
             tracking.log_scalars(accelerator, output_dir, scores, step)
             tracking.log_panels(accelerator, output_dir, panels, step)
-            print(f"step {step}: " + ", ".join(f"{name.removeprefix('val/')} {v:.3f}" for name, v in scores.items()))
+            headline = next(iter(scores), "").rsplit("/")[-1]  # a metric's dictionary begins with the one to watch
+            shown = [f"{name[4:]} {value:.3f}" for name, value in scores.items() if name.endswith(f"/{headline}")]
+            tqdm.write(f"step {step}: {', '.join(shown)}")
         accelerator.wait_for_everyone()
 
     def save(step: int) -> None:
@@ -139,7 +145,7 @@ def train(
         print(
             f"{len(train_set)} training images, {step_samples} a step, {max_steps} steps; LoRA of rank {args.rank}: "
             f"{trained:,} parameters, {100 * trained / everything:.2f} % of the UNet; {accelerator.device}, "
-            f"{accelerator.num_processes} process(es), {accelerator.mixed_precision} precision"
+            f"{accelerator.num_processes} process(es), frozen parts in {frozen_dtype(accelerator)}"
         )
     if step == 0:
         report(step)

@@ -1,0 +1,29 @@
+# make demo: the whole way from rendered scenes to drawn normals, in minutes, with no GPU and no downloaded model
+# make test: the tests
+PYTHON ?= python3
+PY := .venv/bin/python
+
+.PHONY: demo test check clean
+
+demo: .venv/installed
+	$(PY) -m miniworld.demo --out demo
+
+test: .venv/installed
+	$(PY) -m pytest
+
+check: .venv/installed
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+.venv/installed: requirements.txt requirements-dev.txt constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "error: $(PYTHON) is older than 3.10; pass a newer one: make PYTHON=python3.12 ..."; exit 1; }
+	@test -x $(PY) || $(PYTHON) -m venv .venv || \
+	  { rm -rf .venv; echo "error: $(PYTHON) -m venv failed; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
+	@echo "installing into .venv ..."
+	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -r requirements.txt -r requirements-dev.txt
+	@touch $@
+
+clean:
+	rm -rf demo

@@ -1,0 +1,93 @@
+"""The project's whole way in a few minutes: render scenes, train a LoRA, draw normals of unseen pictures, look.
+
+    python -m miniworld.demo --out demo
+
+Every step runs the same command that a user with DIODE and Stable Diffusion runs.
+"""
+
+import argparse
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from dataloaders.diode import DiodeNormals
+from utils.visualize import normals_picture, sheet, strip
+
+ROOT = Path(__file__).resolve().parent.parent
+SIDE, ROWS = 64, 6
+RANDOM = "The generator has RANDOM weights and has never seen a picture, so the drawings are noise."
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for everything (default: demo)")
+    parser.add_argument("--steps", type=int, default=150, help="training steps (default: 150)")
+    args = parser.parse_args(argv)
+    out = args.out.resolve()
+    diode, base, run = out / "DIODE", out / "random-sd", out / "run"
+
+    step("1/4  render scenes in DIODE's layout, with pseudo labels")
+    python("-m", "miniworld.scenes", "--root", diode, "--train", 300, "--val", 40, "--size", "128x96")
+
+    step(f"2/4  make a stand-in for Stable Diffusion. {RANDOM}")
+    python("-m", "miniworld.random_sd", "--out", base)
+
+    step(f"3/4  train the LoRA for {args.steps} steps")
+    shutil.rmtree(run, ignore_errors=True)
+    python(
+        "-m", "accelerate.commands.launch", "--num_processes", 1, "--num_machines", 1, "--mixed_precision", "no",
+        "--dynamo_backend", "no", ROOT / "sd_single_diode_pseudo_normal.py",
+        "--pretrained_model_name_or_path", base, "--train_data_dir", diode / "normals",
+        "--pseudo_root", diode / "pseudo" / "normal", "--output_dir", run, "--resolution", SIDE,
+        "--max_train_steps", args.steps, "--train_batch_size", 4, "--learning_rate", 1e-3, "--report_to", "none",
+    )  # fmt: skip
+
+    step("4/4  draw normals of pictures that training has not seen")
+    unseen = DiodeNormals(diode / "normals", diode / "pseudo" / "normal", "val", resolution=SIDE)
+    chosen = np.linspace(0, len(unseen) - 1, ROWS).astype(int).tolist()
+    pictures, drawn = out / "unseen", out / "output"
+    for folder in (pictures, drawn):
+        shutil.rmtree(folder, ignore_errors=True)
+    pictures.mkdir()
+    for index in chosen:
+        shutil.copy(unseen.rgb_root / f"{unseen.stems[index]}.png", pictures)
+    python(ROOT / "inference_sd_single.py", "--lora", run, "--input_dir", pictures, "--output_dir", drawn)
+
+    page = compare([unseen[index] for index in chosen], drawn / "normal" / "predicted")
+    page.save(out / "demo.png")
+    print(f"\nRGB | ground truth | label | prediction, {ROWS} unseen pictures: {out / 'demo.png'}\n{RANDOM}")
+
+
+def compare(samples: list[dict], folder: Path, zoom: int = 2) -> Image.Image:
+    """RGB | ground truth | label | what lies in `folder` for each sample, enlarged."""
+    rows = []
+    for sample in samples:
+        picture = np.asarray(Image.open(folder / f"{Path(sample['stem']).name}_normal.png"))
+        drawing = torch.from_numpy(picture.copy()).permute(2, 0, 1) / 127.5 - 1
+        row = strip([sample["rgb"], normals_picture(sample["gt"], sample["valid"]), sample["target"], drawing])
+        rows.append(row.resize((row.width * zoom, row.height * zoom), Image.Resampling.NEAREST))
+    return sheet(rows, ["RGB", "ground truth", "label", "prediction"])
+
+
+def step(text: str) -> None:
+    print(f"\n== {text}", flush=True)
+
+
+def python(*words: object) -> None:
+    """Run Python with these arguments from the project's root, showing the command; stop the demo if it fails."""
+    command = [sys.executable, *map(str, words)]
+    print("$ python " + shlex.join(command[1:]), flush=True)
+    status = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}).returncode
+    if status:
+        sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

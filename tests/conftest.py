@@ -1,0 +1,106 @@
+"""Everything the tests run on is made here: a rendered DIODE tree and randomly initialised Stable Diffusions."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+os.environ.update(WANDB_MODE="offline", HF_HUB_OFFLINE="1", WANDB_SILENT="true")  # before any library reads them
+
+import pytest
+import torch
+
+from miniworld import scenes
+from miniworld.random_sd import save_random_sd
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPTS = {
+    "sd_single_diode_pseudo_normal.py": "normal",
+    "sd_single_diode_pseudo_depth.py": "depth",
+    "augunet_diode_pseudo_normal.py": "normal",
+    "augunet_diode_pseudo_depth.py": "depth",
+}
+
+
+@pytest.fixture(scope="session")
+def diode(tmp_path_factory) -> Path:
+    """A DIODE tree with pseudo labels: 24 training and 10 validation images of 96x72."""
+    root = tmp_path_factory.mktemp("diode")
+    scenes.main(["--root", str(root), "--train", "24", "--val", "10", "--size", "96x72", "--seed", "7"])
+    return root
+
+
+@pytest.fixture(scope="session")
+def bases(tmp_path_factory) -> dict[str, Path]:
+    """Folders in the formats of SD 1.5 ("sd15"), SD 2.1 ("sd21") and InstructPix2Pix ("ip2p"), with random weights."""
+    folder = tmp_path_factory.mktemp("bases")
+    save_random_sd(folder / "sd15", seed=0)
+    save_random_sd(folder / "sd21", seed=1, prediction_type="v_prediction")
+    save_random_sd(folder / "ip2p", seed=2, in_channels=8)
+    return {name: folder / name for name in ("sd15", "sd21", "ip2p")}
+
+
+@pytest.fixture
+def flags(diode, bases):
+    """script name, output folder, more flags -> the argument list of a short run on the mini world."""
+
+    def build(script: str, output: Path, *more: object) -> list[str]:
+        task = SCRIPTS[script]
+        multi_step = script.startswith("augunet")
+        words = ["--pretrained_model_name_or_path", bases["sd21" if multi_step else "sd15"]]
+        words += ["--augment_from", bases["ip2p"]] if multi_step else []
+        words += ["--train_data_dir", diode / f"{task}s", "--pseudo_root", diode / "pseudo" / task]
+        words += ["--output_dir", output, "--resolution", 64, "--train_batch_size", 2, "--report_to", "none"]
+        words += ["--validation_steps", 1000, "--checkpointing_steps", 1000]
+        return [str(word) for word in (*words, *more)]
+
+    return build
+
+
+def python(*words: object, env: dict | None = None, check: bool = True) -> subprocess.CompletedProcess:
+    """Run Python in the project's root; with `check`, a failure shows the output."""
+    done = subprocess.run(
+        [sys.executable, *map(str, words)],
+        cwd=ROOT,
+        env={**os.environ, **(env or {})},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert not check or done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def launch(script: str, *words: object, processes: int = 1, **kwargs) -> subprocess.CompletedProcess:
+    """`accelerate launch` on the CPU."""
+    options = ["--num_processes", processes, "--num_machines", 1, "--mixed_precision", "no", "--dynamo_backend", "no"]
+    return python("-m", "accelerate.commands.launch", *options, ROOT / script, *words, **kwargs)
+
+
+def records(output: Path) -> list[dict]:
+    """The lines of a run's metrics.jsonl."""
+    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(output: Path) -> dict[int, float]:
+    """step -> training loss of a run."""
+    return {record["step"]: record["train_loss"] for record in records(output) if "train_loss" in record}
+
+
+def random_lora(unet, seed: int = 0, rank: int = 4) -> dict[str, torch.Tensor]:
+    """A random LoRA for every attention layer in format A, both halves non-zero."""
+    generator = torch.Generator().manual_seed(seed)
+    state = {}
+    for name in unet.attn_processors:
+        layer = unet.get_submodule(name.removesuffix(".processor"))
+        for target, linear in (
+            ("to_q", layer.to_q),
+            ("to_k", layer.to_k),
+            ("to_v", layer.to_v),
+            ("to_out", layer.to_out[0]),
+        ):
+            down = torch.randn(rank, linear.in_features, generator=generator) / rank
+            up = torch.randn(linear.out_features, rank, generator=generator) / 10
+            state |= {f"{name}.{target}_lora.down.weight": down, f"{name}.{target}_lora.up.weight": up}
+    return state

@@ -1,0 +1,104 @@
+"""The command line: released names, refusals before anything is loaded, no flag that nobody reads."""
+
+import importlib
+import re
+import shlex
+
+import pytest
+from conftest import ROOT, SCRIPTS
+
+from utils.args import parse, training_parser
+from utils.errors import InputError
+
+NEEDED = ["--pretrained_model_name_or_path", "x", "--train_data_dir", "y", "--pseudo_root", "z"]
+RELEASED = """pretrained_model_name_or_path revision dataset_name train_data_dir validation_steps max_train_samples
+output_dir seed resolution center_crop train_batch_size num_train_epochs max_train_steps gradient_accumulation_steps
+gradient_checkpointing learning_rate scale_lr lr_scheduler lr_warmup_steps snr_gamma use_8bit_adam allow_tf32
+dataloader_num_workers adam_beta1 adam_beta2 adam_weight_decay adam_epsilon max_grad_norm push_to_hub hub_token
+prediction_type hub_model_id logging_dir mixed_precision report_to local_rank checkpointing_steps
+checkpoints_total_limit resume_from_checkpoint enable_xformers_memory_efficient_attention noise_offset rank
+empty_prompt unified_prompt num_train_imgs scene_types pseudo_root""".split()
+
+
+def parser():
+    made = training_parser("test")
+    made.set_defaults(unified_prompt="surface normal", max_train_steps=20_000)
+    return made
+
+
+def test_every_released_flag_is_known():
+    known = {option for action in parser()._actions for option in action.option_strings}
+    assert [name for name in RELEASED if f"--{name}" not in known] == []
+
+
+def test_every_flag_is_read_somewhere():
+    sources = [*ROOT.glob("*.py"), *(ROOT / "utils").glob("*.py")]
+    text = "\n".join(path.read_text() for path in sources)
+    for action in parser()._actions:
+        if action.dest != "help":
+            used = rf'\bargs\.{action.dest}\b|refuse={{\s*[^}}]*"{action.dest}":'
+            assert re.search(used, text), f"--{action.dest} is parsed and neither read nor refused"
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_paper_commands_parse(script, monkeypatch):
+    """The command in each script's docstring is the paper's, and reaches `start` with the paper's values."""
+    module = importlib.import_module(script.removesuffix(".py"))
+    command = re.search(rf"accelerate launch {script}(.*?)\n\n", module.__doc__ + "\n\n", re.DOTALL)[1]
+    seen = {}
+    monkeypatch.setattr(module, "start", lambda args: seen.update(vars(args)) or pytest.exit)
+    with pytest.raises((InputError, AttributeError, TypeError)):  # path/to/DIODE is not there
+        module.main(shlex.split(command.replace("\\\n", " ")))
+    single = script.startswith("sd_single")
+    assert seen["max_train_steps"] == (20_000 if single else 50_000)
+    assert (seen["rank"], seen["train_batch_size"], seen["learning_rate"], seen["seed"]) == (8, 4, 1e-4, 1234)
+    assert seen["num_train_imgs"] == (4_000 if single else None)
+    assert seen["prompt"] == {"normal": "surface normal", "depth": "depth map"}[SCRIPTS[script]]
+    assert seen["trackers"] == ["wandb"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--dataset_name", "a/b"], "--train_data_dir"),
+        (["--snr_gamma", "5"], "SNR"),
+        (["--enable_xformers_memory_efficient_attention"], "built in"),
+        (["--empty_prompt", "--unified_prompt", "a"], "exclude each other"),
+        (["--resolution", "100"], "multiple of 8"),
+        (["--rank", "0"], "more than 0"),
+        (["--max_grad_norm", "-1"], "negative"),
+        (["--report_to", "comet_ml"], "comet_ml"),
+    ],
+)
+def test_refusals(words, message):
+    with pytest.raises(InputError, match=message):
+        parse(parser(), NEEDED + words)
+
+
+@pytest.mark.parametrize(("script", "words"), [
+    ("sd_single_diode_pseudo_normal.py", ["--noise_offset", "0.1"]),
+    ("sd_single_diode_pseudo_depth.py", ["--prediction_type", "epsilon"]),
+    ("augunet_diode_pseudo_normal.py", ["--prediction_type", "epsilon"]),
+])  # fmt: skip
+def test_scripts_refuse_what_has_no_meaning_for_them(script, words):
+    with pytest.raises(InputError, match=words[0]):
+        importlib.import_module(script.removesuffix(".py")).main(NEEDED + words)
+
+
+def test_prompts_and_lengths():
+    assert parse(parser(), NEEDED).prompt == "surface normal"
+    assert parse(parser(), [*NEEDED, "--empty_prompt"]).prompt == ""
+    assert parse(parser(), NEEDED).max_train_steps == 20_000
+    assert parse(parser(), [*NEEDED, "--num_train_epochs", "3"]).max_train_steps is None
+    both = parse(parser(), [*NEEDED, "--num_train_epochs", "3", "--max_train_steps", "5"])
+    assert both.max_train_steps == 5
+    assert parse(parser(), [*NEEDED, "--center_crop"]).center_crop
+    assert not parse(parser(), [*NEEDED, "--no-center_crop"]).center_crop
+
+
+@pytest.mark.parametrize(("value", "names"), [
+    ("wandb", ["wandb"]), ("tensorboard,wandb", ["tensorboard", "wandb"]), ("all", ["wandb", "tensorboard"]),
+    ("none", []),
+])  # fmt: skip
+def test_trackers(value, names):
+    assert parse(parser(), [*NEEDED, "--report_to", value]).trackers == names

@@ -1,0 +1,101 @@
+"""Finding, pruning and resuming checkpoints; which samples a step sees."""
+
+import itertools
+
+import pytest
+import torch
+
+from miniworld.random_sd import build_unet
+from utils import checkpoint
+from utils.batches import EndlessBatches
+from utils.errors import InputError
+from utils.lora import add_lora, lora_state
+
+
+def run_of(unet) -> dict:
+    return {"optimizer": torch.optim.AdamW([p for p in unet.parameters() if p.requires_grad])}
+
+
+@pytest.fixture(scope="module")
+def unet():
+    made = build_unet()
+    add_lora(made, rank=2)
+    return made
+
+
+def test_pruning_is_by_number_and_keeps_the_newest(unet, tmp_path):
+    for step in (8, 9, 10, 100):
+        checkpoint.save(tmp_path, step, unet, run_of(unet), {}, {}, limit=3)
+    assert [path.name for path in checkpoint.find(tmp_path)] == ["checkpoint-9", "checkpoint-10", "checkpoint-100"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-100", "checkpoint-9"]
+
+
+def test_unfinished_checkpoints_are_not_found(unet, tmp_path):
+    checkpoint.save(tmp_path, 1, unet, run_of(unet), {}, {})
+    (tmp_path / "checkpoint-2").mkdir()
+    (tmp_path / ".checkpoint-3.part").mkdir()
+    (tmp_path / "checkpoint-best").mkdir()
+    assert checkpoint.choose(tmp_path, "latest").name == "checkpoint-1"
+
+
+def test_choosing(unet, tmp_path):
+    assert checkpoint.choose(tmp_path / "new", "latest") is None
+    assert checkpoint.choose(tmp_path / "new", None) is None
+    path = checkpoint.save(tmp_path, 5, unet, run_of(unet), {}, {})
+    assert checkpoint.choose(tmp_path, str(path)) == path
+    assert checkpoint.choose(tmp_path, "checkpoint-5") == path
+    with pytest.raises(InputError, match="already holds checkpoint-5"):
+        checkpoint.choose(tmp_path, None)
+    with pytest.raises(InputError, match="holds: checkpoint-5"):
+        checkpoint.choose(tmp_path, "checkpoint-6")
+
+
+def test_resuming_another_experiment_is_refused(unet, tmp_path):
+    path = checkpoint.save(tmp_path, 5, unet, run_of(unet), {"rank": 2, "seed": 1}, {})
+    assert checkpoint.load(path, unet, run_of(unet), {"rank": 2, "seed": 1}) == 5
+    with pytest.raises(InputError, match="seed was 1, now 2"):
+        checkpoint.load(path, unet, run_of(unet), {"rank": 2, "seed": 2})
+
+
+def test_round_trip_restores_lora_and_optimiser(unet, tmp_path):
+    state = run_of(unet)
+    for parameter in unet.parameters():
+        parameter.grad = torch.ones_like(parameter) if parameter.requires_grad else None
+    state["optimizer"].step()
+    saved, moments = lora_state(unet), state["optimizer"].state_dict()["state"]
+    path = checkpoint.save(tmp_path, 1, unet, state, {}, {})
+    fresh = build_unet()
+    add_lora(fresh, rank=2, seed=9)
+    other = run_of(fresh)
+    checkpoint.load(path, fresh, other, {})
+    assert all(torch.equal(saved[key], value) for key, value in lora_state(fresh).items())
+    restored = other["optimizer"].state_dict()["state"]
+    assert all(torch.equal(moments[i]["exp_avg"], restored[i]["exp_avg"]) for i in moments)
+
+
+def first(count: int, **options) -> list[list[tuple[int, int]]]:
+    return list(itertools.islice(EndlessBatches(**options), count))
+
+
+def test_every_epoch_sees_every_sample_once_in_another_order():
+    pairs = list(itertools.chain(*first(30, samples=10, batch_size=3, seed=1)))
+    epochs = [[index for index, epoch in pairs if epoch == number] for number in range(9)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 9
+
+
+def test_a_resumed_stream_goes_on_where_it_stopped():
+    whole = first(12, samples=7, batch_size=2, seed=3)
+    assert first(5, samples=7, batch_size=2, seed=3, start=7) == whole[7:]
+
+
+def test_a_global_batch_is_the_same_however_it_is_cut():
+    joint = first(4, samples=9, batch_size=4, seed=3)
+    ranks = [first(4, samples=9, batch_size=2, seed=3, rank=rank, world=2) for rank in (0, 1)]
+    assert [a + b for a, b in zip(*ranks)] == joint
+    micro = first(8, samples=9, batch_size=2, seed=3)
+    assert [a + b for a, b in zip(micro[::2], micro[1::2])] == joint
+
+
+def test_a_batch_may_be_larger_than_the_data_set():
+    assert len(first(1, samples=2, batch_size=5, seed=0)[0]) == 5

@@ -1,0 +1,161 @@
+"""Single-step inference: the released script's pixels, every kind of picture, bad files, several processes."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import launch, python, random_lora
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from PIL import Image
+from transformers import CLIPTextModel, CLIPTokenizer
+
+import inference_sd_single
+from utils.errors import InputError
+from utils.lora import load_attn_procs, save_lora
+
+SCRIPT = "inference_sd_single.py"
+
+
+@pytest.fixture(scope="module")
+def weights(bases, tmp_path_factory):
+    """A random LoRA in the released files' format, and the same one as this project writes it."""
+    folder = tmp_path_factory.mktemp("lora")
+    unet = UNet2DConditionModel.from_pretrained(bases["sd15"], subfolder="unet")
+    state = random_lora(unet)
+    torch.save(state, folder / "released.bin")
+    load_attn_procs(unet, state)
+    metadata = {"task": "normal", "prompt": "surface normal", "method": "single-step", "resolution": 64}
+    save_lora(unet, folder / "ours", {**metadata, "base_model": str(bases["sd15"])})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for i, (width, height) in enumerate([(96, 72), (72, 96), (64, 64), (130, 100), (96, 72)]):
+        coarse = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8))
+        coarse.resize((width, height), Image.Resampling.BICUBIC).save(folder / f"p{i}.png")
+    return folder
+
+
+def released(base, state: dict, picture: Image.Image, task: str, prompt: str) -> np.ndarray:
+    """What the released inference computes, from its description: weights merged by hand, one picture at a time."""
+    unet = UNet2DConditionModel.from_pretrained(base, subfolder="unet")
+    vae = AutoencoderKL.from_pretrained(base, subfolder="vae")
+    tokenizer = CLIPTokenizer.from_pretrained(base, subfolder="tokenizer")
+    text_encoder = CLIPTextModel.from_pretrained(base, subfolder="text_encoder")
+    for name in [key for key in state if ".down." in key]:
+        layer, target = name.removesuffix("_lora.down.weight").split(".processor.")
+        linear = unet.get_submodule(f"{layer}.{target}" + (".0" if target == "to_out" else ""))
+        linear.weight.data += state[name.replace(".down.", ".up.")] @ state[name]
+    width, height = picture.size
+    short = min(width, height)
+    picture = picture.resize((int(64 * width / short), int(64 * height / short)), Image.Resampling.BILINEAR)
+    left, top = round((picture.width - 64) / 2), round((picture.height - 64) / 2)
+    pixels = np.asarray(picture.crop((left, top, left + 64, top + 64)), np.float32) / 255
+    rgb = torch.from_numpy((pixels - 0.5) / 0.5).permute(2, 0, 1)[None]
+    ids = tokenizer(prompt, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
+    scale = vae.config.scaling_factor
+    with torch.no_grad():
+        z = vae.encode(rgb).latent_dist.mode() * scale
+        drawn = vae.decode(unet(z, torch.tensor([999]), text_encoder(ids)[0]).sample / scale).sample[0]
+    if task == "depth":
+        stretched = (drawn - drawn.min()) / (drawn.max() - drawn.min())
+        return (stretched.mean(0).numpy() * 255).astype(np.uint8)
+    return (255 * (drawn.clamp(-1, 1).permute(1, 2, 0).numpy() / 2 + 0.5)).astype(np.uint8)
+
+
+@pytest.mark.parametrize(("task", "prompt"), [("normal", "surface normal"), ("depth", "depth map")])
+def test_pixels_equal_the_released_scripts(task, prompt, weights, pictures, bases, tmp_path):
+    python(
+        SCRIPT, "--task", task, "--lora", weights / "released.bin", "--input_dir", pictures, "--output_dir", tmp_path,
+        "--pretrained_model_name_or_path", bases["sd15"], "--resolution", 64, "--device", "cpu",
+    )  # fmt: skip
+    state = torch.load(weights / "released.bin", weights_only=True)
+    folder = tmp_path / task / "predicted"
+    assert sorted(path.name for path in folder.iterdir()) == [f"p{i}_{task}.png" for i in range(5)]
+    different = 0
+    for i in (0, 1, 3):
+        ours = np.asarray(Image.open(folder / f"p{i}_{task}.png"))
+        theirs = released(bases["sd15"], state, Image.open(pictures / f"p{i}.png"), task, prompt)
+        assert ours.shape == theirs.shape and theirs.std() > 5
+        assert np.abs(ours.astype(int) - theirs).max() <= 1
+        different += np.count_nonzero(ours != theirs)
+    # the reference merges W + up down, the script adds up(down(x)): rounding may move a value across a truncation
+    assert different <= 0.002 * 3 * theirs.size
+
+
+def test_metadata_fills_in_what_is_left_out(weights, pictures, tmp_path):
+    done = python(SCRIPT, "--lora", weights / "ours", "--input_dir", pictures, "--output_dir", tmp_path, "--npy")
+    folder = tmp_path / "normal" / "predicted"
+    normals = np.load(folder / "p1_normal.npy")
+    assert normals.shape == (64, 64, 3) and normals.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(normals, axis=2), 1, atol=1e-5)
+    assert "5 of 5 pictures drawn" in done.stdout and "drawing normal" in done.stderr
+
+
+def test_depth_npy_is_not_clamped_and_batches_agree(weights, pictures, tmp_path):
+    words = ["--lora", weights / "ours", "--task", "depth", "--input_dir", pictures, "--npy"]
+    done = python(SCRIPT, *words, "--output_dir", tmp_path / "one")
+    assert "trained for normal, drawing depth" in done.stdout
+    python(SCRIPT, *words, "--output_dir", tmp_path / "four", "--batch_size", 4)
+    for i in range(5):
+        one, four = (np.load(tmp_path / n / "depth" / "predicted" / f"p{i}_depth.npy") for n in ("one", "four"))
+        assert one.shape == (64, 64) and np.abs(one - four).max() < 1e-4
+        shown = np.asarray(Image.open(tmp_path / "one" / "depth" / "predicted" / f"p{i}_depth.png"))
+        assert shown.shape == (64, 64) and np.corrcoef(shown.ravel(), one.ravel())[0, 1] > 0.99
+
+
+def test_every_kind_of_picture_and_one_bad_file(weights, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    rgb = np.random.default_rng(1).integers(0, 256, (64, 80, 3), dtype=np.uint8)
+    Image.fromarray(rgb).save(folder / "a.JPG")
+    Image.fromarray(rgb).save(folder / "b.webp")
+    Image.fromarray(rgb[..., 0]).save(folder / "c.bmp")
+    Image.fromarray(rgb[..., 0].astype(np.uint16) * 257).save(folder / "d.tif")
+    Image.fromarray(np.dstack([rgb, rgb[..., 0]])).save(folder / "e.PNG")
+    Image.fromarray(rgb).quantize(16).save(folder / "f.png")
+    (folder / "bad.jpeg").write_bytes(b"\xff\xd8 this is no picture")
+    (folder / "notes.txt").write_text("left alone")
+    done = python(
+        SCRIPT, "--lora", weights / "ours", "--input_dir", folder, "--output_dir", tmp_path / "out", check=False
+    )
+    assert done.returncode == 1
+    assert "1 pictures could not be read" in done.stderr and "bad.jpeg" in done.stderr
+    written = sorted(path.name for path in (tmp_path / "out/normal/predicted").iterdir())
+    assert written == [f"{letter}_normal.png" for letter in "abcdef"]
+
+
+def test_two_processes_share_the_pictures(weights, pictures, tmp_path):
+    words = ["--lora", weights / "ours", "--input_dir", pictures, "--device", "cpu"]
+    one_thread = {"OMP_NUM_THREADS": "1"}  # what torchrun gives each process; the order of sums depends on it
+    launch(SCRIPT, *words, "--output_dir", tmp_path / "two", processes=2, env=one_thread)
+    python(SCRIPT, *words, "--output_dir", tmp_path / "one", env=one_thread)
+    for i in range(5):
+        one, two = ((tmp_path / n / "normal/predicted" / f"p{i}_normal.png").read_bytes() for n in ("one", "two"))
+        assert one == two
+
+
+def test_mistakes_are_named(weights, pictures, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "twins").mkdir()
+    for name in ("a.png", "a.jpg"):
+        Image.new("RGB", (64, 64)).save(tmp_path / "twins" / name)
+    for words, message in (
+        (["--input_dir", tmp_path / "empty"], "no pictures"),
+        (["--input_dir", tmp_path / "twins"], "would both be written as a_normal.png"),
+        (["--input_dir", pictures, "--resolution", 63], "multiple of 8"),
+        (["--input_dir", pictures, "--pretrained_model_name_or_path", "./x"], "./x: no such model folder"),
+    ):
+        with pytest.raises(InputError, match=message):
+            inference_sd_single.main([str(word) for word in ("--lora", weights / "ours", *words)])
+
+
+def test_defaults_are_the_released_ones_and_errors_one_line(tmp_path):
+    done = python(SCRIPT, check=False)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    expected = "error: pretrained_weights/sd_single_depth_pytorch_model.bin: no such LoRA file"
+    assert done.stderr.strip().splitlines()[-1] == expected
+    args = inference_sd_single.parse([])
+    assert (args.input_dir, args.output_dir, args.task) == ("./my_dataset", "./output", None)

@@ -1,0 +1,202 @@
+"""LoRA: the released code's layers, start and scale; four key formats; loading that does nothing is an error."""
+
+import os
+
+import pytest
+import torch
+from conftest import random_lora
+from diffusers import UNet2DConditionModel
+
+from miniworld.random_sd import build_unet
+from utils.errors import InputError
+from utils.lora import BIN, CONV_IN, SAFETENSORS, add_lora, load_attn_procs, lora_state, read_lora, save_lora
+
+SD15 = {"cross_attention_dim": 768, "attention_head_dim": 8, "sample_size": 64}
+SD21 = {
+    "cross_attention_dim": 1024,
+    "attention_head_dim": [5, 10, 20, 20],
+    "use_linear_projection": True,
+    "sample_size": 96,
+}
+
+
+def forward(unet, channels=4) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(2, channels, 16, 16, generator=generator)
+    text = torch.randn(2, 77, 64, generator=generator)
+    with torch.no_grad():
+        return unet(z, 999, text).sample
+
+
+def merged(unet, state: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The output with format A weights added into the linears by hand: W + up down."""
+    with torch.no_grad():
+        for key in [key for key in state if ".down." in key]:
+            layer, target = key.removesuffix("_lora.down.weight").rsplit(".processor.", 1)
+            linear = unet.get_submodule(f"{layer}.{target.replace('to_out', 'to_out.0')}")
+            linear.weight += state[key.replace(".down.", ".up.")] @ state[key]
+    return forward(unet)
+
+
+def unet(seed: int = 3, **options) -> UNet2DConditionModel:
+    torch.manual_seed(seed)
+    return build_unet(**options).eval()
+
+
+def format_b(state):
+    return {f"unet.{key}": value for key, value in state.items()}
+
+
+def format_c(state, alpha: float | None = None):
+    named = {
+        f"unet.{key}".replace(".processor.", ".").replace("_lora.", ".lora.").replace("to_out.", "to_out.0."): value
+        for key, value in state.items()
+    }
+    if alpha is not None:
+        modules = {key.split(".lora.")[0] for key in named}
+        named |= {f"{module}.alpha": torch.tensor(alpha) for module in modules}
+    return named
+
+
+def format_d(state, prefix=""):
+    return {
+        prefix
+        + key.replace(".processor.", ".").replace("to_out_lora", "to_out.0_lora").replace("_lora.down", ".lora_A")
+        .replace("_lora.up", ".lora_B"): value
+        for key, value in state.items()
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("architecture", "rank", "count"), [
+    (SD15, 2, 398_592), (SD15, 8, 1_594_368), (SD21, 8, 1_659_904),
+])  # fmt: skip
+def test_parameter_counts_of_the_real_architectures(architecture, rank, count):
+    with torch.device("meta"):
+        real = UNet2DConditionModel(**architecture)
+        parameters = add_lora(real, rank)
+    assert len(real.attn_processors) == 32
+    assert sum(parameter.numel() for parameter in parameters) == count
+    assert len(parameters) == 32 * 4 * 2
+
+
+def test_it_starts_as_the_identity_and_only_it_trains():
+    model = unet()
+    before = forward(model)
+    parameters = add_lora(model, rank=8, seed=1)
+    assert torch.equal(forward(model), before)
+    assert {id(p) for p in model.parameters() if p.requires_grad} == {id(p) for p in parameters}
+    downs = torch.cat([value.flatten() for key, value in lora_state(model).items() if ".down." in key])
+    ups = [value for key, value in lora_state(model).items() if ".up." in key]
+    assert downs.std().item() == pytest.approx(1 / 8, rel=0.02) and abs(downs.mean()) < 0.002
+    assert not any(up.any() for up in ups)
+
+
+def test_its_start_depends_on_the_seed_alone():
+    states = []
+    for seed in (1, 1, 2):
+        model = unet()
+        torch.randn(seed)  # the global generator's position must not matter
+        add_lora(model, rank=4, seed=seed)
+        states.append(torch.cat([value.flatten() for value in lora_state(model).values()]))
+    assert torch.equal(states[0], states[1]) and not torch.equal(states[0], states[2])
+
+
+@pytest.mark.parametrize("convert", [
+    dict, format_b, format_c, lambda state: format_c(state, alpha=4.0), format_d,
+    lambda state: format_d(state, "unet."),
+])  # fmt: skip
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin", None])
+def test_every_format_loads(convert, suffix, tmp_path):
+    from safetensors.torch import save_file
+
+    state = random_lora(unet())
+    expected = merged(unet(), state)
+    assert (expected - forward(unet())).abs().max() > 0.01, "this LoRA changes nothing, so it could prove nothing"
+    source = converted = convert(state)
+    if suffix:
+        source = tmp_path / f"lora{suffix}"
+        save_file(converted, source) if suffix == ".safetensors" else torch.save(converted, source)
+    model = unet()
+    load_attn_procs(model, source)
+    torch.testing.assert_close(forward(model), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_alpha_scales():
+    state = random_lora(unet(), rank=4)
+    halved = {key: value / 2 if ".up." in key else value for key, value in state.items()}
+    model = unet()
+    load_attn_procs(model, format_c(state, alpha=2.0))
+    torch.testing.assert_close(forward(model), merged(unet(), halved), atol=1e-5, rtol=1e-5)
+
+
+def test_what_we_write_loads_by_the_papers_own_line(tmp_path):
+    """pipeline.unet.load_attn_procs(torch.load(...)), and its folder form, with diffusers' own code."""
+    model = unet()
+    load_attn_procs(model, random_lora(model))
+    save_lora(model, tmp_path, {"task": "normal"}, with_bin=True)
+    expected = forward(model)
+    for source in (torch.load(tmp_path / BIN, weights_only=True), str(tmp_path)):
+        fresh = unet()
+        fresh.load_attn_procs(source)
+        torch.testing.assert_close(forward(fresh), expected, atol=1e-5, rtol=1e-5)
+    fresh = unet()
+    assert load_attn_procs(fresh, tmp_path)["task"] == "normal"
+    assert torch.equal(forward(fresh), expected)
+    assert all(key.startswith("unet.") and ".processor." in key for key in read_lora(tmp_path / SAFETENSORS)[0])
+
+
+def test_a_widened_conv_in_travels_with_the_lora(tmp_path):
+    from utils.models import widen_conv_in
+
+    wide, donor = unet(), unet(seed=9, in_channels=8)
+    widen_conv_in(wide, donor.conv_in)
+    load_attn_procs(wide, random_lora(wide))
+    save_lora(wide, tmp_path, {})
+    fresh = unet()
+    load_attn_procs(fresh, tmp_path)
+    assert (tmp_path / CONV_IN).is_file() and fresh.config.in_channels == 8
+    assert torch.equal(forward(fresh, channels=8), forward(wide, channels=8))
+
+
+def test_nothing_loads_halfway():
+    state = random_lora(unet())
+    some = dict(list(state.items())[:8])
+    broken = dict(state)
+    broken.pop(next(key for key in state if ".up." in key))
+    wrong_key = state | {"conv_in.lora_down.weight": torch.zeros(4, 4)}
+    foreign = {key.replace("mid_block", "middle"): value for key, value in state.items()}
+    other_width = random_lora(build_unet(channels=(32, 64, 64)))
+    for bad, message in (
+        (some, "layers are not in it"),
+        (broken, "not both down and up"),
+        (wrong_key, "conv_in"),
+        (foreign, "not in this UNet"),
+        (other_width, "another base model"),
+        ({}, "not a LoRA"),
+    ):
+        model = unet()
+        before = forward(model)
+        with pytest.raises(InputError, match=message):
+            load_attn_procs(model, bad)
+        assert torch.equal(forward(model), before)
+    model = unet()
+    add_lora(model, rank=8)
+    with pytest.raises(InputError, match="rank 4, but the UNet's LoRA has rank 8"):
+        load_attn_procs(model, state)
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, (f"touch {os.environ['EVIL_FILE']}",)
+
+
+def test_pickles_that_run_code_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("EVIL_FILE", str(tmp_path / "ran"))
+    torch.save({"x": Evil()}, tmp_path / "evil.bin")
+    (tmp_path / "text.safetensors").write_text("not a tensor in sight")
+    for name in ("evil.bin", "text.safetensors", "absent.bin"):
+        with pytest.raises(InputError, match=name):
+            read_lora(tmp_path / name)
+    assert not (tmp_path / "ran").exists()
+    with pytest.raises(InputError, match="holds neither"):
+        read_lora(tmp_path)

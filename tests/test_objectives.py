@@ -1,0 +1,177 @@
+"""The two objectives in closed form, with networks whose answers can be computed by hand."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+
+from miniworld.random_sd import build_scheduler, build_unet, build_vae
+from utils.objectives import AugUNet, SingleStep, gaussian, generators, mode, rescale, sampled, zero_snr_scheduler
+
+PROMPT, EMPTY = torch.full((1, 77, 64), 0.5), torch.zeros(1, 77, 64)
+
+
+class Spy(torch.nn.Module):
+    """A "UNet" that answers by a function of its input and remembers what it was asked."""
+
+    def __init__(self, answer=lambda z, t, text: z[:, :4]):
+        super().__init__()
+        self.answer, self.calls = answer, []
+
+    def forward(self, z, t, text):
+        self.calls.append((z, t, text))
+        return SimpleNamespace(sample=self.answer(z, t, text))
+
+
+@pytest.fixture(scope="module")
+def vae():
+    torch.manual_seed(0)
+    made = build_vae().eval().requires_grad_(False)
+    made.quant_conv.bias.data[4:] += 6  # a wider posterior, so that a sample is visibly not the mode
+    return made
+
+
+@pytest.fixture
+def batch():
+    generator = torch.Generator().manual_seed(1)
+    rgb, target = torch.rand(2, 2, 3, 32, 32, generator=generator) * 2 - 1
+    return {"rgb": rgb, "target": target}
+
+
+def augunet(vae, **options) -> AugUNet:
+    return AugUNet(vae, PROMPT, EMPTY, zero_snr_scheduler(build_scheduler("v_prediction")), **options)
+
+
+def test_single_step_asks_once_at_the_last_timestep_without_noise(vae, batch):
+    spy = Spy()
+    loss = SingleStep(vae, PROMPT, 1000).loss(spy, batch, generators(0, 0, 2))
+    (z, t, text), *more = spy.calls
+    assert not more and t.tolist() == [999, 999]
+    torch.testing.assert_close(z, 4.0 * vae.encode(batch["rgb"]).latent_dist.mode())  # scaled by scaling_factor
+    assert torch.equal(text, PROMPT.expand(2, -1, -1))
+    posterior = vae.encode(batch["target"]).latent_dist
+    eps = torch.stack([torch.randn(4, 8, 8, generator=generator) for generator in generators(0, 0, 2)])
+    target = 4.0 * (posterior.mean + posterior.std * eps)
+    torch.testing.assert_close(loss, ((z - target) ** 2).mean())
+    assert loss.dtype == torch.float32
+
+
+def test_single_step_decodes_what_the_unet_drew(vae, batch):
+    method = SingleStep(vae, PROMPT, 1000)
+    drawn = method.sample(Spy(lambda z, t, text: 2 * z), batch["rgb"])
+    torch.testing.assert_close(drawn, vae.decode(2 * vae.encode(batch["rgb"]).latent_dist.mode()).sample)
+
+
+def test_augunet_trains_on_the_schedulers_velocity(vae, batch):
+    method, spy = augunet(vae), Spy()
+    loss = method.loss(spy, batch, generators(7, 0, 2))
+    ((z, t, text),) = spy.calls
+    noise = generators(7, 0, 2)
+    z0 = 4.0 * sampled(vae, batch["target"], noise)
+    eps = gaussian(z0.shape, noise, z0)
+    drawn = torch.cat([torch.randint(1000, (1,), generator=generator) for generator in noise])
+    assert t.tolist() == drawn.tolist() and t[0] != t[1]
+    alpha = method.scheduler.alphas_cumprod[t].sqrt().view(-1, 1, 1, 1)
+    sigma = (1 - method.scheduler.alphas_cumprod[t]).sqrt().view(-1, 1, 1, 1)
+    torch.testing.assert_close(z[:, :4], alpha * z0 + sigma * eps)
+    torch.testing.assert_close(z[:, 4:], vae.encode(batch["rgb"]).latent_dist.mode())  # not scaled
+    torch.testing.assert_close(loss, ((z[:, :4] - (alpha * eps - sigma * z0)) ** 2).mean())
+    assert torch.equal(text, PROMPT.expand(2, -1, -1))
+
+
+def test_noise_offset_shifts_whole_channels(vae, batch):
+    plain, shifted = Spy(), Spy()
+    augunet(vae).loss(plain, batch, generators(7, 0, 2))
+    # the offset is drawn after eps, so eps is the same; the timestep is drawn later and may differ
+    method = augunet(vae, noise_offset=0.5)
+    method.loss(shifted, batch, generators(7, 0, 2))
+    noise = generators(7, 0, 2)
+    z0 = 4.0 * sampled(vae, batch["target"], noise)
+    eps = gaussian(z0.shape, noise, z0) + 0.5 * gaussian((2, 4, 1, 1), noise, z0)
+    z, t, _ = shifted.calls[0]
+    torch.testing.assert_close(z[:, :4], method.scheduler.add_noise(z0, eps, t))
+    assert not torch.equal(z[:, :4], plain.calls[0][0][:, :4])
+
+
+def test_the_schedule_ends_in_pure_noise():
+    scheduler = zero_snr_scheduler(build_scheduler())
+    assert scheduler.alphas_cumprod[-1] == 0 and scheduler.config.prediction_type == "v_prediction"
+    assert (scheduler.alphas_cumprod.diff() < 0).all()
+
+
+def three_branch(unet, z_t, cond, t, method, image_guidance=1.0):
+    """InstructPix2Pix's equation 3 as it stands, with all three evaluations."""
+    nothing = torch.zeros_like(cond)
+    ask = lambda c, text: unet(torch.cat([z_t, c], 1), t, text.expand(len(z_t), -1, -1)).sample  # noqa: E731
+    neither, image, both = ask(nothing, EMPTY), ask(cond, EMPTY), ask(cond, PROMPT)
+    guided = neither + image_guidance * (image - neither) + method.guidance_scale * (both - image)
+    return rescale(guided, both, method.guidance_rescale)
+
+
+def test_two_branches_equal_three(vae):
+    torch.manual_seed(0)
+    unet: UNet2DConditionModel = build_unet(in_channels=8).eval()
+    z_t, cond = torch.randn(2, 2, 4, 16, 16)
+    method, t = augunet(vae), torch.tensor(500)
+    with torch.no_grad():
+        two, three = method.guided(unet, z_t, cond, t), three_branch(unet, z_t, cond, t, method)
+        other = three_branch(unet, z_t, cond, t, method, image_guidance=1.5)
+    torch.testing.assert_close(two, three, atol=1e-5, rtol=1e-5)
+    assert (two - other).abs().max() > 1e-3  # the comparison can tell
+
+
+def test_rescaling_restores_the_spread_of_every_sample():
+    torch.manual_seed(0)
+    guided, reference = 3 * torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)
+    spread = rescale(guided, reference, 1.0).std(dim=(1, 2, 3))
+    torch.testing.assert_close(spread, reference.std(dim=(1, 2, 3)))
+    assert torch.equal(rescale(guided, reference, 0.0), guided)
+    torch.testing.assert_close(rescale(guided, reference, 0.7)[:1], rescale(guided[:1], reference[:1], 0.7))
+
+
+def test_sampling_recovers_the_answer_of_a_perfect_network(vae):
+    """A network that always knows z0 answers v = (alpha z_t - z0) / sigma; the sampler must then arrive at z0."""
+    method = augunet(vae)
+    z0 = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+    seen = []
+
+    def perfect(z, t, text):
+        seen.append(int(t))
+        alpha2 = method.scheduler.alphas_cumprod[int(t)].clamp(min=2**-24)
+        return (alpha2.sqrt() * z[:, :4] - z0) / (1 - alpha2).sqrt()
+
+    drawn = method.sample(Spy(perfect), torch.zeros(1, 3, 32, 32), generators(0, 0, 1))
+    expected = vae.decode(z0 / 4.0).sample
+    assert len(seen) == 25 and seen[0] == 999 and seen == sorted(seen, reverse=True)
+    assert (drawn - expected).abs().max() < 0.02 * expected.abs().max()
+
+
+def test_a_samples_drawing_does_not_depend_on_its_batch(vae):
+    torch.manual_seed(0)
+    unet, rgb = build_unet(in_channels=8).eval(), torch.rand(3, 3, 32, 32) * 2 - 1
+    method = augunet(vae, steps=3)
+    with torch.no_grad():
+        together = method.sample(unet, rgb, generators(5, 0, 3))
+        alone = torch.cat([method.sample(unet, rgb[i : i + 1], generators(5, i, 1)) for i in range(3)])
+        again = method.sample(unet, rgb, generators(5, 0, 3))
+    torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-4)
+    assert torch.equal(together, again)  # rescaling works alike on every call (the released sampler's second differs)
+
+
+def test_posterior_sample_and_mode(vae, batch):
+    draws = torch.stack([sampled(vae, batch["rgb"], generators(1, 2 * i, 2)) for i in range(200)])
+    posterior = vae.encode(batch["rgb"]).latent_dist
+    torch.testing.assert_close(draws.std(0).mean(), posterior.std.mean(), rtol=0.05, atol=0)
+    torch.testing.assert_close(mode(vae, batch["rgb"]), posterior.mean)
+
+
+def test_generators_are_a_function_of_seed_and_number():
+    first = [torch.randn(3, generator=g) for g in generators(1, 10, 3)]
+    assert torch.equal(first[1], torch.randn(3, generator=generators(1, 11, 1)[0]))
+    assert not torch.equal(first[0], torch.randn(3, generator=generators(2, 10, 1)[0]))
+    draws = torch.stack([torch.randn((), generator=g) for g in generators(0, 0, 4000)])
+    assert abs(draws.mean()) < 0.05 and abs(draws.std() - 1) < 0.05  # neighbours are unrelated
+    assert abs((draws[1:] * draws[:-1]).mean()) < 0.05
+    with pytest.raises(ValueError, match="generators"):
+        gaussian((3, 4), generators(0, 0, 2), torch.zeros(1))
