@@ -9,7 +9,7 @@ demo: .venv/installed
 	$(PY) -m miniworld.demo --out demo
 
 test: .venv/installed
-	$(PY) -m pytest
+	$(PY) -m pytest -n 2 --dist loadfile
 
 check: .venv/installed
 	$(PY) -m ruff check .

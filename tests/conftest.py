@@ -1,18 +1,23 @@
 """Everything the tests run on is made here: a rendered DIODE tree and randomly initialised Stable Diffusions."""
 
+import importlib
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-os.environ.update(WANDB_MODE="offline", HF_HUB_OFFLINE="1", WANDB_SILENT="true")  # before any library reads them
+# before any library reads them; one thread, because the tests run in two processes on two cores
+os.environ.update(WANDB_MODE="offline", HF_HUB_OFFLINE="1", WANDB_SILENT="true", OMP_NUM_THREADS="1")
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from safetensors.torch import load_file
 
 from miniworld import scenes
 from miniworld.random_sd import save_random_sd
+from utils.lora import SAFETENSORS
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = {
@@ -51,7 +56,7 @@ def flags(diode, bases):
         words = ["--pretrained_model_name_or_path", bases["sd21" if multi_step else "sd15"]]
         words += ["--augment_from", bases["ip2p"]] if multi_step else []
         words += ["--train_data_dir", diode / f"{task}s", "--pseudo_root", diode / "pseudo" / task]
-        words += ["--output_dir", output, "--resolution", 64, "--train_batch_size", 2, "--report_to", "none"]
+        words += ["--output_dir", output, "--resolution", 32, "--train_batch_size", 2, "--report_to", "none"]
         words += ["--validation_steps", 1000, "--checkpointing_steps", 1000]
         return [str(word) for word in (*words, *more)]
 
@@ -59,11 +64,11 @@ def flags(diode, bases):
 
 
 def python(*words: object, env: dict | None = None, check: bool = True) -> subprocess.CompletedProcess:
-    """Run Python in the project's root; with `check`, a failure shows the output."""
+    """Run Python in the project's root; with `check`, a failure shows the output. `env`: None removes a variable."""
     done = subprocess.run(
         [sys.executable, *map(str, words)],
         cwd=ROOT,
-        env={**os.environ, **(env or {})},
+        env={key: value for key, value in {**os.environ, **(env or {})}.items() if value is not None},
         capture_output=True,
         text=True,
         timeout=300,
@@ -76,6 +81,24 @@ def launch(script: str, *words: object, processes: int = 1, **kwargs) -> subproc
     """`accelerate launch` on the CPU."""
     options = ["--num_processes", processes, "--num_machines", 1, "--mixed_precision", "no", "--dynamo_backend", "no"]
     return python("-m", "accelerate.commands.launch", *options, ROOT / script, *words, **kwargs)
+
+
+def run_here(script: str, words: list[str]) -> None:
+    """A script's main in this process: quicker than launching, where the launcher does not matter."""
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+    importlib.import_module(script.removesuffix(".py")).main(words)
+
+
+def lora(folder: Path) -> dict[str, torch.Tensor]:
+    """The LoRA in a run's output folder."""
+    return load_file(folder / SAFETENSORS)
+
+
+def distance(a: Path, b: Path) -> float:
+    """Largest difference between the LoRA weights of two runs."""
+    first, second = lora(a), lora(b)
+    return max((first[key] - second[key]).abs().max().item() for key in first | second)
 
 
 def records(output: Path) -> list[dict]:

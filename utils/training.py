@@ -84,7 +84,7 @@ def train(
     optimizer = make_optimizer(args, parameters, step_samples)
     # diffusers' "constant" ignores a warm-up without a word
     kind = "constant_with_warmup" if args.lr_scheduler == "constant" and args.lr_warmup_steps else args.lr_scheduler
-    schedule = get_scheduler(kind, optimizer, args.lr_warmup_steps, max_steps)
+    schedule = get_scheduler(kind, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=max_steps)
     if args.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     unet, optimizer = accelerator.prepare(unet, optimizer)

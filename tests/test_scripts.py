@@ -1,0 +1,80 @@
+"""The four scripts as their users run them: launched, stopped, resumed."""
+
+import json
+
+import pytest
+import torch
+from conftest import SCRIPTS, distance, launch, lora, losses, records, run_here
+from PIL import Image
+from safetensors import safe_open
+
+from utils.lora import BIN, CONV_IN, SAFETENSORS
+
+GOLDEN = {}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Output folder of an uninterrupted run of 4 steps, per script; made on first use."""
+    made = {}
+
+    def build(script, flags):
+        if script not in made:
+            made[script] = tmp_path_factory.mktemp("whole") / "run"
+            launch(script, *flags(script, made[script], "--max_train_steps", 4, "--checkpointing_steps", 2))
+        return made[script]
+
+    return build
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_script_runs_and_leaves_what_it_promises(script, flags, whole):
+    output = whole(script, flags)
+    assert sorted(path.name for path in output.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
+    multi_step = script.startswith("augunet")
+    for folder in (output, output / "checkpoint-2", output / "checkpoint-4"):
+        assert (folder / SAFETENSORS).is_file() and (folder / CONV_IN).is_file() == multi_step
+    from_bin = torch.load(output / BIN, weights_only=True)
+    assert all(torch.equal(from_bin[key], value) for key, value in lora(output).items())
+    assert any(value.abs().max() > 0 for key, value in lora(output).items() if ".up." in key), "nothing was learnt"
+    with safe_open(output / SAFETENSORS, framework="pt") as file:
+        metadata = file.metadata()
+    assert metadata["task"] == SCRIPTS[script] and metadata["steps"] == "4" and metadata["resolution"] == "32"
+    assert metadata["method"] == ("augunet" if multi_step else "single-step")
+
+    log = records(output)
+    assert sorted(losses(output)) == [1, 2, 3, 4]
+    assert all(record["grad_norm"] > 0 and record["lr"] == 1e-4 for record in log if "train_loss" in record)
+    headline = "mean" if SCRIPTS[script] == "normal" else "abs_rel"
+    validated = {r["step"]: r for r in log if f"val/indoors/{headline}" in r}
+    assert sorted(validated) == [0, 4]
+    assert {f"val/{split}/{headline}" for split in ("train", "indoors", "outdoor")} <= set(validated[4])
+    panels = sorted(path.name for path in (output / "validation").iterdir())
+    assert panels == [f"{step:06d}_{split}.png" for step in (0, 4) for split in ("indoors", "outdoor", "train")]
+    assert Image.open(output / "validation" / panels[0]).size == (4 * 32, 16 + 4 * 32)  # 4 columns, a caption, 4 rows
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_first_losses(script, flags, whole):
+    """The first losses on the seeded world and weights: any change to data, noise, scaling or timestep shows here."""
+    measured = losses(whole(script, flags))
+    assert [measured[step] for step in (1, 2, 3, 4)] == pytest.approx(GOLDEN[script], rel=1e-3)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_resuming_equals_never_stopping(script, flags, whole, tmp_path):
+    output = tmp_path / "run"
+    words = flags(script, output, "--max_train_steps", 2, "--checkpointing_steps", 2)
+    run_here(script, words)
+    words[words.index("--max_train_steps") + 1] = "4"
+    done = launch(script, *words, "--resume_from_checkpoint", "latest")
+    assert "resuming from" in done.stdout and "at step 2" in done.stdout
+    assert distance(output, whole(script, flags)) == 0
+    assert losses(output) == losses(whole(script, flags))
+    steps = [record["step"] for record in records(output)]
+    assert steps == sorted(steps)
+
+
+def test_metrics_file_is_json_lines(flags, whole):
+    text = (whole("sd_single_diode_pseudo_depth.py", flags) / "metrics.jsonl").read_text()
+    assert all(isinstance(json.loads(line)["step"], int) for line in text.splitlines())
