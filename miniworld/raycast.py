@@ -146,7 +146,7 @@ def illuminate(scene: Scene, points, normal, part):
     seen = part != SKY
     if seen.any():
         brightest = shading[:, seen].max(axis=0)
-        level = int(0.97 * (brightest.size - 1))
+        level = int(0.93 * (brightest.size - 1))
         shading /= np.partition(brightest, level)[level]
     shading[:, ~seen] = 1
     return np.minimum(shading, 1)

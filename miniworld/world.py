@@ -130,10 +130,14 @@ def described(material: Material, colour: str) -> str:
     return colour if material.pattern == "plain" else f"{material.pattern} {colour}"
 
 
-def free_spot(rng: np.random.Generator, camera: Camera, size, taken: list, radius: float, far: float):
-    """A floor position (x, z) in view, `radius` clear of walls (half extents `size`) and of `taken`; None if full."""
+def free_spot(rng: np.random.Generator, camera: Camera, size, taken: list, radius: float, near: float, far: float):
+    """A floor position (x, z) in view, or None if 20 tries find none.
+
+    Its circle of `radius` is `near` to `far` metres from the camera, clear of walls (half extents `size`) and of the
+    circles `taken`, to which it is added.
+    """
     for _ in range(20):
-        distance = rng.uniform(radius + 1.0, far)
+        distance = rng.uniform(radius + near, far)
         bearing = camera.yaw + rng.uniform(-0.42, 0.42) * camera.fov
         x = camera.position[0] - distance * np.sin(bearing)
         z = camera.position[2] - distance * np.cos(bearing)

@@ -8,7 +8,7 @@ from miniworld.shapes import Box, Cylinder, Sphere
 from miniworld.world import Camera, Light, Scene, Thing, described, free_spot
 
 COLOURS = [name for name in PALETTE if name != "green"]
-GROUNDS = ("green", "green", "brown", "yellow", "grey", "orange")
+GROUNDS = ("green", "green", "green", "brown", "yellow", "grey", "orange")
 FENCES = ("brown", "white", "grey", "green", "red", "blue")
 # sRGB at the horizon and overhead, sun strength, light of the sky
 SKIES = {
@@ -24,7 +24,7 @@ def draw_yard(rng: np.random.Generator) -> Scene:
     camera = Camera(
         position=(size[0] * rng.uniform(-0.4, 0.4), rng.uniform(1.3, 2.8), size[1] * rng.uniform(0.4, 0.8)),
         yaw=rng.uniform(-0.4, 0.4),
-        pitch=np.radians(rng.uniform(-12, 5)),
+        pitch=np.radians(rng.uniform(-14, 4)),
         fov=np.radians(rng.uniform(48, 75)),
     )
     ground_colour, fence_colour = str(rng.choice(GROUNDS)), str(rng.choice(FENCES))
@@ -66,13 +66,13 @@ def draw_sun(rng: np.random.Generator, camera: Camera, strength: float, glow, wa
 
 
 def draw_things(rng: np.random.Generator, camera: Camera, size) -> list[Thing]:
-    """One to six trees, blocks and balls in view of the camera."""
+    """Up to seven trees, blocks and balls in view of the camera."""
     things: list[Thing] = []
     taken: list = []
-    for _ in range(rng.integers(1, 7)):
+    for _ in range(rng.integers(2, 8)):
         noun = str(rng.choice(["tree", "block", "ball"], p=[0.5, 0.32, 0.18]))
         reach = {"tree": rng.uniform(0.8, 1.5), "block": rng.uniform(0.8, 1.8), "ball": rng.uniform(0.35, 0.9)}[noun]
-        spot = free_spot(rng, camera, size, taken, reach, min(18.0, size[1] + camera.position[2]))
+        spot = free_spot(rng, camera, size, taken, reach, 2.5, min(14.0, size[1] + camera.position[2]))
         if spot is None:
             continue
         if noun == "tree":
