@@ -22,12 +22,15 @@ SURFACE_OFFSET = 2e-3
 
 @dataclass(frozen=True)
 class Rendering:
-    """All maps of one image. H, W as asked for.
+    """All maps of one image of H x W pixels.
 
-    rgb (H, W, 3) uint8, sRGB-coded. depth (H, W) float32, metres along the optical axis, 0 in the sky. normal (H, W,
-    3) float32, unit, in DIODE's raw frame (x right, y up, z toward the viewer); (0, 0, 1) in the sky. albedo, shading
-    (H, W, 3) float32 in [0, 1], linear light; in the sky its colour and 1. valid (H, W) bool: neither sky nor beside a
-    depth discontinuity. segment (H, W) int16: index into scene.things, or ENCLOSURE or SKY.
+    rgb      (H, W, 3) uint8, sRGB-coded
+    depth    (H, W) float32, metres along the optical axis (z-depth, not the length of the ray); 0 in the sky
+    normal   (H, W, 3) float32, unit, DIODE's raw frame: x right, y up, z toward the viewer; (0, 0, 1) in the sky
+    albedo   (H, W, 3) float32 in [0, 1], linear light; in the sky its colour
+    shading  (H, W, 3) float32 in [0, 1], linear light; 1 in the sky
+    valid    (H, W) bool, neither sky nor beside a depth discontinuity
+    segment  (H, W) int16, index into scene.things, or ENCLOSURE, or SKY
     """
 
     rgb: np.ndarray

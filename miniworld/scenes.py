@@ -127,7 +127,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "8-bit pseudo labels beside them (pseudo/normal, pseudo/depth, pseudo/albedo, pseudo/shading).",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--root", type=Path, required=True, help="folder to write; diode_meta.json lies in it")
+    parser.add_argument(
+        "--root",
+        type=Path,
+        required=True,
+        default=argparse.SUPPRESS,
+        help="folder to write; diode_meta.json lies in it",
+    )
     parser.add_argument("--train", type=count, default=300, help="training images, half rooms and half yards")
     parser.add_argument("--val", type=count, default=40, help="validation images, half rooms and half yards")
     parser.add_argument("--size", type=parse_size, default="128x96", metavar="WxH", help="width x height in pixels")

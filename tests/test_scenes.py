@@ -104,6 +104,8 @@ def test_curved_normals_are_the_derivative_of_depth():
 
 def test_normals_are_unit_and_face_the_viewer(rendering):
     assert np.allclose(np.linalg.norm(rendering.normal, axis=-1), 1, atol=1e-5)
+    maps = (rendering.depth, rendering.normal, rendering.albedo, rendering.shading)
+    assert all(values.dtype == np.float32 and np.isfinite(values).all() for values in maps)
     seen = rendering.segment != SKY
     rays = back_project(rendering)[seen]
     assert ((rays * rendering.normal[seen]).sum(-1) < 1e-4 * np.linalg.norm(rays, axis=-1)).all()
