@@ -1,7 +1,7 @@
 """Named colours and the plain, striped and checked materials made of them.
 
-Colours are linear RGB reflectances in [0, 1]. Patterns fade to their mean colour where a pixel covers more than a stripe, so that
-the albedo itself is free of moire and RGB = albedo x shading needs no supersampling.
+Colours are linear RGB reflectances in [0, 1]. Patterns fade to their mean colour where a pixel covers more than a
+stripe, so that the albedo itself is free of moire and RGB = albedo x shading needs no supersampling.
 """
 
 from dataclasses import dataclass
@@ -66,9 +66,8 @@ class Material:
         if self.pattern == "striped":
             wave = square_wave(uv[1 if self.level else 0] / np.float32(self.band), width)
         else:
-            wave = square_wave(uv[0] / np.float32(self.band), width) * square_wave(
-                uv[1] / np.float32(self.band), width
-            )
+            across, along = uv / np.float32(self.band)
+            wave = square_wave(across, width) * square_wave(along, width)
         return second + (first - second) * (0.5 + 0.5 * wave)
 
 

@@ -2,9 +2,10 @@
 
     rgb = albedo * shading        in linear light, exactly, before the 8-bit sRGB coding
 
-Shading is the light that arrives times the cosine, with shadows and ambient light, times one exposure per image, clipped at 1 as a
-sensor clips: so albedo, shading and RGB all lie in [0, 1] and nothing else is ever clipped. There is no supersampling: every map
-describes the same point of the surface. Patterns are averaged over the pixel instead, in the albedo.
+Shading is the light that arrives times the cosine, with shadows and ambient light, times one exposure per image,
+clipped at 1 as a sensor clips: so albedo, shading and RGB all lie in [0, 1] and nothing else is ever clipped. There is
+no supersampling: every map describes the same point of the surface. Patterns are averaged over the pixel instead, in
+the albedo.
 """
 
 from dataclasses import dataclass
@@ -21,12 +22,15 @@ SURFACE_OFFSET = 2e-3
 
 @dataclass(frozen=True)
 class Rendering:
-    """All maps of one image. H, W as asked for.
+    """All maps of one image of H x W pixels.
 
-    rgb (H, W, 3) uint8, sRGB-coded. depth (H, W) float32, metres along the optical axis, 0 in the sky. normal (H, W, 3) float32,
-    unit, in DIODE's raw frame (x right, y up, z toward the viewer); (0, 0, 1) in the sky. albedo, shading (H, W, 3) float32 in
-    [0, 1], linear light; in the sky its colour and 1. valid (H, W) bool: neither sky nor beside a depth discontinuity. segment
-    (H, W) int16: index into scene.things, or ENCLOSURE or SKY.
+    rgb      (H, W, 3) uint8, sRGB-coded
+    depth    (H, W) float32, metres along the optical axis (z-depth, not the length of the ray); 0 in the sky
+    normal   (H, W, 3) float32, unit, DIODE's raw frame: x right, y up, z toward the viewer; (0, 0, 1) in the sky
+    albedo   (H, W, 3) float32 in [0, 1], linear light; in the sky its colour
+    shading  (H, W, 3) float32 in [0, 1], linear light; 1 in the sky
+    valid    (H, W) bool, neither sky nor beside a depth discontinuity
+    segment  (H, W) int16, index into scene.things, or ENCLOSURE, or SKY
     """
 
     rgb: np.ndarray
@@ -53,7 +57,10 @@ def trace(scene: Scene, height: int, width: int) -> Rendering:
     depth[sky] = 0
     normal = scene.camera.from_world(normal)
     normal[:, sky] = [[0], [0], [1]]
-    image = lambda maps: np.ascontiguousarray(maps.reshape(-1, height, width).transpose(1, 2, 0))  # noqa: E731
+
+    def image(maps):
+        return np.ascontiguousarray(maps.reshape(-1, height, width).transpose(1, 2, 0))
+
     depth, segment, part = (values.reshape(height, width) for values in (depth, segment, part))
     return Rendering(
         rgb=image(np.round(255 * to_srgb(albedo * shading)).astype(np.uint8)),
@@ -127,7 +134,7 @@ def enclosure_albedo(scene: Scene, uv, footprint, axis, upward):
 
 
 def illuminate(scene: Scene, points, normal, part):
-    """Shading (3, N) in [0, 1]: ambient and sky light plus the lamp where it is neither behind the surface nor hidden; 1 in the sky."""
+    """Shading (3, N) in [0, 1]: ambient and sky light, and the lamp's where nothing hides it; 1 in the sky."""
     light = scene.light
     colour, ambient, sky = (np.asarray(c, np.float32)[:, None] for c in (light.colour, light.ambient, light.sky))
     shading = ambient + sky * (0.5 + 0.5 * normal[1])
@@ -142,7 +149,7 @@ def illuminate(scene: Scene, points, normal, part):
     seen = part != SKY
     if seen.any():
         brightest = shading[:, seen].max(axis=0)
-        level = int(0.97 * (brightest.size - 1))
+        level = int(0.93 * (brightest.size - 1))
         shading /= np.partition(brightest, level)[level]
     shading[:, ~seen] = 1
     return np.minimum(shading, 1)
@@ -158,7 +165,7 @@ def hidden(scene: Scene, start, toward):
 
 
 def discontinuities(depth, part):
-    """Pixels (H, W) bool beside a depth jump between two solids of more than 5 cm + 3 %; the band widens with the image."""
+    """Pixels (H, W) bool beside a jump of more than 5 cm + 3 % between two solids; the band widens with the image."""
     distance = np.where(part == SKY, np.float32(1e6), depth)
     band = np.zeros(depth.shape, bool)
     for axis in (0, 1):

@@ -1,4 +1,4 @@
-"""Random rooms: four walls, floor and ceiling, a lamp, and spheres, boxes and cylinders on the floor or on one another."""
+"""Random rooms: four walls, floor and ceiling, a lamp, and spheres, boxes and cylinders on the floor or on boxes."""
 
 import numpy as np
 
@@ -79,7 +79,7 @@ def draw_things(rng: np.random.Generator, camera: Camera, half) -> list[Thing]:
             spot, base, widest = tops.pop()
             size = min(size, 0.9 * widest)
         else:
-            spot, base = free_spot(rng, camera, (half[0], half[2]), taken, size, 2 * half[2]), 0.0
+            spot, base = free_spot(rng, camera, (half[0], half[2]), taken, size, 1.0, 2 * half[2]), 0.0
             if spot is None:
                 continue
         solid = draw_solid(rng, noun, spot, base, size)

@@ -1,69 +1,166 @@
-"""Rendered rooms and yards with exact depth, normals, albedo and shading: a small world in DIODE's layout.
+"""Ray-cast rooms and yards with exact depth, normals, albedo and shading.
 
-    python -m miniworld.scenes --root DIR --train 300 --val 40 --size 128x96
+As a library: `render` one scene, or `stream` pictures with captions. As a command: a data set in DIODE's layout.
 
-writes pictures, ground truth and pseudo labels as dataloaders/diode.py reads them. The same seed gives the same bytes,
-with any number of workers.
+    python -m miniworld.scenes --root data/miniworld --train 300 --val 40 --size 128x96
 """
 
 import argparse
+import json
+import multiprocessing
 import os
-import re
+import shutil
+import sys
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
+from miniworld.diode_tree import DRAW, Settings, list_samples, meta_json, sample_paths, write_sample
 from miniworld.raycast import Rendering, trace
-from miniworld.rooms import draw_room
-from miniworld.tree import Settings, write_tree
-from miniworld.yards import draw_yard
 
-KINDS = {"room": draw_room, "yard": draw_yard}
+KINDS = {"room": DRAW["indoors"], "yard": DRAW["outdoor"]}
+OWNED = ("depths", "normals", "pseudo", "truth", "diode_meta.json", "miniworld.json")
 
 
 def render(seed, kind: str, height: int = 64, width: int = 64) -> Rendering:
-    """The scene of this seed (anything numpy's SeedSequence takes) and kind ("room" or "yard"), at any size."""
+    """The scene of this seed (anything numpy's default_rng takes) and kind ("room" or "yard"), at any size."""
     return trace(KINDS[kind](np.random.default_rng(seed)), height, width)
 
 
-def stream(seed: int, size: int = 64) -> Iterator[tuple[np.ndarray, str]]:
-    """Endless pairs of picture (size,size,3) uint8 and caption, half rooms and half yards. No other map gets out."""
-    index = 0
+def stream(seed: int, size: int = 64, start: int = 0) -> Iterator[tuple[np.ndarray, str]]:
+    """Endless pairs of picture (size, size, 3) uint8 and caption, rooms and yards in turn. No other map leaves here.
+
+    Pair `index` depends on (seed, index) alone: a stream that begins at `start` continues one that was cut off there.
+    """
+    index = start
     while True:
-        rendering = render([seed, index], "room" if index % 2 == 0 else "yard", size, size)
+        rendering = render(np.random.SeedSequence([seed, index]), "yard" if index % 2 else "room", size, size)
         yield rendering.rgb, rendering.caption
         index += 1
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, required=True, help="folder of the tree")
-    parser.add_argument("--train", type=int, default=300, help="training images (default: 300)")
-    parser.add_argument("--val", type=int, default=40, help="validation images (default: 40)")
-    parser.add_argument(
-        "--size", default="128x96", help="WIDTHxHEIGHT in pixels; DIODE has 1024x768 (default: 128x96)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of the whole world (default: 0)")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one per core)")
-    parser.add_argument("--overwrite", action="store_true", help="replace what is in --root")
-    args = parser.parse_args(argv)
-    size = re.fullmatch(r"(\d+)x(\d+)", args.size)
-    if not size or min(int(side) for side in size.groups()) < 8:
-        parser.error(f"--size={args.size}: expected WIDTHxHEIGHT of at least 8x8, such as 128x96")
-    if args.train < 0 or args.val < 0 or args.seed < 0 or args.workers < 1:
-        parser.error("--train, --val and --seed must not be negative, and --workers at least 1")
+def write_tree(root: Path, settings: Settings, workers: int = 1, overwrite: bool = False) -> bool:
+    """Write the DIODE tree described in `miniworld.diode_tree` and say whether there was anything to do.
+
+    `miniworld.json` holds the settings, and whether the tree is complete. A complete tree of the same settings is left
+    alone, an interrupted one is written again; another setting raises FileExistsError unless `overwrite`, which
+    removes what this function wrote. Data that it did not write are never touched.
+    """
+    samples = list(list_samples(settings))
+    if is_complete(root, settings, samples, overwrite):
+        return False
+    root.mkdir(parents=True, exist_ok=True)
+    write_json(root / "miniworld.json", {"settings": asdict(settings), "complete": False})
+    work = partial(write_sample, root, settings)
+    bar = partial(tqdm, total=len(samples), desc=f"rendering into {root}", unit="scene", mininterval=0.5)
+    if workers > 1:
+        # spawn: alike on every platform, and safe beside a torch that has started threads.
+        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+            for _ in bar(pool.map(work, samples, chunksize=8)):
+                pass
+    else:
+        for sample in bar(samples):
+            work(sample)
+    write_json(root / "diode_meta.json", meta_json(settings))
+    write_json(root / "miniworld.json", {"settings": asdict(settings), "complete": True})
+    return True
+
+
+def is_complete(root: Path, settings: Settings, samples, overwrite: bool) -> bool:
+    """Whether the tree is there already. Clears the way for another with `overwrite`, else refuses to mix two."""
+    record = root / "miniworld.json"
+    if not record.exists():
+        foreign = [name for name in OWNED if (root / name).exists()]
+        if foreign:
+            raise FileExistsError(f"{root} holds {foreign[0]}, not written by miniworld: choose another --root")
+        return False
     try:
-        write_tree(
-            args.root,
-            Settings(args.train, args.val, *map(int, size.groups()), args.seed),
-            args.workers,
-            args.overwrite,
-        )
+        found = json.loads(record.read_text())
+        same, complete = found["settings"] == asdict(settings), found["complete"]
+    except (ValueError, KeyError, TypeError):
+        same, complete = False, False
+    if not same:
+        if not overwrite:
+            raise FileExistsError(f"{root} holds scenes of other settings (see {record}): --overwrite replaces them")
+        for name in OWNED:
+            path = root / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        return False
+    names = (path for sample in samples for path in sample_paths(settings, sample).values())
+    return complete and not overwrite and all((root / name).exists() for name in (*names, "diode_meta.json"))
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write the whole file or none of it."""
+    draft = path.with_suffix(".tmp")
+    draft.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(draft, path)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """ "128x96" -> (128, 96), width first."""
+    try:
+        width, height = (int(part) for part in text.lower().split("x"))
+    except ValueError:
+        width = height = 0
+    if min(width, height) < 16:
+        raise argparse.ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT with both at least 16, as in 128x96")
+    return width, height
+
+
+def count(text: str) -> int:
+    """A whole number of at least 0."""
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
+    return int(text)
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m miniworld.scenes",
+        description="Render rooms and yards with exact depth and normals in DIODE's layout, and dense "
+        "8-bit pseudo labels beside them (pseudo/normal, pseudo/depth, pseudo/albedo, pseudo/shading).",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument(
+        "--root",
+        type=Path,
+        required=True,
+        default=argparse.SUPPRESS,
+        help="folder to write; diode_meta.json lies in it",
+    )
+    parser.add_argument("--train", type=count, default=300, help="training images, half rooms and half yards")
+    parser.add_argument("--val", type=count, default=40, help="validation images, half rooms and half yards")
+    parser.add_argument("--size", type=parse_size, default="128x96", metavar="WxH", help="width x height in pixels")
+    parser.add_argument("--seed", type=count, default=0, help="another seed is another world")
+    parser.add_argument(
+        "--workers", type=count, default=min(8, os.cpu_count() or 1), help="processes; the files are the same for any"
+    )
+    parser.add_argument(
+        "--truth", action="store_true", help="also write float32 albedo and shading, linear, below truth/"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace scenes of other settings in --root")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    width, height = args.size
+    settings = Settings(args.train, args.val, width, height, args.seed, args.truth)
+    try:
+        written = write_tree(args.root, settings, args.workers, args.overwrite)
     except FileExistsError as error:
-        parser.error(str(error))
-    print(f"{args.root}: {args.train} training and {args.val} validation images of {args.size}, seed {args.seed}")
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    outcome = "written to" if written else "already complete in"
+    print(f"{args.train} train and {args.val} val scenes {outcome} {args.root}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

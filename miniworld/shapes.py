@@ -1,11 +1,12 @@
 """Convex solids, and where rays meet them.
 
-Axes: x right, y up, z toward the viewer of an unrotated camera; metres. Points and directions are float32 arrays (3, N), or (3, 1)
-where one value serves all rays. A ray is origin + t * direction; directions need not be unit vectors, and t is in units of them.
+Axes: x right, y up, z toward the viewer of an unrotated camera; metres. Points and directions are float32 arrays (3,
+N), or (3, 1) where one value serves all rays. A ray is origin + t * direction; directions need not be unit vectors,
+and t is in units of them.
 
-Every solid is convex, so a ray is inside it for one interval of t: `interval` returns its (near, far), with near > far for a miss.
-`surface` takes points *on* the solid and returns the outward unit normals (3, N), the texture coordinates (2, N) in metres and the
-axis (N,) that each normal is about: 0 x, 1 y, 2 z, all 0 on a sphere, 0 or 1 on a cylinder.
+Every solid is convex, so a ray is inside it for one interval of t: `interval` returns its (near, far), with near > far
+for a miss. `surface` takes points *on* the solid and returns the outward unit normals (3, N), the texture coordinates
+(2, N) in metres and the axis (N,) that each normal is about: 0 x, 1 y, 2 z, all 0 on a sphere, 0 or 1 on a cylinder.
 """
 
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ import numpy as np
 
 
 def dot(a, b):
-    """Inner product over the first of the axes: (3, N) x (3, N) -> (N,). Written out: BLAS may sum in another order per thread count."""
+    """Inner product over the first of the axes: (3, N) x (3, N) -> (N,)."""
+    # Written out: BLAS may sum in another order for another number of threads.
     return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
 
 
@@ -48,7 +50,7 @@ class Sphere:
         squared = dot(direction, direction)
         middle = -dot(offset, direction) / squared
         nearest = offset + middle * direction
-        # From the distance of closest approach: b^2 - ac would lose the small spheres far away to float32 cancellation.
+        # By the closest approach: b^2 - ac would lose small spheres far away to float32 cancellation.
         gap = self.radius**2 - dot(nearest, nearest)
         reach = np.sqrt(np.maximum(gap, 0) / squared)
         return np.where(gap > 0, middle - reach, np.inf), middle + reach

@@ -27,7 +27,7 @@ class Camera:
         return 2 * np.tan(self.fov / 2) / min(height, width)
 
     def rays(self, height: int, width: int):
-        """World directions (3, H*W) through pixel centres, scaled to 1 along the optical axis: t is then the z-depth."""
+        """World directions (3, H*W) through pixel centres, of length 1 along the optical axis: t is z-depth."""
         size = self.pixel(height, width)
         across = (np.arange(width) + 0.5 - width / 2) * size
         down = (np.arange(height) + 0.5 - height / 2) * size
@@ -51,9 +51,10 @@ def rotate_x(vectors, angle: float):
 
 @dataclass(frozen=True)
 class Light:
-    """A lamp at `position` (metres), or with `distant` a sun in that direction; `ambient` comes from all sides, `sky` from above.
+    """A lamp at `position` (metres), or a `distant` sun in that direction; `ambient` light, `sky` light from above.
 
-    All three are linear RGB irradiances. A lamp falls off as 1 / (1 + (distance / reach)^2): inverse square, but finite at the lamp.
+    All three are linear RGB irradiances. A lamp falls off as 1 / (1 + (distance / reach)^2): inverse square, but
+    finite at the lamp.
     """
 
     position: tuple[float, float, float]
@@ -65,7 +66,7 @@ class Light:
     shadows: bool = True
 
     def toward(self, points):
-        """Vectors from points (3, N) to the light, a whole one long (t = 1 at the lamp), and its strength there (N,)."""
+        """Vectors from points (3, N) to the light, full length (t = 1 is the lamp), and its strength there (N,)."""
         place = column(self.position)
         if self.distant:
             # 1 km away: farther than any yard is wide, so the shadow test needs no second case.
@@ -88,8 +89,8 @@ class Thing:
 class Scene:
     """An enclosure seen from within, with things in it.
 
-    The enclosure's walls are `rim` metres high. Above them is the sky, which runs from `horizon` to `zenith` (linear RGB);
-    a room's rim is its ceiling, so it has none.
+    The enclosure's walls are `rim` metres high. Above them is the sky, which runs from `horizon` to `zenith` (linear
+    RGB); a room's rim is its ceiling, so it has none.
     """
 
     kind: str
@@ -104,16 +105,16 @@ class Scene:
     camera: Camera
     horizon: tuple[float, float, float] = (0.0, 0.0, 0.0)
     zenith: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    backdrop: str = ""
 
     def caption(self, visible) -> str:
-        """The setting and the things whose indices are in `visible`: "a room with striped red walls, two spheres and a blue box"."""
+        """Setting, `visible` things by index, backdrop: "a room with striped red walls, two spheres and a box"."""
         found: dict[str, list[Thing]] = {}
         for index in sorted(visible):
             found.setdefault(self.things[index].noun, []).append(self.things[index])
         phrases = [phrase(noun, things) for noun, things in sorted(found.items())]
-        setting, _, tail = self.setting.partition("|")
-        *head, last = [setting, *phrases]
-        return (f"{', '.join(head)} and {last}" if head else last) + tail
+        *head, last = [self.setting, *phrases]
+        return (f"{', '.join(head)} and {last}" if head else last) + self.backdrop
 
 
 def phrase(noun: str, things: list[Thing]) -> str:
@@ -129,10 +130,14 @@ def described(material: Material, colour: str) -> str:
     return colour if material.pattern == "plain" else f"{material.pattern} {colour}"
 
 
-def free_spot(rng: np.random.Generator, camera: Camera, size, taken: list, radius: float, far: float):
-    """A floor position (x, z) in view, `radius` clear of walls (half extents `size`) and of `taken` circles; None after 20 tries."""
+def free_spot(rng: np.random.Generator, camera: Camera, size, taken: list, radius: float, near: float, far: float):
+    """A floor position (x, z) in view, or None if 20 tries find none.
+
+    Its circle of `radius` is `near` to `far` metres from the camera, clear of walls (half extents `size`) and of the
+    circles `taken`, to which it is added.
+    """
     for _ in range(20):
-        distance = rng.uniform(radius + 1.0, far)
+        distance = rng.uniform(radius + near, far)
         bearing = camera.yaw + rng.uniform(-0.42, 0.42) * camera.fov
         x = camera.position[0] - distance * np.sin(bearing)
         z = camera.position[2] - distance * np.cos(bearing)

@@ -8,7 +8,7 @@ from miniworld.shapes import Box, Cylinder, Sphere
 from miniworld.world import Camera, Light, Scene, Thing, described, free_spot
 
 COLOURS = [name for name in PALETTE if name != "green"]
-GROUNDS = ("green", "green", "brown", "yellow", "grey", "orange")
+GROUNDS = ("green", "green", "green", "brown", "yellow", "grey", "orange")
 FENCES = ("brown", "white", "grey", "green", "red", "blue")
 # sRGB at the horizon and overhead, sun strength, light of the sky
 SKIES = {
@@ -24,7 +24,7 @@ def draw_yard(rng: np.random.Generator) -> Scene:
     camera = Camera(
         position=(size[0] * rng.uniform(-0.4, 0.4), rng.uniform(1.3, 2.8), size[1] * rng.uniform(0.4, 0.8)),
         yaw=rng.uniform(-0.4, 0.4),
-        pitch=np.radians(rng.uniform(-12, 5)),
+        pitch=np.radians(rng.uniform(-14, 4)),
         fov=np.radians(rng.uniform(48, 75)),
     )
     ground_colour, fence_colour = str(rng.choice(GROUNDS)), str(rng.choice(FENCES))
@@ -34,7 +34,8 @@ def draw_yard(rng: np.random.Generator) -> Scene:
     horizon, zenith, sun, glow = SKIES[sky]
     return Scene(
         kind="yard",
-        setting=f"a yard with {described(ground, ground_colour)} ground| under {'an' if sky == 'orange' else 'a'} {sky} sky",
+        setting=f"a yard with {described(ground, ground_colour)} ground",
+        backdrop=f" under {'an' if sky == 'orange' else 'a'} {sky} sky",
         # 200 m high, so that every ray that looks up still leaves through a wall, above the rim.
         enclosure=Box((0.0, 200.0, 0.0), (size[0], 200.0, size[1])),
         wall=fence,
@@ -65,13 +66,13 @@ def draw_sun(rng: np.random.Generator, camera: Camera, strength: float, glow, wa
 
 
 def draw_things(rng: np.random.Generator, camera: Camera, size) -> list[Thing]:
-    """One to six trees, blocks and balls in view of the camera."""
+    """Up to seven trees, blocks and balls in view of the camera."""
     things: list[Thing] = []
     taken: list = []
-    for _ in range(rng.integers(1, 7)):
+    for _ in range(rng.integers(2, 8)):
         noun = str(rng.choice(["tree", "block", "ball"], p=[0.5, 0.32, 0.18]))
         reach = {"tree": rng.uniform(0.8, 1.5), "block": rng.uniform(0.8, 1.8), "ball": rng.uniform(0.35, 0.9)}[noun]
-        spot = free_spot(rng, camera, size, taken, reach, min(18.0, size[1] + camera.position[2]))
+        spot = free_spot(rng, camera, size, taken, reach, 2.5, min(14.0, size[1] + camera.position[2]))
         if spot is None:
             continue
         if noun == "tree":
@@ -91,19 +92,13 @@ def draw_things(rng: np.random.Generator, camera: Camera, size) -> list[Thing]:
 def draw_tree(rng: np.random.Generator, spot, reach: float) -> Thing:
     """A trunk and a crown of one to four spheres."""
     colour = str(rng.choice(["green", "green", "green", "orange", "pink"]))
-    trunk_height = rng.uniform(1.0, 2.2)
+    x, z = spot
+    top = rng.uniform(1.0, 2.2)
     bark, leaves = draw_colour(rng, "brown"), draw_colour(rng, colour)
-    leaf = Material(leaves, leaves)
-    parts = [
-        (Cylinder((spot[0], trunk_height / 2, spot[1]), rng.uniform(0.1, 0.2), trunk_height / 2), Material(bark, bark))
-    ]
-    parts.append((Sphere((spot[0], trunk_height + 0.6 * reach, spot[1]), 0.8 * reach), leaf))
+    trunk, leaf = Cylinder((x, top / 2, z), rng.uniform(0.1, 0.2), top / 2), Material(leaves, leaves)
+    parts = [(trunk, Material(bark, bark)), (Sphere((x, top + 0.6 * reach, z), 0.8 * reach), leaf)]
     for _ in range(rng.integers(0, 4)):
         angle, out = rng.uniform(0, 2 * np.pi), reach * rng.uniform(0.3, 0.5)
-        centre = (
-            spot[0] + out * np.cos(angle),
-            trunk_height + reach * rng.uniform(0.3, 1.3),
-            spot[1] + out * np.sin(angle),
-        )
+        centre = x + out * np.cos(angle), top + reach * rng.uniform(0.3, 1.3), z + out * np.sin(angle)
         parts.append((Sphere(centre, reach * rng.uniform(0.4, 0.6)), leaf))
     return Thing("tree", colour, tuple(parts))
