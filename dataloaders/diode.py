@@ -8,6 +8,7 @@
 Ground truth is never a target: it is read along for validation.
 """
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -77,6 +78,12 @@ class Diode(Dataset):
 
     def __len__(self) -> int:
         return len(self.stems)
+
+    @property
+    def fingerprint(self) -> str:
+        """Which samples this is, in which order and how they are cropped; not where they lie on disk."""
+        text = "\n".join([*self.stems, str(self.center_crop)])
+        return f"{len(self)} images {hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict:
         index, epoch = key if isinstance(key, tuple) else (key, 0)

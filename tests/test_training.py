@@ -7,6 +7,8 @@ import pytest
 import torch
 from conftest import ROOT, distance, launch, lora, losses, python, records, run_here
 
+from utils.errors import InputError
+
 SINGLE = "sd_single_diode_pseudo_normal.py"
 
 
@@ -68,6 +70,21 @@ def test_learning_rate_flags(flags, tmp_path):
     run_here(SINGLE, flags(SINGLE, tmp_path / "run", *words))
     rates = [record["lr"] for record in records(tmp_path / "run") if "lr" in record]
     assert rates == pytest.approx([0, 2e-4, 4e-4])  # constant, after a warm-up that is not ignored; 1e-4 x 2 x 2
+
+
+def test_a_resumed_run_takes_the_new_learning_rate(flags, tmp_path):
+    words = ["--checkpointing_steps", 1, "--resume_from_checkpoint", "latest", "--lr_scheduler", "linear"]
+    run_here(SINGLE, flags(SINGLE, tmp_path / "run", *words, "--max_train_steps", 1))
+    run_here(SINGLE, flags(SINGLE, tmp_path / "run", *words, "--max_train_steps", 4, "--learning_rate", 3e-4))
+    rates = [record["lr"] for record in records(tmp_path / "run") if "lr" in record]
+    assert rates == pytest.approx([1e-4, 3e-4 * 3 / 4, 3e-4 * 2 / 4, 3e-4 * 1 / 4])
+
+
+def test_resuming_on_other_data_is_refused(flags, tmp_path):
+    words = ["--checkpointing_steps", 1, "--resume_from_checkpoint", "latest", "--max_train_samples"]
+    run_here(SINGLE, flags(SINGLE, tmp_path / "run", "--max_train_steps", 1, *words, 5))
+    with pytest.raises(InputError, match=r"training data was '5 images .*now '6 images"):
+        run_here(SINGLE, flags(SINGLE, tmp_path / "run", "--max_train_steps", 2, *words, 6))
 
 
 def test_gradient_checkpointing_changes_nothing(flags, tmp_path):

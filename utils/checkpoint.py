@@ -102,5 +102,8 @@ def load(folder: Path, unet: nn.Module, stateful: Mapping[str, object], settings
         raise InputError(f"{folder}: made by another experiment: {'; '.join(changed)}; use another --output_dir")
     load_attn_procs(unet, folder)
     for name, each in stateful.items():
-        each.load_state_dict(state[name])
+        saved = state[name]
+        if "param_groups" in saved:  # moments from the checkpoint; learning rate, decay and betas as flagged now
+            saved["param_groups"] = each.state_dict()["param_groups"]
+        each.load_state_dict(saved)
     return state["step"]

@@ -1,5 +1,6 @@
 """Upload of a finished run to the model hub."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -31,15 +32,17 @@ def push(output_dir: Path, repo_id: str | None, token: str | None, metadata: Map
 
 def model_card(repo_id: str, metadata: Mapping[str, object]) -> str:
     """README.md of the hub repository: base model, what it draws, how to load it."""
+    base = str(metadata["base_model"])
+    # the hub refuses a card whose base model is a path
+    base_line = f"base_model: {base}\n" if re.fullmatch(r"[\w.-]+/[\w.-]+", base) and not Path(base).exists() else ""
     rows = "\n".join(f"| {key} | {value} |" for key, value in metadata.items())
     return f"""---
-base_model: {metadata["base_model"]}
-library_name: diffusers
+{base_line}library_name: diffusers
 tags: [lora, intrinsic-lora, {metadata["task"]}]
 ---
 # {repo_id}
 
-A LoRA that turns {metadata["base_model"]} into a predictor of {metadata["task"]} ({metadata["method"]}).
+A LoRA that turns {base} into a predictor of {metadata["task"]} ({metadata["method"]}).
 
 | | |
 |---|---|

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dataloaders.images import Crop, read_rgb
 from utils.errors import InputError
-from utils.visualize import depth_to_uint8, to_uint8, unit_normals
+from utils.visualize import map_to_uint8, map_to_values
 
 
 def output_names(files: list[Path], task: str) -> dict[Path, str]:
@@ -36,9 +36,6 @@ def read_batch(files: list[Path], resolution: int, failed: list[str]) -> dict[Pa
 
 def write(drawn: Tensor, task: str, path: Path, with_npy: bool) -> None:
     """Write one map (3,R,R) as the released script does, and as float32 .npy where asked for."""
-    Image.fromarray(depth_to_uint8(drawn) if task == "depth" else to_uint8(drawn)).save(path)
+    Image.fromarray(map_to_uint8(task, drawn)).save(path)
     if with_npy:
-        values = (
-            drawn.mean(0) if task == "depth" else (unit_normals(drawn) if task == "normal" else drawn).permute(1, 2, 0)
-        )
-        np.save(path.with_suffix(".npy"), values.numpy())
+        np.save(path.with_suffix(".npy"), map_to_values(task, drawn))

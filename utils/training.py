@@ -66,7 +66,7 @@ def train(
     """Train the LoRA on `unet`'s attention layers; return the path of the LoRA file in `args.output_dir`.
 
     objective: has loss(unet, batch, noise) -> scalar and sample(unet, rgb, noise) -> (B,3,H,W).
-    train_set: items with rgb and target; its `notes` are printed.
+    train_set: items with rgb and target; its `notes` are printed, its `fingerprint` guards a resumed run.
     validation_samples, score, pictures: see `utils.validation.validate`.
     metadata: task, method, base model and so on, written into every LoRA file.
     """
@@ -97,10 +97,14 @@ def train(
     metadata = {"format_version": 1, **metadata, "rank": args.rank, "prompt": args.prompt}
     metadata |= {"resolution": args.resolution, "project_version": __version__}
     settings = {key: metadata[key] for key in ("task", "method", "base_model", "rank", "prompt", "resolution")}
-    settings |= {"seed": args.seed, "images per step": step_samples, "training images": len(train_set)}
+    settings |= {"seed": args.seed, "images per step": step_samples, "training data": train_set.fingerprint}
+    base_lrs = schedule.base_lrs
     step, source = 0, checkpoint.choose(output_dir, args.resume_from_checkpoint)
     if source:
         step = checkpoint.load(source, bare_unet, stateful, settings)
+        for group, lr, factor in zip(optimizer.param_groups, base_lrs, schedule.lr_lambdas):
+            group["lr"] = lr * factor(schedule.last_epoch)  # this run's flag, not the checkpoint's
+        schedule.base_lrs = base_lrs
         if main:
             tracking.forget_after(output_dir, step)
             print(f"resuming from {source} at step {step}")
@@ -171,7 +175,7 @@ def train(
             continue
 
         step += 1
-        rate = schedule.get_last_lr()[0]
+        rate = optimizer.param_groups[0]["lr"]
         if not accelerator.optimizer_step_was_skipped:
             schedule.step()
         mean_loss = accelerator.reduce(torch.stack(losses).mean(), reduction="mean").item()

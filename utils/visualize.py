@@ -25,6 +25,23 @@ def depth_to_uint8(picture: Tensor) -> np.ndarray:
     return (stretched.mean(0).cpu().numpy() * 255.0).astype(np.uint8)
 
 
+def map_to_uint8(task: str, drawn: Tensor) -> np.ndarray:
+    """A drawing (3,H,W), not clamped -> the picture that inference writes for `task`."""
+    return depth_to_uint8(drawn) if task == "depth" else to_uint8(drawn)
+
+
+def map_to_values(task: str, drawn: Tensor) -> np.ndarray:
+    """A drawing (3,H,W), not clamped -> float32 values of `task`.
+
+    normal: unit vectors (H,W,3), x right, y down, z forward. depth: (H,W), affine in metres, near = large, not clamped.
+    albedo, shading: (H,W,3) about [-1,1], not clamped.
+    """
+    if task == "depth":
+        return drawn.float().mean(0).cpu().numpy()
+    values = unit_normals(drawn) if task == "normal" else drawn.float()
+    return values.permute(1, 2, 0).cpu().numpy()
+
+
 def grey(picture: Tensor) -> Tensor:
     """(3,H,W) -> its mean over channels, three times: how a panel shows a depth prediction."""
     return picture.mean(0, keepdim=True).expand(3, -1, -1)
