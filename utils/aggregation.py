@@ -29,9 +29,17 @@ def angle_bins(angles: np.ndarray) -> np.ndarray:
     return (angles * np.float32(BINS_PER_DEGREE)).astype(np.int32)
 
 
+def metric_table(scores: Sequence[ImageScore]) -> tuple[list[str], np.ndarray]:
+    """(metric names, their values (N, metrics)); NaN where an image does not have one."""
+    keys = list(dict.fromkeys(key for s in scores for key in s.metrics))
+    return keys, np.array([[s.metrics.get(key, np.nan) for key in keys] for s in scores])
+
+
 def mean_metrics(scores: Sequence[ImageScore], weights: np.ndarray | None = None) -> dict[str, float]:
-    """Each metric's mean over images, weighted if `weights` (N,) is given."""
-    return {key: float(np.average([s.metrics[key] for s in scores], weights=weights)) for key in scores[0].metrics}
+    """Each metric's mean over the images that have it, weighted if `weights` (N,) is given."""
+    keys, values = metric_table(scores)
+    weights = np.ones(len(scores)) if weights is None else weights
+    return {key: float(np.average(v[~np.isnan(v)], weights=weights[~np.isnan(v)])) for key, v in zip(keys, values.T)}
 
 
 def pooled_metrics(scores: Sequence[ImageScore]) -> dict[str, float]:
@@ -70,14 +78,15 @@ def intervals(
 ) -> dict[str, tuple[float, float]] | None:
     """Percentile bootstrap interval of each metric, resampling whole images with replacement; None below 2 images.
 
-    Pixels of one image are not independent, images nearly are. The pooled median of a resample is read off the
-    images' histograms, linear inside a bin of 0.05 degrees. Efron 1979.
+    NaN where a mean is infinite. Pixels of one image are not independent, images nearly are. The pooled median of a
+    resample is read off the images' histograms, linear inside a bin of 0.05 degrees. Efron 1979.
     """
     count = len(scores)
     if count < 2:
         return None
-    keys = list(scores[0].metrics)
-    values = np.array([[s.metrics[key] for key in keys] for s in scores])
+    keys, values = metric_table(scores)
+    present = ~np.isnan(values)
+    values = np.where(present, values, 0)
     pixels = np.array([s.pixels for s in scores], dtype=np.float64)
     if pooled:
         rmse, median = keys.index("rmse"), keys.index("median")
@@ -90,12 +99,15 @@ def intervals(
         picks = rng.integers(count, size=(stop - start, count))
         times = np.array([np.bincount(row, minlength=count) for row in picks], dtype=np.float64)
         weights = times * pixels if pooled else times
-        draws[start:stop] = weights @ values / weights.sum(axis=1, keepdims=True)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            draws[start:stop] = weights @ values / (weights @ present)
         if pooled:
             draws[start:stop, rmse] = np.sqrt(draws[start:stop, rmse])
             draws[start:stop, median] = _histogram_medians(times.astype(np.float32) @ histograms)
     tail = 50 * (1 - level)
-    low, high = np.percentile(draws, [tail, 100 - tail], axis=0)
+    draws[:, ~np.isfinite(values).all(axis=0)] = np.nan
+    with np.errstate(invalid="ignore"):
+        low, high = np.nanpercentile(draws, [tail, 100 - tail], axis=0)
     return {key: (float(a), float(b)) for key, a, b in zip(keys, low, high)}
 
 
@@ -109,3 +121,58 @@ def _histogram_medians(histograms: np.ndarray) -> np.ndarray:
         before = counts[place - 1] if place else 0.0
         medians[row] = (place + (target - before) / (counts[place] - before)) / BINS_PER_DEGREE
     return medians
+
+
+def make_rows(
+    scores: Sequence[tuple[ImageScore, ImageScore | None]],
+    scene_types: Sequence[str],
+    pooled: bool,
+    erode: int,
+    resamples: int,
+    seed: int,
+) -> list[dict]:
+    """Rows of results: the whole set and each scene type that occurs, then the same with eroded masks.
+
+    scores: (score, score with the mask eroded or None) of each image. Returns dicts of row, images, pixels, metrics
+    and intervals; the first is the whole set.
+    """
+    rows = []
+    groups = ("all", *(kind for kind in scene_types if any(plain.scene_type == kind for plain, _ in scores)))
+    for variant, suffix in enumerate(("", f", eroded {erode}")[: 2 if erode else 1]):
+        for group in groups:
+            chosen = [s[variant] for s in scores if s[variant] is not None and group in ("all", s[0].scene_type)]
+            if not chosen:
+                continue
+            rows.append(
+                {
+                    "row": group + suffix,
+                    "images": len(chosen),
+                    "pixels": sum(s.pixels for s in chosen),
+                    "metrics": pooled_metrics(chosen) if pooled else mean_metrics(chosen),
+                    "intervals": intervals(chosen, pooled, resamples, seed) if resamples else None,
+                }
+            )
+    return rows
+
+
+def total_errors(scores: Sequence[ImageScore]) -> np.ndarray | None:
+    """Histogram of errors over all pixels of all images, int64; None if there are no pixel errors."""
+    if any(s.errors is None for s in scores):
+        return None
+    return np.sum([s.errors for s in scores], axis=0, dtype=np.int64)
+
+
+def frame_warning(scores: Sequence[ImageScore], flips: Sequence[tuple[float, float, float]]) -> str | None:
+    """What to say if flipping axes of the predictions would more than halve the mean error, else None.
+
+    flips: the signs that `ImageScore.flips` went through, identity first.
+    """
+    errors = np.average([s.flips for s in scores], axis=0, weights=[s.pixels for s in scores])
+    best = int(np.argmin(errors))
+    if not errors[best] < errors[0] / 2:
+        return None
+    axes = " and ".join(axis for axis, sign in zip("xyz", flips[best]) if sign < 0)
+    return (
+        f"flipping {axes} of the predictions would cut the mean error from {errors[0]:.1f} to {errors[best]:.1f} "
+        "degrees: are --pred_frame and --gt_frame right?"
+    )
