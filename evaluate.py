@@ -216,6 +216,8 @@ def describe_settings(args: argparse.Namespace, rules: Rules, pairs: list[Pair],
         "erode": args.erode,
         "allow_missing": args.allow_missing,
     }
+    if args.gt_dir is None:
+        settings["mask_rule"] = "comparisons with a verdict, a positive score and two opaque points"
     if args.task == "normal":
         settings |= {"pred_frame": rules.pred_frame, "gt_frame": rules.gt_frame}
     elif args.task == "depth":

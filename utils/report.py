@@ -21,6 +21,12 @@ PICTURE_WIDTH = 420
 INVALID = (70, 74, 82)
 ERROR_COLOURS = ((13, 8, 55), (98, 20, 122), (196, 51, 92), (247, 138, 43), (252, 244, 170))
 HIGHER_IS_BETTER = ("below", "delta", "psnr", "ssim")
+UNITS = {
+    "normal": {"mean": "°", "median": "°", "rmse": "°", "below": "%"},
+    "depth": {"rmse": "m", "sq_rel": "m", "silog": "× 100"},
+    "albedo": {"psnr": "dB"},
+    "shading": {"psnr": "dB"},
+}
 
 
 class ErrorAxis(NamedTuple):
@@ -98,21 +104,27 @@ def _lead(result: dict) -> str:
 
 def _summary(result: dict) -> str:
     keys = list(result["metrics"])
-    arrows = ["↑" if key.startswith(HIGHER_IS_BETTER) else "↓" for key in keys]
-    head = "".join(f"<th>{escape(key)}&nbsp;{arrow}</th>" for key, arrow in zip(keys, arrows))
+    units = UNITS[result["task"]]
+    head = ""
+    for key in keys:
+        arrow = "↑" if key.startswith(HIGHER_IS_BETTER) else "↓"
+        unit = units.get(key, units.get(key.split("_")[0] if key.startswith("below") else "", ""))
+        head += f"<th>{escape(key)}&nbsp;{arrow}<small>{unit}</small></th>"
     body = [_summary_row(row, row["row"], keys, "") for row in result["rows"]]
     for row in result.get("baseline", {}).get("rows", ()):
-        body.append(_summary_row(row, f"baseline: mean, {row['row']}", keys, " class=baseline"))
+        body.append(_summary_row(row, f"baseline, {row['row']}", keys, " class=baseline"))
     share = result["settings"]["bootstrap"]
     caption = (
-        f"<p class=small>In brackets: 95 % percentile bootstrap over images, {share['resamples']:,} resamples, "
-        f"seed {share['seed']}. The baseline predicts one constant for every pixel.</p>"
+        f"<p class=small>↓ lower is better, ↑ higher is better. Small: 95 % percentile bootstrap over images, "
+        f"{share['resamples']:,} resamples, seed {share['seed']}. The baseline predicts one constant everywhere.</p>"
     )
     return f"<div class=wide><table><tr><th></th><th>images</th>{head}</tr>{''.join(body)}</table></div>{caption}"
 
 
 def _summary_row(row: dict, name: str, keys: list[str], style: str) -> str:
-    cells = "".join(f"<td>{_number(row['metrics'][key])}<small>{_interval(row, key)}</small></td>" for key in keys)
+    cells = "".join(
+        f"<td>{_number(row['metrics'][key])}<small>{_interval(row, key, '{}–{}', 3)}</small></td>" for key in keys
+    )
     return f"<tr{style}><th>{escape(name)}</th><td>{row['images']:,}</td>{cells}</tr>"
 
 
@@ -132,7 +144,7 @@ def _charts(axis: ErrorAxis, errors: dict[str, np.ndarray]) -> str:
         _bar(i * step, (i + 1) * step, share, end, top) for i, share in enumerate(shares["prediction"][:bars]) if share
     ]
     if "baseline" in shares:
-        outline = [(x, share) for i, share in enumerate(shares["baseline"][:bars]) for x in (i * step, (i + 1) * step)]
+        outline = [((i + 0.5) * step, share) for i, share in enumerate(shares["baseline"][:bars])]
         drawn.append(_line(outline, end, top, "baseline"))
     width = f"{step:g}{axis.unit}"
     histogram = _frame(drawn, axis, end, top, f"% of pixels, per {width}", "Histogram", shares)
@@ -289,20 +301,20 @@ def _plain(value) -> str:
     return value if isinstance(value, str) else f"{value:g}"
 
 
-def _number(value: float) -> str:
+def _number(value: float, digits: int = 4) -> str:
     """Four significant digits: 12.34, 0.09731, 98.20."""
     if not np.isfinite(value):
         return "∞" if value > 0 else "n/a"
     if value and abs(value) < 1e-4:
         return f"{value:.2e}"
-    return f"{value:.{3 - int(np.clip(np.floor(np.log10(abs(value) or 1)), -3, 3))}f}"
+    return f"{value:.{max(0, digits - 1 - int(np.clip(np.floor(np.log10(abs(value) or 1)), -3, 3)))}f}"
 
 
-def _interval(row: dict, key: str) -> str:
+def _interval(row: dict, key: str, form: str = "[{}, {}]", digits: int = 4) -> str:
     if row["intervals"] is None or not np.isfinite(row["intervals"][key]).all():
         return "n/a"
     low, high = row["intervals"][key]
-    return f"[{_number(low)}, {_number(high)}]"
+    return form.format(_number(low, digits), _number(high, digits))
 
 
 PAGE = """<!doctype html>
@@ -312,15 +324,16 @@ PAGE = """<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>TITLE</title>
 <style>
-body { font: 15px/1.5 system-ui, sans-serif; color: #1c2430; background: #fff; margin: 0 auto; max-width: 1080px;
+body { font: 15px/1.5 system-ui, sans-serif; color: #1c2430; background: #fff; margin: 0 auto; max-width: 1140px;
   padding: 28px 24px 60px; }
 h1 { font-size: 26px; margin: 0; } h2 { font-size: 18px; margin: 34px 0 10px; }
 h3 { font-size: 15px; margin: 22px 0 8px; } h3 span { font-weight: 400; color: #5b6675; }
 .lead { color: #5b6675; margin: 4px 0 0; } .small, small { color: #6b7686; font-size: 12px; }
 .warning { background: #fff5d6; border-left: 4px solid #d99a00; padding: 10px 14px; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: 6px 11px; text-align: right; border-bottom: 1px solid #e3e7ed; white-space: nowrap; }
-th { font-weight: 600; } tr > th:first-child { text-align: left; } td small { display: block; }
+th, td { padding: 6px 7px; font-size: 14px; text-align: right; border-bottom: 1px solid #e3e7ed; white-space: nowrap; }
+th { font-weight: 600; } tr > th:first-child { text-align: left; }
+td small, th small { display: block; font-size: 11px; font-weight: 400; }
 tr.baseline { background: #f5f6f8; color: #5b6675; } tr.baseline th { font-weight: 400; }
 .settings th, .settings td { text-align: left; white-space: normal; padding: 4px 11px; font-size: 13px; }
 .charts { display: grid; grid-template-columns: 1fr 1fr; gap: 20px; }
