@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from utils.metrics import normal_valid
+
 
 def read_array(path: Path) -> np.ndarray:
     """The numbers in a .npy or .png file as stored, (H, W) or (H, W, C); ValueError if it is unreadable."""
@@ -37,10 +39,10 @@ def read_normals(path: Path) -> tuple[np.ndarray, np.ndarray]:
     if path.suffix == ".npy":
         if array.dtype.kind != "f":
             raise ValueError(f"holds {array.dtype}: normals in .npy need floats, save encoded ones as .png")
-        return array, np.isfinite(array).all(axis=2) & (array != 0).any(axis=2)
+        return array, normal_valid(array)
     if array.dtype != np.uint8:
         raise ValueError(f"holds {array.dtype}: normals in .png need 8-bit RGB, save others as .npy")
-    return array * np.float32(2 / 255) - np.float32(1), array.any(axis=2)
+    return array * np.float32(2 / 255) - np.float32(1), normal_valid(array)
 
 
 def read_depth(path: Path) -> np.ndarray:

@@ -65,7 +65,8 @@ def normal_valid(gt, mask=None) -> np.ndarray:
     gt = np.asarray(gt)
     if gt.ndim == 0 or gt.shape[-1] != 3:
         raise ValueError(f"normals need a last axis of 3, not shape {gt.shape}")
-    valid = np.isfinite(gt).all(axis=-1) & (gt != 0).any(axis=-1)
+    x, y, z = np.moveaxis(gt, -1, 0)  # plane by plane: reductions over a last axis of 3 are several times slower
+    valid = np.isfinite(x) & np.isfinite(y) & np.isfinite(z) & ((x != 0) | (y != 0) | (z != 0))
     if mask is None:
         return valid
     mask = np.asarray(mask)

