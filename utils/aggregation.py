@@ -105,9 +105,10 @@ def intervals(
             draws[start:stop, rmse] = np.sqrt(draws[start:stop, rmse])
             draws[start:stop, median] = _histogram_medians(times.astype(np.float32) @ histograms)
     tail = 50 * (1 - level)
-    draws[:, ~np.isfinite(values).all(axis=0)] = np.nan
-    with np.errstate(invalid="ignore"):
-        low, high = np.nanpercentile(draws, [tail, 100 - tail], axis=0)
+    infinite = ~np.isfinite(values).all(axis=0)
+    draws[:, infinite] = 0
+    low, high = np.nanpercentile(draws, [tail, 100 - tail], axis=0)  # a resample may miss every image with a metric
+    low[infinite] = high[infinite] = np.nan
     return {key: (float(a), float(b)) for key, a, b in zip(keys, low, high)}
 
 
