@@ -2,8 +2,10 @@
 
 import json
 import re
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -227,7 +229,7 @@ def test_images_without_valid_pixels_are_left_out_and_counted(tmp_path, run, fai
 def test_missing_and_unusable_predictions(tmp_path, run, fail):
     bad = {
         "nan.npy": np.where(np.arange(SHAPE[1])[None, :, None] == 3, np.nan, normals()),
-        "inf.npy": normals() * np.float32(np.inf),
+        "inf.npy": np.full((*SHAPE, 3), np.inf),
         "zero.npy": normals() * 0,
         "grey.png": encode(normals())[..., 0],
         "shape.npy": normals().transpose(2, 0, 1),
@@ -274,8 +276,6 @@ def test_sets_that_do_not_match(tmp_path, run, fail):
     assert "no .npy or .png normal map under" in fail("--gt_dir", tmp_path / "empty")
     save(tmp_path / "pred/val/a_normal.npy", normals())
     assert "1 predictions have no ground truth" in run()[1]
-    save(tmp_path / "pred/val/a_pred_normal.npy", normals())
-    assert "both claim the name val/a" in fail("--output", tmp_path / "other.json") if False else True
 
 
 def test_two_files_with_one_name_are_an_error(tmp_path, fail):
@@ -304,8 +304,6 @@ def test_baseline_predicts_the_mean_normal(tmp_path, run):
     assert result["baseline"]["constant"] == pytest.approx([0, 0, -1], abs=1e-7)
     assert result["baseline"]["metrics"]["mean"] == pytest.approx(30, rel=1e-6)
     assert "baseline: mean" in text
-    save(tmp_path / "gt/a.npy", normals(0))
-    save(tmp_path / "gt/b.npy", normals(180))
 
 
 def test_intervals_bracket_the_value_and_repeat(tmp_path, run):
@@ -314,7 +312,8 @@ def test_intervals_bracket_the_value_and_repeat(tmp_path, run):
         save(tmp_path / f"pred/{index}.npy", normals(3 + 2 * index))
     first, _ = run("--protocol", "per_image")
     low, high = first["intervals"]["mean"]
-    assert 8 < low < first["metrics"]["mean"] == pytest.approx(14, rel=1e-5) < high < 20
+    assert first["metrics"]["mean"] == pytest.approx(14, rel=1e-5)
+    assert 8 < low < 12 and 16 < high < 20  # 14 and about two standard errors of 2
     assert run("--protocol", "per_image")[0]["intervals"] == first["intervals"]
     assert run("--protocol", "per_image", "--seed", "1")[0]["intervals"] != first["intervals"]
     assert run("--workers", "3")[0]["per_image"] == first["per_image"]
@@ -496,11 +495,11 @@ def test_whdr(tmp_path, run, fail):
     (tmp_path / "iiw").mkdir()
     (tmp_path / "iiw/a.json").write_text(json.dumps(said))
     half = np.full((20, 20, 3), 100, np.uint8)
-    half[:, 10:] = 104  # 9.5 % more linear light: equal. 4 % in sRGB numbers would be equal as well, 108 would not
+    half[:, 10:] = 104  # 9 % more linear light: counts as equal
     save(tmp_path / "pred/a_albedo.png", half)
-    result, text = run("--whdr", tmp_path / "iiw/a.json", "--baseline", "mean", task="albedo")
+    result, _ = run("--whdr", tmp_path / "iiw/a.json", "--baseline", "mean", task="albedo")
     assert result["protocol"] == "whdr" and result["metrics"] == {"whdr": pytest.approx(0.75)}
-    half[:, 10:] = 108  # 18 % more linear light, 8 % in sRGB numbers
+    half[:, 10:] = 108  # 18 % more linear light: brighter, though only 8 % in sRGB numbers
     save(tmp_path / "pred/a_albedo.png", half)
     result, _ = run("--whdr", tmp_path / "iiw", "--baseline", "mean", "--report", tmp_path / "report", task="albedo")
     assert result["metrics"]["whdr"] == pytest.approx(0.25)
@@ -519,20 +518,29 @@ def test_whdr(tmp_path, run, fail):
 # Files that could mean two things
 
 
+def png_file(width, height, depth, colour, rows):
+    """A .png by hand, for what Pillow does not write."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
 def test_pictures_that_would_be_read_wrongly(tmp_path):
     plain = encode(random_normals())
     rgba = Image.fromarray(plain).convert("RGBA")
     rgba.save(tmp_path / "rgba.png")
     Image.fromarray(plain).convert("P").save(tmp_path / "palette.png")
     Image.fromarray(plain).save(tmp_path / "jpeg.png", format="JPEG")
-    deep = bytearray(save(tmp_path / "deep.png", plain).read_bytes())
-    deep[24] = 16  # the header says 16 bits per channel
-    (tmp_path / "deep.png").write_bytes(bytes(deep))
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in plain)
+    (tmp_path / "deep.png").write_bytes(png_file(plain.shape[1], plain.shape[0], depth=16, colour=2, rows=rows))
     for name, words in (
         ("rgba", "mode RGBA"),
         ("palette", "mode P"),
         ("jpeg", "is a JPEG"),
-        ("deep", "cannot be read"),
+        ("deep", "16-bit colour"),
     ):
         with pytest.raises(ValueError, match=words):
             maps.read_array(tmp_path / f"{name}.png")
@@ -543,8 +551,17 @@ def test_pictures_that_would_be_read_wrongly(tmp_path):
 
 
 def test_names(tmp_path):
-    for name in ("a.npy", "s/b_depth.npy", "s/b.png", "s/b_depth_mask.npy", "s/c_pred.png", "s/d_normal.npy", "e.txt"):
-        save(tmp_path / name, np.zeros((2, 2), np.uint8)) if "txt" not in name else (tmp_path / name).write_text("")
+    for name in (
+        "a.npy",
+        "s/b_depth.npy",
+        "s/b.png",
+        "s/b_depth_mask.npy",
+        "s/c_pred.png",
+        "s/d_normal.npy",
+        "s/d.png",
+    ):
+        save(tmp_path / name, np.zeros((2, 2), np.uint8))
+    (tmp_path / "e.txt").write_text("")
     found, doubles = pairing.find_maps(tmp_path, "depth", "--pred_dir")
     assert {name: path.name for name, path in found.items()} == {
         "a": "a.npy",
@@ -575,7 +592,7 @@ def test_flags_without_meaning_are_refused(fail, task, flags, words):
 @pytest.mark.parametrize("task", ["normal", "depth", "albedo"])
 def test_report_is_one_page_that_loads_nothing(tmp_path, run, task):
     make = {"normal": random_normals, "depth": depth, "albedo": lambda: RNG.uniform(0, 1, (*SHAPE, 3))}[task]
-    for name in ("a", "b", "c<i>", "d"):
+    for name in ("<i>a", "<i>b", "<i>c", "<i>d"):
         gt = make()
         save(tmp_path / f"gt/{name}.npy", gt)
         save(tmp_path / f"pred/{name}.npy", gt + np.float32(0.1) * make())
@@ -584,7 +601,7 @@ def test_report_is_one_page_that_loads_nothing(tmp_path, run, task):
     page = (tmp_path / "report/index.html").read_text()
     assert page.count("data:image/png;base64,") == 9 and page.count("<svg") == 2
     assert not re.search(r'(src|href)="(?!data:)', page) and "<script" not in page
-    assert "c&lt;i&gt;" in page and "c<i>" not in page
+    assert page.count("&lt;i&gt;") == 3 and "<i>a" not in page
     assert "baseline, all" in page and all(f">{key}&nbsp;" in page for key in result["metrics"])
     headline = evaluate.HEADLINE[task]
     ranked = sorted(result["per_image"], key=lambda image: image[headline])

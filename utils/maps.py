@@ -102,8 +102,8 @@ def _read_png(path: Path) -> np.ndarray:
     with Image.open(path) as image:
         if image.format != "PNG":
             raise ValueError(f"is a {image.format} file with the name of a .png")
-        header = path.open("rb").read(26)
-        depth, colour = header[24], header[25]
+        with path.open("rb") as file:
+            depth, colour = file.read(26)[24:]  # of the IHDR chunk: Pillow does not tell
         if depth == 16 and colour != 0:
             raise ValueError("is 16-bit colour, which Pillow truncates to 8 bits: save it as .npy")
         if image.mode not in ("L", "RGB", "I;16", "I", "1"):
