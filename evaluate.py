@@ -22,12 +22,12 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from utils import pairing, report, scoring
+from utils import evaluation, pairing, report
 from utils.aggregation import ImageScore, frame_warning, make_rows, total_errors
+from utils.evaluation import GroundTruthError, NothingToScore, PredictionError, Rules
 from utils.metrics import unit_vectors
 from utils.pairing import Pair
 from utils.protocols import DEPTH_RULES, FRAMES
-from utils.scoring import GroundTruthError, NothingToScore, PredictionError, Rules
 
 PROTOCOLS = {  # the first is the default
     "normal": ("pooled", "per_image"),
@@ -66,6 +66,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--pred_space", choices=("srgb", "linear"), help="colour space of predictions (default: srgb)")
     add("--gt_space", choices=("srgb", "linear"), help="colour space of the truth, and of the scores (default: srgb)")
     add("--whdr", type=Path, help="IIW judgements: one .json, or a folder of <name>.json; needs no --gt_dir")
+    add("--by_stem", action="store_true", help="pair by file stem alone: inference writes one flat folder")
+    add("--center_crop", action="store_true", help="score the truth's centre square, which is what inference draws")
     add("--erode", type=int, help="second row with masks shrunk by that many pixels (default: 5 for diode, else 0)")
     add("--diode_set", choices=("disk", "meta"), help="DIODE: all files found (default), or those in diode_meta.json")
     add("--bootstrap", type=int, default=1000, help="resamples of images for the intervals, 0 = none (default: 1000)")
@@ -82,6 +84,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--gt_dir is needed (only --whdr does without)")
     if args.gt_dir is None and args.mask_dir is not None:
         parser.error("--mask_dir needs --gt_dir: judgements know no mask")
+    if args.whdr is not None and args.center_crop:
+        parser.error("--whdr places its points in the whole picture: it cannot go with --center_crop")
     if args.gt_depth_scale is not None and not 0 < args.gt_depth_scale < math.inf:
         parser.error("--gt_depth_scale must be a positive number of units per metre")
     if args.erode is None:
@@ -94,7 +98,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def find_pairs(args: argparse.Namespace, notes: list[str]) -> list[Pair]:
     """The images to score. Adds to `notes` what was chosen, passed over or found twice; lists what is missing."""
     if args.gt_dir is None:
-        found, doubles = pairing.find_maps(args.pred_dir, args.task, "--pred_dir")
+        found, doubles = pairing.find_maps(args.pred_dir, args.task, "--pred_dir", args.by_stem)
         pairs = [Pair(name, path, None) for name, path in sorted(found.items())]
         counts = {"npy_preferred_over_png": doubles, "predictions_without_gt": 0}
     else:
@@ -105,7 +109,7 @@ def find_pairs(args: argparse.Namespace, notes: list[str]) -> list[Pair]:
                 f"--diode_set: no diode_meta.json beside the normals or depths folder {args.gt_dir}"
             )
         wanted = listed if args.diode_set == "meta" else None
-        pairs, counts = pairing.pair_maps(args.task, args.pred_dir, args.gt_dir, args.mask_dir, wanted)
+        pairs, counts = pairing.pair_maps(args.task, args.pred_dir, args.gt_dir, args.mask_dir, wanted, args.by_stem)
         if root:
             inside = sum(pairing.sample_of(pair.gt) in listed for pair in pairs)
             source = "diode_meta.json" if args.diode_set == "meta" else "all on disk"
@@ -146,7 +150,7 @@ def score_all(pairs: list[Pair], args: argparse.Namespace, rules: Rules, judgeme
 
     def attempt(pair: Pair):
         try:
-            return scoring.score_pair(pair, rules, args.erode, judgements.get(pair.name), constant)
+            return evaluation.score_pair(pair, rules, args.erode, judgements.get(pair.name), constant)
         except (GroundTruthError, PredictionError, NothingToScore) as error:
             return error
 
@@ -186,7 +190,7 @@ def constant_prediction(pairs: list[Pair], args: argparse.Namespace, rules: Rule
     if args.task == "depth" or args.gt_dir is None:
         return np.array(1.0)
     with ThreadPoolExecutor(args.workers) as pool:
-        sums, pixels = zip(*pool.map(lambda pair: scoring.truth_sum(pair, rules), pairs))
+        sums, pixels = zip(*pool.map(lambda pair: evaluation.truth_sum(pair, rules), pairs))
     try:
         mean = np.sum(np.array(sums), axis=0) / np.sum(pixels)
     except ValueError as error:
@@ -214,6 +218,7 @@ def describe_settings(args: argparse.Namespace, rules: Rules, pairs: list[Pair],
         "resolution": dict(Counter(f"{s.shape[0]}x{s.shape[1]}" for s, _ in scores).most_common()),
         "bootstrap": {"resamples": args.bootstrap, "over": "images", "level": 0.95, "seed": args.seed},
         "erode": args.erode,
+        "center_crop": args.center_crop,
         "allow_missing": args.allow_missing,
     }
     if args.gt_dir is None:
@@ -250,6 +255,7 @@ def make_rules(args: argparse.Namespace) -> Rules:
         gt_depth_scale=args.gt_depth_scale,
         pred_space=args.pred_space or "srgb",
         gt_space=args.gt_space or "srgb",
+        center_crop=args.center_crop,
     )
 
 
@@ -282,8 +288,14 @@ def evaluate(args: argparse.Namespace) -> dict:
         "settings": describe_settings(args, rules, pairs, scores),
     }
     result |= {key: result["rows"][0][key] for key in ("images", "pixels", "metrics", "intervals")}
-    if args.task == "normal" and (warning := frame_warning([plain for plain, _ in scores], scoring.AXIS_FLIPS)):
+    if args.task == "normal" and (warning := frame_warning([plain for plain, _ in scores], evaluation.AXIS_FLIPS)):
         result["warnings"].append(warning)
+    distorted = [plain.name for plain, _ in scores if plain.distorted]
+    if distorted:
+        result["warnings"].append(
+            f"{len(distorted)} predictions do not have the proportions of their ground truth and were stretched, "
+            f"{distorted[0]} for one: if they show the centre square, use --center_crop"
+        )
     errors = {"prediction": total_errors([plain for plain, _ in scores])}
     kept = {plain.name for plain, _ in scores}
     pairs = [pair for pair in pairs if pair.name in kept]

@@ -295,6 +295,24 @@ def test_resizing_keeps_normals_and_depth(tmp_path, run):
     np.testing.assert_allclose(doubled[3, 1:-1], np.arange(14) / 2 + 0.25)  # pixel centres, not corners
 
 
+def test_predictions_of_the_centre_square(tmp_path, run):
+    gt = random_normals((24, 32))
+    save(tmp_path / "gt/deep/a_normal.npy", gt)
+    save(tmp_path / "pred/a_normal.npy", gt[:, 4:28])
+    result, _ = run("--by_stem", "--center_crop")
+    assert result["pixels"] == 24 * 24 and result["metrics"]["mean"] == 0 and result["warnings"] == []
+    result, text = run("--by_stem")
+    assert result["metrics"]["mean"] > 10 and "WARNING: 1 predictions do not have the proportions" in text
+    save(tmp_path / "pred/a_normal.npy", gt)  # the whole picture: cropped like the truth
+    result, _ = run("--by_stem", "--center_crop")
+    assert result["pixels"] == 24 * 24 and result["metrics"]["mean"] == 0 and result["warnings"] == []
+    turning = np.concatenate([normals(angle, (24, 1)) for angle in range(0, 64, 2)], axis=1)
+    save(tmp_path / "gt/deep/a_normal.npy", turning)
+    save(tmp_path / "pred/a_normal.npy", np.repeat(np.repeat(turning, 2, 0), 2, 1))  # the whole, twice as large
+    result, _ = run("--by_stem", "--center_crop")
+    assert result["metrics"]["mean"] < 0.3 and result["warnings"] == []
+
+
 def test_baseline_predicts_the_mean_normal(tmp_path, run):
     for name, sign in (("a", 1), ("b", -1)):
         save(tmp_path / f"gt/{name}.npy", normals(30 * sign))
@@ -413,7 +431,11 @@ def test_depth_png(tmp_path, run, fail):
     save(tmp_path / "gt/a.png", (millimetres // 32).astype(np.uint8))
     assert "a.png: is an 8-bit picture, too coarse" in fail("--gt_depth_scale", "50", task="depth")
     save(tmp_path / "gt/a.png", millimetres)
-    save(tmp_path / "pred/a_depth.png", encode(normals()))
+    save(tmp_path / "pred/a_depth.png", np.repeat((255 - millimetres // 32).astype(np.uint8)[..., None], 3, 2))
+    save(tmp_path / "gt/a.png", millimetres)
+    assert run("--gt_depth_scale", "1000", task="depth")[0]["metrics"] == result["metrics"]
+    (tmp_path / "metrics.json").unlink()
+    save(tmp_path / "pred/a_depth.png", encode(random_normals()))
     assert "pred/a_depth.png: has shape (24, 32, 3): depth needs one channel" in fail(
         "--gt_depth_scale", "1000", task="depth"
     )

@@ -65,6 +65,8 @@ def test_no_direction_has_no_angle(bad):
 def test_length_does_not_matter_even_at_the_ends_of_float64():
     long = metrics.angular_error([[1e200, 0, 1e200], [1e-200, 0, 1e-200]], [[1e-200, 0, 0], [1e-200, 0, 0]])
     np.testing.assert_allclose(long, 45, rtol=1e-12)
+    huge, tiny = np.array([[1e200, 0, 1e200]]), np.array([[0, 1e-200, 0]])
+    assert metrics.angular_error(huge, huge * [[1, 1, -1]]) == metrics.angular_error(tiny, tiny[:, [1, 0, 2]]) == 90
 
 
 vectors = hnp.arrays(np.float64, (5, 3), elements=st.floats(-10, 10, width=32)).filter(
@@ -288,6 +290,13 @@ def test_ssim_is_the_published_sum():
     assert metrics.ssim(*both, everywhere) == pytest.approx((brute_force_ssim(pred, gt) + 1) / 2, rel=1e-10)
 
 
+def test_masked_ssim_renormalises_its_windows():
+    valid = np.random.default_rng(4).random((30, 30)) > 0.5
+    flat = 2 * 0.3 * 0.6 + 1e-4, 0.3**2 + 0.6**2 + 1e-4  # constant pictures: only the luminance term is not 1
+    found = metrics.ssim(np.full((30, 30), 0.3), np.full((30, 30), 0.6), valid)
+    assert found == pytest.approx(flat[0] / flat[1], rel=1e-9)
+
+
 @pytest.mark.parametrize("garbage", [np.nan, np.inf, -1e9])
 def test_masked_garbage_changes_nothing(garbage):
     valid = np.random.default_rng(5).random((40, 50)) > 0.3
@@ -364,12 +373,13 @@ def test_depth_crops():
     assert protocols.depth_valid(gt, "nyuv2").sum() == (471 - 45 - 100) * (601 - 41)
     with pytest.raises(ValueError, match="480x640"):
         protocols.depth_valid(np.ones((481, 640)), "nyuv2")
-    kitti = protocols.kitti_benchmark_crop(np.arange(375 * 1242.0).reshape(375, 1242) + 1)
-    assert kitti.shape == (352, 1216) and kitti[0, 0] == 23 * 1242 + 13 + 1
+    assert protocols.kitti_window((375, 1242)) == (slice(23, 375), slice(13, 13 + 1216))
     rows, cols = np.nonzero(protocols.depth_valid(np.full((352, 1216), 5.0), "kitti"))
     assert (rows.min(), rows.max(), cols.min(), cols.max()) == (117, 320, 43, 1171)
     with pytest.raises(ValueError, match="smaller than"):
-        protocols.kitti_benchmark_crop(np.ones((300, 1242)))
+        protocols.kitti_window((300, 1242))
+    assert protocols.center_window((768, 1024)) == (slice(0, 768), slice(128, 896))
+    assert protocols.center_window((5, 4)) == (slice(0, 4), slice(0, 4))
 
 
 def test_depth_validity():

@@ -22,6 +22,7 @@ class ImageScore(NamedTuple):
     errors: np.ndarray | None = None
     angles: np.ndarray | None = None  # float32 (pixels,), kept for the pooled median alone
     flips: np.ndarray | None = None  # float64 (8,), mean error after each combination of axis flips
+    distorted: bool = False  # the prediction had other proportions than the truth
 
 
 def angle_bins(angles: np.ndarray) -> np.ndarray:

@@ -46,8 +46,10 @@ def read_normals(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def read_depth(path: Path) -> np.ndarray:
-    """A predicted depth or disparity (H, W), any unit: float .npy, or one-channel .png of 8 or 16 bits."""
+    """A predicted depth or disparity (H, W), any unit: .npy, or .png of 8 or 16 bits, grey or with equal channels."""
     array = read_array(path)
+    if array.ndim == 3 and (array == array[..., :1]).all():
+        array = array[..., 0]
     if array.ndim != 2:
         raise ValueError(f"has shape {array.shape}: depth needs one channel, not a colour picture")
     return array.astype(np.float64)

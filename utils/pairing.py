@@ -21,12 +21,13 @@ class Pair(NamedTuple):
     scene_type: str | None = None
 
 
-def find_maps(folder: Path, task: str, what: str) -> tuple[dict[str, Path], int]:
+def find_maps(folder: Path, task: str, what: str, by_stem: bool = False) -> tuple[dict[str, Path], int]:
     """({name: file} of the task's maps under `folder`, how many names had both .npy and .png).
 
     name: path relative to `folder`, in posix form, without `_<task>` and `_pred`. Masks and maps of other tasks are
     passed over, and so is a bare `x.png` beside `x_depth.npy` when depth is not the task: that is the photograph. Of
     several files with one name the most explicit wins: `_<task>` before none, then .npy before .png.
+    by_stem: names are the stems alone, without folders.
     Raises FileNotFoundError when there is no folder or no map in it.
     """
     if not folder.is_dir():
@@ -39,10 +40,11 @@ def find_maps(folder: Path, task: str, what: str) -> tuple[dict[str, Path], int]
         stem = path.stem.removesuffix("_pred")
         other = next((other for other in TASKS if other != task and stem.endswith(f"_{other}")), None)
         if other:
-            elsewhere.add((path.parent / stem.removesuffix(f"_{other}")).relative_to(folder).as_posix())
+            bare = stem.removesuffix(f"_{other}")
+            elsewhere.add(bare if by_stem else (path.parent / bare).relative_to(folder).as_posix())
             continue
         bare = stem.removesuffix(f"_{task}").removesuffix("_pred")
-        name = (path.parent / bare).relative_to(folder).as_posix()
+        name = bare if by_stem else (path.parent / bare).relative_to(folder).as_posix()
         ranked.setdefault(name, []).append((bare == stem, path.suffix == ".png", path))
     ranked = {name: found for name, found in ranked.items() if name not in elsewhere or not all(c[0] for c in found)}
     if not ranked:
@@ -72,15 +74,20 @@ def find_mask(name: str, gt: Path | None, folder: Path | None) -> Path | None:
 
 
 def pair_maps(
-    task: str, pred_dir: Path, gt_dir: Path, mask_dir: Path | None, listed: set[str] | None = None
+    task: str,
+    pred_dir: Path,
+    gt_dir: Path,
+    mask_dir: Path | None = None,
+    listed: set[str] | None = None,
+    by_stem: bool = False,
 ) -> tuple[list[Pair], dict[str, int]]:
     """One Pair for each ground truth, sorted by name, and counts of what was passed over.
 
-    listed: if given, only these DIODE samples (see `listed_samples`).
+    listed: if given, only these DIODE samples (see `listed_samples`). by_stem: pair by file stem, whatever the folder.
     Raises FileNotFoundError for empty folders, for masks missing from `mask_dir`, or when no name matches at all.
     """
-    predictions, doubles = find_maps(pred_dir, task, "--pred_dir")
-    truths, _ = find_maps(gt_dir, task, "--gt_dir")
+    predictions, doubles = find_maps(pred_dir, task, "--pred_dir", by_stem)
+    truths, _ = find_maps(gt_dir, task, "--gt_dir", by_stem)
     if listed is not None:
         truths = {name: path for name, path in truths.items() if sample_of(path) in listed}
         if not truths:
@@ -88,7 +95,7 @@ def pair_maps(
     if not truths.keys() & predictions.keys():
         raise FileNotFoundError(
             f"no prediction pairs with a ground truth: for example {min(predictions)!r} under {pred_dir} and "
-            f"{min(truths)!r} under {gt_dir}; names are relative paths and must agree"
+            f"{min(truths)!r} under {gt_dir}; relative paths must agree, or with --by_stem the stems alone"
         )
     pairs = []
     for name, gt in sorted(truths.items()):

@@ -61,7 +61,8 @@ def depth_valid(gt: np.ndarray, protocol: str, mask: np.ndarray | None = None) -
     crop = np.s_[:]
     if protocol == "nyuv2":
         if gt.shape != (480, 640):
-            raise ValueError(f"is {_size(gt)}, but the crop of --protocol nyuv2 is for 480x640: use --protocol plain")
+            size = f"{gt.shape[0]}x{gt.shape[1]}"
+            raise ValueError(f"is {size}, but the crop of --protocol nyuv2 is for 480x640: use --protocol plain")
         crop = np.s_[45:471, 41:601]
     elif protocol == "kitti":
         height, width = gt.shape
@@ -72,13 +73,20 @@ def depth_valid(gt: np.ndarray, protocol: str, mask: np.ndarray | None = None) -
     return valid & inside
 
 
-def kitti_benchmark_crop(image: np.ndarray) -> np.ndarray:
-    """The bottom centre 352 x 1216 of (H, W): the crop of KITTI's own benchmark. ValueError if it is smaller."""
+def kitti_window(shape: tuple[int, int]) -> tuple[slice, slice]:
+    """The bottom centre 352 x 1216 of a picture of `shape`: KITTI's own benchmark crop. ValueError if smaller."""
     height, width = KITTI_CROP
-    if image.shape[0] < height or image.shape[1] < width:
-        raise ValueError(f"is {_size(image)}, smaller than KITTI's benchmark crop of 352x1216: use --protocol plain")
-    top, left = image.shape[0] - height, (image.shape[1] - width) // 2
-    return image[top : top + height, left : left + width]
+    if shape[0] < height or shape[1] < width:
+        raise ValueError(f"is {shape[0]}x{shape[1]}, smaller than KITTI's crop of 352x1216: use --protocol plain")
+    left = (shape[1] - width) // 2
+    return slice(shape[0] - height, shape[0]), slice(left, left + width)
+
+
+def center_window(shape: tuple[int, int]) -> tuple[slice, slice]:
+    """The centre square of a picture of `shape`."""
+    side = min(shape)
+    top, left = ((length - side) // 2 for length in shape)
+    return slice(top, top + side), slice(left, left + side)
 
 
 def erode(valid: np.ndarray, radius: int) -> np.ndarray:
@@ -107,7 +115,3 @@ def convert_space(image: np.ndarray, source: str, target: str) -> np.ndarray:
     if source == target:
         return image
     return to_linear(image) if target == "linear" else to_srgb(image)
-
-
-def _size(image: np.ndarray) -> str:
-    return f"{image.shape[0]}x{image.shape[1]}"

@@ -11,11 +11,11 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from utils import scoring
+from utils import evaluation
 from utils.aggregation import BINS_PER_DEGREE
+from utils.evaluation import Rules
 from utils.metrics import NORMAL_THRESHOLDS, unit_vectors
 from utils.pairing import Pair
-from utils.scoring import Rules
 
 PICTURE_WIDTH = 420
 INVALID = (70, 74, 82)
@@ -116,7 +116,8 @@ def _summary(result: dict) -> str:
     share = result["settings"]["bootstrap"]
     caption = (
         f"<p class=small>↓ lower is better, ↑ higher is better. Small: 95 % percentile bootstrap over images, "
-        f"{share['resamples']:,} resamples, seed {share['seed']}. The baseline predicts one constant everywhere.</p>"
+        f"{share['resamples']:,} resamples, seed {share['seed']}; views of one scene are less independent than it "
+        f"assumes. The baseline predicts one constant everywhere.</p>"
     )
     return f"<div class=wide><table><tr><th></th><th>images</th>{head}</tr>{''.join(body)}</table></div>{caption}"
 
@@ -225,11 +226,12 @@ def _example(kind: str, image: dict, headline: str, pair: Pair, rules: Rules) ->
         f"{image['pixels']:,} pixels</span></h3>"
     )
     if pair.gt is None:
-        pred = scoring.load_prediction(pair, rules, None)
+        pred, _ = evaluation.load_prediction(pair, rules, None)
         figures = _figure(_colour_picture(pred[..., [0, -1, -1]] if pred.shape[2] == 1 else pred, None), "prediction")
         return f"{caption}<div class=figures>{figures}</div>"
-    gt, valid = scoring.load_truth(pair, rules)
-    pred, error = scoring.compare(scoring.load_prediction(pair, rules, gt), gt, valid, rules)
+    truth = evaluation.load_truth(pair, rules)
+    gt, valid = truth.gt, truth.valid
+    pred, error = evaluation.compare(evaluation.load_prediction(pair, rules, truth)[0], gt, valid, rules)
     axis = AXES[rules.task]
     if rules.task == "normal":
         note = "RGB = (n + 1) / 2, x right, y down, z forward"

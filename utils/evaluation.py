@@ -14,12 +14,12 @@ from utils.aggregation import ANGLE_BINS, ImageScore, angle_bins
 from utils.pairing import Pair
 from utils.protocols import (
     DEPTH_RULES,
-    KITTI_CROP,
+    center_window,
     convert_frame,
     convert_space,
     depth_valid,
     erode,
-    kitti_benchmark_crop,
+    kitti_window,
 )
 
 RELATIVE_BINS = 1001  # depth and colour errors: bins of 0.001, the last holds everything from 1 up
@@ -38,6 +38,19 @@ class Rules(NamedTuple):
     gt_depth_scale: float | None = None
     pred_space: str = "srgb"
     gt_space: str = "srgb"
+    center_crop: bool = False
+
+
+class Truth(NamedTuple):
+    """Ground truth of one image: normals (H, W, 3) in opencv axes, depth (H, W) in metres, or colour; valid (H, W).
+
+    full: (height, width) of its file; window: the part of the file that was kept, as two slices.
+    """
+
+    gt: np.ndarray
+    valid: np.ndarray
+    full: tuple[int, int]
+    window: tuple[slice, slice]
 
 
 class GroundTruthError(ValueError):
@@ -52,11 +65,8 @@ class NothingToScore(ValueError):
     """An image without enough valid ground truth: left out and counted."""
 
 
-def load_truth(pair: Pair, rules: Rules) -> tuple[np.ndarray, np.ndarray]:
-    """(gt, valid) of one image under `rules`: normals (H, W, 3) in opencv axes, depth (H, W) in metres, or colour.
-
-    valid: bool (H, W). Raises GroundTruthError with the file's name.
-    """
+def load_truth(pair: Pair, rules: Rules) -> Truth:
+    """The ground truth of one image under `rules`, cropped as they say. GroundTruthError names the file."""
     mask = None if pair.mask is None else _read(maps.read_mask, pair.mask, GroundTruthError)
     if rules.task == "normal":
         gt, valid = _read(maps.read_normals, pair.gt, GroundTruthError)
@@ -67,49 +77,70 @@ def load_truth(pair: Pair, rules: Rules) -> tuple[np.ndarray, np.ndarray]:
     else:
         gt = _read(maps.read_colour, pair.gt, GroundTruthError)
         valid = np.isfinite(gt) if gt.ndim == 2 else np.isfinite(gt).all(axis=2)
+    full = valid.shape
     if mask is not None:
-        if mask.shape != valid.shape:
-            raise GroundTruthError(f"{pair.mask}: mask of shape {mask.shape} does not fit {pair.gt}, {valid.shape}")
+        if mask.shape != full:
+            raise GroundTruthError(f"{pair.mask}: mask of shape {mask.shape} does not fit {pair.gt}, {full}")
         valid = valid & mask
+    window = np.s_[0 : full[0], 0 : full[1]]
     if rules.task == "depth":
         try:
             if rules.protocol == "kitti":
-                gt, valid = kitti_benchmark_crop(gt), kitti_benchmark_crop(valid)
-            valid = depth_valid(gt, rules.protocol, valid)
+                window = kitti_window(full)
+            inside = np.zeros(full, bool)
+            inside[window] = depth_valid(gt[window], rules.protocol, valid[window])
+            valid = inside
         except ValueError as error:
             raise GroundTruthError(f"{pair.gt}: {error}") from error
-    return gt, valid
+    if rules.center_crop:
+        window = center_window(full)
+    return Truth(gt[window], valid[window], full, window)
 
 
-def load_prediction(pair: Pair, rules: Rules, gt: np.ndarray | None) -> np.ndarray:
-    """The prediction of one image in the ground truth's frame, size, channels and colour space.
+def load_prediction(pair: Pair, rules: Rules, truth: Truth | None) -> tuple[np.ndarray, bool]:
+    """(prediction in the ground truth's frame, size, channels and colour space; was its shape distorted for that?).
 
-    gt: None (colour only) leaves size and channels as they are. Another size is resized: bilinear, antialiased when
-    shrinking. Raises PredictionError with the file's name.
+    truth: None (colour only) leaves size and channels as they are. PredictionError names the file.
     """
-    shape = None if gt is None else gt.shape[:2]
     if rules.task == "normal":
         pred, _ = _read(maps.read_normals, pair.prediction, PredictionError)
         pred = convert_frame(pred, rules.pred_frame)
-        return pred if pred.shape[:2] == shape else maps.resize(metrics.unit_vectors(pred), shape)
-    if rules.task == "depth":
+        if pred.shape[:2] not in (truth.gt.shape[:2], truth.full):
+            pred = metrics.unit_vectors(pred)  # so that no long vector outweighs its neighbours in the resize
+    elif rules.task == "depth":
         pred = _read(maps.read_depth, pair.prediction, PredictionError)
-        if rules.protocol == "kitti" and pred.shape != KITTI_CROP:
-            full = maps.read_array(pair.gt).shape  # a prediction of the whole picture: crop it as the truth was
-            return kitti_benchmark_crop(pred if pred.shape == full else maps.resize(pred, full))
-        return pred if pred.shape == shape else maps.resize(pred, shape)
-    pred = _read(maps.read_colour, pair.prediction, PredictionError)
-    pred = convert_space(pred, rules.pred_space, rules.gt_space)
-    if gt is None:
-        return pred if pred.ndim == 3 else pred[..., None]
-    if pred.ndim == 3 and gt.ndim == 2:
-        pred = pred.mean(axis=2)
-    elif pred.ndim == 2 and gt.ndim == 3:
-        raise PredictionError(f"{pair.prediction}: is grey, but {pair.gt} has colours: predict 3 channels")
-    return pred if pred.shape[:2] == shape else maps.resize(pred, shape)
+    else:
+        pred = _read(maps.read_colour, pair.prediction, PredictionError)
+        pred = convert_space(pred, rules.pred_space, rules.gt_space)
+        if truth is None:
+            return (pred if pred.ndim == 3 else pred[..., None]), False
+        if pred.ndim == 3 and truth.gt.ndim == 2:
+            pred = pred.mean(axis=2)
+        elif pred.ndim == 2 and truth.gt.ndim == 3:
+            raise PredictionError(f"{pair.prediction}: is grey, but {pair.gt} has colours: predict 3 channels")
+    return fit_to(pred, truth)
 
 
-def score(pair: Pair, pred: np.ndarray, gt: np.ndarray, valid: np.ndarray, rules: Rules) -> ImageScore:
+def fit_to(pred: np.ndarray, truth: Truth) -> tuple[np.ndarray, bool]:
+    """(pred in the size of `truth.gt`, was it distorted?).
+
+    A prediction shows either what was kept of the ground truth or its whole picture: the one whose proportions are
+    nearer. It is resized to that (bilinear, antialiased when shrinking) and, of the whole, the window is kept.
+    Distorted means that neither has its proportions to within 2 %.
+    """
+    kept, shape = truth.gt.shape[:2], pred.shape[:2]
+    if shape == kept:
+        return pred, False
+    kept_off, full_off = (abs(np.log(shape[1] / shape[0] * size[0] / size[1])) for size in (kept, truth.full))
+    if shape == truth.full or full_off < kept_off:
+        whole = pred if shape == truth.full else maps.resize(pred, truth.full)
+        return whole[truth.window], full_off > 0.02
+    return maps.resize(pred, kept), kept_off > 0.02
+
+
+def score(
+    pair: Pair, pred: np.ndarray, gt: np.ndarray, valid: np.ndarray, rules: Rules, distorted: bool
+) -> ImageScore:
     """The metrics of one image and its histogram of errors.
 
     Raises NothingToScore when too little ground truth is valid, PredictionError when the prediction has no value on
@@ -129,7 +160,9 @@ def score(pair: Pair, pred: np.ndarray, gt: np.ndarray, valid: np.ndarray, rules
         except ValueError as error:
             raise NothingToScore(str(error)) from error
         errors = np.bincount(np.minimum(errors * 1000, RELATIVE_BINS - 1).astype(int), minlength=RELATIVE_BINS)
-    return ImageScore(pair.name, pair.scene_type, pixels, valid.shape, values, errors.astype(np.uint32), angles, flips)
+    return ImageScore(
+        pair.name, pair.scene_type, pixels, valid.shape, values, errors.astype(np.uint32), angles, flips, distorted
+    )
 
 
 def compare(pred: np.ndarray, gt: np.ndarray, valid: np.ndarray, rules: Rules) -> tuple[np.ndarray, np.ndarray]:
@@ -161,20 +194,22 @@ def score_pair(
         raise PredictionError(f"{pair.name}: no prediction")
     if pair.gt is None and judgements is None:
         raise NothingToScore("no judgements")
-    gt, valid = (None, None) if pair.gt is None else load_truth(pair, rules)
-    if valid is not None and not valid.any():
+    truth = None if pair.gt is None else load_truth(pair, rules)
+    if truth is not None and not truth.valid.any():
         raise NothingToScore("no valid pixel")
-    if constant is None or gt is None:
-        pred = load_prediction(pair, rules, gt)
+    distorted = False
+    if constant is None or truth is None:
+        pred, distorted = load_prediction(pair, rules, truth)
     if constant is not None:
-        pred = np.broadcast_to(constant, (pred if gt is None else gt).shape)
-    if gt is None:
-        plain, shrunk = ImageScore(pair.name, pair.scene_type, pred[..., 0].size, pred.shape[:2], {}), None
+        pred = np.broadcast_to(constant, (pred if truth is None else truth.gt).shape)
+    shrunk = None
+    if truth is None:
+        plain = ImageScore(pair.name, pair.scene_type, pred[..., 0].size, pred.shape[:2], {})
     else:
-        plain, shrunk = score(pair, pred, gt, valid, rules), None
+        plain = score(pair, pred, truth.gt, truth.valid, rules, distorted)
         if radius:
             try:
-                shrunk = score(pair, pred, gt, erode(valid, radius), rules)
+                shrunk = score(pair, pred, truth.gt, erode(truth.valid, radius), rules, distorted)
             except NothingToScore:
                 shrunk = None  # the row of eroded masks states how many images it holds
     if judgements is not None:
@@ -184,8 +219,10 @@ def score_pair(
 
 def truth_sum(pair: Pair, rules: Rules) -> tuple[np.ndarray, int]:
     """(sum of the valid ground truth, pixels): unit normals (3,), or colour (3,) or grey () as stored."""
-    gt, valid = load_truth(pair, rules)
-    values = metrics.unit_vectors(gt[valid]) if rules.task == "normal" else gt[valid]
+    truth = load_truth(pair, rules)
+    values = truth.gt[truth.valid]
+    if rules.task == "normal":
+        values = metrics.unit_vectors(values)
     return values.sum(axis=0), len(values)
 
 
