@@ -283,19 +283,11 @@ def evaluate(args: argparse.Namespace) -> dict:
         "rows": rows_of(scores, args),
         "per_image": [describe_image(plain) for plain, _ in scores],
         "left_out": left_out,
-        "warnings": [],
+        "warnings": warnings_of([plain for plain, _ in scores], args.task),
         "notes": notes,
         "settings": describe_settings(args, rules, pairs, scores),
     }
     result |= {key: result["rows"][0][key] for key in ("images", "pixels", "metrics", "intervals")}
-    if args.task == "normal" and (warning := frame_warning([plain for plain, _ in scores], evaluation.AXIS_FLIPS)):
-        result["warnings"].append(warning)
-    distorted = [plain.name for plain, _ in scores if plain.distorted]
-    if distorted:
-        result["warnings"].append(
-            f"{len(distorted)} predictions do not have the proportions of their ground truth and were stretched, "
-            f"{distorted[0]} for one: if they show the centre square, use --center_crop"
-        )
     errors = {"prediction": total_errors([plain for plain, _ in scores])}
     kept = {plain.name for plain, _ in scores}
     pairs = [pair for pair in pairs if pair.name in kept]
@@ -313,6 +305,20 @@ def evaluate(args: argparse.Namespace) -> dict:
 
 def rows_of(scores: list[tuple[ImageScore, ImageScore | None]], args: argparse.Namespace) -> list[dict]:
     return make_rows(scores, pairing.SCENE_TYPES, args.protocol == "pooled", args.erode, args.bootstrap, args.seed)
+
+
+def warnings_of(scores: list[ImageScore], task: str) -> list[str]:
+    """What a reader of the numbers must hear first: wrong axes, stretched predictions."""
+    warnings = []
+    if task == "normal" and (warning := frame_warning(scores, evaluation.AXIS_FLIPS)):
+        warnings.append(warning)
+    distorted = [score.name for score in scores if score.distorted]
+    if distorted:
+        warnings.append(
+            f"{len(distorted)} predictions do not have the proportions of their ground truth and were stretched, "
+            f"{distorted[0]} for one: if they show the centre square, use --center_crop"
+        )
+    return warnings
 
 
 def describe_image(score: ImageScore) -> dict:

@@ -110,6 +110,13 @@ def test_pooled_and_per_image_differ_where_they_must(tmp_path, run):
     assert re.search(r"mean +20\.00 +\[", text) and "per_image" in text
 
 
+def test_only_the_pooled_median_keeps_angles(tmp_path):
+    pair = pairing.Pair("a", save(tmp_path / "p.npy", normals(7)), save(tmp_path / "g.npy", normals()))
+    for protocol, kept in (("pooled", True), ("per_image", False)):
+        score, _ = evaluate.evaluation.score_pair(pair, evaluate.Rules("normal", protocol))
+        assert (score.angles is not None) == kept
+
+
 def test_the_command_line_itself(tmp_path):
     save(tmp_path / "gt/a.npy", normals())
     save(tmp_path / "pred/a_normal.npy", normals(10))

@@ -152,6 +152,7 @@ def score(
     if rules.task == "normal":
         values, angles, flips = _score_normals(pair, pred, gt, valid)
         errors = np.bincount(angle_bins(angles), minlength=ANGLE_BINS)
+        angles = angles if rules.protocol == "pooled" else None  # 4 bytes per pixel, for the pooled median alone
     else:
         _reject(pair, ~np.isfinite(pred[valid]), "NaN or inf")
         angles = flips = None

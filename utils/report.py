@@ -158,7 +158,8 @@ def _charts(axis: ErrorAxis, errors: dict[str, np.ndarray]) -> str:
         if mark < end:
             y = np.interp(mark, np.arange(len(cumulative)) * step, cumulative)
             x_pixel, y_pixel = _at(mark, y, end, 100)
-            curves.append(f"<circle cx={x_pixel:.1f} cy={y_pixel:.1f} r=3 class=mark />")
+            label = f"<title>{y:.1f} % below {mark:g}{axis.unit}</title>"
+            curves.append(f'<circle cx="{x_pixel:.1f}" cy="{y_pixel:.1f}" r="3" class="mark">{label}</circle>')
     return histogram + _frame(curves, axis, end, 100, "% of pixels below", "Cumulative", shares)
 
 
@@ -334,7 +335,7 @@ h3 { font-size: 15px; margin: 22px 0 8px; } h3 span { font-weight: 400; color: #
 .warning { background: #fff5d6; border-left: 4px solid #d99a00; padding: 10px 14px; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: 6px 7px; font-size: 14px; text-align: right; border-bottom: 1px solid #e3e7ed; white-space: nowrap; }
-th { font-weight: 600; } tr > th:first-child { text-align: left; }
+th { font-weight: 600; vertical-align: top; } tr > th:first-child { text-align: left; }
 td small, th small { display: block; font-size: 11px; font-weight: 400; }
 tr.baseline { background: #f5f6f8; color: #5b6675; } tr.baseline th { font-weight: 400; }
 .settings th, .settings td { text-align: left; white-space: normal; padding: 4px 11px; font-size: 13px; }
