@@ -65,6 +65,8 @@ def test_no_direction_has_no_angle(bad):
 def test_length_does_not_matter_even_at_the_ends_of_float64():
     long = metrics.angular_error([[1e200, 0, 1e200], [1e-200, 0, 1e-200]], [[1e-200, 0, 0], [1e-200, 0, 0]])
     np.testing.assert_allclose(long, 45, rtol=1e-12)
+    turned = 1e200 * np.array([[math.sqrt(3) / 2, 0.5, 0]])  # products overflow: inf over inf would be 45 degrees
+    np.testing.assert_allclose(metrics.angular_error(turned, [[1e200, 0, 0]]), 30, rtol=1e-12)
     huge, tiny = np.array([[1e200, 0, 1e200]]), np.array([[0, 1e-200, 0]])
     assert metrics.angular_error(huge, huge * [[1, 1, -1]]) == metrics.angular_error(tiny, tiny[:, [1, 0, 2]]) == 90
 
