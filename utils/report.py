@@ -308,6 +308,7 @@ def _number(value: float, digits: int = 4) -> str:
     """Four significant digits: 12.34, 0.09731, 98.20."""
     if not np.isfinite(value):
         return "∞" if value > 0 else "n/a"
+    value = float(f"{value:.{digits}g}")  # before counting digits, or 0.99996 becomes 1.0000
     if value and abs(value) < 1e-4:
         return f"{value:.2e}"
     return f"{value:.{max(0, digits - 1 - int(np.clip(np.floor(np.log10(abs(value) or 1)), -3, 3)))}f}"
@@ -335,7 +336,7 @@ h3 { font-size: 15px; margin: 22px 0 8px; } h3 span { font-weight: 400; color: #
 .warning { background: #fff5d6; border-left: 4px solid #d99a00; padding: 10px 14px; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: 6px 7px; font-size: 14px; text-align: right; border-bottom: 1px solid #e3e7ed; white-space: nowrap; }
-th { font-weight: 600; vertical-align: top; } tr > th:first-child { text-align: left; }
+th { font-weight: 600; } th, td { vertical-align: top; } tr > th:first-child { text-align: left; }
 td small, th small { display: block; font-size: 11px; font-weight: 400; }
 tr.baseline { background: #f5f6f8; color: #5b6675; } tr.baseline th { font-weight: 400; }
 .settings th, .settings td { text-align: left; white-space: normal; padding: 4px 11px; font-size: 13px; }
