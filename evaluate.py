@@ -48,7 +48,9 @@ ONLY_FOR = {
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     add = parser.add_argument
     add("--task", required=True, choices=tuple(PROTOCOLS))
     add("--protocol", help="; ".join(f"{task}: {', '.join(names)}" for task, names in PROTOCOLS.items()))
@@ -114,6 +116,9 @@ def find_pairs(args: argparse.Namespace, notes: list[str]) -> list[Pair]:
             inside = sum(pairing.sample_of(pair.gt) in listed for pair in pairs)
             source = "diode_meta.json" if args.diode_set == "meta" else "all on disk"
             notes.append(f"DIODE: {len(pairs)} images asked for ({source}); diode_meta.json lists {inside} of them")
+            missing = sum(pair.prediction is None for pair in pairs)
+            if missing and not args.allow_missing and inside < len(pairs):
+                print(f"{missing} have no prediction: --diode_set meta asks for the listed ones only", file=sys.stderr)
     if counts["npy_preferred_over_png"]:
         notes.append(f"{counts['npy_preferred_over_png']} predictions exist as .npy and .png: scored the .npy")
     if counts["predictions_without_gt"]:
@@ -162,12 +167,11 @@ def score_all(pairs: list[Pair], args: argparse.Namespace, rules: Rules, judgeme
         pool.shutdown(cancel_futures=True)
     failures = [(pair, outcome) for pair, outcome in outcomes if isinstance(outcome, Exception)]
     excused = (NothingToScore, PredictionError) if args.allow_missing else NothingToScore
-    bad = [str(error) for _, error in failures if not isinstance(error, excused)]
+    bad = [error for _, error in failures if not isinstance(error, excused)]
     if bad:
-        raise ValueError(
-            f"{len(bad)} of {len(pairs)} images cannot be scored (--allow_missing leaves out and counts those without "
-            "a usable prediction; --diode_set meta asks for the listed DIODE samples only):\n  " + "\n  ".join(bad)
-        )
+        cure = "; --allow_missing leaves out and counts those without a usable prediction"
+        cure = cure if any(isinstance(error, PredictionError) for error in bad) else ""
+        raise ValueError(f"{len(bad)} of {len(pairs)} images cannot be scored{cure}:\n  " + "\n  ".join(map(str, bad)))
     left_out = [
         {
             "name": pair.name,
