@@ -506,6 +506,13 @@ def test_colour_spaces(tmp_path, run, fail):
     assert "b_albedo.npy: is grey" in fail(task="albedo")
 
 
+def test_pictures_scale_to_one(tmp_path):
+    for kind in (np.uint8, np.uint16):
+        ends = np.array([[0, np.iinfo(kind).max]], kind)
+        assert maps.read_colour(save(tmp_path / "a.png", ends)).tolist() == [[0, 1]]
+    assert maps.read_colour(save(tmp_path / "a.npy", np.array([[0.25, 3.5]]))).tolist() == [[0.25, 3.5]]
+
+
 def test_grey_shading_takes_the_mean_of_a_coloured_prediction(tmp_path, run):
     shading = RNG.uniform(0.1, 1, (40, 48))
     save(tmp_path / "gt/a_shading.npy", shading)
