@@ -264,6 +264,19 @@ def test_missing_and_unusable_predictions(tmp_path, run, fail):
     assert len(result["left_out"]) == 10 and "10 (no usable prediction)" in text
 
 
+@pytest.mark.parametrize("task", ["depth", "albedo"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_prediction_without_a_value_is_not_left_out_quietly(tmp_path, fail, task, bad):
+    good = depth() if task == "depth" else RNG.uniform(0.1, 1, (*SHAPE, 3))
+    for name in ("a", "b"):
+        save(tmp_path / f"gt/{name}.npy", good)
+        save(tmp_path / f"pred/{name}.npy", good)
+    spoilt = good.copy()
+    spoilt[3, 4] = bad
+    save(tmp_path / "pred/b.npy", spoilt)
+    assert re.search(r"1 of 2 images cannot be scored.*\n.*pred/b.npy: NaN or inf on", fail(task=task))
+
+
 def test_bad_ground_truth_is_never_excused(tmp_path, fail):
     save(tmp_path / "gt/a.npy", normals()[..., 0])
     save(tmp_path / "gt/b.npy", normals())
@@ -297,6 +310,13 @@ def test_resizing_keeps_normals_and_depth(tmp_path, run):
     save(tmp_path / "pred/a.npy", 3 * normals(12, (24, 32)))
     result, _ = run()
     assert result["metrics"]["mean"] == pytest.approx(12, rel=1e-5) and result["pixels"] == 48 * 64
+    steps = np.concatenate([normals(0, (24, 16)), normals(60, (24, 16))], axis=1)
+    save(tmp_path / "gt/a.npy", np.repeat(np.repeat(steps, 2, 0), 2, 1))
+    save(tmp_path / "pred/a.npy", steps)
+    expected = run()[0]["metrics"]
+    steps[:, :16] *= 100  # a long vector must not outweigh its neighbours
+    save(tmp_path / "pred/a.npy", steps)
+    assert run()[0]["metrics"] == pytest.approx(expected, rel=1e-4)
     ramp = np.arange(8.0)[None] * np.ones((4, 1))
     doubled = maps.resize(ramp, (8, 16))
     np.testing.assert_allclose(doubled[3, 1:-1], np.arange(14) / 2 + 0.25)  # pixel centres, not corners
