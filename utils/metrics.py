@@ -65,7 +65,8 @@ def normal_valid(gt, mask=None) -> np.ndarray:
     gt = np.asarray(gt)
     if gt.ndim == 0 or gt.shape[-1] != 3:
         raise ValueError(f"normals need a last axis of 3, not shape {gt.shape}")
-    valid = np.isfinite(gt).all(axis=-1) & (gt != 0).any(axis=-1)
+    x, y, z = np.moveaxis(gt, -1, 0)  # plane by plane: reductions over a last axis of 3 are several times slower
+    valid = np.isfinite(x) & np.isfinite(y) & np.isfinite(z) & ((x != 0) | (y != 0) | (z != 0))
     if mask is None:
         return valid
     mask = np.asarray(mask)
@@ -208,7 +209,7 @@ def albedo_metrics(pred, gt, valid) -> dict[str, float]:
     """
     pred, gt, valid = np.asarray(pred, np.float64), np.asarray(gt, np.float64), np.asarray(valid, bool)
     scaled = align_scale(pred, gt, valid) * pred
-    error = (scaled - gt)[valid]
+    error = scaled[valid] - gt[valid]
     mse = float((error**2).mean())
     lmse, lmse_mit = local_mse(pred, gt, valid)
     return {
@@ -288,9 +289,11 @@ def whdr(albedo, judgements: dict, threshold: float = 0.10) -> float:
     format, `intrinsic_points` (id, x and y as fractions, opaque) and `intrinsic_comparisons` (point1, point2, darker
     in 1, 2, E, darker_score). Point 1 is called darker if l2 / l1 > 1 + threshold. Comparisons of a point that is
     not opaque, without a positive score or without a verdict do not count (Bell et al. 2014, section 3.4).
-    Raises ValueError on malformed judgements, or when none of them counts.
+    Raises ValueError on an albedo with NaN or inf, on malformed judgements, or when none of them counts.
     """
     albedo = np.asarray(albedo, np.float64)
+    if not np.isfinite(albedo).all():
+        raise ValueError(f"albedo is not finite on {np.count_nonzero(~np.isfinite(albedo))} values")
     lightness = albedo.mean(axis=2) if albedo.ndim == 3 else albedo
     rows, cols = lightness.shape
     try:

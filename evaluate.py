@@ -1,0 +1,358 @@
+"""Scores a folder of predicted intrinsics against ground truth, by a named protocol.
+
+    python evaluate.py --task normal --protocol pooled --pred_dir output/normal/predicted --gt_dir DIODE/normals/val
+
+A number means something only with its protocol: the same normals score up to 4 degrees apart when pixels are pooled
+over the set (DSINE 2403.00712) or averaged per image (Marigold 2312.02145). So the result file states protocol, mask
+rule, frames, counts, resolution and version. The evaluation of the Intrinsic LoRA paper (2311.17137) was never
+released: nothing here reproduces its tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+import sys
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from utils import evaluation, pairing, report
+from utils.aggregation import ImageScore, frame_warning, make_rows, total_errors
+from utils.evaluation import GroundTruthError, NothingToScore, PredictionError, Rules
+from utils.metrics import unit_vectors
+from utils.pairing import Pair
+from utils.protocols import DEPTH_RULES, FRAMES
+
+PROTOCOLS = {  # the first is the default
+    "normal": ("pooled", "per_image"),
+    "depth": tuple(DEPTH_RULES),
+    "albedo": ("scale_aligned",),
+    "shading": ("scale_aligned",),
+}
+HEADLINE = {"normal": "mean", "depth": "abs_rel", "albedo": "rmse", "shading": "rmse"}
+ONLY_FOR = {
+    "pred_frame": ("normal",),
+    "gt_frame": ("normal",),
+    "align": ("depth",),
+    "gt_depth_scale": ("depth",),
+    "pred_space": ("albedo", "shading"),
+    "gt_space": ("albedo", "shading"),
+    "whdr": ("albedo",),
+}
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("--task", required=True, choices=tuple(PROTOCOLS))
+    add("--protocol", help="; ".join(f"{task}: {', '.join(names)}" for task, names in PROTOCOLS.items()))
+    add("--pred_dir", type=Path, required=True, help="predictions: <name>[_<task>].npy or .png, in any subfolders")
+    add("--gt_dir", type=Path, help="ground truth with the same relative names, or DIODE's normals or depths folder")
+    add("--mask_dir", type=Path, help="masks, not zero = valid; otherwise <stem>_depth_mask.npy beside the truth")
+    add("--output", type=Path, default=Path("metrics.json"), help="result file (default: metrics.json)")
+    add("--report", type=Path, metavar="DIR", help="also write DIR/index.html, one page that needs no server")
+    add("--baseline", choices=("mean",), help="also score a constant: the mean normal, depth or colour of the truth")
+    add("--allow_missing", action="store_true", help="leave out and count predictions that are missing or unusable")
+    add("--pred_frame", choices=tuple(FRAMES), help="axes of predicted normals (default: opencv, what we predict)")
+    add("--gt_frame", choices=tuple(FRAMES), help="axes of true normals (default: opengl for DIODE, else opencv)")
+    add("--align", choices=("depth", "disparity"), help="what scale and shift are fitted in (default: depth)")
+    add("--gt_depth_scale", type=float, help="units per metre of 16-bit .png depth: KITTI 256, NYUv2 1000")
+    add("--pred_space", choices=("srgb", "linear"), help="colour space of predictions (default: srgb)")
+    add("--gt_space", choices=("srgb", "linear"), help="colour space of the truth, and of the scores (default: srgb)")
+    add("--whdr", type=Path, help="IIW judgements: one .json, or a folder of <name>.json; needs no --gt_dir")
+    add("--by_stem", action="store_true", help="pair by file stem alone: inference writes one flat folder")
+    add("--center_crop", action="store_true", help="score the truth's centre square, which is what inference draws")
+    add("--erode", type=int, help="second row with masks shrunk by that many pixels (default: 5 for diode, else 0)")
+    add("--diode_set", choices=("disk", "meta"), help="DIODE: all files found (default), or those in diode_meta.json")
+    add("--bootstrap", type=int, default=1000, help="resamples of images for the intervals, 0 = none (default: 1000)")
+    add("--seed", type=int, default=0, help="of the bootstrap (default: 0)")
+    add("--workers", type=int, default=2, help="threads that read and score images (default: 2)")
+    args = parser.parse_args(argv)
+    for flag, tasks in ONLY_FOR.items():
+        if getattr(args, flag) is not None and args.task not in tasks:
+            parser.error(f"--{flag} means nothing for --task {args.task}, only for {' and '.join(tasks)}")
+    args.protocol = args.protocol or PROTOCOLS[args.task][0]
+    if args.protocol not in PROTOCOLS[args.task]:
+        parser.error(f"--task {args.task} has no protocol {args.protocol}: use {', '.join(PROTOCOLS[args.task])}")
+    if args.gt_dir is None and args.whdr is None:
+        parser.error("--gt_dir is needed (only --whdr does without)")
+    if args.gt_dir is None and args.mask_dir is not None:
+        parser.error("--mask_dir needs --gt_dir: judgements know no mask")
+    if args.whdr is not None and args.center_crop:
+        parser.error("--whdr places its points in the whole picture: it cannot go with --center_crop")
+    if args.gt_depth_scale is not None and not 0 < args.gt_depth_scale < math.inf:
+        parser.error("--gt_depth_scale must be a positive number of units per metre")
+    if args.erode is None:
+        args.erode = 5 if args.protocol == "diode" else 0
+    if args.erode < 0 or args.bootstrap < 0 or args.workers < 1:
+        parser.error("--erode and --bootstrap must not be negative, --workers at least 1")
+    return args
+
+
+def find_pairs(args: argparse.Namespace, notes: list[str]) -> list[Pair]:
+    """The images to score. Adds to `notes` what was chosen, passed over or found twice; lists what is missing."""
+    if args.gt_dir is None:
+        found, doubles = pairing.find_maps(args.pred_dir, args.task, "--pred_dir", args.by_stem)
+        pairs = [Pair(name, path, None) for name, path in sorted(found.items())]
+        counts = {"npy_preferred_over_png": doubles, "predictions_without_gt": 0}
+    else:
+        root = pairing.diode_root(args.gt_dir)
+        listed = pairing.listed_samples(root) if root else None
+        if args.diode_set and not root:
+            raise FileNotFoundError(
+                f"--diode_set: no diode_meta.json beside the normals or depths folder {args.gt_dir}"
+            )
+        wanted = listed if args.diode_set == "meta" else None
+        pairs, counts = pairing.pair_maps(args.task, args.pred_dir, args.gt_dir, args.mask_dir, wanted, args.by_stem)
+        if root:
+            inside = sum(pairing.sample_of(pair.gt) in listed for pair in pairs)
+            source = "diode_meta.json" if args.diode_set == "meta" else "all on disk"
+            notes.append(f"DIODE: {len(pairs)} images asked for ({source}); diode_meta.json lists {inside} of them")
+            missing = sum(pair.prediction is None for pair in pairs)
+            if missing and not args.allow_missing and inside < len(pairs):
+                print(f"{missing} have no prediction: --diode_set meta asks for the listed ones only", file=sys.stderr)
+    if counts["npy_preferred_over_png"]:
+        notes.append(f"{counts['npy_preferred_over_png']} predictions exist as .npy and .png: scored the .npy")
+    if counts["predictions_without_gt"]:
+        notes.append(f"{counts['predictions_without_gt']} predictions have no ground truth and were not scored")
+    if args.task == "depth" and DEPTH_RULES[args.protocol].needs_mask:
+        without = [str(pair.gt) for pair in pairs if pair.mask is None]
+        if without:
+            raise FileNotFoundError(
+                f"--protocol {args.protocol} needs <stem>_depth_mask.npy beside the ground truth or in --mask_dir; "
+                f"{len(without)} have none: {', '.join(without)}"
+            )
+    return pairs
+
+
+def find_judgements(path: Path, pairs: list[Pair]) -> dict[str, Path]:
+    """{name of the pair: its judgement file}; a single file serves a single prediction."""
+    if path.is_dir():
+        return {pair.name: found for pair in pairs if (found := path / f"{pair.name}.json").is_file()}
+    if len(pairs) == 1:
+        return {pairs[0].name: path}
+    same = [pair.name for pair in pairs if pair.name.rsplit("/", 1)[-1] == path.stem]
+    if len(same) != 1:
+        raise FileNotFoundError(
+            f"--whdr {path} is one file for {len(pairs)} predictions: give a folder of <name>.json"
+        )
+    return {same[0]: path}
+
+
+def score_all(pairs: list[Pair], args: argparse.Namespace, rules: Rules, judgements: dict, constant=None):
+    """([(score, eroded score or None)], [{name, reason}] left out). Raises one ValueError that lists every bad file.
+
+    constant: scored in place of every prediction. Threads suffice: reading and numpy both release the interpreter.
+    """
+
+    def attempt(pair: Pair):
+        try:
+            return evaluation.score_pair(pair, rules, args.erode, judgements.get(pair.name), constant)
+        except (GroundTruthError, PredictionError, NothingToScore) as error:
+            return error
+
+    pool = ThreadPoolExecutor(args.workers)
+    try:
+        label = "score" if constant is None else "baseline"
+        outcomes = list(zip(pairs, tqdm(pool.map(attempt, pairs), label, len(pairs), leave=False, disable=None)))
+    finally:
+        pool.shutdown(cancel_futures=True)
+    failures = [(pair, outcome) for pair, outcome in outcomes if isinstance(outcome, Exception)]
+    excused = (NothingToScore, PredictionError) if args.allow_missing else NothingToScore
+    bad = [error for _, error in failures if not isinstance(error, excused)]
+    if bad:
+        cure = "; --allow_missing leaves out and counts those without a usable prediction"
+        cure = cure if any(isinstance(error, PredictionError) for error in bad) else ""
+        raise ValueError(f"{len(bad)} of {len(pairs)} images cannot be scored{cure}:\n  " + "\n  ".join(map(str, bad)))
+    left_out = [
+        {
+            "name": pair.name,
+            "kind": "prediction" if isinstance(error, PredictionError) else "nothing to score",
+            "reason": str(error),
+        }
+        for pair, error in failures
+    ]
+    scores = [outcome for _, outcome in outcomes if not isinstance(outcome, Exception)]
+    if not scores:
+        raise ValueError(f"none of {len(pairs)} images can be scored; {left_out[0]['name']}: {left_out[0]['reason']}")
+    return scores, left_out
+
+
+def constant_prediction(pairs: list[Pair], args: argparse.Namespace, rules: Rules) -> np.ndarray:
+    """The mean of the ground truth over all valid pixels of `pairs`, a unit vector for normals.
+
+    Depth gets a plain 1, and so do bare judgements: fitting scale and shift turns it into each image's mean depth.
+    """
+    if args.task == "depth" or args.gt_dir is None:
+        return np.array(1.0)
+    with ThreadPoolExecutor(args.workers) as pool:
+        sums, pixels = zip(*pool.map(lambda pair: evaluation.truth_sum(pair, rules), pairs))
+    try:
+        mean = np.sum(np.array(sums), axis=0) / np.sum(pixels)
+    except ValueError as error:
+        raise ValueError("--baseline mean: some ground truth is grey and some has colours") from error
+    if args.task == "normal" and not np.linalg.norm(mean) > 1e-6:
+        raise ValueError("--baseline mean: the mean normal vanishes, there is no constant to predict")
+    return unit_vectors(mean) if args.task == "normal" else mean
+
+
+def describe_settings(args: argparse.Namespace, rules: Rules, pairs: list[Pair], scores: list) -> dict:
+    """Everything needed to say what the numbers mean."""
+    masks = sum(pair.mask is not None for pair in pairs)
+    rule = {
+        "normal": "finite and longer than 0 (.npy), not black (.png)",
+        "depth": "finite and > 0",
+        "albedo": "finite",
+        "shading": "finite",
+    }[args.task]
+    settings = {
+        "version": project_version(),
+        "pred_dir": str(args.pred_dir),
+        "gt_dir": None if args.gt_dir is None else str(args.gt_dir),
+        "mask_dir": None if args.mask_dir is None else str(args.mask_dir),
+        "mask_rule": f"ground truth {rule}, and inside the mask for the {masks} of {len(pairs)} images that have one",
+        "resolution": dict(Counter(f"{s.shape[0]}x{s.shape[1]}" for s, _ in scores).most_common()),
+        "bootstrap": {"resamples": args.bootstrap, "over": "images", "level": 0.95, "seed": args.seed},
+        "erode": args.erode,
+        "center_crop": args.center_crop,
+        "allow_missing": args.allow_missing,
+    }
+    if args.gt_dir is None:
+        settings["mask_rule"] = "comparisons with a verdict, a positive score and two opaque points"
+    if args.task == "normal":
+        settings |= {"pred_frame": rules.pred_frame, "gt_frame": rules.gt_frame}
+    elif args.task == "depth":
+        depth = DEPTH_RULES[args.protocol]
+        if depth.in_range:
+            settings["mask_rule"] += f", and {depth.min_depth} < depth < {depth.max_depth}"
+        if args.protocol in ("nyuv2", "kitti"):
+            settings["mask_rule"] += ", and inside the Eigen crop"
+        settings |= {
+            "align": rules.align,
+            "clip_prediction": [depth.min_depth, depth.max_depth],
+            "gt_depth_scale": rules.gt_depth_scale,
+        }
+    else:
+        settings |= {"pred_space": rules.pred_space, "gt_space": rules.gt_space, "scored_in": rules.gt_space}
+        if args.whdr:
+            settings |= {"whdr": str(args.whdr), "whdr_threshold": 0.10}
+    return settings
+
+
+def make_rules(args: argparse.Namespace) -> Rules:
+    """The rules of scoring, with the defaults filled in."""
+    diode = args.gt_dir is not None and pairing.diode_root(args.gt_dir) is not None
+    return Rules(
+        task=args.task,
+        protocol=args.protocol,
+        pred_frame=args.pred_frame or "opencv",
+        gt_frame=args.gt_frame or ("opengl" if diode else "opencv"),
+        align=args.align or "depth",
+        gt_depth_scale=args.gt_depth_scale,
+        pred_space=args.pred_space or "srgb",
+        gt_space=args.gt_space or "srgb",
+        center_crop=args.center_crop,
+    )
+
+
+def project_version() -> str:
+    text = Path(__file__).with_name("pyproject.toml").read_text()
+    return re.search(r'^version = "(.+)"', text, re.MULTILINE)[1]
+
+
+def evaluate(args: argparse.Namespace) -> dict:
+    """The whole result, as it is written to --output; also writes the --report."""
+    notes: list[str] = []
+    pairs = find_pairs(args, notes)
+    rules = make_rules(args)
+    judgements = find_judgements(args.whdr, pairs) if args.whdr else {}
+    scores, left_out = score_all(pairs, args, rules, judgements)
+    if left_out:
+        reasons = Counter(entry["reason"] for entry in left_out if entry["kind"] == "nothing to score")
+        reasons["no usable prediction"] = len(left_out) - reasons.total()
+        parts = (f"{count} ({reason})" for reason, count in reasons.items() if count)
+        notes.append(f"{len(left_out)} of {len(pairs)} images left out: {', '.join(parts)}")
+    result = {
+        "task": args.task,
+        "protocol": args.protocol if args.gt_dir else "whdr",
+        **dict.fromkeys(("images", "pixels", "metrics", "intervals")),
+        "rows": rows_of(scores, args),
+        "per_image": [describe_image(plain) for plain, _ in scores],
+        "left_out": left_out,
+        "warnings": warnings_of([plain for plain, _ in scores], args.task),
+        "notes": notes,
+        "settings": describe_settings(args, rules, pairs, scores),
+    }
+    result |= {key: result["rows"][0][key] for key in ("images", "pixels", "metrics", "intervals")}
+    errors = {"prediction": total_errors([plain for plain, _ in scores])}
+    kept = {plain.name for plain, _ in scores}
+    pairs = [pair for pair in pairs if pair.name in kept]
+    del scores  # the pool of angles goes before the baseline's comes
+    if args.baseline:
+        constant = constant_prediction(pairs, args, rules)
+        scores, _ = score_all(pairs, args, rules, judgements, constant)
+        errors["baseline"] = total_errors([plain for plain, _ in scores])
+        result["baseline"] = {"constant": constant.tolist(), "rows": rows_of(scores, args)}
+        result["baseline"] |= {key: result["baseline"]["rows"][0][key] for key in ("metrics", "intervals")}
+    if args.report:
+        report.write(args.report, result, HEADLINE[args.task] if args.gt_dir else "whdr", errors, pairs, rules)
+    return result
+
+
+def rows_of(scores: list[tuple[ImageScore, ImageScore | None]], args: argparse.Namespace) -> list[dict]:
+    return make_rows(scores, pairing.SCENE_TYPES, args.protocol == "pooled", args.erode, args.bootstrap, args.seed)
+
+
+def warnings_of(scores: list[ImageScore], task: str) -> list[str]:
+    """What a reader of the numbers must hear first: wrong axes, stretched predictions."""
+    warnings = []
+    if task == "normal" and (warning := frame_warning(scores, evaluation.AXIS_FLIPS)):
+        warnings.append(warning)
+    distorted = [score.name for score in scores if score.distorted]
+    if distorted:
+        warnings.append(
+            f"{len(distorted)} predictions do not have the proportions of their ground truth and were stretched, "
+            f"{distorted[0]} for one: if they show the centre square, use --center_crop"
+        )
+    return warnings
+
+
+def describe_image(score: ImageScore) -> dict:
+    size = {"pixels": score.pixels, "height": score.shape[0], "width": score.shape[1]}
+    scene = {"scene_type": score.scene_type} if score.scene_type else {}
+    return {"name": score.name, **size, **scene, **score.metrics}
+
+
+def finite(value):
+    """`value` with null for every infinite or undefined number: JSON has no other word for them."""
+    if isinstance(value, dict):
+        return {key: finite(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    try:
+        result = evaluate(args)
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        args.output.write_text(json.dumps(finite(result), indent=1, allow_nan=False) + "\n")
+    except (ValueError, OSError) as error:
+        print(f"evaluate.py: error: {error}", file=sys.stderr)
+        return 1
+    print(report.as_text(result))
+    print(f"\nwritten: {args.output}" + (f", {args.report / 'index.html'}" if args.report else ""))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

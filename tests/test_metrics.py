@@ -1,0 +1,474 @@
+"""Closed forms and invariances of the scores: what must come out whatever code computes it."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from utils import aggregation, metrics, protocols
+
+RNG = np.random.default_rng(0)
+
+
+def random_normals(*shape):
+    return metrics.unit_vectors(RNG.normal(size=(*shape, 3)))
+
+
+def lit(shape=(60, 80)):
+    """Smooth positive depth, 1 to 9 metres."""
+    rows, cols = np.mgrid[: shape[0], : shape[1]]
+    return 5 + 3 * np.sin(rows / 9) + np.cos(cols / 7)
+
+
+# Angles
+
+
+@pytest.mark.parametrize(
+    ("pred", "gt", "angle"),
+    [
+        ([1, 0, 0], [1, 0, 0], 0),
+        ([1, 0, 0], [0, 1, 0], 90),
+        ([0, 0, 1], [0, 0, -1], 180),
+        ([1, 1, 0], [1, 0, 0], 45),
+        ([1, 0, 0], [-0.5, math.sqrt(3) / 2, 0], 120),
+        ([3, -4, 12], [-3, 4, -12], 180),
+    ],
+)
+def test_known_angles(pred, gt, angle):
+    assert metrics.angular_error(pred, gt) == pytest.approx(angle, abs=1e-13)
+    assert metrics.angular_error(np.float32(pred), np.float32(gt) * 7) == pytest.approx(angle, abs=1e-5)
+
+
+def test_equal_and_opposite_normals_are_exact():
+    normals = random_normals(1000).astype(np.float32)
+    assert (metrics.angular_error(normals, normals) == 0).all()
+    assert (metrics.angular_error(normals, -normals) == 180).all()
+
+
+def test_angles_agree_with_acos():
+    pred, gt = random_normals(500), random_normals(500)
+    acos = np.degrees(np.arccos(np.clip((pred * gt).sum(-1), -1, 1)))
+    np.testing.assert_allclose(metrics.angular_error(pred * 3, gt), acos, rtol=1e-9)
+
+
+@pytest.mark.parametrize("bad", [[0, 0, 0], [np.nan, 0, 1], [np.inf, 0, 0], [np.inf, -np.inf, 1]])
+def test_no_direction_has_no_angle(bad):
+    bad = np.array([bad, [1.0, 0, 0]])
+    good = np.array([[1.0, 0, 0], [1.0, 0, 0]])
+    assert np.isnan(metrics.angular_error(bad, good)).tolist() == [True, False]
+    assert np.isnan(metrics.angular_error(good, bad)).tolist() == [True, False]
+
+
+def test_length_does_not_matter_even_at_the_ends_of_float64():
+    long = metrics.angular_error([[1e200, 0, 1e200], [1e-200, 0, 1e-200]], [[1e-200, 0, 0], [1e-200, 0, 0]])
+    np.testing.assert_allclose(long, 45, rtol=1e-12)
+    turned = 1e200 * np.array([[math.sqrt(3) / 2, 0.5, 0]])  # products overflow: inf over inf would be 45 degrees
+    np.testing.assert_allclose(metrics.angular_error(turned, [[1e200, 0, 0]]), 30, rtol=1e-12)
+    huge, tiny = np.array([[1e200, 0, 1e200]]), np.array([[0, 1e-200, 0]])
+    assert metrics.angular_error(huge, huge * [[1, 1, -1]]) == metrics.angular_error(tiny, tiny[:, [1, 0, 2]]) == 90
+
+
+vectors = hnp.arrays(np.float64, (5, 3), elements=st.floats(-10, 10, width=32)).filter(
+    lambda v: (np.abs(v).max(-1) > 1e-3).all()
+)
+
+
+@given(vectors, vectors, st.floats(1e-3, 1e3))
+@settings(max_examples=50, deadline=None)
+def test_angle_properties(p, g, scale):
+    angle = metrics.angular_error(p, g)
+    assert ((angle >= 0) & (angle <= 180)).all()
+    np.testing.assert_allclose(metrics.angular_error(g, p), angle, atol=1e-9)
+    np.testing.assert_allclose(metrics.angular_error(scale * p, g), angle, atol=1e-9)
+    np.testing.assert_allclose(metrics.angular_error(-p, g), 180 - angle, atol=1e-9)
+    for frame in protocols.FRAMES:  # a frame is a rotation or a mirror: it moves both sides and no angle
+        moved = metrics.angular_error(protocols.convert_frame(p, frame), protocols.convert_frame(g, frame))
+        np.testing.assert_allclose(moved, angle, atol=1e-9)
+
+
+def test_valid_normals():
+    gt = np.array([[[1.0, -1, 0], [0, 0, 0], [np.nan, 0, 1], [0, np.inf, 0], [0, 0, 1e-9]]])
+    assert metrics.normal_valid(gt).tolist() == [[True, False, False, False, True]]
+    assert metrics.normal_valid(gt, [[0, 1, 1, 1, 2]]).tolist() == [[False, False, False, False, True]]
+    with pytest.raises(ValueError, match="mask of shape"):
+        metrics.normal_valid(gt, np.ones((5, 1)))
+
+
+def test_normal_metrics_count_strictly_below():
+    scores = metrics.normal_metrics([0, 5, 7.5, 11.25, 22.5, 30, 60, 80])
+    assert scores["mean"] == pytest.approx(216.25 / 8)
+    assert scores["median"] == pytest.approx((11.25 + 22.5) / 2)
+    assert scores["rmse"] == pytest.approx(math.sqrt((25 + 56.25 + 126.5625 + 506.25 + 900 + 3600 + 6400) / 8))
+    below = [scores[f"below_{t}"] for t in ("5", "7.5", "11.25", "22.5", "30")]
+    assert below == [12.5, 25.0, 37.5, 50.0, 62.5]
+
+
+@pytest.mark.parametrize("angles", [[], [1, np.nan], [np.inf]])
+def test_normal_metrics_refuse_what_has_no_mean(angles):
+    with pytest.raises(ValueError):
+        metrics.normal_metrics(angles)
+
+
+# Depth
+
+PERFECT = {"abs_rel": 0, "sq_rel": 0, "rmse": 0, "rmse_log": 0, "log10": 0, "silog": 0}
+
+
+def assert_perfect(scores):
+    for key, value in PERFECT.items():
+        assert scores[key] == pytest.approx(value, abs=1e-10), key
+    assert scores["delta1"] == scores["delta2"] == scores["delta3"] == 1
+
+
+@pytest.mark.parametrize(("scale", "shift"), [(1, 0), (2.5, -7), (-0.01, 3), (-300, 1e5)])
+def test_scaled_and_shifted_depth_is_perfect(scale, shift):
+    gt = lit()
+    everywhere = np.ones(gt.shape, bool)
+    assert_perfect(metrics.depth_metrics(scale * gt + shift, gt, everywhere, "depth", 1e-3, 80))
+    assert_perfect(metrics.depth_metrics(scale / gt + shift, gt, everywhere, "disparity"))
+    assert metrics.align_scale_shift(scale * gt + shift, gt, everywhere) == pytest.approx(
+        (1 / scale, -shift / scale), rel=1e-9
+    )
+
+
+def test_disparity_is_not_depth():
+    gt = lit()
+    assert metrics.depth_metrics(1 / gt, gt, gt > 0, "depth")["abs_rel"] > 0.01
+
+
+def test_depth_metrics_by_hand():
+    pred, gt = np.array([[0.0, 0, 1, 1]]), np.array([[1.0, 3, 4, 8]])  # least squares: 2, 2, 6, 6
+    scores = metrics.depth_metrics(pred, gt, gt > 0)
+    logs = np.log([2, 2 / 3, 3 / 2, 3 / 4])
+    expected = {
+        "abs_rel": (1 + 1 / 3 + 2 / 4 + 2 / 8) / 4,
+        "sq_rel": (1 + 1 / 3 + 4 / 4 + 4 / 8) / 4,
+        "rmse": math.sqrt(10 / 4),
+        "rmse_log": math.sqrt((logs**2).mean()),
+        "log10": np.abs(logs).mean() / math.log(10),
+        "delta1": 0.0,
+        "delta2": 3 / 4,
+        "delta3": 3 / 4,
+        "silog": 100 * math.sqrt((logs**2).mean() - logs.mean() ** 2),
+    }
+    assert scores == pytest.approx(expected, rel=1e-12)
+
+
+def test_clipping_applies_after_alignment_and_stays_positive():
+    pred, gt = np.array([[0.0, 0, 1, 1]]), np.array([[1.0, 3, 4, 8]])
+    everywhere = gt > 0
+    assert metrics.align_depth(pred, gt, everywhere, min_depth=2.5, max_depth=5).tolist() == [[2.5, 2.5, 5, 5]]
+    falling = metrics.align_depth(
+        np.array([[0.0, 1, 2, 9]]), np.array([[9.0, 5, 1, 1]]), np.array([[1, 1, 1, 0]], bool)
+    )
+    assert falling[0, 3] == 1e-6  # 9 - 4 * 9 metres
+
+
+def test_disparity_is_clipped_before_it_is_inverted():
+    gt = np.array([[1.0, 2, 4, 4]])
+    valid = np.array([[1, 1, 1, 0]], bool)
+    pred = np.where(valid, 1 / gt, -5)
+    assert metrics.align_depth(pred, gt, valid, "disparity")[0, 3] == pytest.approx(1000)
+
+
+def test_constant_depth_becomes_the_mean():
+    gt = lit()
+    assert metrics.align_scale_shift(np.full(gt.shape, 0.1), gt, gt > 0) == (0, pytest.approx(gt.mean()))
+
+
+@given(st.floats(0.01, 100), st.booleans(), st.floats(-100, 100))
+@settings(max_examples=30, deadline=None)
+def test_depth_scores_ignore_scale_and_shift(scale, negative, shift):
+    gt = lit((20, 30))
+    pred = gt + np.random.default_rng(3).normal(size=gt.shape)
+    before = metrics.depth_metrics(pred, gt, gt > 2, "depth", 0.5, 8)
+    scale = -scale if negative else scale
+    assert metrics.depth_metrics(scale * pred + shift, gt, gt > 2, "depth", 0.5, 8) == pytest.approx(before, rel=1e-6)
+
+
+def test_fit_side_fits_on_a_nearest_neighbour_copy():
+    gt = lit((40, 80))
+    pred = 2 * gt + 1
+    seen = np.zeros(gt.shape, bool)
+    seen[::4, ::4] = True  # 80 columns at most 20 a side: every fourth pixel
+    pred[~seen] = 50.0
+    aligned = metrics.align_depth(pred, gt, gt > 0, fit_side=20)
+    np.testing.assert_allclose(aligned[seen], gt[seen], rtol=1e-9)
+    assert not np.allclose(metrics.align_depth(pred, gt, gt > 0)[seen], gt[seen])
+    np.testing.assert_array_equal(
+        metrics.align_depth(pred, gt, gt > 0, fit_side=80), metrics.align_depth(pred, gt, gt > 0)
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"valid": np.zeros((4, 5), bool)}, "mask is empty"),
+        ({"pred": np.full((4, 5), np.nan)}, "prediction is not finite on 20"),
+        ({"gt": np.full((4, 5), np.inf)}, "ground truth is not finite on 20"),
+        ({"gt": np.zeros((4, 5))}, "not positive on 20"),
+        ({"pred": np.ones((5, 4))}, "shapes do not fit"),
+        ({"valid": np.ones((2, 2), bool)}, "shapes do not fit"),
+        ({"align": "affine"}, "align must be"),
+    ],
+)
+def test_depth_errors(change, words):
+    inputs = {"pred": np.ones((4, 5)), "gt": np.ones((4, 5)), "valid": np.ones((4, 5), bool)} | change
+    with pytest.raises(ValueError, match=words):
+        metrics.depth_metrics(**inputs)
+
+
+# Albedo and shading
+
+
+def colours(seed=0, shape=(40, 50, 3)):
+    return np.random.default_rng(seed).uniform(0.1, 1, shape)
+
+
+@given(st.floats(1e-3, 1e3))
+@settings(max_examples=20, deadline=None)
+def test_albedo_scores_ignore_scale(scale):
+    gt, pred = colours(0), colours(1)
+    everywhere = np.ones(gt.shape[:2], bool)
+    before = metrics.albedo_metrics(pred, gt, everywhere)
+    assert metrics.albedo_metrics(scale * pred, gt, everywhere) == pytest.approx(before, rel=1e-9)
+    assert before["si_mse"] == pytest.approx(before["rmse"] ** 2)
+
+
+def test_perfect_albedo():
+    gt = colours()
+    scores = metrics.albedo_metrics(gt, gt, np.ones(gt.shape[:2], bool))
+    assert scores == pytest.approx(
+        {"rmse": 0, "mae": 0, "psnr": math.inf, "ssim": 1, "si_mse": 0, "lmse": 0, "lmse_mit": 0}, abs=1e-12
+    )
+
+
+def test_albedo_by_hand():
+    gt = np.ones((20, 20, 1)) * 0.5
+    pred = gt.copy()
+    gt[::2] += 0.1
+    gt[1::2] -= 0.1  # the best scale of a constant is 1: errors of 0.1 everywhere
+    scores = metrics.albedo_metrics(pred, gt, np.ones((20, 20), bool))
+    assert (scores["rmse"], scores["mae"], scores["psnr"]) == pytest.approx((0.1, 0.1, 20.0))
+    assert scores["lmse"] == pytest.approx(0.01)  # windows of two rows, stepping by one
+    assert scores["lmse_mit"] == pytest.approx(0.01 / (0.25 + 0.01))
+
+
+def test_local_scales_forgive_what_one_scale_cannot():
+    gt = colours(shape=(100, 100))
+    pred = gt.copy()
+    pred[:, 50:] *= 3
+    everywhere = np.ones(gt.shape, bool)
+    # Of 19 columns of windows (10 wide, stepping by 5) one straddles the jump: the others fit exactly.
+    straddling = np.array([metrics.local_mse(pred[:, 45:55], gt[:, 45:55], everywhere[:, 45:55])[0]])
+    assert metrics.local_mse(pred[:, :50], gt[:, :50], everywhere[:, :50])[0] == pytest.approx(0, abs=1e-15)
+    assert metrics.local_mse(pred, gt, everywhere)[0] == pytest.approx(straddling[0] / 19)
+    assert metrics.albedo_metrics(pred, gt, everywhere)["si_mse"] > 0.05
+    assert metrics.local_mse(0 * gt, gt, everywhere)[1] == 1
+
+
+def brute_force_ssim(pred, gt):
+    taps = np.exp(-0.5 * (np.arange(-5, 6) / 1.5) ** 2)
+    window = np.outer(taps, taps) / taps.sum() ** 2
+    values = []
+    for row in range(5, gt.shape[0] - 5):
+        for col in range(5, gt.shape[1] - 5):
+            p, g = (m[row - 5 : row + 6, col - 5 : col + 6] for m in (pred, gt))
+            mp, mg = (window * p).sum(), (window * g).sum()
+            vp, vg = (window * (p - mp) ** 2).sum(), (window * (g - mg) ** 2).sum()
+            cov = (window * (p - mp) * (g - mg)).sum()
+            values.append((2 * mp * mg + 1e-4) * (2 * cov + 9e-4) / ((mp**2 + mg**2 + 1e-4) * (vp + vg + 9e-4)))
+    return np.mean(values)
+
+
+def test_ssim_is_the_published_sum():
+    gt, pred = colours(0, (17, 19)), colours(1, (17, 19))
+    everywhere = np.ones(gt.shape, bool)
+    assert metrics.ssim(pred, gt, everywhere) == pytest.approx(brute_force_ssim(pred, gt), rel=1e-10)
+    both = np.stack([pred, gt], 2), np.stack([gt, gt], 2)
+    assert metrics.ssim(*both, everywhere) == pytest.approx((brute_force_ssim(pred, gt) + 1) / 2, rel=1e-10)
+
+
+def test_masked_ssim_renormalises_its_windows():
+    valid = np.random.default_rng(4).random((30, 30)) > 0.5
+    flat = 2 * 0.3 * 0.6 + 1e-4, 0.3**2 + 0.6**2 + 1e-4  # constant pictures: only the luminance term is not 1
+    found = metrics.ssim(np.full((30, 30), 0.3), np.full((30, 30), 0.6), valid)
+    assert found == pytest.approx(flat[0] / flat[1], rel=1e-9)
+
+
+@pytest.mark.parametrize("garbage", [np.nan, np.inf, -1e9])
+def test_masked_garbage_changes_nothing(garbage):
+    valid = np.random.default_rng(5).random((40, 50)) > 0.3
+    gt, pred = lit((40, 50)), lit((40, 50)) + colours(2, (40, 50))
+    spoilt = [np.where(valid, m, garbage) for m in (pred, gt)]
+    assert metrics.depth_metrics(*spoilt, valid) == metrics.depth_metrics(pred, gt, valid)
+    gt, pred = colours(0), colours(1)
+    spoilt = [np.where(valid[..., None], m, garbage) for m in (pred, gt)]
+    assert metrics.albedo_metrics(*spoilt, valid) == metrics.albedo_metrics(pred, gt, valid)
+
+
+def test_albedo_errors():
+    small = np.ones((8, 8))
+    with pytest.raises(ValueError, match="at least 5 from the border"):
+        metrics.albedo_metrics(small, small, small > 0)
+    with pytest.raises(ValueError, match="no window"):
+        metrics.local_mse(small, 0 * small, small > 0)
+    with pytest.raises(ValueError, match="mask is empty"):
+        metrics.albedo_metrics(small, small, small > 1)
+
+
+def judgements(*comparisons):
+    points = [{"id": i, "x": (i + 0.5) / 4, "y": 0.5, "opaque": i != 3} for i in range(4)]
+    keys = ("point1", "point2", "darker", "darker_score")
+    return {"intrinsic_points": points, "intrinsic_comparisons": [dict(zip(keys, c)) for c in comparisons]}
+
+
+def test_whdr_by_hand():
+    albedo = np.array([[[0.2] * 3, [0.4] * 3, [0.43] * 3, [0.9] * 3]])
+    said = judgements(
+        (0, 1, "1", 3.0),  # right: point 1 is darker
+        (1, 0, "1", 2.0),  # wrong
+        (1, 2, "E", 1.0),  # right: 0.43 / 0.40 is within 10 %
+        (1, 2, "1", 4.0),  # wrong
+        (0, 3, "1", 50.0),  # not opaque
+        (0, 1, "2", 0.0),  # no weight
+        (0, 1, "2", -5.0),  # nor this
+        (0, 1, None, None),  # no verdict
+    )
+    assert metrics.whdr(albedo, said) == pytest.approx(6 / 10)
+    assert metrics.whdr(7 * albedo, said) == pytest.approx(6 / 10)
+    assert metrics.whdr(albedo, said, threshold=0.05) == pytest.approx((2 + 1) / 10)
+
+
+def test_whdr_errors():
+    albedo = np.ones((4, 4))
+    with pytest.raises(ValueError, match="no comparison counts"):
+        metrics.whdr(albedo, judgements((0, 3, "1", 1.0)))
+    for broken in ({}, [], judgements((0, 9, "1", 1.0)), {"intrinsic_points": [], "intrinsic_comparisons": [{}]}):
+        with pytest.raises(ValueError, match="IIW"):
+            metrics.whdr(albedo, broken)
+    with pytest.raises(ValueError, match="not finite"):
+        metrics.whdr(np.full((4, 4), np.nan), judgements((0, 1, "1", 1.0)))
+
+
+# Protocol rules
+
+
+def test_frames():
+    wall = {"opencv": [0, 0, -1], "opengl": [0, 0, 1], "dsine": [0, 0, 1]}  # a wall that faces the camera
+    floor = {"opencv": [0, -1, 0], "opengl": [0, 1, 0], "dsine": [0, 1, 0]}
+    left_wall = {"opencv": [1, 0, 0], "opengl": [1, 0, 0], "dsine": [-1, 0, 0]}  # it faces right
+    for surface in (wall, floor, left_wall):
+        for frame, normal in surface.items():
+            assert protocols.convert_frame(np.array(normal), frame).tolist() == surface["opencv"]
+    normals = random_normals(10)
+    for frame in protocols.FRAMES:
+        np.testing.assert_array_equal(protocols.convert_frame(protocols.convert_frame(normals, frame), frame), normals)
+
+
+def test_depth_crops():
+    gt = np.full((480, 640), 3.0)
+    assert protocols.depth_valid(gt, "nyuv2").sum() == (471 - 45) * (601 - 41)
+    gt[100:200] = 10.0  # the range is open
+    assert protocols.depth_valid(gt, "nyuv2").sum() == (471 - 45 - 100) * (601 - 41)
+    with pytest.raises(ValueError, match="480x640"):
+        protocols.depth_valid(np.ones((481, 640)), "nyuv2")
+    assert protocols.kitti_window((375, 1242)) == (slice(23, 375), slice(13, 13 + 1216))
+    rows, cols = np.nonzero(protocols.depth_valid(np.full((352, 1216), 5.0), "kitti"))
+    assert (rows.min(), rows.max(), cols.min(), cols.max()) == (117, 320, 43, 1171)
+    with pytest.raises(ValueError, match="smaller than"):
+        protocols.kitti_window((300, 1242))
+    assert protocols.center_window((768, 1024)) == (slice(0, 768), slice(128, 896))
+    assert protocols.center_window((5, 4)) == (slice(0, 4), slice(0, 4))
+
+
+def test_depth_validity():
+    gt = np.array([[0.0, -1, np.nan, np.inf, 0.5, 400, 20]])
+    assert protocols.depth_valid(gt, "plain").tolist() == [[False] * 4 + [True] * 3]
+    assert protocols.depth_valid(gt, "diode", np.ones(gt.shape, bool)).tolist() == [[False] * 4 + [True] * 3]
+    assert protocols.depth_valid(gt, "scannet").tolist() == [[False] * 4 + [True, False, False]]
+    assert protocols.depth_valid(gt, "eth3d", gt != 20).tolist() == [[False] * 4 + [True, True, False]]
+
+
+def test_erosion():
+    valid = np.ones((9, 11), bool)
+    assert protocols.erode(valid, 2).all()  # beyond the image counts as valid
+    valid[4, 5] = False
+    hole = np.zeros_like(valid)
+    hole[2:7, 3:8] = True
+    assert (protocols.erode(valid, 2) == ~hole).all()
+
+
+def test_colour_spaces():
+    assert protocols.to_linear(np.array(0.5)) == pytest.approx(0.21404114)
+    values = np.linspace(-0.2, 1.5, 200)
+    np.testing.assert_allclose(protocols.to_srgb(protocols.to_linear(values)), values, atol=1e-7)
+
+
+# Sets of images
+
+
+def image_score(angles, name="x"):
+    angles = np.asarray(angles, np.float32)
+    counts = np.bincount(aggregation.angle_bins(angles), minlength=aggregation.ANGLE_BINS)
+    return aggregation.ImageScore(
+        name, None, len(angles), (1, len(angles)), metrics.normal_metrics(angles), counts, angles
+    )
+
+
+angle_lists = st.lists(st.lists(st.floats(0, 180, width=32), min_size=1, max_size=30), min_size=1, max_size=6)
+
+
+@given(angle_lists)
+@settings(max_examples=100, deadline=None)
+def test_pool_equals_one_long_image(lists):
+    pooled = aggregation.pooled_metrics([image_score(angles) for angles in lists])
+    expected = metrics.normal_metrics(np.concatenate([np.asarray(a, np.float32) for a in lists]))
+    assert pooled == pytest.approx(expected, rel=1e-9, abs=1e-9)
+
+
+def test_pooled_is_not_per_image():
+    scores = [image_score([0] * 100), image_score([40] * 300)]
+    assert aggregation.pooled_metrics(scores)["mean"] == pytest.approx(30)
+    assert aggregation.pooled_metrics(scores)["median"] == 40
+    assert aggregation.mean_metrics(scores)["mean"] == pytest.approx(20)
+    assert aggregation.mean_metrics(scores)["median"] == pytest.approx(20)
+
+
+@pytest.mark.parametrize("pooled", [True, False])
+def test_intervals_agree_with_a_plain_bootstrap(pooled):
+    rng = np.random.default_rng(1)
+    lists = [rng.gamma(2, 5 + i, size=rng.integers(20, 200)) for i in range(12)]
+    scores = [image_score(angles) for angles in lists]
+    found = aggregation.intervals(scores, pooled, resamples=2000, seed=1)
+    draws = []
+    for _ in range(2000):
+        chosen = [scores[i] for i in rng.integers(12, size=12)]
+        draws.append(aggregation.pooled_metrics(chosen) if pooled else aggregation.mean_metrics(chosen))
+    for key, (low, high) in found.items():
+        width = np.ptp(np.percentile([d[key] for d in draws], [2.5, 97.5]))
+        expected = np.percentile([d[key] for d in draws], [2.5, 97.5])
+        assert np.abs(np.array([low, high]) - expected).max() < 0.1 * width, key
+    assert aggregation.intervals(scores, pooled, resamples=2000, seed=1) == found
+    assert aggregation.intervals(scores, pooled, resamples=2000, seed=2) != found
+
+
+def test_intervals_of_equal_images_have_no_width():
+    scores = [image_score([10.01, 20.01, 30.01])] * 5
+    low, high = aggregation.intervals(scores, pooled=True)["mean"]
+    assert low == pytest.approx(high) == pytest.approx(20.01)
+    assert aggregation.intervals(scores[:1], pooled=True) is None
+
+
+def test_infinite_and_missing_metrics_stay_local():
+    scores = [
+        aggregation.ImageScore("a", None, 1, (1, 1), {"psnr": math.inf, "rmse": 0.0}),
+        aggregation.ImageScore("b", None, 1, (1, 1), {"psnr": 20.0, "rmse": 0.1, "whdr": 0.25}),
+    ]
+    assert aggregation.mean_metrics(scores) == pytest.approx({"psnr": math.inf, "rmse": 0.05, "whdr": 0.25})
+    found = aggregation.intervals(scores, pooled=False)
+    assert np.isnan(found["psnr"]).all() and found["rmse"] == pytest.approx((0, 0.1))
+    assert found["whdr"] == pytest.approx((0.25, 0.25))
