@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import re
 import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from utils import evaluation, pairing, report
+from utils import __version__, evaluation, pairing, report
 from utils.aggregation import ImageScore, frame_warning, make_rows, total_errors
 from utils.evaluation import GroundTruthError, NothingToScore, PredictionError, Rules
 from utils.metrics import unit_vectors
@@ -214,7 +213,7 @@ def describe_settings(args: argparse.Namespace, rules: Rules, pairs: list[Pair],
         "shading": "finite",
     }[args.task]
     settings = {
-        "version": project_version(),
+        "version": __version__,
         "pred_dir": str(args.pred_dir),
         "gt_dir": None if args.gt_dir is None else str(args.gt_dir),
         "mask_dir": None if args.mask_dir is None else str(args.mask_dir),
@@ -261,11 +260,6 @@ def make_rules(args: argparse.Namespace) -> Rules:
         gt_space=args.gt_space or "srgb",
         center_crop=args.center_crop,
     )
-
-
-def project_version() -> str:
-    text = Path(__file__).with_name("pyproject.toml").read_text()
-    return re.search(r'^version = "(.+)"', text, re.MULTILINE)[1]
 
 
 def evaluate(args: argparse.Namespace) -> dict:

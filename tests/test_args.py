@@ -102,3 +102,41 @@ def test_prompts_and_lengths():
 ])  # fmt: skip
 def test_trackers(value, names):
     assert parse(parser(), [*NEEDED, "--report_to", value]).trackers == names
+
+
+def readme_commands() -> list[list[str]]:
+    """Every command in README's bash blocks."""
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    return [shlex.split(block.replace("\\\n", " ")) for block in blocks]
+
+
+def test_readme_commands_parse(monkeypatch):
+    import evaluate
+    import inference_sd_single
+
+    parsed = []
+    for words in readme_commands():
+        name = next(word for word in words if word.endswith(".py"))
+        rest = words[words.index(name) + 1 :]
+        if name == "inference_sd_single.py":
+            inference_sd_single.parse(rest)
+        elif name == "evaluate.py":
+            evaluate.parse_args(rest)
+        else:
+            module = importlib.import_module(name.removesuffix(".py"))
+            monkeypatch.setattr(module, "start", lambda args: parsed.append(args.output_dir))
+            with pytest.raises((InputError, AttributeError)):  # the data are not there
+                module.main(rest)
+            continue
+        parsed.append(name)
+    assert len(parsed) == 7 and parsed.count("path/to/output/dir") == 4
+
+
+def test_readme_shows_the_released_values():
+    commands = {word: words for words in readme_commands() for word in words if word in SCRIPTS and len(words) > 15}
+    assert set(commands) == set(SCRIPTS)
+    for script, words in commands.items():
+        steps = "20000" if script.startswith("sd_single") else "50000"
+        assert {f"--max_train_steps={steps}", "--rank=8", "--seed=1234", "--resume_from_checkpoint=latest"} <= set(
+            words
+        )

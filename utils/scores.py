@@ -8,8 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from utils.metrics import angular_error, depth_metrics, normal_metrics
-
-DIODE_RANGE = (0.6, 350.0)  # metres, to which an aligned prediction is clipped
+from utils.protocols import DEPTH_RULES
 
 
 def score_normals(drawn: Tensor, gt: Tensor, valid: Tensor) -> dict[str, float] | None:
@@ -29,4 +28,5 @@ def score_depth(drawn: Tensor, gt: Tensor, valid: Tensor) -> dict[str, float] | 
     valid = valid[0].numpy()
     if not valid.any():
         return None
-    return depth_metrics(drawn.mean(0).numpy(), gt[0].numpy(), valid, "depth", *DIODE_RANGE)
+    rule = DEPTH_RULES["diode"]
+    return depth_metrics(drawn.mean(0).numpy(), gt[0].numpy(), valid, "depth", rule.min_depth, rule.max_depth)

@@ -33,7 +33,7 @@ def map_to_uint8(task: str, drawn: Tensor) -> np.ndarray:
 def map_to_values(task: str, drawn: Tensor) -> np.ndarray:
     """A drawing (3,H,W), not clamped -> float32 values of `task`.
 
-    normal: unit vectors (H,W,3), x right, y down, z forward. depth: (H,W), affine in metres, near = large, not clamped.
+    normal: unit vectors (H,W,3), x right, y down, z forward. depth: (H,W), affine in metres, near = large.
     albedo, shading: (H,W,3) about [-1,1], not clamped.
     """
     if task == "depth":
