@@ -21,8 +21,8 @@ check: .venv/installed
 	@test -x $(PY) || $(PYTHON) -m venv .venv || \
 	  { rm -rf .venv; echo "error: $(PYTHON) -m venv failed; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
 	@echo "installing into .venv ..."
-	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -r requirements.txt -r requirements-dev.txt
+	@$(PY) -m pip install --disable-pip-version-check -c constraints.txt torch
+	@$(PY) -m pip install --disable-pip-version-check -c constraints.txt -r requirements.txt -r requirements-dev.txt
 	@touch $@
 
 clean:

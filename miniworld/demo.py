@@ -33,13 +33,13 @@ def main(argv: list[str] | None = None) -> None:
     out = args.out.resolve()
     diode, base, run = out / "DIODE", out / "random-sd", out / "run"
 
-    step("1/4  render scenes in DIODE's layout, with pseudo labels")
+    step("1/5  render scenes in DIODE's layout, with pseudo labels")
     python("-m", "miniworld.scenes", "--root", diode, "--train", 300, "--val", 40, "--size", "128x96")
 
-    step(f"2/4  make a stand-in for Stable Diffusion. {RANDOM}")
+    step(f"2/5  make a stand-in for Stable Diffusion. {RANDOM}")
     python("-m", "miniworld.random_sd", "--out", base)
 
-    step(f"3/4  train the LoRA for {args.steps} steps")
+    step(f"3/5  train the LoRA for {args.steps} steps")
     shutil.rmtree(run, ignore_errors=True)
     python(
         "-m", "accelerate.commands.launch", "--num_processes", 1, "--num_machines", 1, "--mixed_precision", "no",
@@ -49,17 +49,27 @@ def main(argv: list[str] | None = None) -> None:
         "--max_train_steps", args.steps, "--train_batch_size", 4, "--learning_rate", 1e-3, "--report_to", "none",
     )  # fmt: skip
 
-    step("4/4  draw normals of pictures that training has not seen")
+    step("4/5  draw normals of pictures that training has not seen")
     unseen = DiodeNormals(diode / "normals", diode / "pseudo" / "normal", "val", resolution=SIDE)
-    chosen = np.linspace(0, len(unseen) - 1, ROWS).astype(int).tolist()
     pictures, drawn = out / "unseen", out / "output"
     for folder in (pictures, drawn):
         shutil.rmtree(folder, ignore_errors=True)
     pictures.mkdir()
-    for index in chosen:
-        shutil.copy(unseen.rgb_root / f"{unseen.stems[index]}.png", pictures)
-    python(ROOT / "inference_sd_single.py", "--lora", run, "--input_dir", pictures, "--output_dir", drawn)
+    for stem in unseen.stems:
+        shutil.copy(unseen.rgb_root / f"{stem}.png", pictures)
+    python(
+        ROOT / "inference_sd_single.py", "--lora", run, "--input_dir", pictures, "--output_dir", drawn,
+        "--batch_size", 4, "--npy",
+    )  # fmt: skip
 
+    step("5/5  score them against ground truth, beside the constant mean normal")
+    python(
+        ROOT / "evaluate.py", "--task", "normal", "--protocol", "pooled", "--pred_dir", drawn / "normal" / "predicted",
+        "--gt_dir", diode / "normals" / "val", "--by_stem", "--center_crop", "--baseline", "mean",
+        "--output", out / "metrics.json", "--report", out / "report",
+    )  # fmt: skip
+
+    chosen = np.linspace(0, len(unseen) - 1, ROWS).astype(int).tolist()
     page = compare([unseen[index] for index in chosen], drawn / "normal" / "predicted")
     page.save(out / "demo.png")
     print(f"\nRGB | ground truth | label | prediction, {ROWS} unseen pictures: {out / 'demo.png'}\n{RANDOM}")

