@@ -141,12 +141,26 @@ def save_pipeline(folder: Path, tokenizer, text_encoder, vae, unet, scheduler) -
     tokenizer.backend_tokenizer.model.save(str(Path(folder, "tokenizer")))  # vocab.json, merges.txt: older readers
 
 
-def save_random_sd(folder: Path, seed: int = 0, prediction_type: str = "epsilon", in_channels: int = 4) -> None:
-    """Write a randomly initialised Stable Diffusion of about 7 M parameters; the same seed gives the same weights."""
+def save_random_sd(
+    folder: Path,
+    seed: int = 0,
+    prediction_type: str = "epsilon",
+    in_channels: int = 4,
+    channels: tuple[int, ...] = (64, 128, 128),
+) -> None:
+    """Write a randomly initialised Stable Diffusion, of about 7 M parameters; the same seed gives the same weights.
+
+    channels: the UNet's width at each of its three levels.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         tokenizer = build_tokenizer()
-        parts = (build_text_encoder(tokenizer), build_vae(), build_unet(in_channels), build_scheduler(prediction_type))
+        parts = (
+            build_text_encoder(tokenizer),
+            build_vae(),
+            build_unet(in_channels, channels),
+            build_scheduler(prediction_type),
+        )
     save_pipeline(Path(folder), tokenizer, *parts)
 
 

@@ -39,10 +39,10 @@ def diode(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def bases(tmp_path_factory) -> dict[str, Path]:
     """Folders in the formats of SD 1.5 ("sd15"), SD 2.1 ("sd21") and InstructPix2Pix ("ip2p"), with random weights."""
-    folder = tmp_path_factory.mktemp("bases")
-    save_random_sd(folder / "sd15", seed=0)
-    save_random_sd(folder / "sd21", seed=1, prediction_type="v_prediction")
-    save_random_sd(folder / "ip2p", seed=2, in_channels=8)
+    folder, small = tmp_path_factory.mktemp("bases"), {"channels": (32, 64, 64)}
+    save_random_sd(folder / "sd15", seed=0, **small)
+    save_random_sd(folder / "sd21", seed=1, prediction_type="v_prediction", **small)
+    save_random_sd(folder / "ip2p", seed=2, in_channels=8, **small)
     return {name: folder / name for name in ("sd15", "sd21", "ip2p")}
 
 

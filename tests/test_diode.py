@@ -26,6 +26,13 @@ def depths(root, split="train", **options) -> DiodeDepth:
     return DiodeDepth(root / "depths", root / "pseudo" / "depth", split, resolution=64, **options)
 
 
+def agreement(item: dict) -> float:
+    """Share of valid pixels whose label, decoded, is within 5 degrees of the ground truth."""
+    label = torch.nn.functional.normalize(item["target"], dim=0)
+    angles = torch.rad2deg(torch.acos((label * item["gt"]).sum(0).clamp(-1, 1)))
+    return (angles[item["valid"][0]] < 5).float().mean().item()
+
+
 @pytest.mark.parametrize(("make", "channels"), [(normals, 3), (depths, 1)])
 def test_items(diode, make, channels):
     dataset = make(diode)
@@ -45,9 +52,7 @@ def test_ground_truth_normals_are_in_the_labels_frame(diode):
         valid = item["valid"][0]
         gt = item["gt"][:, valid]
         torch.testing.assert_close(gt.norm(dim=0), torch.ones(gt.shape[1]), atol=1e-5, rtol=0)
-        label = torch.nn.functional.normalize(item["target"], dim=0)[:, valid]
-        angles = torch.rad2deg(torch.acos((label * gt).sum(0).clamp(-1, 1)))
-        assert angles.median() < 3, "Y or Z is flipped, or the maps are not aligned"
+        assert agreement(item) > 0.92, "Y or Z is flipped, or the maps are not aligned"
 
 
 def test_normals_decoding(tree):
@@ -164,10 +169,8 @@ def test_random_crops_are_joint_and_change_by_epoch(diode):
     zero, one = dataset[4, 0], dataset[4, 1]
     assert not torch.equal(zero["rgb"], one["rgb"])
     assert torch.equal(dataset[4, 1]["rgb"], one["rgb"])
-    for item in (zero, one):  # label and ground truth moved with the picture
-        valid = item["valid"][0]
-        label = torch.nn.functional.normalize(item["target"], dim=0)
-        assert torch.rad2deg(torch.acos((label * item["gt"]).sum(0).clamp(-1, 1)))[valid].median() < 3
+    items = [dataset[index, 1] for index in range(24)]
+    assert min(map(agreement, items)) > 0.92, "label and ground truth did not move together"
 
 
 def test_validation_samples_are_fixed(diode, tree):

@@ -11,10 +11,10 @@ from safetensors import safe_open
 from utils.lora import BIN, CONV_IN, SAFETENSORS
 
 GOLDEN = {  # first losses on the seeded world and weights
-    "sd_single_diode_pseudo_normal.py": [1.222712, 1.216903, 1.072714, 1.237767],
-    "sd_single_diode_pseudo_depth.py": [1.412853, 1.235832, 1.20751, 1.231002],
-    "augunet_diode_pseudo_normal.py": [1.108826, 1.207322, 1.304192, 1.200388],
-    "augunet_diode_pseudo_depth.py": [1.169621, 1.234732, 1.205901, 1.210753],
+    "sd_single_diode_pseudo_normal.py": [1.177784, 1.2346, 1.155111, 1.263894],
+    "sd_single_diode_pseudo_depth.py": [1.462977, 1.346698, 1.320184, 1.34485],
+    "augunet_diode_pseudo_normal.py": [1.015914, 1.130813, 1.22737, 1.133097],
+    "augunet_diode_pseudo_depth.py": [1.029653, 1.136754, 1.122394, 1.127579],
 }
 
 
