@@ -34,11 +34,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help, allow_abbrev=False)
     add = parser.add_argument
     add("--task", choices=list(PROMPTS), help="what to draw; left out: what the LoRA's metadata says, else depth")
-    add(
-        "--lora",
-        default="./pretrained_weights/sd_single_depth_pytorch_model.bin",
-        help="LoRA: .safetensors, .bin or the output folder of a training script",
-    )
+    add("--lora", default="./pretrained_weights/sd_single_depth_pytorch_model.bin", help="LoRA: .safetensors, .bin or "
+        "the output folder of a training script")  # fmt: skip
     add("--input_dir", default="./my_dataset", help="folder of pictures (png, jpg, jpeg, webp, bmp, tif)")
     add("--output_dir", default="./output", help="maps go to <output_dir>/<task>/predicted/")
     add("--pretrained_model_name_or_path", help="Stable Diffusion: local folder or hub name; left out: the one "
@@ -69,6 +66,7 @@ def main(argv: list[str] | None = None) -> None:
     task = args.task or trained_for or "depth"
     if trained_for not in (None, task):
         note(f"{args.lora} was trained for {trained_for}, drawing {task} as asked")
+        metadata = {**metadata, "prompt": PROMPTS[task]}
     prompt = args.prompt if args.prompt is not None else metadata.get("prompt", PROMPTS[task])
     resolution = args.resolution or int(metadata.get("resolution", 512))
     model = args.pretrained_model_name_or_path or metadata.get("base_model", "runwayml/stable-diffusion-v1-5")

@@ -84,7 +84,9 @@ def test_it_starts_as_the_identity_and_only_it_trains():
     before = forward(model)
     parameters = add_lora(model, rank=8, seed=1)
     assert torch.equal(forward(model), before)
-    assert {id(p) for p in model.parameters() if p.requires_grad} == {id(p) for p in parameters}
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert all(".lora_A." in name or ".lora_B." in name for name in trained)
+    assert len(trained) == len(parameters) == 2 * 4 * len(model.attn_processors)
     downs = torch.cat([value.flatten() for key, value in lora_state(model).items() if ".down." in key])
     ups = [value for key, value in lora_state(model).items() if ".up." in key]
     assert downs.std().item() == pytest.approx(1 / 8, rel=0.02) and abs(downs.mean()) < 0.002

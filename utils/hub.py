@@ -35,7 +35,8 @@ def model_card(repo_id: str, metadata: Mapping[str, object]) -> str:
     base = str(metadata["base_model"])
     # the hub refuses a card whose base model is a path
     base_line = f"base_model: {base}\n" if re.fullmatch(r"[\w.-]+/[\w.-]+", base) and not Path(base).exists() else ""
-    rows = "\n".join(f"| {key} | {value} |" for key, value in metadata.items())
+    base = base if base_line else Path(base).name  # nor does anybody need to know where that path was
+    rows = "\n".join(f"| {key} | {value} |" for key, value in {**metadata, "base_model": base}.items())
     return f"""---
 {base_line}library_name: diffusers
 tags: [lora, intrinsic-lora, {metadata["task"]}]

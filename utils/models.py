@@ -26,7 +26,10 @@ COMPONENTS = {  # subfolder -> a file that it must hold
 
 @dataclass
 class Base:
-    """A Stable Diffusion, all parts frozen and in eval mode. `scheduler` carries the training noise schedule."""
+    """A Stable Diffusion, all parts frozen and in eval mode.
+
+    name: hub name, or absolute path of the folder. scheduler: carries the training noise schedule.
+    """
 
     name: str
     tokenizer: CLIPTokenizer
@@ -77,7 +80,7 @@ def load_base(name: str, revision: str | None = None) -> Base:
         )
     for component in ("text_encoder", "vae", "unet"):
         parts[component].requires_grad_(False).eval()
-    return Base(name, **parts)
+    return Base(str(Path(name).resolve()) if Path(name).is_dir() else name, **parts)
 
 
 def resolve(name: str) -> str:
