@@ -111,8 +111,8 @@ def readme_commands() -> list[list[str]]:
 
 
 def test_readme_commands_parse(monkeypatch):
-    import evaluate
     import inference_sd_single
+    from utils.evaluation_args import parse_args
 
     parsed = []
     for words in readme_commands():
@@ -121,7 +121,7 @@ def test_readme_commands_parse(monkeypatch):
         if name == "inference_sd_single.py":
             inference_sd_single.parse(rest)
         elif name == "evaluate.py":
-            evaluate.parse_args(rest)
+            parse_args("", rest)
         else:
             module = importlib.import_module(name.removesuffix(".py"))
             monkeypatch.setattr(module, "start", lambda args: parsed.append(args.output_dir))

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 from utils.objectives import generators
 from utils.visualize import sheet, strip
@@ -37,6 +38,7 @@ def validate(
     was_training = unet.training
     unet.eval()
     scores, panels = {}, {}
+    bar = tqdm(total=sum(map(len, samples.values())), desc="validating", unit="image", leave=False)
     for split, items in samples.items():
         rows, each = [], []
         for first in range(0, len(items), batch_size):
@@ -47,10 +49,12 @@ def validate(
                 each.append(score(prediction, item["gt"], item["valid"]))
                 truth, shown = pictures[0](item["gt"], item["valid"]), pictures[1](prediction)
                 rows.append((item["stem"], strip([item["rgb"], truth, item["target"], shown])))
+            bar.update(len(batch))
         panels[split] = rows
         measured = [one for one in each if one is not None]
         for metric in measured[0] if measured else ():
             scores[f"val/{split}/{metric}"] = float(np.mean([one[metric] for one in measured]))
+    bar.close()
     unet.train(was_training)
     return scores, panels
 
