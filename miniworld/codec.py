@@ -6,6 +6,8 @@ Loss per picture x with posterior N(mu, sigma^2) and z drawn from it:
 
 The last term asks that every picture's latents have about the same power: one scaling factor has to fit all pictures,
 the bright, the pale and the black-and-white, because a UNet learns to draw latents of one size only.
+
+A second stage trains D alone for longer, on the mse of D(mu): what E writes, and so all that a UNet learns, stays.
 """
 
 from functools import partial
@@ -46,6 +48,24 @@ def codec_stage(vae: AutoencoderKL, rgb: np.ndarray, folder: Path, batch: int, h
             return codec_loss(vae, x, rng)
 
     return Stage("vae", folder, {"vae": vae}, loss, partial(codec_sheet, rgb), **settings)
+
+
+def decoder_stage(vae: AutoencoderKL, rgb: np.ndarray, folder: Path, batch: int, half: bool, **settings) -> Stage:
+    """Train the decoder of `vae` alone, on whole pictures."""
+    decoder = {"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv}
+
+    def loss(step: int, rng: Generator) -> dict[str, Tensor]:
+        x = codec_batch(rgb, max(1, batch // 4), rng, rgb.shape[1])
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            with torch.no_grad():
+                mean = vae.encode(x.contiguous(memory_format=torch.channels_last)).latent_dist.mean
+            drawn = vae.decode(mean.contiguous(memory_format=torch.channels_last)).sample
+            return {"mse": F.mse_loss(drawn.float(), x)}
+
+    def sheet(modules: dict, path: Path) -> None:
+        codec_sheet(rgb, {"vae": vae}, path)
+
+    return Stage("decoder", folder, decoder, loss, sheet, **settings)
 
 
 def codec_batch(rgb: np.ndarray, batch: int, rng: Generator, side: int) -> Tensor:

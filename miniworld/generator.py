@@ -74,7 +74,7 @@ def quick(unet: UNet2DConditionModel) -> UNet2DConditionModel:
 def encode_pictures(vae, rgb: np.ndarray, captions: list[str], tokenizer, folder: Path, half: bool) -> Latents:
     """The latents of all pictures (N,S,S,3) uint8, kept in `folder` for the next run. scale: 1 / std over all."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"latents-{fingerprint(vae):08x}-{len(rgb)}.pt"
+    path = folder / f"latents-{fingerprint(vae.encoder, vae.quant_conv):08x}-{len(rgb)}.pt"
     if not path.exists():
         means, stds = [], []
         for chunk in tqdm(torch.arange(len(rgb)).split(64), desc="encoding pictures", mininterval=2):
@@ -98,9 +98,10 @@ def encode(vae: AutoencoderKL, x: Tensor) -> tuple[Tensor, Tensor]:
     return posterior.mean, posterior.std
 
 
-def fingerprint(module: nn.Module) -> int:
+def fingerprint(*modules: nn.Module) -> int:
     """A number that changes with the weights."""
-    return zlib.crc32(b"".join(weight.detach().contiguous().numpy().tobytes() for weight in module.parameters()))
+    weights = (weight.detach().contiguous() for module in modules for weight in module.parameters())
+    return zlib.crc32(b"".join(weight.numpy().tobytes() for weight in weights))
 
 
 def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:

@@ -3,9 +3,10 @@
     python -m miniworld.pretrain --out miniworld/mini-sd            # train what is not trained yet, save, measure
     python -m miniworld.pretrain --out miniworld/mini-sd --report   # measure what lies there
 
-Three stages: the picture codec (`miniworld.codec`), text encoder and UNet (`miniworld.generator`), and a UNet that
-also reads a picture (`miniworld.editor`), saved beside --out as mini-ip2p. Checkpoints, logs, sample sheets and the
-UNet's snapshots along the training lie in --work. Interrupted, the same command goes on where it was cut off.
+The stages: the picture codec, then its decoder alone (`miniworld.codec`); text encoder and UNet together
+(`miniworld.generator`); and a UNet that also reads a picture (`miniworld.editor`), saved beside --out as mini-ip2p.
+Checkpoints, logs, sample sheets and the UNet's snapshots along the training lie in --work. Interrupted, the same
+command goes on where it was cut off.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from miniworld.codec import build_codec, codec_stage
+from miniworld.codec import build_codec, codec_stage, decoder_stage
 from miniworld.editor import build_editor, editor_stage
 from miniworld.generator import build_generator, encode_pictures, generator_stage
 from miniworld.model_folder import save_editor, save_generator
@@ -24,7 +25,7 @@ from miniworld.report import report
 from miniworld.stage import run
 
 SIZE = 64  # pixels
-STAGES = ("vae", "unet", "ip2p")
+STAGES = ("vae", "decoder", "unet", "ip2p")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -40,6 +41,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--sheet", type=Path, default=Path("docs/mini-sd-samples.png"), help="contact sheet that the report draws")
     add("--until", choices=STAGES, default="ip2p", help="the last stage to run")
     add("--vae_steps", type=int, default=4500, help="steps of the codec")
+    add("--decoder_steps", type=int, default=800, help="steps of the codec's decoder alone")
     add("--unet_steps", type=int, default=4000, help="steps of text encoder and UNet")
     add("--ip2p_steps", type=int, default=400, help="steps of the UNet that reads a picture")
     add("--vae_scenes", type=int, default=4096, help="pictures for the codec")
@@ -62,7 +64,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def train(args: argparse.Namespace) -> None:
-    """The three stages, each from where it stands, and the two folders."""
+    """The stages, each from where it stands, and the two folders."""
     batch, half = args.batch, not args.full_precision
     scenes = args.work / "scenes"
     torch.manual_seed(args.seed)
@@ -71,8 +73,13 @@ def train(args: argparse.Namespace) -> None:
     rgb, _ = cached_pictures(scenes, args.seed, args.vae_scenes, SIZE, args.workers)
     settings = {"steps": args.vae_steps, "learning_rate": 1e-3, "seed": args.seed}
     run(codec_stage(vae, rgb, args.work / "vae", batch, half, **settings))
-    vae.requires_grad_(False)
     if args.until == "vae":
+        return
+
+    settings = {"steps": args.decoder_steps, "learning_rate": 5e-4, "seed": args.seed}
+    run(decoder_stage(vae, rgb, args.work / "decoder", batch, half, **settings))
+    vae.requires_grad_(False)
+    if args.until == "decoder":
         return
 
     rgb, captions = cached_pictures(scenes, args.seed, args.scenes, SIZE, args.workers)

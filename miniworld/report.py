@@ -15,11 +15,16 @@ CODEC_SCENES = 256
 DRAWN = 128
 SHOWN = 30
 BEGIN, END = "<!-- report -->", "<!-- end of report -->"
-TITLES = {"vae": "codec", "unet": "text encoder and UNet", "ip2p": "UNet that reads a picture"}
+TITLES = {
+    "vae": "codec",
+    "decoder": "its decoder alone",
+    "unet": "text encoder and UNet",
+    "ip2p": "UNet that reads a picture",
+}
 
 
 def report(out: Path, work: Path, sheet: Path, seed: int) -> None:
-    """Measure, print, draw the sheet; write the tables into the model card."""
+    """Measure, print, draw the sheet; where the training's logs are at hand, write the tables into the model card."""
     parts, vae = load_generator(out)
     maps, seen, captions = unseen_scenes(seed, CODEC_SCENES)
     gates = codec_gates(vae, maps, seen)
@@ -33,7 +38,8 @@ def report(out: Path, work: Path, sheet: Path, seed: int) -> None:
     text = "\n\n".join([table(gates), trend(along), hours(work)])
     print(text)
     print(f"\nsamples: {sheet}")
-    write_card(out / "README.md", text)
+    if (work / "unet" / "log.jsonl").exists():  # else there is less to tell than the card knows
+        write_card(out / "README.md", text)
 
 
 def distances_along(parts: Parts, vae: AutoencoderKL, rgb, captions: list[str], folder: Path, seed: int) -> dict:

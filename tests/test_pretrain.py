@@ -15,7 +15,7 @@ from diffusers import StableDiffusionInstructPix2PixPipeline, StableDiffusionPip
 from torch import Generator
 
 from miniworld import codec, editor, generator, pretrain, scenes
-from miniworld.codec import build_codec, codec_batch, codec_stage, to_tensor
+from miniworld.codec import build_codec, codec_batch, codec_stage, decoder_stage, to_tensor
 from miniworld.diode_tree import encode_labels
 from miniworld.editor import build_editor, editor_stage
 from miniworld.gates import codec_gates, unseen_scenes
@@ -51,12 +51,14 @@ def tiny_data(vae, parts: Parts, pairs, folder: Path) -> generator.Latents:
 
 
 def tiny_stage(name: str, folder: Path, pairs, steps: int = 6):
-    """One of the three stages, on few pictures of few pixels; its weights are a function of its name."""
+    """One of the stages, on few pictures of few pixels; its weights are a function of its name."""
     torch.manual_seed(0)
     vae, parts = build_codec((8, 8, 8), 4), tiny_parts()
     settings = {"steps": steps, "learning_rate": 1e-3, "log_every": 1, "save_every": 2, "sheet_every": 1000}
     if name == "vae":
         return codec_stage(vae, pairs[0], folder / name, 4, True, **settings)
+    if name == "decoder":
+        return decoder_stage(vae, pairs[0], folder / name, 4, True, **settings)
     vae.requires_grad_(False)
     data = tiny_data(vae, parts, pairs, folder)
     if name == "unet":
@@ -88,7 +90,7 @@ def count_calls(function):
 
 
 def test_no_stage_can_see_a_map(tmp_path, monkeypatch):
-    """All three stages run on scenes that have nothing but a picture and a caption."""
+    """All stages run on scenes that have nothing but a picture and a caption."""
 
     def bare(*args):
         scene = render(*args)
@@ -108,7 +110,7 @@ def test_no_stage_can_see_a_map(tmp_path, monkeypatch):
     monkeypatch.setattr(pretrain, "report", lambda *args: None)
     words = ["--out", tmp_path / "mini-sd", "--work", tmp_path / "work", "--workers", 1, "--batch", 4]
     words += ["--vae_scenes", 16, "--scenes", 16, "--snapshots", 2]
-    words += ["--vae_steps", 2, "--unet_steps", 2, "--ip2p_steps", 2]
+    words += ["--vae_steps", 2, "--decoder_steps", 2, "--unet_steps", 2, "--ip2p_steps", 2]
     pretrain.main([str(word) for word in words])
     pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "mini-sd", safety_checker=None)
     assert pipeline.unet.config.in_channels == 4
@@ -183,7 +185,7 @@ def test_the_editors_condition_keeps_its_place():
 # Resuming
 
 
-@pytest.mark.parametrize("name", ["vae", "unet", "ip2p"])
+@pytest.mark.parametrize("name", ["vae", "decoder", "unet", "ip2p"])
 def test_a_resumed_stage_ends_where_an_uninterrupted_one_does(name, tmp_path, pairs):
     whole = tiny_stage(name, tmp_path / "whole", pairs)
     run(whole)
