@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from miniworld.codec import save_sheet, to_tensor
-from miniworld.generator import Latents, Parts, decode, diffuse, encode, quick, weighted_mse
+from miniworld.generator import Latents, Parts, decode, diffuse, encode, quick, tokenize, weighted_mse
 from miniworld.pictures import chance, recolour
 from miniworld.stage import Stage
 
@@ -84,7 +84,16 @@ def edit(editor, text_encoder, scheduler, tokens: Tensor, cond: Tensor, seed: in
     return z
 
 
-def donor_share(editor: UNet2DConditionModel) -> float:
-    """Norm of conv_in's condition channels over that of its noise channels: 0 before training."""
-    weight = editor.conv_in.weight
-    return (weight[:, 4:].norm() / weight[:, :4].norm()).item()
+@torch.no_grad()
+def condition_gain(editor: UNet2DConditionModel, parts: Parts, vae, rgb: Tensor, captions: list[str]) -> float:
+    """How many times larger the error gets with another scene's picture than with its own: 1 if it is not looked at.
+
+    rgb (N,3,S,S) in [-1,1], rooms and yards in turn; mean squared error of eps at t = 600, where little of z0 is left.
+    """
+    cond = encode(vae, rgb)[0]
+    z0, rng = vae.config.scaling_factor * cond, Generator().manual_seed(0)
+    t, eps = torch.full((len(z0),), 600), torch.randn(z0.shape, generator=rng)
+    z_t = parts.scheduler.add_noise(z0, eps, t)
+    text = parts.text_encoder(tokenize(parts.tokenizer, captions))[0]
+    own, other = (F.mse_loss(editor(stack(z_t, c), t, text).sample, eps) for c in (cond, cond.roll(2, 0)))
+    return (other / own).item()

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
+from miniworld.editor import condition_gain
 from miniworld.gates import Gate, codec_gates, distance, sheet_of_samples, table, unseen_scenes
 from miniworld.generator import Parts
 from miniworld.model_folder import load_generator
@@ -31,9 +32,10 @@ def report(out: Path, work: Path, sheet: Path, seed: int) -> None:
     along = distances_along(parts, vae, maps["rgb"], captions, work / "unet", seed)
     gates += distance_gates(along)
     editor = UNet2DConditionModel.from_pretrained(out.parent / "mini-ip2p", subfolder="unet")
-    weight = editor.conv_in.weight
-    share = (weight[:, 4:].norm() / weight[:, :4].norm()).item()
-    gates.append(Gate("mini-ip2p's conv_in: size of image weights / of noise weights", f"{share:.2f}", "", None))
+    gain = condition_gain(editor, parts, vae, maps["rgb"][:64], captions[:64])
+    gates.append(
+        Gate("mini-ip2p's error with another scene's picture / with its own", f"{gain:.2f}", "above 1", gain > 1)
+    )
     sheet_of_samples(parts, vae, captions[:SHOWN], sheet, seed)
     text = "\n\n".join([table(gates), trend(along), hours(work)])
     print(text)

@@ -17,7 +17,7 @@ from torch import Generator
 from miniworld import codec, editor, generator, pretrain, scenes
 from miniworld.codec import build_codec, codec_batch, codec_stage, decoder_stage, to_tensor
 from miniworld.diode_tree import encode_labels
-from miniworld.editor import build_editor, editor_stage
+from miniworld.editor import build_editor, condition_gain, editor_stage
 from miniworld.gates import codec_gates, unseen_scenes
 from miniworld.generator import Parts, build_generator, encode_pictures, generator_loss, generator_stage, quick
 from miniworld.picture_cache import cached_pictures
@@ -289,10 +289,11 @@ def test_the_shipped_words_cover_captions_and_prompts(shipped):
         assert len(words) + 2 <= shipped.tokenizer.model_max_length
 
 
-def test_the_shipped_editor_reads_its_picture():
+def test_the_shipped_editor_reads_its_picture(shipped):
     pipeline = StableDiffusionInstructPix2PixPipeline.from_pretrained(MINI_IP2P, safety_checker=None)
-    weight = pipeline.unet.conv_in.weight
-    assert weight.shape[1] == 8 and weight[:, 4:].norm() > 0.1 * weight[:, :4].norm()
+    maps, _, captions = unseen_scenes(seed=6, count=16)
+    parts = Parts(shipped.tokenizer, shipped.text_encoder, shipped.unet, shipped.scheduler)
+    assert condition_gain(pipeline.unet, parts, shipped.vae.requires_grad_(False), maps["rgb"], captions) > 1.3
 
 
 def test_the_shipped_folders_are_small():
