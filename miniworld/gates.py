@@ -98,7 +98,7 @@ def draw(parts: Parts, vae: AutoencoderKL, captions: list[str], seed: int, guida
 
 def distance(parts: Parts, vae: AutoencoderKL, rgb: Tensor, captions: list[str], seed: int) -> list[float]:
     """Sliced Wasserstein distance, fine to coarse, between scenes rgb (N,3,S,S) and drawings of other captions."""
-    return sliced_wasserstein(draw(parts, vae, captions, seed, guidance=1, steps=15), rgb)
+    return sliced_wasserstein(draw(parts, vae, captions, seed, guidance=1, steps=10), rgb)
 
 
 def contact_sheet(pictures: Tensor, captions: list[str], path: Path, columns: int = 6, zoom: int = 3) -> None:

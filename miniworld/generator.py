@@ -180,4 +180,6 @@ def sample(
 @torch.no_grad()
 def decode(vae: AutoencoderKL, z: Tensor) -> Tensor:
     """Latents (B,4,h,w), not scaled -> pictures (B,3,S,S) in [-1,1]."""
-    return torch.cat([vae.decode(part).sample for part in z.split(64)]).clamp(-1, 1)
+    with torch.autocast("cpu", torch.bfloat16):
+        drawn = [vae.decode(part.contiguous(memory_format=torch.channels_last)).sample for part in z.split(64)]
+    return torch.cat(drawn).float().clamp(-1, 1)
