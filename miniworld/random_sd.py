@@ -47,8 +47,11 @@ def byte_pair_merges(words: Sequence[str]) -> list[tuple[str, str]]:
     return merges
 
 
-def build_tokenizer(words: Sequence[str] = WORDS) -> CLIPTokenizer:
-    """A CLIP tokenizer in which every one of `words` is one token; other text falls apart into ASCII characters."""
+def build_tokenizer(words: Sequence[str] = WORDS, length: int = CONTEXT_LENGTH) -> CLIPTokenizer:
+    """A CLIP tokenizer in which every one of `words` is one token; other text falls apart into ASCII characters.
+
+    Prompts are padded or cut to `length` tokens.
+    """
     characters = [chr(code) for code in range(33, 127)]
     merges = byte_pair_merges(words)
     tokens = [*characters, *(c + "</w>" for c in characters), *("".join(pair) for pair in merges)]
@@ -56,11 +59,11 @@ def build_tokenizer(words: Sequence[str] = WORDS) -> CLIPTokenizer:
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
         Path(folder, "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
-        return CLIPTokenizer.from_pretrained(folder, model_max_length=CONTEXT_LENGTH)
+        return CLIPTokenizer.from_pretrained(folder, model_max_length=length)
 
 
 def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    """A two-layer CLIP text encoder: token ids (B,77) -> states (B,77,64)."""
+    """A two-layer CLIP text encoder: token ids (B,L) -> states (B,L,64), L the tokenizer's length (77)."""
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
@@ -68,7 +71,7 @@ def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
             intermediate_size=4 * TEXT_WIDTH,
             num_hidden_layers=2,
             num_attention_heads=4,
-            max_position_embeddings=CONTEXT_LENGTH,
+            max_position_embeddings=tokenizer.model_max_length,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
@@ -76,14 +79,19 @@ def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     )
 
 
-def build_vae(channels: tuple[int, ...] = (32, 64, 64)) -> AutoencoderKL:
-    """pictures (B,3,H,W) in [-1,1] -> latents (B,4,H/4,W/4)."""
+def build_vae(channels: tuple[int, ...] = (32, 64, 64), groups: int = 32, attention: bool = True) -> AutoencoderKL:
+    """pictures (B,3,H,W) in [-1,1] -> latents (B,4,H/4,W/4).
+
+    groups: of its normalisation; attention: whether the middle block has any.
+    """
     vae = AutoencoderKL(
         block_out_channels=channels,
         down_block_types=("DownEncoderBlock2D",) * len(channels),
         up_block_types=("UpDecoderBlock2D",) * len(channels),
         layers_per_block=1,
         latent_channels=4,
+        norm_num_groups=groups,
+        mid_block_add_attention=attention,
         sample_size=64,
         scaling_factor=4.0,  # about 1 / std of this VAE's random latents, so that the UNet sees unit variance
     )
@@ -92,8 +100,10 @@ def build_vae(channels: tuple[int, ...] = (32, 64, 64)) -> AutoencoderKL:
     return vae
 
 
-def build_unet(in_channels: int = 4, channels: tuple[int, ...] = (64, 128, 128)) -> UNet2DConditionModel:
-    """latents (B,in_channels,16,16), t, text (B,77,64) -> (B,4,16,16)."""
+def build_unet(
+    in_channels: int = 4, channels: tuple[int, ...] = (64, 128, 128), groups: int = 32
+) -> UNet2DConditionModel:
+    """latents (B,in_channels,16,16), t, text (B,L,64) -> (B,4,16,16). groups: of its normalisation."""
     return UNet2DConditionModel(
         sample_size=16,
         in_channels=in_channels,
@@ -104,6 +114,7 @@ def build_unet(in_channels: int = 4, channels: tuple[int, ...] = (64, 128, 128))
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
         cross_attention_dim=TEXT_WIDTH,
         attention_head_dim=4,
+        norm_num_groups=groups,
     )
 
 

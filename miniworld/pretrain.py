@@ -1,0 +1,103 @@
+"""Train the project's own small Stable Diffusion from scratch, on rendered pictures and their captions alone.
+
+    python -m miniworld.pretrain --out miniworld/mini-sd            # train what is not trained yet, save, measure
+    python -m miniworld.pretrain --out miniworld/mini-sd --report   # measure what lies there
+
+The stages: the picture codec, then its decoder alone (`miniworld.codec`); text encoder and UNet together
+(`miniworld.generator`); and a UNet that also reads a picture (`miniworld.editor`), saved beside --out as mini-ip2p.
+Checkpoints, logs, sample sheets and the UNet's snapshots along the training lie in --work. Interrupted, the same
+command goes on where it was cut off.
+"""
+
+import argparse
+import logging
+import os
+from pathlib import Path
+
+import torch
+
+from miniworld.codec import build_codec, codec_stage, decoder_stage
+from miniworld.editor import build_editor, editor_stage
+from miniworld.generator import build_generator, encode_pictures, generator_stage
+from miniworld.model_folder import save_editor, save_generator
+from miniworld.picture_cache import cached_pictures
+from miniworld.report import report
+from miniworld.stage import run
+
+SIZE = 64  # pixels
+STAGES = ("vae", "decoder", "unet", "ip2p")
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m miniworld.pretrain",
+        description=__doc__.split("\n\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--out", type=Path, default=Path("miniworld/mini-sd"), help="Stable Diffusion folder; mini-ip2p lies beside")
+    add("--work", type=Path, default=Path("output/pretrain"), help="checkpoints, logs, sample sheets, cached scenes")
+    add("--report", action="store_true", help="train nothing: measure what lies in --out and --work")
+    add("--sheet", type=Path, default=Path("docs/mini-sd-samples.png"), help="contact sheet that the report draws")
+    add("--until", choices=STAGES, default="ip2p", help="the last stage to run")
+    add("--vae_steps", type=int, default=4500, help="steps of the codec")
+    add("--decoder_steps", type=int, default=600, help="steps of the codec's decoder alone")
+    add("--unet_steps", type=int, default=2400, help="steps of text encoder and UNet")
+    add("--ip2p_steps", type=int, default=300, help="steps of the UNet that reads a picture")
+    add("--vae_scenes", type=int, default=4096, help="pictures for the codec")
+    add("--scenes", type=int, default=12288, help="pictures for the UNets")
+    add("--batch", type=int, default=16, help="pictures a step; of the codec, crops of half the side at first")
+    add("--snapshots", type=int, default=16, help="of the UNet, evenly along the training")
+    add("--full_precision", action="store_true", help="float32 instead of bfloat16 autocast")
+    add("--workers", type=int, default=os.cpu_count(), help="processes that render")
+    add("--seed", type=int, default=0, help="of pictures, weights, batches and noise")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    logging.getLogger("diffusers").setLevel(logging.ERROR)  # a missing safety checker is on purpose
+    if not args.report:
+        train(args)
+    if args.report or args.until == "ip2p":
+        report(args.out, args.work, args.sheet, args.seed)
+
+
+def train(args: argparse.Namespace) -> None:
+    """The stages, each from where it stands, and the two folders."""
+    batch, half = args.batch, not args.full_precision
+    scenes = args.work / "scenes"
+    torch.manual_seed(args.seed)
+    vae, parts = build_codec(), build_generator()
+
+    rgb, _ = cached_pictures(scenes, args.seed, args.vae_scenes, SIZE, args.workers)
+    settings = {"steps": args.vae_steps, "learning_rate": 1e-3, "seed": args.seed}
+    run(codec_stage(vae, rgb, args.work / "vae", batch, half, **settings))
+    if args.until == "vae":
+        return
+
+    settings = {"steps": args.decoder_steps, "learning_rate": 5e-4, "seed": args.seed}
+    run(decoder_stage(vae, rgb, args.work / "decoder", batch, half, **settings))
+    vae.requires_grad_(False)
+    if args.until == "decoder":
+        return
+
+    rgb, captions = cached_pictures(scenes, args.seed, args.scenes, SIZE, args.workers)
+    data = encode_pictures(vae, rgb, captions, parts.tokenizer, args.work / "latents", half)
+    vae.register_to_config(scaling_factor=data.scale)
+    kept = tuple(args.unet_steps * (index + 1) // args.snapshots for index in range(args.snapshots))
+    settings = {"steps": args.unet_steps, "learning_rate": 5e-4, "seed": args.seed, "ema_decay": 0.999}
+    run(generator_stage(parts, data, vae, args.work / "unet", batch, half, snapshots=kept, **settings))
+    parts.text_encoder.requires_grad_(False)
+    save_generator(args.out, parts, vae)
+    if args.until == "unet":
+        return
+
+    editor = build_editor(parts.unet)
+    settings = {"steps": args.ip2p_steps, "learning_rate": 3e-4, "seed": args.seed, "ema_decay": 0.99}
+    run(editor_stage(editor, parts, vae, rgb, data, args.work / "ip2p", batch, half, **settings))
+    save_editor(args.out.parent / "mini-ip2p", args.out, editor)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,305 @@
+"""The small generator: what its training sees, that it resumes exactly, and that what is shipped is good enough."""
+
+import json
+from dataclasses import replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from diffusers import StableDiffusionInstructPix2PixPipeline, StableDiffusionPipeline
+from torch import Generator
+
+from miniworld import codec, editor, generator, pretrain, scenes
+from miniworld.codec import build_codec, codec_batch, codec_stage, decoder_stage, to_tensor
+from miniworld.diode_tree import encode_labels
+from miniworld.editor import build_editor, condition_gain, editor_stage
+from miniworld.gates import codec_gates, unseen_scenes
+from miniworld.generator import Parts, build_generator, encode_pictures, generator_loss, generator_stage, quick
+from miniworld.picture_cache import cached_pictures
+from miniworld.pictures import recolour, turn
+from miniworld.random_sd import build_text_encoder, build_unet
+from miniworld.report import BEGIN, END, write_card
+from miniworld.stage import run
+from miniworld.wasserstein import pyramid, sliced_wasserstein
+
+MINI_SD, MINI_IP2P = ROOT / "miniworld" / "mini-sd", ROOT / "miniworld" / "mini-ip2p"
+PROMPTS = ("surface normal", "depth map", "albedo", "shading")
+SIDE, COUNT = 16, 24
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    """Pictures (COUNT,SIDE,SIDE,3) and captions, straight from the stream."""
+    rgb, captions = zip(*islice(scenes.stream(0, SIDE), COUNT))
+    return np.stack(rgb), list(captions)
+
+
+def tiny_parts() -> Parts:
+    parts = build_generator()
+    unet = quick(build_unet(channels=(8, 8, 8), groups=4))
+    unet.register_to_config(sample_size=SIDE // 4)
+    return Parts(parts.tokenizer, build_text_encoder(parts.tokenizer), unet, parts.scheduler)
+
+
+def tiny_data(vae, parts: Parts, pairs, folder: Path) -> generator.Latents:
+    return encode_pictures(vae, *pairs, parts.tokenizer, folder, half=False)
+
+
+def tiny_stage(name: str, folder: Path, pairs, steps: int = 6):
+    """One of the stages, on few pictures of few pixels; its weights are a function of its name."""
+    torch.manual_seed(0)
+    vae, parts = build_codec((8, 8, 8), 4), tiny_parts()
+    settings = {"steps": steps, "learning_rate": 1e-3, "log_every": 1, "save_every": 2, "sheet_every": 1000}
+    if name == "vae":
+        return codec_stage(vae, pairs[0], folder / name, 4, True, **settings)
+    if name == "decoder":
+        return decoder_stage(vae, pairs[0], folder / name, 4, True, **settings)
+    vae.requires_grad_(False)
+    data = tiny_data(vae, parts, pairs, folder)
+    if name == "unet":
+        return generator_stage(parts, data, vae, folder / name, 4, True, snapshots=(2, 6), **settings)
+    parts.text_encoder.requires_grad_(False)
+    return editor_stage(build_editor(parts.unet), parts, vae, pairs[0], data, folder / name, 4, True, **settings)
+
+
+# What the trainings see
+
+
+def test_the_cache_is_the_stream(tmp_path, monkeypatch):
+    monkeypatch.setattr("miniworld.picture_cache.CHUNK", 4)
+    cached_pictures(tmp_path, seed=3, count=4, size=SIDE)
+    monkeypatch.setattr(scenes, "render", count_calls(scenes.render))
+    rgb, captions = cached_pictures(tmp_path, seed=3, count=10, size=SIDE)
+    assert scenes.render.calls == 2 * 4  # what was there is kept
+    for index, (picture, caption) in enumerate(islice(scenes.stream(3, SIDE), 10)):
+        assert np.array_equal(rgb[index], picture) and captions[index] == caption
+
+
+def count_calls(function):
+    def counted(*args, **kwargs):
+        counted.calls += 1
+        return function(*args, **kwargs)
+
+    counted.calls = 0
+    return counted
+
+
+def test_no_stage_can_see_a_map(tmp_path, monkeypatch):
+    """All stages run on scenes that have nothing but a picture and a caption."""
+
+    def bare(*args):
+        scene = render(*args)
+        return SimpleNamespace(rgb=scene.rgb, caption=scene.caption)
+
+    def refuse(*args):
+        raise AssertionError("a map was asked for")
+
+    render = scenes.render
+    monkeypatch.setattr(scenes, "render", bare)
+    monkeypatch.setattr("miniworld.diode_tree.encode_labels", refuse)
+    monkeypatch.setattr("miniworld.gates.encode_labels", refuse)
+    monkeypatch.setattr("miniworld.picture_cache.CHUNK", 16)
+    monkeypatch.setattr(pretrain, "SIZE", SIDE)
+    monkeypatch.setattr(pretrain, "build_codec", partial(build_codec, (8, 8, 8), 4))
+    monkeypatch.setattr(pretrain, "build_generator", tiny_parts)
+    monkeypatch.setattr(pretrain, "report", lambda *args: None)
+    words = ["--out", tmp_path / "mini-sd", "--work", tmp_path / "work", "--workers", 1, "--batch", 4]
+    words += ["--vae_scenes", 16, "--scenes", 16, "--snapshots", 2]
+    words += ["--vae_steps", 2, "--decoder_steps", 2, "--unet_steps", 2, "--ip2p_steps", 2]
+    pretrain.main([str(word) for word in words])
+    pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "mini-sd", safety_checker=None)
+    assert pipeline.unet.config.in_channels == 4
+    edits = StableDiffusionInstructPix2PixPipeline.from_pretrained(tmp_path / "mini-ip2p", safety_checker=None)
+    assert edits.unet.config.in_channels == 8
+    snapshots = sorted(path.name for path in (tmp_path / "work" / "unet").glob("ema-*.pt"))
+    assert snapshots == ["ema-000001.pt", "ema-000002.pt"]
+
+
+def test_the_codec_sees_pieces_of_pictures(pairs, monkeypatch):
+    monkeypatch.setattr(codec, "vary", lambda rgb, rng: rgb)
+    rgb = to_tensor(pairs[0]) * 2 - 1
+    for side in (SIDE // 2, SIDE):
+        windows = rgb.unfold(2, side, 1).unfold(3, side, 1).permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
+        for piece in codec_batch(pairs[0], 8, Generator().manual_seed(side), side):
+            assert (windows - piece).abs().amax(dim=(1, 2, 3)).min() < 1e-6
+
+
+def test_recoloured_pictures_are_not_maps():
+    """Neither the codec's nor the editor's pictures come near the normals or the depth of their scenes."""
+    found = [scenes.render(seed, kind, 64, 64) for seed in range(12) for kind in ("room", "yard")]
+    rgb = to_tensor(np.stack([scene.rgb for scene in found]))
+    varied = recolour(rgb, Generator().manual_seed(0))
+    shown = editor.conditions(np.stack([scene.rgb for scene in found]), Generator().manual_seed(1))
+    for task in ("normal", "depth"):
+        maps = to_tensor(np.stack([encode_labels(scene)[task] for scene in found]))
+        for pictures in (varied, shown):
+            assert (pictures - maps).abs().mean(dim=(1, 2, 3)).min() > 0.08
+
+
+def test_the_unet_sees_pictures_latents_and_captions(tmp_path, pairs):
+    torch.manual_seed(0)
+    vae, parts = build_codec((8, 8, 8), 4).requires_grad_(False), tiny_parts()
+    data = tiny_data(vae, parts, pairs, tmp_path)
+    picture = (to_tensor(pairs[0][:4]) * 2 - 1).contiguous(memory_format=torch.channels_last)
+    assert torch.allclose(data.mean[:4].float(), vae.encode(picture).latent_dist.mean, atol=2e-3)
+    assert parts.tokenizer.batch_decode(data.tokens, skip_special_tokens=True) == [
+        c.replace(",", " ,") for c in pairs[1]
+    ]
+    everything = data.draw(torch.arange(COUNT), Generator().manual_seed(0))
+    assert everything.std().item() == pytest.approx(1, abs=0.05)
+
+    clean, told = [], []
+    data = replace(data, std=torch.zeros_like(data.std))
+    add_noise = parts.scheduler.add_noise
+    parts.scheduler.add_noise = lambda z0, eps, t: clean.append(z0) or add_noise(z0, eps, t)
+    hook = parts.text_encoder.register_forward_pre_hook(lambda _, args: told.append(args[0]))
+    for step in range(40):
+        with torch.no_grad():
+            generator_loss(parts, data, 8, Generator().manual_seed(step))
+    hook.remove()
+    known = data.scale * data.mean.float()
+    told, clean = torch.cat(told), torch.cat(clean)
+    source = (clean[:, None] - known[None]).abs().amax(dim=(2, 3, 4)).min(dim=1)
+    assert source.values.max() < 1e-6
+    empty = (told == data.empty).all(dim=1)
+    assert 0.04 < empty.double().mean() < 0.18  # one in ten
+    assert torch.equal(told[~empty], data.tokens[source.indices[~empty]])  # each picture with its own caption
+
+
+def test_the_editors_condition_keeps_its_place():
+    """Conditions are re-coloured, never turned: edges stay where they are in the picture to draw."""
+    rgb = np.zeros((32, 64, 64, 3), np.uint8)
+    rgb[:, :, 40:] = 255
+    shown = editor.conditions(rgb, Generator().manual_seed(0))
+    across = (shown[..., 1:] - shown[..., :-1]).abs().sum(dim=(1, 2))
+    assert (across.argmax(dim=1) - 39).abs().max() <= 4  # blurring spreads it a little
+    turned = turn(to_tensor(rgb), Generator().manual_seed(0))
+    assert (turned != to_tensor(rgb)).any()
+
+
+# Resuming
+
+
+@pytest.mark.parametrize("name", ["vae", "decoder", "unet", "ip2p"])
+def test_a_resumed_stage_ends_where_an_uninterrupted_one_does(name, tmp_path, pairs):
+    whole = tiny_stage(name, tmp_path / "whole", pairs)
+    run(whole)
+
+    cut = tiny_stage(name, tmp_path / "cut", pairs)
+    loss = cut.loss
+
+    def interrupted(step, rng):
+        if step == 3:
+            raise KeyboardInterrupt
+        return loss(step, rng)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(replace_loss(cut, interrupted))
+    again = tiny_stage(name, tmp_path / "cut", pairs)
+    run(again)
+
+    first, second = (torch.load(stage.checkpoint, weights_only=True) for stage in (whole, again))
+    assert first["step"] == second["step"] == 6
+    for kind in ("weights", "average"):
+        assert all(torch.equal(a, b) for a, b in zip(first[kind], second[kind]))
+    assert any(not torch.equal(a, b) for a, b in zip(first["weights"], first["average"]))
+    assert all(torch.equal(a, b) for a, b in zip(whole.weights, second["average"]))  # what is returned and saved
+    logs = [
+        [
+            {k: v for k, v in json.loads(line).items() if k != "seconds_per_step"}
+            for line in path.read_text().splitlines()
+        ]
+        for path in (whole.folder / "log.jsonl", again.folder / "log.jsonl")
+    ]
+    assert logs[0] == logs[1] and [record["step"] for record in logs[0]] == [1, 2, 3, 4, 5, 6]
+    assert (whole.folder / "sheet-000006.png").exists()
+
+
+def replace_loss(stage, loss):
+    stage.loss = loss
+    return stage
+
+
+def test_a_longer_run_shares_the_steps_before_the_descent(tmp_path, pairs):
+    short, long = (tiny_stage("vae", tmp_path, pairs, steps) for steps in (1000, 2000))
+    assert [short.rate(step) for step in range(700)] == [long.rate(step) for step in range(700)]
+    assert short.rate(999) < 0.01 * short.rate(500) and short.rate(0) < 0.02 * short.rate(500)
+
+
+# Measuring
+
+
+def test_sliced_wasserstein_tells_scenes_from_what_is_not():
+    rgb = torch.stack([to_tensor(scenes.render(seed, "room").rgb[None])[0] for seed in range(64)]) * 2 - 1
+    here, there = rgb[:32], rgb[32:]
+    same = sliced_wasserstein(here, there)
+    blurred = torch.nn.functional.avg_pool2d(there, 4).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    noise = torch.randn(there.shape, generator=Generator().manual_seed(0))
+    assert sliced_wasserstein(here, noise)[0] > 2 * same[0]
+    assert sliced_wasserstein(here, blurred)[0] > 1.3 * same[0]
+    levels = pyramid(here)
+    assert [level.shape[-1] for level in levels] == [64, 32, 16]
+
+
+def test_the_report_replaces_its_own_part_of_the_card(tmp_path):
+    card = tmp_path / "README.md"
+    card.write_text(f"by hand\n{BEGIN}\nold\n{END}\nmore\n")
+    for text in ("new", "newer"):
+        write_card(card, text)
+    assert card.read_text() == f"by hand\n{BEGIN}\n\nnewer\n\n{END}\nmore\n"
+
+
+# What is shipped
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return StableDiffusionPipeline.from_pretrained(MINI_SD, safety_checker=None)
+
+
+def test_the_shipped_codec_passes_its_gates(shipped):
+    maps, seen, _ = unseen_scenes(seed=5, count=24)
+    gates = codec_gates(shipped.vae, maps, seen)
+    assert [gate.name for gate in gates if gate.passed is False] == []
+
+
+def test_the_shipped_generator_draws_what_it_is_told(shipped):
+    """A person's check is the contact sheet; this one is whether a sky is blue when it is asked to be, else orange."""
+    shipped.set_progress_bar_config(disable=True)
+    tops = {}
+    for sky in ("a blue", "an orange"):
+        prompt = f"a yard with green ground, a red block and two trees under {sky} sky"
+        settings = {"num_images_per_prompt": 4, "num_inference_steps": 12, "guidance_scale": 3.0, "output_type": "np"}
+        pictures = shipped(prompt, height=64, width=64, generator=Generator().manual_seed(0), **settings).images
+        assert pictures.shape == (4, 64, 64, 3)
+        tops[sky] = pictures[:, :8].mean(axis=(0, 1, 2))
+    assert tops["a blue"][2] - tops["a blue"][0] > tops["an orange"][2] - tops["an orange"][0] + 0.1
+
+
+def test_the_shipped_words_cover_captions_and_prompts(shipped):
+    captions = [text for _, text in islice(scenes.stream(11, 16), 200)]
+    for text in (*captions, *PROMPTS):
+        words = text.replace(",", " ,").split()
+        assert shipped.tokenizer.tokenize(text) == [f"{word}</w>" for word in words]
+        assert len(words) + 2 <= shipped.tokenizer.model_max_length
+
+
+def test_the_shipped_editor_reads_its_picture(shipped):
+    pipeline = StableDiffusionInstructPix2PixPipeline.from_pretrained(MINI_IP2P, safety_checker=None)
+    maps, _, captions = unseen_scenes(seed=6, count=16)
+    parts = Parts(shipped.tokenizer, shipped.text_encoder, shipped.unet, shipped.scheduler)
+    assert condition_gain(pipeline.unet, parts, shipped.vae.requires_grad_(False), maps["rgb"], captions) > 1.3
+
+
+def test_the_shipped_folders_are_small():
+    files = [path for folder in (MINI_SD, MINI_IP2P) for path in folder.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 30e6
+    assert {path.parent.relative_to(ROOT / "miniworld").as_posix() for path in files} >= {
+        "mini-sd/unet",
+        "mini-ip2p/unet",
+    }
