@@ -21,35 +21,33 @@ from dataloaders.diode import DiodeNormals
 from utils.visualize import normals_picture, sheet, strip
 
 ROOT = Path(__file__).resolve().parent.parent
+BASE = ROOT / "miniworld" / "mini-sd"
 SIDE, ROWS = 64, 6
-RANDOM = "The generator has RANDOM weights and has never seen a picture, so the drawings are noise."
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for everything (default: demo)")
-    parser.add_argument("--steps", type=int, default=150, help="training steps (default: 150)")
+    parser.add_argument("--steps", type=int, default=300, help="training steps (default: 300)")
     args = parser.parse_args(argv)
     out = args.out.resolve()
-    diode, base, run = out / "DIODE", out / "random-sd", out / "run"
+    diode, run = out / "DIODE", out / "run"
 
-    step("1/5  render scenes in DIODE's layout, with pseudo labels")
-    python("-m", "miniworld.scenes", "--root", diode, "--train", 300, "--val", 40, "--size", "128x96")
+    step("1/4  render scenes in DIODE's layout, with pseudo labels")
+    python("-m", "miniworld.scenes", "--root", diode, "--train", 300, "--val", 100, "--size", "128x96")
 
-    step(f"2/5  make a stand-in for Stable Diffusion. {RANDOM}")
-    python("-m", "miniworld.random_sd", "--out", base)
-
-    step(f"3/5  train the LoRA for {args.steps} steps")
+    step(f"2/4  train a LoRA on mini-sd for {args.steps} steps")
     shutil.rmtree(run, ignore_errors=True)
     python(
         "-m", "accelerate.commands.launch", "--num_processes", 1, "--num_machines", 1, "--mixed_precision", "no",
         "--dynamo_backend", "no", ROOT / "sd_single_diode_pseudo_normal.py",
-        "--pretrained_model_name_or_path", base, "--train_data_dir", diode / "normals",
+        "--pretrained_model_name_or_path", BASE, "--train_data_dir", diode / "normals",
         "--pseudo_root", diode / "pseudo" / "normal", "--output_dir", run, "--resolution", SIDE,
-        "--max_train_steps", args.steps, "--train_batch_size", 4, "--learning_rate", 1e-3, "--report_to", "none",
+        "--max_train_steps", args.steps, "--rank", 16, "--train_batch_size", 16, "--learning_rate", 4e-3,
+        "--lr_scheduler", "linear", "--report_to", "none",
     )  # fmt: skip
 
-    step("4/5  draw normals of pictures that training has not seen")
+    step("3/4  draw normals of pictures that training has not seen")
     unseen = DiodeNormals(diode / "normals", diode / "pseudo" / "normal", "val", resolution=SIDE)
     pictures, drawn = out / "unseen", out / "output"
     for folder in (pictures, drawn):
@@ -62,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
         "--batch_size", 4, "--npy",
     )  # fmt: skip
 
-    step("5/5  score them against ground truth, beside the constant mean normal")
+    step("4/4  score them against ground truth, beside the constant mean normal")
     python(
         ROOT / "evaluate.py", "--task", "normal", "--protocol", "pooled", "--pred_dir", drawn / "normal" / "predicted",
         "--gt_dir", diode / "normals" / "val", "--by_stem", "--center_crop", "--baseline", "mean",
@@ -72,7 +70,10 @@ def main(argv: list[str] | None = None) -> None:
     chosen = np.linspace(0, len(unseen) - 1, ROWS).astype(int).tolist()
     page = compare([unseen[index] for index in chosen], drawn / "normal" / "predicted")
     page.save(out / "demo.png")
-    print(f"\nRGB | ground truth | label | prediction, {ROWS} unseen pictures: {out / 'demo.png'}\n{RANDOM}")
+    print(f"\nRGB | ground truth | label | prediction, {ROWS} unseen pictures: {out / 'demo.png'}")
+    print(
+        "mini-sd is a small generator trained on rendered pictures: this shows the way, not Stable Diffusion's quality"
+    )
 
 
 def compare(samples: list[dict], folder: Path, zoom: int = 2) -> Image.Image:
