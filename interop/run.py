@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -187,12 +188,12 @@ def table(measured: Mapping[str, dict]) -> str:
         + (f"peft {m['versions']['peft']}" if "peft" in m["versions"] else "no peft")
         for m in measured.values()
     )
-    lines += [
-        "",
+    explained = (
         f"ok: the UNet's output is that of weights merged by hand (largest difference {worst:.1e} of the output's "
         f"scale; the LoRA changes it by {effect:.2f}). **no-op**: no error, and nothing loaded. –: no such call, or "
-        f"no peft. Measured with torch {next(iter(measured.values()))['versions']['torch']}: {companions}.",
-    ]
+        f"no peft. Measured with torch {next(iter(measured.values()))['versions']['torch']}: {companions}."
+    )
+    lines += ["", *textwrap.wrap(explained, 119, break_on_hyphens=False)]
     return "\n".join(lines)
 
 
