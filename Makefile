@@ -1,9 +1,10 @@
 # make demo: the whole way from rendered scenes to drawn normals, in minutes, with no GPU and no downloaded model
 # make test: the tests
+# make interop: LoRA files through diffusers of 2023 to today; writes the table in README.md
 PYTHON ?= python3
 PY := .venv/bin/python
 
-.PHONY: demo test check clean
+.PHONY: demo test check interop clean
 
 demo: .venv/installed
 	$(PY) -m miniworld.demo --out demo
@@ -14,6 +15,9 @@ test: .venv/installed
 check: .venv/installed
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+
+interop: .venv/installed
+	$(PY) -m interop.run
 
 .venv/installed: requirements.txt requirements-dev.txt constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \

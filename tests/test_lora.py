@@ -1,11 +1,13 @@
-"""LoRA: the released code's layers, start and scale; four key formats; loading that does nothing is an error."""
+"""LoRA: the released code's layers, start and scale; every key format; loading that does nothing is an error."""
 
 import os
 
+import diffusers
 import pytest
 import torch
 from conftest import random_lora
 from diffusers import UNet2DConditionModel
+from packaging.version import Version
 
 from miniworld.random_sd import build_unet
 from utils.errors import InputError
@@ -131,16 +133,24 @@ def test_alpha_scales():
     torch.testing.assert_close(forward(model), merged(unet(), halved), atol=1e-5, rtol=1e-5)
 
 
-def test_what_we_write_loads_by_the_papers_own_line(tmp_path):
-    """pipeline.unet.load_attn_procs(torch.load(...)), and its folder form, with diffusers' own code."""
+def test_what_we_write_loads_by_diffusers_own_calls(tmp_path):
+    """unet.load_attn_procs(torch.load(...)), the paper's line, also with a folder; gone since diffusers 0.40."""
     model = unet()
     load_attn_procs(model, random_lora(model))
     save_lora(model, tmp_path, {"task": "normal"}, with_bin=True)
     expected = forward(model)
-    for source in (torch.load(tmp_path / BIN, weights_only=True), str(tmp_path)):
+    state = torch.load(tmp_path / BIN, weights_only=True)
+    for source in (state, str(tmp_path)):
         fresh = unet()
-        fresh.load_attn_procs(source)
-        torch.testing.assert_close(forward(fresh), expected, atol=1e-5, rtol=1e-5)
+        if Version(diffusers.__version__) < Version("0.40"):
+            fresh.load_attn_procs(source)
+            torch.testing.assert_close(forward(fresh), expected, atol=1e-5, rtol=1e-5)
+        else:
+            with pytest.raises(ValueError, match="Custom Diffusion"):
+                fresh.load_attn_procs(source)
+    fresh = unet()
+    fresh.load_lora_adapter(state, prefix="unet")
+    torch.testing.assert_close(forward(fresh), expected, atol=1e-5, rtol=1e-5)
     fresh = unet()
     assert load_attn_procs(fresh, tmp_path)["task"] == "normal"
     assert torch.equal(forward(fresh), expected)

@@ -1,13 +1,9 @@
-"""LoRA (arXiv 2106.09685) on a UNet's attention layers: add it, save it, load it. All key formats are known here only.
+"""LoRA (arXiv 2106.09685) on a UNet's attention layers: add it, save it, load it in any key format (lora_keys.py).
 
-For a module `X.to_q` (also to_k, to_v, to_out.0) of an attention layer X the four formats in use write
-    A  X.processor.to_q_lora.down.weight          the released Intrinsic LoRA files
-    B  unet.X.processor.to_q_lora.down.weight     what this project writes: the most loaders read it
-    C  unet.X.to_q.lora.down.weight               diffusers' old pipelines (with .alpha)
-    D  X.to_q.lora_A.weight                       peft, with or without unet. in front
+python -m utils.lora inspect FILE_OR_FOLDER [--json]       what is in it, and for which base model
+python -m utils.lora convert IN OUT --format released|diffusers|peft|kohya
 """
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,16 +14,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from utils.errors import InputError
+from utils.lora_keys import make_key, parse_layers
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 ADAPTER = "default"
 SAFETENSORS, BIN = "pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin"
 CONV_IN = "conv_in.safetensors"  # beside them, where the UNet's conv_in is not the base model's own
-_KEY = re.compile(
-    r"^(?:unet\.)?(?P<layer>.+?)\.(?:processor\.)?(?P<target>to_q|to_k|to_v|to_out)(?:\.0)?"
-    r"(?:_lora\.|\.lora\.|\.lora_|\.)(?P<part>down|up|A|B|alpha)(?:\.default)?(?:\.weight)?$"
-)
-_PARTS = {"A": "down", "B": "up"}
 
 
 def add_lora(unet: nn.Module, rank: int, seed: int = 0) -> list[nn.Parameter]:
@@ -52,13 +44,12 @@ def lora_parameters(unet: nn.Module) -> list[nn.Parameter]:
 
 
 def lora_state(unet: nn.Module) -> dict[str, Tensor]:
-    """The LoRA's weights as fp32 CPU tensors under format B keys."""
+    """The LoRA's weights as fp32 CPU tensors under format B keys (`diffusers`)."""
     state = {}
     for name, module in _lora_modules(unet).items():
-        layer, target = _split(name)
         for part, linears in (("down", module.lora_A), ("up", module.lora_B)):
             weight = linears[ADAPTER].weight.detach().float().cpu().contiguous()
-            state[f"unet.{layer}.processor.{target.removesuffix('.0')}_lora.{part}.weight"] = weight
+            state[make_key(name, part, "diffusers")] = weight
     return state
 
 
@@ -83,7 +74,7 @@ def save_lora(unet: nn.Module, folder: str | Path, metadata: Mapping[str, object
 
 
 def load_attn_procs(unet: nn.Module, source: str | Path | Mapping[str, Tensor]) -> dict[str, str]:
-    """Load a LoRA in any of the four formats into `unet`, adding the layers if it has none yet.
+    """Load a LoRA in any key format into `unet`, adding the layers if it has none yet.
 
     Args:
         source: a state dict, a .safetensors or .bin file, or a folder with one of them.
@@ -96,7 +87,7 @@ def load_attn_procs(unet: nn.Module, source: str | Path | Mapping[str, Tensor]) 
             layers left without a partner. Nothing is loaded then.
     """
     state, metadata, name = (source, {}, "state dict") if isinstance(source, Mapping) else read_lora(source)
-    layers = parse_lora(state, name)
+    layers = {module: layer.folded() for module, layer in parse_layers(state, name).items()}
     linears = {n: m for n, m in unet.named_modules() if isinstance(m, nn.Linear) and n.endswith(TARGETS)}
     conv_in = None if isinstance(source, Mapping) else _read_conv_in(unet, Path(name).parent / CONV_IN)
     present = _lora_modules(unet)
@@ -145,28 +136,6 @@ def read_lora(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str], str]
     return state, {}, str(path)
 
 
-def parse_lora(state: Mapping[str, Tensor], name: str) -> dict[str, tuple[Tensor, Tensor]]:
-    """Any format's state dict -> module name -> (down (r,in), up (out,r)), an alpha folded into up."""
-    parts: dict[str, dict[str, Tensor]] = {}
-    if not isinstance(state, Mapping) or not state:
-        raise InputError(f"{name}: not a LoRA (an empty file, or no mapping of names to tensors)")
-    for key, tensor in state.items():
-        match = _KEY.match(str(key))
-        if not match or not isinstance(tensor, Tensor):
-            raise InputError(f"{name}: key {key!r} is not of an attention LoRA in any known format")
-        target = "to_out.0" if match["target"] == "to_out" else match["target"]
-        parts.setdefault(f"{match['layer']}.{target}", {})[_PARTS.get(match["part"], match["part"])] = tensor.float()
-    layers = {}
-    for module, weights in parts.items():
-        if "down" not in weights or "up" not in weights:
-            raise InputError(f"{name}: {module} has {' and '.join(weights)} only, not both down and up")
-        down, up = weights["down"], weights["up"]
-        if down.ndim != 2 or up.ndim != 2 or down.shape[0] != up.shape[1]:
-            raise InputError(f"{name}: {module}: down {tuple(down.shape)} and up {tuple(up.shape)} do not multiply")
-        layers[module] = (down, up * (weights["alpha"] / down.shape[0]) if "alpha" in weights else up)
-    return layers
-
-
 def _match(layers: dict, targets: dict[str, nn.Linear], name: str, made_for: str) -> None:
     """Every LoRA layer finds a module of its shape, and every attention module finds a LoRA; else say which do not."""
     unknown = sorted(set(layers) - set(targets))
@@ -206,7 +175,8 @@ def _read_conv_in(unet: nn.Module, path: Path) -> nn.Conv2d | None:
     return new.to(old.weight).requires_grad_(False)
 
 
-def _split(module_name: str) -> tuple[str, str]:
-    """ "a.attn1.to_out.0" -> ("a.attn1", "to_out.0")."""
-    target = next(target for target in TARGETS if module_name.endswith(target))
-    return module_name.removesuffix("." + target), target
+if __name__ == "__main__":
+    from utils.errors import run
+    from utils.lora_cli import main
+
+    run(main)

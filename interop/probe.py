@@ -1,0 +1,136 @@
+"""Loads LoRA files with one version of diffusers, by its own calls; runs inside the throw-away environments.
+
+    python probe.py CASES OUT.json        load every file in CASES by every call this diffusers has
+    python probe.py CASES OUT --train     train a LoRA for two steps the way of 2023 (diffusers 0.20) and save it
+
+It knows nothing of this project: it sees a UNet, inputs and LoRA folders. "ok" means that the output equals
+that of the same UNet with up @ down added into its weights by hand, to 1e-5 of the output's scale.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+
+TOLERANCE = 1e-5
+SAFETENSORS, BIN = "pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin"
+
+
+def load_unet(cases: Path) -> UNet2DConditionModel:
+    """A fresh UNet: built from its options, for old versions cannot read new versions' folders."""
+    unet = UNet2DConditionModel(**json.loads((cases / "unet.json").read_text()))
+    unet.load_state_dict(load_file(cases / "unet.safetensors"))
+    return unet.eval()
+
+
+def forward(unet, cases: Path) -> torch.Tensor:
+    inputs = load_file(cases / "inputs.safetensors")
+    with torch.no_grad():
+        return unet(inputs["z"], 999, inputs["text"]).sample
+
+
+def merge_by_hand(unet, state) -> None:
+    """W += up @ down for keys `unet.<layer>.processor.<target>_lora.<down|up>.weight`."""
+    with torch.no_grad():
+        for key in [key for key in state if ".down." in key]:
+            layer, target = key[len("unet.") : -len("_lora.down.weight")].split(".processor.")
+            linear = unet.get_submodule(layer + "." + target.replace("to_out", "to_out.0"))
+            linear.weight += state[key.replace(".down.", ".up.")] @ state[key]
+
+
+def pipeline(unet) -> StableDiffusionPipeline:
+    """The least pipeline that has `load_lora_weights`: this LoRA concerns the UNet alone."""
+    vae = AutoencoderKL(block_out_channels=(32,), norm_num_groups=32)
+    parts = {"text_encoder": None, "tokenizer": None, "safety_checker": None, "feature_extractor": None}
+    return StableDiffusionPipeline(
+        vae=vae, unet=unet, scheduler=DDIMScheduler(), requires_safety_checker=False, **parts
+    )
+
+
+def read_bin(folder: Path):
+    return torch.load(folder / BIN, map_location="cpu")
+
+
+CALLS = {
+    "attn_procs_dict": lambda unet, folder: unet.load_attn_procs(read_bin(folder)),
+    "attn_procs_folder": lambda unet, folder: unet.load_attn_procs(str(folder)),
+    "pipe": lambda unet, folder: pipeline(unet).load_lora_weights(str(folder)),
+    "adapter": lambda unet, folder: unet.load_lora_adapter(
+        read_bin(folder), prefix=None if folder.name == "released" else "unet"
+    ),
+}
+
+
+def judge(unet, call, folder: Path, cases: Path, base: torch.Tensor, expected: torch.Tensor) -> dict:
+    """Load, run, compare: {"status": ok, no-op, wrong, absent or error, ...}."""
+    try:
+        call(unet, folder)
+    except Exception as error:
+        missing = isinstance(error, AttributeError) and "load_lora_adapter" in str(error)
+        text = " ".join(str(error).split())[:300]
+        return {"status": "absent" if missing else "error", "error": type(error).__name__, "message": text}
+    output = forward(unet, cases)
+    difference = ((output - expected).abs().max() / expected.abs().max()).item()
+    moved = ((output - base).abs().max() / base.abs().max()).item()
+    status = "ok" if difference <= TOLERANCE else "no-op" if moved <= TOLERANCE else "wrong"
+    return {"status": status, "difference": difference, "moved": moved}
+
+
+def probe(cases: Path) -> dict:
+    base = forward(load_unet(cases), cases)
+    merged = load_unet(cases)
+    merge_by_hand(merged, load_file(cases / "files" / "diffusers" / SAFETENSORS))
+    expected = forward(merged, cases)
+    effect = ((expected - base).abs().max() / base.abs().max()).item()
+    if not effect > 1000 * TOLERANCE:
+        raise SystemExit(f"this LoRA moves the output by {effect:.1e} of its scale only: it could prove nothing")
+    results = {"effect": effect, "calls": {}}
+    for name, call in CALLS.items():
+        for folder in sorted((cases / "files").iterdir()):
+            results["calls"][f"{name} {folder.name}"] = judge(load_unet(cases), call, folder, cases, base, expected)
+    return results
+
+
+def train(cases: Path, out: Path) -> None:
+    """Two steps as the training scripts of 2023 made them; written by `save_attn_procs` and by accelerate."""
+    from accelerate import Accelerator
+    from diffusers.loaders import AttnProcsLayers
+    from diffusers.models.attention_processor import LoRAAttnProcessor
+
+    torch.manual_seed(5)
+    unet, inputs = load_unet(cases), load_file(cases / "inputs.safetensors")
+    unet.requires_grad_(False)
+    channels = unet.config.block_out_channels
+    processors = {}
+    for name in unet.attn_processors:
+        block = int(name.split("_blocks.")[1][0]) if "_blocks." in name.split("attentions")[0] else -1
+        width = channels[::-1][block] if name.startswith("up") else channels[block]
+        text_width = None if name.endswith("attn1.processor") else unet.config.cross_attention_dim
+        processors[name] = LoRAAttnProcessor(hidden_size=width, cross_attention_dim=text_width, rank=4)
+    unet.set_attn_processor(processors)
+    layers = AttnProcsLayers(unet.attn_processors)
+    accelerator = Accelerator(cpu=True)
+    optimizer = torch.optim.AdamW(layers.parameters(), lr=3e-2)
+    layers, optimizer = accelerator.prepare(layers, optimizer)
+    for _ in range(2):
+        loss = torch.nn.functional.mse_loss(unet(inputs["z"], 999, inputs["text"]).sample, inputs["target"])
+        accelerator.backward(loss)
+        optimizer.step()
+        optimizer.zero_grad()
+    accelerator.save_state(str(out / "accelerate"))
+    unet.save_attn_procs(str(out / "safetensors"), safe_serialization=True)
+    unet.save_attn_procs(str(out / "bin"), safe_serialization=False)
+    base = forward(load_unet(cases), cases)
+    save_file({"output": forward(unet, cases).contiguous(), "base": base.contiguous()}, out / "output.safetensors")
+
+
+if __name__ == "__main__":
+    cases, out = Path(sys.argv[1]), Path(sys.argv[2])
+    if sys.argv[3:] == ["--train"]:
+        out.mkdir(parents=True, exist_ok=True)
+        train(cases, out)
+    else:
+        out.write_text(json.dumps(probe(cases), indent=1))

@@ -1,0 +1,273 @@
+"""Key formats: every key of a real-size LoRA goes to every format and back; ComfyUI's rules; convert and inspect."""
+
+import json
+import math
+from functools import cache
+
+import pytest
+import torch
+from conftest import random_lora
+from diffusers import UNet2DConditionModel
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from miniworld.random_sd import build_unet
+from utils.errors import InputError
+from utils.lora import CONV_IN, load_attn_procs, lora_state, read_lora, save_lora
+from utils.lora_cli import describe, main, sd_features
+from utils.lora_keys import FORMATS, key_format, make_key, parse_layers, split_key, to_format
+
+ARCHITECTURES = {
+    768: {"cross_attention_dim": 768, "attention_head_dim": 8},
+    1024: {"cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20], "use_linear_projection": True},
+}
+
+
+@cache
+def attention_linears(text_width: int) -> dict[str, tuple[int, int]]:
+    """Name -> (in, out) of the attention linears of the real SD 1.5 (768) or SD 2.1 (1024) UNet."""
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**ARCHITECTURES[text_width])
+    return {
+        name: (module.in_features, module.out_features)
+        for name, module in unet.named_modules()
+        if isinstance(module, torch.nn.Linear) and name.endswith(("to_q", "to_k", "to_v", "to_out.0"))
+    }
+
+
+def rank8(text_width: int = 768, to: str = "diffusers", dtype=torch.float32) -> dict[str, torch.Tensor]:
+    """A random rank-8 LoRA for the real architecture."""
+    generator = torch.Generator().manual_seed(1)
+    state = {}
+    for name, (n_in, n_out) in attention_linears(text_width).items():
+        state[make_key(name, "down", to)] = torch.randn(8, n_in, generator=generator).to(dtype)
+        state[make_key(name, "up", to)] = torch.randn(n_out, 8, generator=generator).to(dtype)
+    return state
+
+
+def tiny_state(rank: int = 4) -> dict[str, torch.Tensor]:
+    torch.manual_seed(3)
+    return {f"unet.{key}": value for key, value in random_lora(build_unet(), rank=rank).items()}
+
+
+@pytest.mark.parametrize("to", FORMATS)
+@pytest.mark.parametrize("text_width", ARCHITECTURES)
+def test_every_key_of_the_real_architectures_goes_there_and_back(to, text_width):
+    keys = {}
+    for module in attention_linears(text_width):
+        for part in ("down", "up", "alpha") if to == "kohya" else ("down", "up"):
+            key = make_key(module, part, to)
+            assert split_key(key) == (module, part) and key_format(key) == to
+            keys[key] = module
+    assert len(keys) == 128 * (3 if to == "kohya" else 2), "two modules share a key"
+
+
+def test_the_keys_are_spelt_as_each_program_spells_them():
+    module = "down_blocks.0.attentions.1.transformer_blocks.0.attn1.to_out.0"
+    kohya = "lora_unet_down_blocks_0_attentions_1_transformer_blocks_0_attn1_to_out_0"
+    layer = "down_blocks.0.attentions.1.transformer_blocks.0.attn1"
+    for key, (part, to) in {
+        f"{layer}.processor.to_out_lora.down.weight": ("down", "released"),
+        f"unet.{layer}.processor.to_out_lora.up.weight": ("up", "diffusers"),
+        f"unet.{layer}.to_out.0.lora_A.weight": ("down", "peft"),
+        f"{kohya}.lora_up.weight": ("up", "kohya"),
+        f"{kohya}.alpha": ("alpha", "kohya"),
+    }.items():
+        assert make_key(module, part, to) == key
+    for foreign in (
+        f"base_model.model.{layer}.to_out.0.lora_A.weight",
+        f"{layer}.to_out.0.lora_A.default.weight",
+        f"unet.{layer}.to_out.0.lora.down.weight",
+    ):
+        assert split_key(foreign) == (module, "down")
+    for other in (
+        "lora_te_text_model_encoder_layers_0_mlp_fc1.lora_up.weight",
+        kohya.replace("attn1_to_out_0", "ff_net_2") + ".lora_up.weight",
+        "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q.lora_up.weight",
+        "conv_in.weight",
+    ):
+        assert split_key(other) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
+def test_conversions_keep_every_bit_and_the_metadata(suffix, dtype, tmp_path):
+    original, metadata = tiny_state(), {"task": "normal", "base_model": "a/b"}
+    original = {key: value.to(dtype) for key, value in original.items()}
+    source = tmp_path / "start.safetensors"
+    save_file(original, source, metadata)
+    for to in (*FORMATS, *reversed(FORMATS), "diffusers"):  # each from its neighbour, both ways
+        out = tmp_path / f"{len(list(tmp_path.iterdir()))}{suffix}"
+        main(["convert", str(source), str(out), "--format", to])
+        state, kept, _ = read_lora(out)
+        assert {key_format(key) for key in state} == {to}
+        assert kept == (metadata if suffix == ".safetensors" else {})
+        source = out
+    assert set(state) == set(original)
+    assert all(state[key].dtype == dtype and torch.equal(state[key], original[key]) for key in original)
+
+
+def test_a_converted_file_draws_the_same(tmp_path):
+    torch.manual_seed(3)
+    base = build_unet().eval()
+    state = random_lora(base)
+    save_file(state, tmp_path / "a.safetensors")
+    z, text = torch.randn(1, 4, 16, 16), torch.randn(1, 77, 64)
+
+    def draw(source):
+        torch.manual_seed(3)
+        unet = build_unet().eval()
+        load_attn_procs(unet, source)
+        with torch.no_grad():
+            return unet(z, 999, text).sample
+
+    expected = draw(state)
+    with torch.no_grad():
+        assert (base(z, 999, text).sample - expected).abs().max() > 0.01
+    for to in FORMATS:
+        main(["convert", str(tmp_path / "a.safetensors"), str(tmp_path / f"{to}.bin"), "--format", to])
+        assert torch.equal(draw(tmp_path / f"{to}.bin"), expected)
+
+
+def test_kohyas_alpha_scales_and_survives_where_it_can_be_said():
+    state = to_format(parse_layers(tiny_state(), "x"), "kohya")
+    assert all(value == 4 for key, value in state.items() if key.endswith(".alpha"))
+    halved = {key: value / 2 if key.endswith(".alpha") else value for key, value in state.items()}
+    assert all(torch.equal(halved[k], v) for k, v in to_format(parse_layers(halved, "x"), "kohya").items())
+    for to in ("released", "diffusers", "peft"):
+        plain, scaled = (to_format(parse_layers(s, "x"), to) for s in (state, halved))
+        ups = [key for key in plain if ".up." in key or "lora_B" in key]
+        assert len(ups) == len(plain) / 2
+        assert all(torch.equal(scaled[key], plain[key] / (2 if key in ups else 1)) for key in plain)
+
+
+def comfyui_takes(keys, modules) -> dict[str, str]:
+    """ComfyUI's published rules for a Stable Diffusion UNet, restated: each key it takes -> the module it patches.
+
+    A module answers to lora_unet_<name, dots as underscores>, and to <name> with .processor before to_q, k, v, out and
+    without to_out's .0, plain or after "unet."; a LoRA is a pair named <that>.lora_up.weight, <that>_lora.up.weight,
+    <that>.lora_B.weight or <that>.lora.up.weight with its other half, and <that>.alpha.
+    """
+    names = {}
+    for module in modules:
+        dotted = module.replace(".to_", ".processor.to_")
+        dotted = dotted[:-2] if dotted.endswith(".to_out.0") else dotted
+        names |= {"lora_unet_" + module.replace(".", "_"): module, dotted: module, "unet." + dotted: module}
+    pairs = [(".lora_down.weight", ".lora_up.weight"), ("_lora.down.weight", "_lora.up.weight")]
+    pairs += [(".lora_A.weight", ".lora_B.weight"), (".lora.down.weight", ".lora.up.weight")]
+    taken = {}
+    for name, module in names.items():
+        for down, up in pairs:
+            if name + up in keys:
+                assert name + down in keys
+                taken |= {name + up: module, name + down: module}
+                if name + ".alpha" in keys:
+                    taken[name + ".alpha"] = module
+    return taken
+
+
+@pytest.mark.parametrize(("to", "in_full"), [("diffusers", 1), ("released", 1), ("kohya", 1), ("peft", 0)])
+def test_comfyuis_rules_take_all_of_it_or_nothing(to, in_full):
+    modules = attention_linears(768)
+    state = to_format(parse_layers(rank8(), "x"), to)
+    taken = comfyui_takes(set(state), modules)
+    assert set(taken) == (set(state) if in_full else set())
+    assert all(split_key(key)[0] == module for key, module in taken.items())
+
+
+def test_the_trainers_file_is_in_the_format_that_comfyui_takes(tmp_path):
+    torch.manual_seed(3)
+    unet = build_unet()
+    modules = [name for name, _ in unet.named_modules() if name.endswith(("to_q", "to_k", "to_v", "to_out.0"))]
+    load_attn_procs(unet, random_lora(unet))
+    state = load_file(save_lora(unet, tmp_path, {}))
+    assert set(comfyui_takes(set(state), modules)) == set(state) == set(lora_state(unet))
+
+
+def test_convert_refuses_what_it_would_spoil(tmp_path, capsys):
+    source, other = tmp_path / "a" / "pytorch_lora_weights.safetensors", tmp_path / "b"
+    source.parent.mkdir()
+    save_file(tiny_state(), source)
+    before = source.read_bytes()
+    (tmp_path / "link.safetensors").symlink_to(source)
+    for out, message in (
+        (source, "is the file to convert"),
+        (tmp_path / "link.safetensors", "is the file to convert"),
+        (tmp_path / "a.pt", "ends in .safetensors or .bin"),
+        (source / "x.bin", "cannot write it"),
+    ):
+        for given in (source, source.parent):
+            with pytest.raises(InputError, match=message):
+                main(["convert", str(given), str(out), "--format", "peft"])
+    assert source.read_bytes() == before
+    # a widened conv_in goes along, and never over another one
+    save_file({"weight": torch.ones(8, 8, 3, 3), "bias": torch.ones(8)}, source.parent / CONV_IN)
+    main(["convert", str(source.parent), str(other / "x.safetensors"), "--format", "kohya"])
+    assert (other / CONV_IN).read_bytes() == (source.parent / CONV_IN).read_bytes()
+    assert "conv_in.safetensors copied" in capsys.readouterr().out
+    (other / CONV_IN).write_bytes(b"another")
+    with pytest.raises(InputError, match="belongs to another LoRA"):
+        main(["convert", str(source), str(other / "y.safetensors"), "--format", "kohya"])
+    assert sorted(path.name for path in other.iterdir()) == [CONV_IN, "x.safetensors"], "something was left behind"
+
+
+def test_a_file_that_names_a_weight_twice_is_refused():
+    state = tiny_state()
+    key = next(iter(state))
+    with pytest.raises(InputError, match="has two down weights"):
+        parse_layers(state | {key.removeprefix("unet."): state[key]}, "x")
+
+
+@pytest.mark.parametrize(("text_width", "label"), [(768, "Stable Diffusion 1"), (1024, "Stable Diffusion 2")])
+def test_inspect_knows_the_base_model_by_its_widths(text_width, label, tmp_path):
+    assert sd_features(text_width) == attention_linears(text_width)
+    state = rank8(text_width, dtype=torch.float16)
+    save_file(state, tmp_path / "x.safetensors")
+    facts = describe(tmp_path / "x.safetensors")
+    assert facts["fits"].startswith(label) and "only" not in facts["fits"]
+    assert (facts["linears"], facts["attention_layers"], facts["rank"]) == (128, 32, 8)
+    assert facts["parameters"] == {768: 1_594_368, 1024: 1_659_904}[text_width] and facts["dtype"] == "float16"
+    half = {key: value for key, value in state.items() if "up_blocks" in key}
+    save_file(half, tmp_path / "half.safetensors")
+    assert describe(tmp_path / "half.safetensors")["fits"].endswith("but 72 of its 128 linears only")
+
+
+def test_inspect_measures_the_norm_of_what_is_added(tmp_path, capsys):
+    state = tiny_state()
+    save_file(state, tmp_path / "x.safetensors", {"task": "normal"})
+    squares = {}
+    for key in [key for key in state if ".down." in key]:
+        product = state[key.replace(".down.", ".up.")].double() @ state[key].double()
+        block = key.removeprefix("unet.").split(".attentions")[0]
+        squares[block] = squares.get(block, 0) + product.square().sum().item()
+    main(["inspect", str(tmp_path / "x.safetensors"), "--json"])
+    facts = json.loads(capsys.readouterr().out)
+    assert {row["block"]: row["norm"] for row in facts["blocks"]} == pytest.approx(
+        {block: math.sqrt(square) for block, square in squares.items()}
+    )
+    assert facts["norm"] == pytest.approx(math.sqrt(sum(squares.values())))
+    assert facts["fits"] == "another architecture (text width 64, block widths 64, 128)"
+    assert facts["metadata"] == {"task": "normal"} and facts["alpha"] is None and facts["format"] == "diffusers"
+    main(["inspect", str(tmp_path / "x.safetensors")])
+    text = capsys.readouterr().out
+    assert all(f"{row['block']}" in text and f"{row['norm']:.4g}" in text for row in facts["blocks"])
+    # half of it, by an alpha of half the rank
+    kohya = to_format(parse_layers(state, "x"), "kohya")
+    save_file({k: v / 2 if k.endswith(".alpha") else v for k, v in kohya.items()}, tmp_path / "k.safetensors")
+    halved = describe(tmp_path / "k.safetensors")
+    assert halved["norm"] == pytest.approx(facts["norm"] / 2) and halved["alpha"] == 2 and halved["format"] == "kohya"
+
+
+def test_inspect_names_what_is_broken_or_empty(tmp_path, capsys):
+    state = tiny_state()
+    key = next(key for key in state if ".up." in key)
+    save_file(state | {key: torch.full_like(state[key], math.nan)}, tmp_path / "nan.safetensors")
+    save_file({k: v * (".down." in k) for k, v in state.items()}, tmp_path / "zero.safetensors")
+    main(["inspect", str(tmp_path / "nan.safetensors"), "--json"])
+    facts = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert facts["not_finite"] == [split_key(key)[0]] and facts["norm"] is None
+    for name, word in (("nan", "BROKEN"), ("zero", "EMPTY")):
+        main(["inspect", str(tmp_path / f"{name}.safetensors")])
+        assert word in capsys.readouterr().out
+    with safe_open(tmp_path / "zero.safetensors", "pt") as file:
+        assert file.metadata() is None
