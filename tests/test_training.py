@@ -187,3 +187,11 @@ def test_a_corrupt_picture_names_itself_from_a_worker(flags, diode, tmp_path):
     done = python(SINGLE, *words, check=False)
     last = done.stderr.strip().splitlines()[-1]
     assert done.returncode == 2 and last.startswith(f"error: {tree}") and last.count(".png") == 1
+
+
+def test_the_seed_chooses_the_training_images(flags, tmp_path):
+    for seed in (1, 2):
+        words = ["--max_train_steps", 1, "--num_train_imgs", 5, "--seed", seed]
+        run_here(SINGLE, flags(SINGLE, tmp_path / str(seed), *words))
+    states = [torch.load(tmp_path / f"{seed}/checkpoint-1/training_state.pt", weights_only=True) for seed in (1, 2)]
+    assert states[0]["settings"]["training data"] != states[1]["settings"]["training data"]
