@@ -19,6 +19,14 @@ def test_everything_is_frozen(bases):
     assert states.shape == (1, 77, 64) and not torch.equal(states, base.encode_prompt(""))
 
 
+def test_half_precision_folders_load_in_fp32(bases, tmp_path):
+    folder = shutil.copytree(bases["sd15"], tmp_path / "sd")
+    load_base(str(folder)).text_encoder.half().save_pretrained(folder / "text_encoder")
+    base = load_base(str(folder))
+    parts = (base.unet, base.vae, base.text_encoder)
+    assert {parameter.dtype for part in parts for parameter in part.parameters()} == {torch.float32}
+
+
 def test_words_are_tokens():
     tokenizer = build_tokenizer()
     assert len(tokenizer("surface normal").input_ids) == 4  # start, two words, end

@@ -79,7 +79,7 @@ def load_base(name: str, revision: str | None = None) -> Base:
             f"{name}: its UNet reads {parts['unet'].config.in_channels} channels; a text-to-image base reads 4"
         )
     for component in ("text_encoder", "vae", "unet"):
-        parts[component].requires_grad_(False).eval()
+        parts[component].requires_grad_(False).eval().float()  # transformers keeps the file's precision
     return Base(str(Path(name).resolve()) if Path(name).is_dir() else name, **parts)
 
 
