@@ -77,9 +77,12 @@ def python(*words: object, env: dict | None = None, check: bool = True) -> subpr
     return done
 
 
-def launch(script: str, *words: object, processes: int = 1, **kwargs) -> subprocess.CompletedProcess:
-    """`accelerate launch` on the CPU."""
+def launch(
+    script: str, *words: object, processes: int = 1, more: tuple[str, ...] = (), **kwargs
+) -> subprocess.CompletedProcess:
+    """`accelerate launch` on the CPU; `more`: options of the launcher."""
     options = ["--num_processes", processes, "--num_machines", 1, "--mixed_precision", "no", "--dynamo_backend", "no"]
+    options += more
     return python("-m", "accelerate.commands.launch", *options, ROOT / script, *words, **kwargs)
 
 

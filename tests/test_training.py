@@ -27,7 +27,8 @@ def test_two_processes_train_what_one_trains_on_the_joint_batch(script, flags, t
         assert distance(tmp_path / other, tmp_path / "one") < 1e-3 * moved
 
 
-def test_ranks_hold_equal_weights(flags, tmp_path):
+@pytest.mark.parametrize("more", [(), ("--multi_gpu",)])
+def test_ranks_hold_equal_weights(more, flags, tmp_path):
     """Each rank writes its own weights after a step; only averaged gradients make them equal."""
     program = tmp_path / "ranks.py"
     program.write_text(
@@ -47,7 +48,7 @@ def test_ranks_hold_equal_weights(flags, tmp_path):
         "script.main(sys.argv[1:])\n"
     )
     words = flags(SINGLE, tmp_path / "run", "--max_train_steps", 2)
-    launch(str(program), *words, processes=2, env={"PYTHONPATH": str(ROOT)})
+    launch(str(program), *words, processes=2, more=more, env={"PYTHONPATH": str(ROOT)})
     zero, one = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
     assert all(torch.equal(zero[key], one[key]) for key in zero)
     assert any(value.any() for key, value in zero.items() if ".up." in key)
