@@ -48,7 +48,8 @@ def test_ranks_hold_equal_weights(more, flags, tmp_path):
         "script.main(sys.argv[1:])\n"
     )
     words = flags(SINGLE, tmp_path / "run", "--max_train_steps", 2)
-    launch(str(program), *words, processes=2, more=more, env={"PYTHONPATH": str(ROOT)})
+    done = launch(str(program), *words, processes=2, more=more, env={"PYTHONPATH": str(ROOT)})
+    assert "2 process(es)" in done.stdout, "two processes that do not know of each other"
     zero, one = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
     assert all(torch.equal(zero[key], one[key]) for key in zero)
     assert any(value.any() for key, value in zero.items() if ".up." in key)
