@@ -40,8 +40,7 @@ def main(argv: list[str] | None = None) -> None:
     shutil.rmtree(run, ignore_errors=True)
     python(
         "-m", "accelerate.commands.launch", "--num_processes", 1, "--num_machines", 1, "--mixed_precision", "no",
-        "--dynamo_backend", "no",
-        "--num_cpu_threads_per_process", os.cpu_count(), ROOT / "sd_single_diode_pseudo_normal.py",
+        "--dynamo_backend", "no", ROOT / "sd_single_diode_pseudo_normal.py",
         "--pretrained_model_name_or_path", BASE, "--train_data_dir", diode / "normals",
         "--pseudo_root", diode / "pseudo" / "normal", "--output_dir", run, "--resolution", SIDE,
         "--max_train_steps", args.steps, "--rank", 16, "--train_batch_size", 16, "--learning_rate", 4e-3,
