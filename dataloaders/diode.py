@@ -20,8 +20,7 @@ from torch.utils.data import Dataset
 
 from dataloaders.images import Crop, read_label, read_npy, read_rgb
 from utils.errors import InputError
-
-SCENE_TYPES = ("indoors", "outdoor")  # DIODE's own spelling: one plural, one singular
+from utils.pairing import SCENE_TYPES
 
 
 class Diode(Dataset):
