@@ -41,13 +41,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--sheet", type=Path, default=Path("docs/mini-sd-samples.png"), help="contact sheet that the report draws")
     add("--until", choices=STAGES, default="ip2p", help="the last stage to run")
     add("--vae_steps", type=int, default=4500, help="steps of the codec")
-    add("--decoder_steps", type=int, default=600, help="steps of the codec's decoder alone")
-    add("--unet_steps", type=int, default=2400, help="steps of text encoder and UNet")
-    add("--ip2p_steps", type=int, default=300, help="steps of the UNet that reads a picture")
+    add("--decoder_steps", type=int, default=4000, help="steps of the codec's decoder alone")
+    add("--unet_steps", type=int, default=6000, help="steps of text encoder and UNet")
+    add("--ip2p_steps", type=int, default=1000, help="steps of the UNet that reads a picture")
     add("--vae_scenes", type=int, default=4096, help="pictures for the codec")
-    add("--scenes", type=int, default=12288, help="pictures for the UNets")
-    add("--batch", type=int, default=16, help="pictures a step; of the codec, crops of half the side at first")
-    add("--snapshots", type=int, default=16, help="of the UNet, evenly along the training")
+    add("--scenes", type=int, default=24576, help="pictures for the UNets")
+    add("--codec_batch", type=int, default=16, help="pictures a step of the codec, crops of half the side at first")
+    add("--batch", type=int, default=32, help="pictures a step of the UNets")
     add("--full_precision", action="store_true", help="float32 instead of bfloat16 autocast")
     add("--workers", type=int, default=os.cpu_count(), help="processes that render")
     add("--seed", type=int, default=0, help="of pictures, weights, batches and noise")
@@ -65,19 +65,19 @@ def main(argv: list[str] | None = None) -> None:
 
 def train(args: argparse.Namespace) -> None:
     """The stages, each from where it stands, and the two folders."""
-    batch, half = args.batch, not args.full_precision
+    half = not args.full_precision
     scenes = args.work / "scenes"
     torch.manual_seed(args.seed)
     vae, parts = build_codec(), build_generator()
 
     rgb, _ = cached_pictures(scenes, args.seed, args.vae_scenes, SIZE, args.workers)
     settings = {"steps": args.vae_steps, "learning_rate": 1e-3, "seed": args.seed}
-    run(codec_stage(vae, rgb, args.work / "vae", batch, half, **settings))
+    run(codec_stage(vae, rgb, args.work / "vae", args.codec_batch, half, **settings))
     if args.until == "vae":
         return
 
     settings = {"steps": args.decoder_steps, "learning_rate": 5e-4, "seed": args.seed}
-    run(decoder_stage(vae, rgb, args.work / "decoder", batch, half, **settings))
+    run(decoder_stage(vae, rgb, args.work / "decoder", args.codec_batch, half, **settings))
     vae.requires_grad_(False)
     if args.until == "decoder":
         return
@@ -85,9 +85,9 @@ def train(args: argparse.Namespace) -> None:
     rgb, captions = cached_pictures(scenes, args.seed, args.scenes, SIZE, args.workers)
     data = encode_pictures(vae, rgb, captions, parts.tokenizer, args.work / "latents", half)
     vae.register_to_config(scaling_factor=data.scale)
-    kept = tuple(args.unet_steps * (index + 1) // args.snapshots for index in range(args.snapshots))
     settings = {"steps": args.unet_steps, "learning_rate": 5e-4, "seed": args.seed, "ema_decay": 0.999}
-    run(generator_stage(parts, data, vae, args.work / "unet", batch, half, snapshots=kept, **settings))
+    settings |= {"snapshots": snapshot_steps(args.unet_steps)}
+    run(generator_stage(parts, data, vae, args.work / "unet", args.batch, half, **settings))
     parts.text_encoder.requires_grad_(False)
     save_generator(args.out, parts, vae)
     if args.until == "unet":
@@ -95,8 +95,15 @@ def train(args: argparse.Namespace) -> None:
 
     editor = build_editor(parts.unet)
     settings = {"steps": args.ip2p_steps, "learning_rate": 3e-4, "seed": args.seed, "ema_decay": 0.99}
-    run(editor_stage(editor, parts, vae, rgb, data, args.work / "ip2p", batch, half, **settings))
+    run(editor_stage(editor, parts, vae, rgb, data, args.work / "ip2p", args.batch, half, **settings))
     save_editor(args.out.parent / "mini-ip2p", args.out, editor)
+
+
+def snapshot_steps(total: int) -> tuple[int, ...]:
+    """Steps whose UNet is kept: from 64 on, each sqrt(2) times the one before, because what is learnt first is learnt
+    fast; and the last."""
+    steps = (round(64 * 2 ** (index / 2)) for index in range(40))
+    return (*(step for step in steps if step < total), total)
 
 
 if __name__ == "__main__":
