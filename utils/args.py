@@ -94,6 +94,10 @@ def _run_flags(group) -> None:
     add("--checkpointing_steps", type=int, default=2500, help="write checkpoint-<step> every so many steps")
     add("--checkpoints_total_limit", type=int, help="keep only the newest so many checkpoints")
     add("--resume_from_checkpoint", help="'latest', or a checkpoint folder")
+    add("--force_resume", action="store_true", help="resume although task, data, base model, ... differ from the "
+        "checkpoint's")  # fmt: skip
+    add("--max_nonfinite", type=int, default=10, help="stop after so many updates in a row whose loss or gradient is "
+        "NaN or infinite; such updates are left out")  # fmt: skip
     add("--validation_steps", type=int, default=2500, help="validate every so many steps (and before the first one "
         "and at the end)")  # fmt: skip
     add("--max_hours", type=float, help="stop after so many hours with a checkpoint (the released code: always 3.9)")
@@ -155,7 +159,7 @@ def _refuse_dead_flags(args: argparse.Namespace) -> None:
 
 def _check_numbers(args: argparse.Namespace) -> None:
     positive = ["rank", "resolution", "train_batch_size", "gradient_accumulation_steps", "checkpointing_steps"]
-    positive += ["validation_steps", "learning_rate"]
+    positive += ["validation_steps", "learning_rate", "max_nonfinite"]
     optional = ["num_train_imgs", "max_train_samples", "max_train_steps", "num_train_epochs"]
     optional += ["checkpoints_total_limit", "max_hours"]
     for name in positive + [name for name in optional if getattr(args, name) is not None]:

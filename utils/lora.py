@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from utils.durable import replace
 from utils.errors import InputError
 from utils.lora_keys import make_key, parse_layers
 
@@ -63,11 +64,13 @@ def save_lora(unet: nn.Module, folder: str | Path, metadata: Mapping[str, object
     folder, state = Path(folder), lora_state(unet)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(state, folder / SAFETENSORS, {key: str(value) for key, value in metadata.items()})
-        if with_bin:
-            torch.save(state, folder / BIN)
         if _is_widened(unet):
-            save_file({k: v.float().contiguous() for k, v in unet.conv_in.state_dict().items()}, folder / CONV_IN)
+            conv_in = {k: v.float().contiguous() for k, v in unet.conv_in.state_dict().items()}
+            replace(folder / CONV_IN, lambda part: save_file(conv_in, part))
+        if with_bin:
+            replace(folder / BIN, lambda part: torch.save(state, part))
+        header = {key: str(value) for key, value in metadata.items()}
+        replace(folder / SAFETENSORS, lambda part: save_file(state, part, header))  # last: what a reader looks for
     except (OSError, SafetensorError, RuntimeError) as error:
         raise InputError(f"{folder}: cannot write the LoRA ({error})") from None
     return folder / SAFETENSORS

@@ -1,6 +1,7 @@
 """Where a run's numbers and panels go: wandb, TensorBoard, and always `metrics.jsonl` and `validation/`."""
 
 import json
+import math
 import netrc
 import os
 import secrets
@@ -15,7 +16,8 @@ import numpy as np
 from accelerate import Accelerator
 from PIL import Image
 
-from utils.errors import note
+from utils.durable import replace
+from utils.errors import note, warn
 from utils.validation import write_panels
 
 PROJECT = "intrinsic-lora"
@@ -80,11 +82,24 @@ def _netrc_knows(host: str) -> bool:
 
 
 def log_scalars(accelerator: Accelerator, output_dir: Path, values: Mapping[str, float], step: int) -> None:
-    """To every tracker, and as one line of `metrics.jsonl` (main process only)."""
+    """To every tracker, and as one line of `metrics.jsonl` (main process only; null for what is no finite number)."""
     if accelerator.is_main_process:
-        with open(output_dir / METRICS, "a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+        plain = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        _append(output_dir / METRICS, json.dumps({"step": step, **plain}) + "\n")
     accelerator.log(dict(values), step=step)
+
+
+def _append(path: Path, line: str) -> None:
+    """The whole line or, on a full disk, nothing of it and a warning: the next line must not begin in its middle."""
+    with open(path, "ab", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        try:
+            written = file.write(line.encode())
+        except OSError as error:
+            written, reason = -1, error.strerror
+        if written != len(line.encode()):
+            file.truncate(size)
+            warn(f"{path}: a line could not be written ({reason if written < 0 else 'no space'}): {line.strip()}")
 
 
 def log_panels(
@@ -109,6 +124,26 @@ def forget_after(output_dir: Path, step: int) -> None:
     """Drop the lines of `metrics.jsonl` past `step`: a resumed run writes them anew."""
     file = output_dir / METRICS
     if file.is_file():
-        lines = file.read_text().splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-        file.write_text("".join(kept))
+        kept = [json.dumps(record) + "\n" for record in _records(file) if record["step"] <= step]
+        replace(file, lambda part: part.write_text("".join(kept)))
+
+
+def is_validated(output_dir: Path, step: int) -> bool:
+    """Whether `metrics.jsonl` has validation scores of this step."""
+    file = output_dir / METRICS
+    return file.is_file() and any(
+        record["step"] == step and any(name.startswith("val/") for name in record) for record in _records(file)
+    )
+
+
+def _records(file: Path) -> list[dict]:
+    """Its lines; the last one may have been cut by a kill, and is no record then."""
+    records = []
+    for line in file.read_bytes().splitlines(keepends=True):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if line.endswith(b"\n") and isinstance(record, dict) and isinstance(record.get("step"), int):
+            records.append(record)
+    return records

@@ -16,19 +16,26 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from utils import __version__, checkpoint, hub, processes, tracking
+from utils import __version__, checkpoint, durable, hub, processes, signals, tracking
 from utils.batches import EndlessBatches
 from utils.errors import InputError, note
+from utils.finite import Skipped
 from utils.lora import lora_parameters, save_lora
 from utils.objectives import generators
 from utils.validation import validate
+
+FREE = (  # flags that may change between a run and its resumption; a change is noted
+    "learning_rate", "scale_lr", "lr_scheduler", "lr_warmup_steps", "max_train_steps", "num_train_epochs",
+    "adam_beta1", "adam_beta2", "adam_weight_decay", "adam_epsilon", "max_grad_norm", "mixed_precision",
+    "train_batch_size", "gradient_accumulation_steps",
+)  # fmt: skip
 
 
 def start(args: argparse.Namespace) -> Accelerator:
     """The accelerator of this run, with the output folder made and the process-wide switches set."""
     processes.start_missing()
     output_dir = Path(args.output_dir)
-    checkpoint.choose(output_dir, args.resume_from_checkpoint)  # fail before anything is loaded
+    args.checkpoint = checkpoint.choose(output_dir, args.resume_from_checkpoint)  # fail before anything is loaded
     try:
         accelerator = Accelerator(
             cpu=processes.use_cpu(),
@@ -43,7 +50,15 @@ def start(args: argparse.Namespace) -> Accelerator:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     set_seed(args.seed)
     transformers.utils.logging.disable_progress_bar()  # one bar: the training's
-    output_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        if accelerator.is_main_process:
+            durable.lock(output_dir)
+    except OSError as error:
+        raise InputError(
+            f"--output_dir={output_dir}: cannot be written ({error.strerror}); name another one"
+        ) from None
+    signals.listen()
     return accelerator
 
 
@@ -62,8 +77,10 @@ def train(
     score: Callable[[Tensor, Tensor, Tensor], dict[str, float] | None],
     pictures: tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tensor], Tensor]],
     metadata: dict[str, object],
-) -> Path:
-    """Train the LoRA on `unet`'s attention layers; return the path of the LoRA file in `args.output_dir`.
+) -> None:
+    """Train the LoRA on `unet`'s attention layers and write it into `args.output_dir`.
+
+    A run that is asked to stop (a signal, --max_hours) leaves a checkpoint and no LoRA in `args.output_dir` itself.
 
     objective: has loss(unet, batch, noise) -> scalar and sample(unet, rgb, noise) -> (B,3,H,W).
     train_set: items with rgb and target; its `notes` are printed, its `fingerprint` guards a resumed run.
@@ -91,25 +108,29 @@ def train(
     bare_unet = accelerator.unwrap_model(unet)
 
     # resume
-    stateful = {"optimizer": optimizer, "schedule": schedule}
+    skipped = Skipped(args.max_nonfinite)
+    stateful = {"optimizer": optimizer, "schedule": schedule, "skipped": skipped}
     if accelerator.scaler is not None:
         stateful["scaler"] = accelerator.scaler
     metadata = {"format_version": 1, **metadata, "rank": args.rank, "prompt": args.prompt}
     metadata |= {"resolution": args.resolution, "project_version": __version__}
     settings = {key: metadata[key] for key in ("task", "method", "base_model", "rank", "prompt", "resolution")}
     settings |= {"seed": args.seed, "images per step": step_samples, "training data": train_set.fingerprint}
+    settings |= {name: getattr(args, name) for name in FREE} | {"processes": accelerator.num_processes}
     base_lrs = schedule.base_lrs
-    step, source = 0, checkpoint.choose(output_dir, args.resume_from_checkpoint)
+    step, source = 0, args.checkpoint
     if source:
-        step = checkpoint.load(source, bare_unet, stateful, settings)
+        free = (*FREE, "processes")
+        step = checkpoint.load(source, bare_unet, stateful, settings, free, args.force_resume)
         for group, lr, factor in zip(optimizer.param_groups, base_lrs, schedule.lr_lambdas):
             group["lr"] = lr * factor(schedule.last_epoch)  # this run's flag, not the checkpoint's
         schedule.base_lrs = base_lrs
-        if main:
-            tracking.forget_after(output_dir, step)
-            print(f"resuming from {source} at step {step}")
+        note(f"resuming from {source} at step {step}")
     elif args.resume_from_checkpoint:
         note(f"no checkpoint in {output_dir} yet; starting from step 0")
+    if main and args.resume_from_checkpoint:
+        checkpoint.clear(output_dir)
+        tracking.forget_after(output_dir, step if source else -1)
     tracking.start_trackers(accelerator, output_dir, {k: v for k, v in vars(args).items() if k != "hub_token"})
 
     # data
@@ -119,18 +140,19 @@ def train(
     )  # fmt: skip
     workers = args.dataloader_num_workers
     loader = DataLoader(
-        train_set, batch_sampler=batches, num_workers=workers, pin_memory=accelerator.device.type == "cuda"
-    )
+        train_set, batch_sampler=batches, num_workers=workers, pin_memory=accelerator.device.type == "cuda",
+        worker_init_fn=signals.ignore,
+    )  # fmt: skip
 
     def report(step: int) -> None:
-        if main:
+        if main and not tracking.is_validated(output_dir, step):  # a resumed run may have been
             with accelerator.autocast():
                 scores, panels = validate(
                     objective, bare_unet, validation_samples, score, pictures, accelerator.device,
                     seed=args.seed + 100, batch_size=args.train_batch_size,
                 )  # fmt: skip
-            tracking.log_scalars(accelerator, output_dir, scores, step)
             tracking.log_panels(accelerator, output_dir, panels, step)
+            tracking.log_scalars(accelerator, output_dir, scores, step)  # last: it says that the panels are there
             headline = next(iter(scores), "").rsplit("/")[-1]  # a metric's dictionary begins with the one to watch
             shown = [f"{name[4:]} {value:.3f}" for name, value in scores.items() if name.endswith(f"/{headline}")]
             tqdm.write(f"step {step}: {', '.join(shown)}")
@@ -151,13 +173,13 @@ def train(
             f"{trained:,} parameters, {100 * trained / everything:.2f} % of the UNet; {accelerator.device}, "
             f"{accelerator.num_processes} process(es), frozen parts in {frozen_dtype(accelerator)}"
         )
-    if step == 0:
+    if step % args.validation_steps == 0 or step >= max_steps:  # also where a kill came between save and report
         report(step)
-    validated = step
+    stop_because = ""
     deadline = time.monotonic() + args.max_hours * 3600 if args.max_hours else math.inf
     bar = tqdm(total=max_steps, initial=step, desc="training", disable=not accelerator.is_local_main_process)
     unet.train()
-    losses, since = [], time.monotonic()
+    losses, stems, since = [], [], time.monotonic()
     for micro_step, batch in zip(count(step * accumulation), loader if step < max_steps else ()):
         first = (micro_step * accelerator.num_processes + accelerator.process_index) * args.train_batch_size
         noise = generators(args.seed, first, args.train_batch_size)
@@ -165,53 +187,64 @@ def train(
         with accelerator.accumulate(unet):
             loss = objective.loss(unet, maps, noise)
             losses.append(loss.detach())
+            stems.append(batch["stem"])
             accelerator.backward(loss)
             if accelerator.sync_gradients:
                 # a list, which a second reader finds full; max_grad_norm 0 only measures
-                norm = accelerator.clip_grad_norm_(parameters, args.max_grad_norm or math.inf)
-            optimizer.step()
-            optimizer.zero_grad()
+                norm = float(accelerator.clip_grad_norm_(parameters, args.max_grad_norm or math.inf))
+                # all processes stop at the same step: when the first of them is asked to
+                stop_because = "--max_hours" if time.monotonic() > deadline else signals.asked() or ""
+                mean_loss, stop = agree(accelerator, torch.stack(losses).mean(), bool(stop_because))
+                usable = math.isfinite(mean_loss) and math.isfinite(norm)
+                if usable or accelerator.scaler is not None:  # a scaler skips by itself, and must hear of it
+                    optimizer.step()
+                optimizer.zero_grad()
         if not accelerator.sync_gradients:
             continue
 
         step += 1
         rate = optimizer.param_groups[0]["lr"]
-        if not accelerator.optimizer_step_was_skipped:
+        if usable and not accelerator.optimizer_step_was_skipped:
             schedule.step()
-        mean_loss = accelerator.reduce(torch.stack(losses).mean(), reduction="mean").item()
         speed = step_samples / (time.monotonic() - since)
-        values = {"train_loss": mean_loss, "grad_norm": float(norm), "lr": rate, "samples_per_second": speed}
+        values = {"train_loss": mean_loss, "grad_norm": norm, "lr": rate, "samples_per_second": speed}
+        values |= {} if usable else {"skipped_updates": skipped.total + 1}
         tracking.log_scalars(accelerator, output_dir, values, step)
+        skipped.count(step, mean_loss, norm, torch.stack(losses), stems, output_dir)
         bar.update(1)
         bar.set_postfix(loss=f"{mean_loss:.4f}", lr=f"{rate:.1e}", refresh=False)
-        losses = []
-        out_of_time = False
-        if args.max_hours:  # all processes stop at the same step, when the first of them is out of time
-            late = torch.tensor(float(time.monotonic() > deadline), device=accelerator.device)
-            out_of_time = bool(accelerator.reduce(late))
-        if step % args.checkpointing_steps == 0 or step == max_steps or out_of_time:
+        losses, stems = [], []
+        if step % args.checkpointing_steps == 0 or step == max_steps or stop:
             save(step)
+        if step >= max_steps or stop:
+            break
         if step % args.validation_steps == 0:
             report(step)
-            validated = step
-        if step >= max_steps or out_of_time:
-            break
         since = time.monotonic()
     bar.close()
 
     # finish
-    if validated != step:
+    if step >= max_steps:
         report(step)
-    path = output_dir
-    if main:
+    if main and step < max_steps:
+        why = stop_because or "another process"
+        print(
+            f"stopped after step {step} of {max_steps} by {why}; saved: {checkpoint.last_good(output_dir)} in "
+            f"{output_dir}; to go on, run the same command with --resume_from_checkpoint latest"
+        )
+    elif main:
         path = save_lora(bare_unet, output_dir, {**metadata, "steps": step}, with_bin=True)
         print(f"{path}: LoRA after {step} steps")
-        if step < max_steps:
-            print(f"stopped by --max_hours; go on to {max_steps} with --resume_from_checkpoint latest")
         if args.push_to_hub:
             hub.push(output_dir, args.hub_model_id, args.hub_token, {**metadata, "steps": step})
     accelerator.end_training()
-    return path
+    signals.forget()
+
+
+def agree(accelerator: Accelerator, loss: Tensor, stop: bool) -> tuple[float, bool]:
+    """Mean of the processes' losses, and whether any of them wants to stop: one exchange for both."""
+    mean, wish = accelerator.reduce(torch.stack([loss, loss.new_tensor(float(stop))]), reduction="mean").tolist()
+    return mean, wish > 0
 
 
 def make_optimizer(

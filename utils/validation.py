@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from utils.durable import replace
 from utils.objectives import generators
 from utils.visualize import sheet, strip
 
@@ -63,4 +64,5 @@ def write_panels(panels: dict[str, list[tuple[str, Image.Image]]], folder: Path,
     """One PNG per split, `<folder>/<step>_<split>.png`: its strips under each other."""
     folder.mkdir(parents=True, exist_ok=True)
     for split, rows in panels.items():
-        sheet([picture for _, picture in rows], COLUMNS).save(folder / f"{step:06d}_{split}.png")
+        page = sheet([picture for _, picture in rows], COLUMNS)
+        replace(folder / f"{step:06d}_{split}.png", lambda part, page=page: page.save(part, "PNG"))
