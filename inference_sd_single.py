@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from dataloaders.images import PICTURES, list_pictures
 from utils.args import Help
 from utils.errors import InputError, note, run
-from utils.inference import output_names, read_batch, write
+from utils.inference import output_names, pick_device, read_batch, write
 from utils.lora import load_attn_procs, read_lora
 from utils.models import load_base
 from utils.objectives import SingleStep
@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> None:
     mine = files[state.process_index :: state.num_processes]
 
     # Model
-    device = torch.device(args.device or state.device)
+    device = pick_device(args.device, state.device)
     dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[args.dtype]
     base = load_base(model, args.revision)
     if metadata.get("base_model", base.name) != base.name:

@@ -80,9 +80,16 @@ class Diode(Dataset):
 
     @property
     def fingerprint(self) -> str:
-        """Which samples this is, in which order and how they are cropped; not where they lie on disk."""
-        text = "\n".join([*self.stems, str(self.center_crop)])
-        return f"{len(self)} images {hashlib.sha256(text.encode()).hexdigest()[:12]}"
+        """Which samples this is, in which order, how they are cropped, and what 8 of their pictures and labels hold
+        (other labels go by the same names); not where they lie on disk."""
+        digest = hashlib.sha256("\n".join([*self.stems, str(self.center_crop)]).encode(errors="surrogateescape"))
+        for stem in self.stems[:: -(-len(self) // 8) or 1]:
+            for root in (self.rgb_root, self.pseudo_root):
+                try:
+                    digest.update((root / f"{stem}.png").read_bytes())
+                except OSError as error:
+                    raise InputError(f"{root / stem}.png: cannot be read ({error.strerror})") from None
+        return f"{len(self)} images {digest.hexdigest()[:12]}"
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict:
         index, epoch = key if isinstance(key, tuple) else (key, 0)
@@ -274,7 +281,7 @@ def _stems_of_meta(path: Path, split: str, scene_types: tuple[str, ...]) -> list
         raise InputError(
             f"{path}: no such file; it belongs beside normals/ and depths/ (or use --list_from disk)"
         ) from None
-    except (ValueError, AttributeError, TypeError, OSError) as error:
+    except (ValueError, AttributeError, TypeError, OSError, RecursionError) as error:
         raise InputError(f"{path}: not DIODE's list of names ({' '.join(str(error).split())})") from None
 
 

@@ -213,8 +213,8 @@ def stress(case: str, world: Path, folder: Path, kills: int, chance: random.Rand
         assert states == [0] * len(states), f"a resumed run ended with {states}:\n{log.read_text()[-3000:]}"
         wrong = differences(expected, outcome(output))
         assert not wrong, f"{case}: after kills these differ: {', '.join(wrong[:5])} ({len(wrong)} in all)"
-    print(f"{case}: {done} kills, {in_save} of them while writing a checkpoint; the {begun} runs they hit are equal to "
-          f"the last bit in {len(expected)} tensors and numbers", flush=True)  # fmt: skip
+    print(f"{case}: {done} kills, {in_save} of them while writing a checkpoint; the {begun} runs they hit are equal "
+          f"to the last bit in {len(expected)} tensors and numbers", flush=True)  # fmt: skip
     return done, in_save
 
 

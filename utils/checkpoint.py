@@ -84,6 +84,7 @@ def choose(output_dir: Path, wanted: str | None) -> Path | None:
 def save(
     output_dir: Path,
     step: int,
+    samples: int,
     unet: nn.Module,
     stateful: Mapping[str, object],
     settings: Mapping[str, object],
@@ -92,14 +93,15 @@ def save(
 ) -> Path | None:
     """Write `checkpoint-<step>` aside and durably, rename it into place, and only then prune down to `limit`.
 
-    stateful: name -> object with state_dict(). settings: what a resumed run is compared with.
+    samples: how many the run has drawn so far. stateful: name -> object with state_dict(). settings: what a resumed
+    run is compared with.
     A disk that refuses it costs this one checkpoint: the earlier ones stay, a warning says so, and None is returned.
     """
     final, aside, gone = (output_dir / name.format(step) for name in ("checkpoint-{}", ASIDE, GONE))
     try:
         clear(output_dir)
         save_lora(unet, aside, metadata)
-        state = {"step": step, "settings": dict(settings)}
+        state = {"step": step, "samples": samples, "settings": dict(settings)}
         torch.save(state | {name: each.state_dict() for name, each in stateful.items()}, aside / STATE)
         seal(aside)
         if final.exists():  # a damaged one
@@ -131,15 +133,16 @@ def load(
     settings: Mapping[str, object],
     free: Collection[str] = (),
     force: bool = False,
-) -> int:
-    """Restore LoRA, optimiser and schedule in place; return the step. A changed setting that is `free` is only noted.
+) -> tuple[int, int]:
+    """Restore LoRA, optimiser and schedule in place; return step and samples drawn. Changed settings that are `free`
+    are only noted.
 
     Raises:
         InputError: another setting differs, so that going on would silently be another experiment; `force` notes it.
     """
     try:
         state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
-        saved, step = state["settings"], state["step"]
+        saved, place = state["settings"], (state["step"], state["samples"])
     except Exception as error:  # truncated zip, pickle of something else, ...: all mean that it cannot be resumed
         raise InputError(f"{folder / STATE}: cannot be read ({' '.join(str(error).split())[:200]})") from None
     changed = {
@@ -159,4 +162,4 @@ def load(
             if "param_groups" in state[name]:  # moments from the checkpoint; rate, decay and betas as flagged now
                 state[name]["param_groups"] = each.state_dict()["param_groups"]
             each.load_state_dict(state[name])
-    return step
+    return place

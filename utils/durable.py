@@ -27,11 +27,18 @@ def replace(path: Path, write: Callable[[Path], object]) -> None:
     part = path.with_name(f".{path.name}.part")
     try:
         write(part)
+        part.chmod(0o666 & ~_umask())  # safetensors writes files that only their owner can read
         sync(part)
         os.replace(part, path)
         sync(path.parent)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def seal(folder: Path) -> None:

@@ -26,7 +26,8 @@ def run(main: Callable[[], None]) -> None:
 
     Every other exception keeps its traceback: it is a defect, and the traceback is the report.
     """
-    sys.stdout.reconfigure(errors="backslashreplace")  # names of files may hold bytes that are no text
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may hold bytes that are no text
     try:
         main()
     except Exception as error:
@@ -34,11 +35,19 @@ def run(main: Callable[[], None]) -> None:
             cause = str(error).strip().splitlines()[0]
             error = InputError(f"{cause} Most often memory has run out: lower --dataloader_num_workers")
         _tell_launcher(error)
+        _close_bars()
         if not isinstance(error, InputError):
             raise
         rank = f"[rank {os.environ['RANK']}] " if "RANK" in os.environ else ""
         print(f"{rank}error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
+
+
+def _close_bars() -> None:
+    """End the progress bars' lines: the error must have a line of its own, and be the last one."""
+    if "tqdm" in sys.modules:
+        for bar in list(sys.modules["tqdm"].tqdm._instances):
+            bar.close()
 
 
 def _tell_launcher(error: Exception) -> None:

@@ -101,6 +101,7 @@ def load_attn_procs(unet: nn.Module, source: str | Path | Mapping[str, Tensor]) 
     if len(ranks) > 1:
         raise InputError(f"{name}: its layers have several ranks {sorted(ranks)}; one is expected")
     rank = ranks.pop()
+    _check_numbers(layers, rank, name)
     if not present:
         add_lora(unet, rank)
         present = _lora_modules(unet)
@@ -153,6 +154,17 @@ def _match(layers: dict, targets: dict[str, nn.Linear], name: str, made_for: str
                 f"{name}{made_for}: {module} maps {down.shape[1]} to {up.shape[0]} features, the UNet's {want[0]} to "
                 f"{want[1]}: it belongs to another base model"
             )
+
+
+def _check_numbers(layers: dict[str, tuple[Tensor, Tensor]], rank: int, name: str) -> None:
+    if not rank:
+        raise InputError(f"{name}: rank 0: there is nothing in its layers; take another file")
+    for module, weights in layers.items():
+        for weight in weights:
+            if not weight.is_floating_point():
+                raise InputError(f"{name}: {module} holds {weight.dtype}, not floats: it is no LoRA that was trained")
+            if not torch.isfinite(weight).all():
+                raise InputError(f"{name}: {module} holds NaN or infinity; take an earlier checkpoint")
 
 
 def _lora_modules(unet: nn.Module) -> dict[str, nn.Module]:

@@ -118,10 +118,10 @@ def train(
     settings |= {"seed": args.seed, "images per step": step_samples, "training data": train_set.fingerprint}
     settings |= {name: getattr(args, name) for name in FREE} | {"processes": accelerator.num_processes}
     base_lrs = schedule.base_lrs
-    step, source = 0, args.checkpoint
+    step, seen, source = 0, 0, args.checkpoint
     if source:
         free = (*FREE, "processes")
-        step = checkpoint.load(source, bare_unet, stateful, settings, free, args.force_resume)
+        step, seen = checkpoint.load(source, bare_unet, stateful, settings, free, args.force_resume)
         for group, lr, factor in zip(optimizer.param_groups, base_lrs, schedule.lr_lambdas):
             group["lr"] = lr * factor(schedule.last_epoch)  # this run's flag, not the checkpoint's
         schedule.base_lrs = base_lrs
@@ -136,7 +136,7 @@ def train(
     # data
     batches = EndlessBatches(
         len(train_set), args.train_batch_size, args.seed, accelerator.process_index, accelerator.num_processes,
-        start=step * accumulation,
+        start=seen,
     )  # fmt: skip
     workers = args.dataloader_num_workers
     loader = DataLoader(
@@ -162,7 +162,7 @@ def train(
         if main:
             described = {**metadata, "steps": step}
             limit = args.checkpoints_total_limit
-            checkpoint.save(output_dir, step, bare_unet, stateful, settings, described, limit)
+            checkpoint.save(output_dir, step, seen, bare_unet, stateful, settings, described, limit)
         accelerator.wait_for_everyone()
 
     # train
@@ -180,9 +180,8 @@ def train(
     bar = tqdm(total=max_steps, initial=step, desc="training", disable=not accelerator.is_local_main_process)
     unet.train()
     losses, stems, since = [], [], time.monotonic()
-    for micro_step, batch in zip(count(step * accumulation), loader if step < max_steps else ()):
-        first = (micro_step * accelerator.num_processes + accelerator.process_index) * args.train_batch_size
-        noise = generators(args.seed, first, args.train_batch_size)
+    for micro_step, batch in zip(count(), loader if step < max_steps else ()):
+        noise = generators(args.seed, batches.first(micro_step), args.train_batch_size)
         maps = {key: batch[key].to(accelerator.device, non_blocking=True) for key in ("rgb", "target")}
         with accelerator.accumulate(unet):
             loss = objective.loss(unet, maps, noise)
@@ -202,7 +201,7 @@ def train(
         if not accelerator.sync_gradients:
             continue
 
-        step += 1
+        step, seen = step + 1, seen + step_samples
         rate = optimizer.param_groups[0]["lr"]
         if usable and not accelerator.optimizer_step_was_skipped:
             schedule.step()
