@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 
 from dataloaders.images import PICTURES, list_pictures
 from utils.args import Help
+from utils.durable import make_folder
 from utils.errors import InputError, note, run
 from utils.inference import output_names, pick_device, read_batch, write
 from utils.lora import load_attn_procs, read_lora
@@ -94,7 +95,7 @@ def main(argv: list[str] | None = None) -> None:
 
     # Draw
     folder = Path(args.output_dir) / task / "predicted"
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, "--output_dir")
     failed = []
     bar = tqdm(total=len(mine), desc=f"drawing {task}", disable=not state.is_local_main_process)
     for first in range(0, len(mine), args.batch_size):

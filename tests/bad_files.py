@@ -78,17 +78,17 @@ def pictures(mark: Path) -> dict[str, bytes]:
     half = lambda content, share=0.5: content[: int(len(content) * share)]  # noqa: E731
     garbage = np.random.default_rng(1).bytes(3000)
     files = {f"cut-at-{size}.png": good[:size] for size in (0, 1, 4, 8, 12, 20, 33, 40, 200, 1000)}
-    files |= {f"cut-at-{share}.jpg": half(jpeg, share) for share in (0.0, 0.01, 0.2, 0.5, 0.8)}
-    files |= {f"cut-at-{share}.webp": half(webp, share) for share in (0.0, 0.05, 0.5, 0.9)}
-    files |= {f"cut-at-{share}.tif": half(tif, share) for share in (0.0, 0.002, 0.5)}
-    files |= {f"cut-at-{share}.bmp": half(bmp, share) for share in (0.0, 0.005, 0.5)}
+    files |= {f"jpg-cut-at-{share}.jpg": half(jpeg, share) for share in (0.0, 0.01, 0.2, 0.5, 0.8)}
+    files |= {f"webp-cut-at-{share}.webp": half(webp, share) for share in (0.0, 0.05, 0.5, 0.9)}
+    files |= {f"tif-cut-at-{share}.tif": half(tif, share) for share in (0.0, 0.002, 0.5)}
+    files |= {f"bmp-cut-at-{share}.bmp": half(bmp, share) for share in (0.0, 0.005, 0.5)}
     files |= {
         "zeros.png": bytes(3000),
         "garbage.png": garbage,
-        "garbage.jpg": garbage,
-        "garbage.webp": garbage,
-        "garbage.bmp": garbage,
-        "garbage.tif": garbage,
+        "garbage-jpg.jpg": garbage,
+        "garbage-webp.webp": garbage,
+        "garbage-bmp.bmp": garbage,
+        "garbage-tif.tif": garbage,
         "signature-only.png": good[:8] + garbage,
         "signature-of-a-text-transfer.png": good.replace(b"\r\n", b"\n"),
         "jpeg-start-only.jpg": b"\xff\xd8" + garbage,
@@ -110,8 +110,8 @@ def pictures(mark: Path) -> dict[str, bytes]:
         "bomb-largest.png": png(2**31 - 1, 2**31 - 1),
         "bomb-16-bit.png": png(30_000, 30_000, 16),
         "bomb-text.png": png(body=chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(2**26))) + chunk(b"IDAT", b"")),
-        "bomb.bmp": bmp[:18] + struct.pack("<ii", 60_000, 60_000) + bmp[26:],
-        "negative.bmp": bmp[:18] + struct.pack("<ii", -5, 24) + bmp[26:],
+        "bomb-bmp.bmp": bmp[:18] + struct.pack("<ii", 60_000, 60_000) + bmp[26:],
+        "negative-width.bmp": bmp[:18] + struct.pack("<ii", -5, 24) + bmp[26:],
         "offset-outside.bmp": bmp[:10] + struct.pack("<I", 2**31) + bmp[14:],
         "directory-outside.tif": b"II*\0" + struct.pack("<I", 2**31),
         "directory-of-itself.tif": b"II*\0" + struct.pack("<I", 8) + b"\0\0" + struct.pack("<I", 8),

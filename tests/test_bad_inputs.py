@@ -73,7 +73,7 @@ def refused(kind: str, name: str, call, *expected: str) -> str:
     """Try one case: status 2, one error line, the last, in which every regular expression of `expected` is found."""
     tried.setdefault(kind, set()).add(name)
     status, told = outcome(call)
-    lines = [line for line in told.splitlines() if re.match(r"(\S+: )?error: ", line)]
+    lines = [line for line in told.splitlines() if re.match(r"(.*: )?error: ", line)]
     assert status == 2 and len(lines) == 1, f"{kind}, {name}: status {status}, {told[-500:]}"
     last = told.rstrip("\n").split("\n")[-1]
     assert last == lines[0] and "Traceback" not in told and len(last) < 1500
@@ -147,13 +147,14 @@ def test_pictures(weights, tmp_path):
     names = [*bad, "loop.png", "nowhere.png"]
     words = ["--lora", weights, "--input_dir", folder, "--output_dir", out, "--device", "cpu"]
     status, told = outcome(lambda: inference_sd_single.main([str(word) for word in words]))
-    assert status == 1 and f"{len(names)} pictures could not be read" in told and "Traceback" not in told
+    assert status == 1 and f"{len(names)} pictures could not be read" in told and "Traceback" not in told, told
     listed = told.split("could not be read:\n")[1].splitlines()
     for name in names:
         shown = InputError(str(folder / name)).args[0]
         assert sum(line.strip().startswith(f"{shown}: ") for line in listed) == 1, name
         tried.setdefault("image", set()).add(name)
-    assert len(listed) == len(names) and all("replace or remove it" in line for line in listed)
+    assert len(listed) == len(names)
+    assert all("replace or remove it" in line or "save the picture with" in line for line in listed)
     written = {path.name for path in (out / "normal/predicted").iterdir()}
     assert written == {f"{Path(name).stem}_normal.png" for name in good}
     assert not (tmp_path / MARK).exists()
@@ -421,6 +422,7 @@ def test_unreadable_files(diode, bases, tmp_path_factory, monkeypatch):
         if parent.stat().st_mode & 0o055 != 0o055 and parent != Path("/"):
             parent.chmod(0o755)
     root = shutil.copytree(diode, home / "DIODE")
+    root.chmod(0o755)
     model = shutil.copytree(bases["sd15"], home / "model")
     for path in model.rglob("*.safetensors"):
         path.chmod(0o644)
@@ -436,7 +438,11 @@ def test_unreadable_files(diode, bases, tmp_path_factory, monkeypatch):
             (model / "vae", lambda: load_base(str(model))),
             (model / "text_encoder/model.safetensors", lambda: load_base(str(model))),
         ],
-        "data set": [(root / "diode_meta.json", lambda: normals(root))],
+        "data set": [
+            (root / "diode_meta.json", lambda: normals(root)),
+            (root / "normals", lambda: normals(root)),
+            (label.parent, lambda: normals(root)),
+        ],
     }
     for kind, each in cases.items():
         for path, call in each:
@@ -619,7 +625,6 @@ def model_files(mark: Path) -> dict[str, dict[str, bytes | None]]:
     cases |= {f"scheduler: {name}": {"scheduler/scheduler_config.json": content} for name, content in {
         "none": None, "empty": b"", "cut": b'{"beta', "a list": b"[]",
         "no numbers": b'{"_class_name": "DDIMScheduler", "num_train_timesteps": "many"}',
-        "no steps": b'{"_class_name": "DDIMScheduler", "num_train_timesteps": 0}',
         "unknown schedule": b'{"_class_name": "DDIMScheduler", "beta_schedule": "wavy"}',
     }.items()}  # fmt: skip
     return cases

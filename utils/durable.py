@@ -22,6 +22,14 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
+def make_folder(path: Path, flag: str) -> None:
+    """Make a folder for output, with its parents; InputError naming the flag where that cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{flag}: {path} cannot be written ({error.strerror}); name another folder") from None
+
+
 def replace(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a file beside `path` and put it in `path`'s place once it is on the disk."""
     part = path.with_name(f".{path.name}.part")
@@ -82,7 +90,10 @@ def lock(folder: Path) -> None:
     folder = folder.resolve()
     if folder in _locks:
         return
-    file = open(folder / ".lock", "w")  # noqa: SIM115 (open for as long as the process lives)
+    try:
+        file = open(folder / ".lock", "w")  # noqa: SIM115 (open for as long as the process lives)
+    except OSError as error:
+        raise InputError(f"--output_dir: {folder} cannot be written ({error.strerror}); name another folder") from None
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -101,7 +101,11 @@ def load_component(kind: type, name: str, component: str, revision: str | None =
     ):
         raise InputError(f"{name}: no such model folder (nor a hub name of the form owner/model)")
     expected = folder / component / COMPONENTS[component]
-    if folder.is_dir() and not expected.is_file() and not expected.with_name("tokenizer.json").is_file():
+    try:
+        complete = not folder.is_dir() or expected.is_file() or expected.with_name("tokenizer.json").is_file()
+    except OSError as error:
+        raise InputError(f"{expected}: cannot be read ({error.strerror})") from None
+    if not complete:
         raise InputError(f"{folder / component}: {COMPONENTS[component]} expected here; is {name} a diffusers folder?")
     try:
         if not issubclass(kind, nn.Module):

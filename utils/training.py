@@ -50,14 +50,9 @@ def start(args: argparse.Namespace) -> Accelerator:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     set_seed(args.seed)
     transformers.utils.logging.disable_progress_bar()  # one bar: the training's
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        if accelerator.is_main_process:
-            durable.lock(output_dir)
-    except OSError as error:
-        raise InputError(
-            f"--output_dir={output_dir}: cannot be written ({error.strerror}); name another one"
-        ) from None
+    durable.make_folder(output_dir, "--output_dir")
+    if accelerator.is_main_process:
+        durable.lock(output_dir)
     signals.listen()
     return accelerator
 
