@@ -1,7 +1,7 @@
-"""Bad input in bulk: each case ends, soon, in one line that names the file or flag, and leaves nothing that looks whole.
+"""Bad input in bulk: each case ends, soon, in one line that names the file or flag, and leaves nothing half done.
 
-A case is a call of what the scripts call (their own `main` for pictures and flags) under `utils.errors.run`, with a time
-limit. What it must say is given with it. The last test counts the cases; README states the count.
+A case is a call of what the scripts call (their own `main` for pictures and flags) under `utils.errors.run`, with a
+time limit. What it must say is given with it. The last test counts the cases; README states the count.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bad_files import Malicious, arrays, encoded, malicious_npy, malicious_pickle, malicious_zip, pictures, png
+from bad_files import arrays, encoded, malicious_npy, malicious_pickle, malicious_zip, pictures
 from conftest import ROOT, SCRIPTS, python, random_lora
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -59,7 +59,7 @@ def time_limit():
 
 
 def outcome(call) -> tuple[int, str]:
-    """Exit status and stderr of a call under `run`; anything but an error that was meant for the user comes through."""
+    """Exit status and stderr of a call under `run`; anything but an error meant for the user comes through."""
     told, status = io.StringIO(), 0
     with time_limit(), contextlib.redirect_stderr(told), contextlib.redirect_stdout(io.StringIO()):
         try:
@@ -498,25 +498,47 @@ def lora_files(state: dict, mark: Path) -> dict[str, tuple[str, bytes, str]]:
         "header is no json": header(b"{not json"),
         "header is a list": header(b"[]"),
         "offsets outside": header(b'{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}'),
-        "offsets that overlap": header(b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},'
-                                       b'"b":{"dtype":"F32","shape":[1],"data_offsets":[2,6]}}') + bytes(6),
+        "offsets that overlap": header(
+            b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},'
+            b'"b":{"dtype":"F32","shape":[1],"data_offsets":[2,6]}}'
+        )
+        + bytes(6),
         "shape and size differ": header(b'{"a":{"dtype":"F32","shape":[9],"data_offsets":[0,4]}}') + bytes(4),
-        "shape overflows": header(b'{"a":{"dtype":"F32","shape":[4294967296,4294967296,9],"data_offsets":[0,4]}}') + bytes(4),
+        "shape overflows": header(b'{"a":{"dtype":"F32","shape":[4294967296,4294967296,9],"data_offsets":[0,4]}}')
+        + bytes(4),
         "unknown dtype": header(b'{"a":{"dtype":"X9","shape":[1],"data_offsets":[0,4]}}') + bytes(4),
-    }  # fmt: skip
+    }
     files |= {name: ("x.safetensors", content, unreadable) for name, content in headers.items()}
     unfit = {
         "nothing in it": ({}, "not a LoRA"),
         "one key missing": (changed(lambda s: s.pop(first)), "not both down and up"),
-        "one layer missing": (changed(lambda s: [s.pop(key) for key in keys[:2]]), "1 of the UNet's layers are not in it"),
+        "one layer missing": (
+            changed(lambda s: [s.pop(key) for key in keys[:2]]),
+            "1 of the UNet's layers are not in it",
+        ),
         "half of it": (dict(list(state.items())[: len(state) // 2]), "of the UNet's layers are not in it"),
-        "a key of a checkpoint": (changed(lambda s: s.update({"conv_in.weight": tensors[0]})), "not of an attention LoRA"),
+        "a key of a checkpoint": (
+            changed(lambda s: s.update({"conv_in.weight": tensors[0]})),
+            "not of an attention LoRA",
+        ),
         "a whole model": ({"unet.conv_in.weight": tensors[0]}, "not of an attention LoRA"),
         "a text encoder's": ({f"text_encoder.{key}": value for key, value in state.items()}, "not in this UNet"),
-        "other blocks": ({key.replace("down_blocks.0", "down_blocks.7"): v for key, v in state.items()}, "not in this UNet"),
-        "wider": ({key: torch.cat([v, v], 1) if ".down." in key else v for key, v in state.items()}, "another base model"),
-        "higher": ({key: torch.cat([v, v], 0) if ".up." in key else v for key, v in state.items()}, "another base model"),
-        "mixed ranks": (changed(lambda s: s.update({keys[0]: s[keys[0]][:2], keys[1]: s[keys[1]][:, :2]})), "several ranks"),
+        "other blocks": (
+            {key.replace("down_blocks.0", "down_blocks.7"): v for key, v in state.items()},
+            "not in this UNet",
+        ),
+        "wider": (
+            {key: torch.cat([v, v], 1) if ".down." in key else v for key, v in state.items()},
+            "another base model",
+        ),
+        "higher": (
+            {key: torch.cat([v, v], 0) if ".up." in key else v for key, v in state.items()},
+            "another base model",
+        ),
+        "mixed ranks": (
+            changed(lambda s: s.update({keys[0]: s[keys[0]][:2], keys[1]: s[keys[1]][:, :2]})),
+            "several ranks",
+        ),
         "rank 0": ({key: v[:0] if ".down." in key else v[:, :0] for key, v in state.items()}, "rank 0"),
         "ranks that do not multiply": (changed(lambda s: s.update({first: s[first][:2]})), "do not multiply"),
         "one axis": ({key: v.flatten() for key, v in state.items()}, "do not multiply"),
@@ -526,7 +548,7 @@ def lora_files(state: dict, mark: Path) -> dict[str, tuple[str, bytes, str]]:
         "infinity": (changed(lambda s: s[first].fill_(float("inf"))), "NaN or infinity"),
         "whole numbers": ({key: v.long() for key, v in state.items()}, "int64"),
         "truth values": ({key: v.bool() for key, v in state.items()}, "bool"),
-    }  # fmt: skip
+    }
     for name, (content, message) in unfit.items():
         files[name] = ("x.safetensors", save({key: value.contiguous() for key, value in content.items()}), message)
         files[f"{name}, .bin"] = ("x.bin", as_bin(content), message)
@@ -535,7 +557,7 @@ def lora_files(state: dict, mark: Path) -> dict[str, tuple[str, bytes, str]]:
         "a tensor": tensors[0],
         "a number": 3,
         "nothing": None,
-        "lists": dict.fromkeys(keys, [1.0]),
+        "lists": {key: [1.0] for key in keys},
     }
     others |= {"numbers for keys": dict(enumerate(tensors)), "numbers for tensors": dict.fromkeys(keys, 1.0)}
     files |= {
@@ -687,10 +709,16 @@ def test_checkpoints_that_were_tampered_with(unet, tmp_path):
     good = checkpoint.save(tmp_path, 1, 2, trained, state, {"rank": 4}, {})
     buffer = io.BytesIO()
     torch.save({"step": 1}, buffer)
-    for number, (name, content) in enumerate({
-        "pickle": malicious_pickle(tmp_path / MARK), "pickle in a zip": malicious_zip(tmp_path / MARK), "text": b"text",
-        "empty": b"", "a part of it": buffer.getvalue(), "picture": encoded("PNG"), "cut": (good / "training_state.pt").read_bytes()[:900],
-    }.items()):  # fmt: skip
+    contents = {
+        "pickle": malicious_pickle(tmp_path / MARK),
+        "pickle in a zip": malicious_zip(tmp_path / MARK),
+        "text": b"text",
+        "empty": b"",
+        "a part of it": buffer.getvalue(),
+        "picture": encoded("PNG"),
+        "cut": (good / "training_state.pt").read_bytes()[:900],
+    }
+    for number, (name, content) in enumerate(contents.items()):
         folder = shutil.copytree(good, tmp_path / f"checkpoint-{number + 2}")
         put(folder / "training_state.pt", content)
         put(folder / durable.MANIFEST, None)
@@ -818,12 +846,16 @@ def test_inference_and_evaluation_flags(weights, tmp_path):
         "--pred_space srgb": "means nothing", "--no": "--no", "--seed x": "seed",
     }.items():  # fmt: skip
         refused("flag", f"evaluate {words}", lambda words=words: evaluate.main([*base, *words.split()]), expected)
-    for words, expected in {
-        "inspect": "source", "convert a b --format x": "format", "": "command", "inspect /nowhere": "no such LoRA file",
+    cases = {
+        "inspect": "source",
+        "convert a b --format x": "format",
+        "": "command",
+        "inspect /nowhere": "no such LoRA file",
         f"convert {weights} {tmp_path}/out.txt --format peft": "ends in .safetensors or .bin",
         f"convert {weights} {weights}/{SAFETENSORS} --format peft": "is the file to convert",
         f"convert {weights} {__file__}/x.bin --format peft": "cannot write",
-    }.items():  # fmt: skip
+    }
+    for words, expected in cases.items():
         refused("flag", f"lora {words}"[:60], lambda words=words: lora_main(words.split()), expected)
 
 

@@ -287,7 +287,7 @@ def test_only_the_bad_micro_batch_is_named(flags, diode, tmp_path, monkeypatch, 
 
 
 def test_the_fp16_scaler_recovers_and_is_resumed(flags, tmp_path, monkeypatch):
-    """A real scaler and fp16 on the CPU; it starts too high and halves with every skipped update until gradients fit."""
+    """A real scaler, and fp16, on the CPU: it starts too high and halves with each skipped update until all fits."""
     original, scalers = sd_single_diode_pseudo_normal.start, []
 
     def start(args):

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import sys
 import time
 from collections.abc import Callable
 from itertools import count
@@ -34,6 +35,8 @@ FREE = (  # flags that may change between a run and its resumption; a change is 
 def start(args: argparse.Namespace) -> Accelerator:
     """The accelerator of this run, with the output folder made and the process-wide switches set."""
     processes.start_missing()
+    if args.hub_token:  # trackers record the command line
+        sys.argv[:] = [word.replace(args.hub_token, "HIDDEN") for word in sys.argv]
     output_dir = Path(args.output_dir)
     args.checkpoint = checkpoint.choose(output_dir, args.resume_from_checkpoint)  # fail before anything is loaded
     try:
