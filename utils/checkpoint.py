@@ -7,7 +7,7 @@ and step are the whole run. A manifest with checksums tells a whole checkpoint f
 import os
 import re
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -18,6 +18,11 @@ from utils.errors import InputError, note, warn
 from utils.lora import load_attn_procs, save_lora
 
 STATE = "training_state.pt"
+FREE = (  # flags that may change between a run and its resumption; a change is noted
+    "learning_rate", "scale_lr", "lr_scheduler", "lr_warmup_steps", "max_train_steps", "num_train_epochs",
+    "adam_beta1", "adam_beta2", "adam_weight_decay", "adam_epsilon", "max_grad_norm", "mixed_precision",
+    "train_batch_size", "gradient_accumulation_steps",
+)  # fmt: skip
 FITTING = {"method", "rank"}  # nothing can force weights into other shapes
 ASIDE, GONE = ".checkpoint-{}.part", ".checkpoint-{}.gone"  # being written, being deleted
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -131,11 +136,11 @@ def load(
     unet: nn.Module,
     stateful: Mapping[str, object],
     settings: Mapping[str, object],
-    free: Collection[str] = (),
     force: bool = False,
 ) -> tuple[int, int]:
-    """Restore LoRA, optimiser and schedule in place; return step and samples drawn. Changed settings that are `free`
-    are only noted.
+    """Restore LoRA, optimiser and schedule in place; return step and samples drawn.
+
+    A changed setting out of FREE is only noted; so is another number of processes with the same images per step.
 
     Raises:
         InputError: another setting differs, so that going on would silently be another experiment; `force` notes it.
@@ -150,7 +155,7 @@ def load(
         for name, value in settings.items()
         if saved.get(name) != value
     }
-    refused = [text for name, text in changed.items() if name not in free]
+    refused = [text for name, text in changed.items() if name not in (*FREE, "processes")]
     if refused and not (force and FITTING.isdisjoint(changed)):
         cure = "" if not FITTING.isdisjoint(changed) else ", or --force_resume if you know that they go together"
         raise InputError(f"{folder}: made by another experiment: {'; '.join(refused)}; use another --output_dir{cure}")

@@ -4,6 +4,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from typing import TextIO
 
 _UNPRINTABLE = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029\\ud800-\\udfff]")
 
@@ -60,11 +61,16 @@ def _tell_launcher(error: Exception) -> None:
 
 def warn(text: str) -> None:
     """Print one line to stderr, from the first process only."""
-    if os.environ.get("RANK", "0") == "0":
-        print(f"warning: {one_line(text)}", file=sys.stderr, flush=True)
+    _say(f"warning: {text}", sys.stderr)
 
 
 def note(text: str) -> None:
     """Print one line, from the first process only."""
+    _say(f"note: {text}", sys.stdout)
+
+
+def _say(text: str, file: TextIO) -> None:
     if os.environ.get("RANK", "0") == "0":
-        print(f"note: {one_line(text)}", flush=True)
+        write = sys.modules["tqdm"].tqdm.write if "tqdm" in sys.modules else print  # above a progress bar, not into it
+        write(one_line(text), file=file)
+        file.flush()

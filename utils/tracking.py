@@ -8,6 +8,7 @@ import secrets
 import socket
 import string
 from collections.abc import Mapping
+from itertools import count
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies
@@ -126,6 +127,15 @@ def forget_after(output_dir: Path, step: int) -> None:
     if file.is_file():
         kept = [json.dumps(record) + "\n" for record in _records(file) if record["step"] <= step]
         replace(file, lambda part: part.write_text("".join(kept)))
+
+
+def set_aside(output_dir: Path) -> None:
+    """Move an earlier run's `metrics.jsonl` out of the way of a run that starts anew in its folder."""
+    file = output_dir / METRICS
+    if file.exists():
+        number = next(number for number in count(1) if not (output_dir / f"metrics-{number}.jsonl").exists())
+        os.replace(file, output_dir / f"metrics-{number}.jsonl")
+        note(f"{file} of an earlier run is metrics-{number}.jsonl now")
 
 
 def is_validated(output_dir: Path, step: int) -> bool:

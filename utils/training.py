@@ -25,12 +25,6 @@ from utils.lora import lora_parameters, save_lora
 from utils.objectives import generators
 from utils.validation import validate
 
-FREE = (  # flags that may change between a run and its resumption; a change is noted
-    "learning_rate", "scale_lr", "lr_scheduler", "lr_warmup_steps", "max_train_steps", "num_train_epochs",
-    "adam_beta1", "adam_beta2", "adam_weight_decay", "adam_epsilon", "max_grad_norm", "mixed_precision",
-    "train_batch_size", "gradient_accumulation_steps",
-)  # fmt: skip
-
 
 def start(args: argparse.Namespace) -> Accelerator:
     """The accelerator of this run, with the output folder made and the process-wide switches set."""
@@ -114,21 +108,23 @@ def train(
     metadata |= {"resolution": args.resolution, "project_version": __version__}
     settings = {key: metadata[key] for key in ("task", "method", "base_model", "rank", "prompt", "resolution")}
     settings |= {"seed": args.seed, "images per step": step_samples, "training data": train_set.fingerprint}
-    settings |= {name: getattr(args, name) for name in FREE} | {"processes": accelerator.num_processes}
+    settings |= {name: getattr(args, name) for name in checkpoint.FREE} | {"processes": accelerator.num_processes}
     base_lrs = schedule.base_lrs
     step, seen, source = 0, 0, args.checkpoint
     if source:
-        free = (*FREE, "processes")
-        step, seen = checkpoint.load(source, bare_unet, stateful, settings, free, args.force_resume)
+        step, seen = checkpoint.load(source, bare_unet, stateful, settings, args.force_resume)
         for group, lr, factor in zip(optimizer.param_groups, base_lrs, schedule.lr_lambdas):
             group["lr"] = lr * factor(schedule.last_epoch)  # this run's flag, not the checkpoint's
         schedule.base_lrs = base_lrs
         note(f"resuming from {source} at step {step}")
     elif args.resume_from_checkpoint:
         note(f"no checkpoint in {output_dir} yet; starting from step 0")
-    if main and args.resume_from_checkpoint:
+    if main:
         checkpoint.clear(output_dir)
-        tracking.forget_after(output_dir, step if source else -1)
+        if args.resume_from_checkpoint:
+            tracking.forget_after(output_dir, step if source else -1)
+        else:
+            tracking.set_aside(output_dir)
     tracking.start_trackers(accelerator, output_dir, {k: v for k, v in vars(args).items() if k != "hub_token"})
 
     # data
