@@ -46,7 +46,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--batch_size", type=int, default=1, help="pictures per UNet pass; 1 gives the released script's pixels, more "
         "may differ from them by one grey level (rounding)")  # fmt: skip
     add("--npy", action="store_true", help="also write float32 maps: unit normals (H,W,3) with x right, y down, z "
-        "forward; depth (H,W) and albedo, shading (H,W,3) as drawn, about [-1,1], not clamped")  # fmt: skip
+        "forward; depth (H,W), near = large; albedo, shading (H,W,3), sRGB-coded, about [0,1]")  # fmt: skip
     add("--dtype", choices=["fp32", "fp16", "bf16"], default="fp32", help="of the computation")
     add("--device", help="such as cuda:1 or cpu; left out: a GPU if there is one")
     args = parser.parse_args(argv)
