@@ -112,6 +112,7 @@ def readme_commands() -> list[list[str]]:
 
 
 def test_readme_commands_parse(monkeypatch):
+    import inference_augunet
     import inference_sd_single
     from utils.evaluation_args import parse_args
 
@@ -119,8 +120,10 @@ def test_readme_commands_parse(monkeypatch):
     for words in readme_commands():
         name = next(word for word in words if word.endswith(".py"))
         rest = words[words.index(name) + 1 :]
-        if name == "inference_sd_single.py":
-            inference_sd_single.parse(rest)
+        if name.startswith("inference"):
+            {"inference_sd_single.py": inference_sd_single, "inference_augunet.py": inference_augunet}[name].parse(
+                rest
+            )
         elif name == "evaluate.py":
             parse_args("", rest)
         else:
@@ -130,7 +133,7 @@ def test_readme_commands_parse(monkeypatch):
                 module.main(rest)
             continue
         parsed.append(name)
-    assert len(parsed) == 7 and parsed.count("path/to/output/dir") == 4
+    assert len(parsed) == 8 and parsed.count("path/to/output/dir") == 4
 
 
 def test_readme_shows_the_released_values():
