@@ -104,7 +104,8 @@ def _run_flags(group) -> None:
     add("--best_metric", help="validation scalar that chooses the best checkpoint, which is named in best.json and "
         "never pruned, such as val/outdoor/median; left out: the task's first one on indoors")  # fmt: skip
     add("--logging_dir", default="logs", help="TensorBoard's folder inside --output_dir")
-    add("--push_to_hub", action="store_true", help="upload the LoRA, a model card and validation panels at the end")
+    add("--push_to_hub", action="store_true", help="upload the LoRA, a model card and validation panels, at every "
+        "checkpoint and at the end")  # fmt: skip
     add("--hub_model_id", help="repository to upload to; left out: --output_dir's name")
     add("--hub_token", help="token for it; left out: the one `hf auth login` stored")
     add("--local_rank", type=int, default=-1, help="set by old launchers; the environment's LOCAL_RANK goes first")

@@ -155,6 +155,15 @@ def train(
             checkpoint.save(output_dir, step, bare_unet, stateful, settings, described, limit, spare)
         accelerator.wait_for_everyone()
 
+    uploads = None
+    if args.push_to_hub and main:
+        measured = " ".join((score.__doc__ or "").split("\n\n")[0].split())
+        protocol = (
+            f"{measured} Mean over {max(map(len, validation_samples.values()), default=0)} fixed images per split, "
+        )
+        protocol += f"centre crops of {args.resolution} px."
+        uploads = hub.Uploads(output_dir, args.hub_model_id, args.hub_token, metadata, protocol)
+
     # train
     if main:
         print(
@@ -205,6 +214,8 @@ def train(
             save(step)
         if validating:
             report(step)
+        if uploads and not last and step % args.checkpointing_steps == 0:
+            uploads.checkpoint(output_dir / f"checkpoint-{step}", step)
         if last:
             break
         since = time.monotonic()
@@ -217,9 +228,9 @@ def train(
         print(f"{path}: LoRA after {step} steps")
         if step < max_steps:
             print(f"stopped by --max_hours; go on to {max_steps} with --resume_from_checkpoint latest")
-        if args.push_to_hub:
-            hub.push(output_dir, args.hub_model_id, args.hub_token, {**metadata, "steps": step})
     accelerator.end_training()
+    if uploads:
+        uploads.finish(step)
     return path
 
 
