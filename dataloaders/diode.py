@@ -16,6 +16,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from dataloaders.images import Crop, read_label, read_npy, read_rgb
@@ -65,7 +66,9 @@ class Diode(Dataset):
         skip_missing: bool = False,
     ):
         self.root, self.pseudo_root = Path(root), Path(pseudo_root)
-        self.rgb_root = self.root.parent / "depths"
+        above = self.root.parent  # DIODE's root, or one folder below it (truth/albedo)
+        self.diode = above.parent if (above.parent / "depths").is_dir() and not (above / "depths").is_dir() else above
+        self.rgb_root = self.diode / "depths"
         self.resolution, self.center_crop, self.seed = resolution, center_crop, seed
         self.list_from, self.skip_missing = list_from, skip_missing
         self.notes: list[str] = []
@@ -91,22 +94,23 @@ class Diode(Dataset):
         label_path = self.pseudo_root / f"{stem}.png"
         label = read_label(label_path)
         self._check_frame(label_path, label.size, rgb.size)
-        gt, valid = self.ground_truth(stem)
-        if (gt.shape[1], gt.shape[0]) != rgb.size:
-            raise InputError(
-                f"{self.root / stem}{self.suffix}: {gt.shape[1]}x{gt.shape[0]} ground truth beside a "
-                f"{rgb.size[0]}x{rgb.size[1]} picture"
-            )
         rng = None if self.center_crop else np.random.default_rng([self.seed, index, epoch])
         crop = Crop.of(*rgb.size, self.resolution, rng)
         label_crop = crop if self._same_aspect(label.size, rgb.size) else Crop.of(*label.size, self.resolution)
-        return {
-            "rgb": crop.picture(rgb),
-            "target": label_crop.picture(label),
-            "gt": torch.from_numpy(crop.array(gt).astype(np.float32)).permute(2, 0, 1).contiguous(),
-            "valid": torch.from_numpy(crop.array(valid))[None],
-            "stem": stem,
-        }
+        target = label_crop.picture(label)
+        gt, valid = self._truth(stem, rgb.size, crop, target)
+        return {"rgb": crop.picture(rgb), "target": target, "gt": gt, "valid": valid, "stem": stem}
+
+    def _truth(self, stem: str, size: tuple[int, int], crop: Crop, target: Tensor) -> tuple[Tensor, Tensor]:
+        """gt float32 (C,R,R) and valid (1,R,R) of a picture of `size` (width, height)."""
+        gt, valid = self.ground_truth(stem)
+        if (gt.shape[1], gt.shape[0]) != size:
+            raise InputError(
+                f"{self.root / stem}{self.suffix}: {gt.shape[1]}x{gt.shape[0]} ground truth beside a "
+                f"{size[0]}x{size[1]} picture"
+            )
+        values = torch.from_numpy(crop.array(gt).astype(np.float32)).permute(2, 0, 1).contiguous()
+        return values, torch.from_numpy(crop.array(valid))[None]
 
     def ground_truth(self, stem: str) -> tuple[np.ndarray, np.ndarray]:
         """Measured values (H,W,C) and where they are valid, bool (H,W)."""
@@ -144,7 +148,7 @@ class Diode(Dataset):
         ]
         if self.list_from == "disk":
             return sorted(on_disk)
-        listed = _stems_of_meta(self.root.parent / "diode_meta.json", split, scene_types)
+        listed = _stems_of_meta(self.diode / "diode_meta.json", split, scene_types)
         for scene_type in scene_types:
             if not any(stem.startswith(f"{split}/{scene_type}/") for stem in listed):
                 self.notes.append(f"{split}: diode_meta.json lists no {scene_type} images")

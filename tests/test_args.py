@@ -53,7 +53,8 @@ def test_paper_commands_parse(script, monkeypatch):
     assert seen["max_train_steps"] == (20_000 if single else 50_000)
     assert (seen["rank"], seen["train_batch_size"], seen["learning_rate"], seen["seed"]) == (8, 4, 1e-4, 1234)
     assert seen["num_train_imgs"] == (4_000 if single else None)
-    assert seen["prompt"] == {"normal": "surface normal", "depth": "depth map"}[SCRIPTS[script]]
+    prompts = {"normal": "surface normal", "depth": "depth map", "albedo": "albedo", "shading": "shading"}
+    assert seen["prompt"] == prompts[SCRIPTS[script]]
     assert seen["trackers"] == ["wandb"]
 
 
@@ -111,6 +112,7 @@ def readme_commands() -> list[list[str]]:
 
 
 def test_readme_commands_parse(monkeypatch):
+    import inference_augunet
     import inference_sd_single
     from utils.evaluation_args import parse_args
 
@@ -118,8 +120,10 @@ def test_readme_commands_parse(monkeypatch):
     for words in readme_commands():
         name = next(word for word in words if word.endswith(".py"))
         rest = words[words.index(name) + 1 :]
-        if name == "inference_sd_single.py":
-            inference_sd_single.parse(rest)
+        if name.startswith("inference"):
+            {"inference_sd_single.py": inference_sd_single, "inference_augunet.py": inference_augunet}[name].parse(
+                rest
+            )
         elif name == "evaluate.py":
             parse_args("", rest)
         else:
@@ -129,12 +133,12 @@ def test_readme_commands_parse(monkeypatch):
                 module.main(rest)
             continue
         parsed.append(name)
-    assert len(parsed) == 7 and parsed.count("path/to/output/dir") == 4
+    assert len(parsed) == 8 and parsed.count("path/to/output/dir") == 4
 
 
 def test_readme_shows_the_released_values():
     commands = {word: words for words in readme_commands() for word in words if word in SCRIPTS and len(words) > 15}
-    assert set(commands) == set(SCRIPTS)
+    assert set(commands) == {script for script, task in SCRIPTS.items() if task in ("normal", "depth")}
     for script, words in commands.items():
         steps = "20000" if script.startswith("sd_single") else "50000"
         assert {f"--max_train_steps={steps}", "--rank=8", "--seed=1234", "--resume_from_checkpoint=latest"} <= set(

@@ -19,7 +19,7 @@ class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFo
 
 
 def training_parser(description: str) -> argparse.ArgumentParser:
-    """Every flag that the four training scripts share."""
+    """Every flag that the training scripts share."""
     parser = argparse.ArgumentParser(description=description, formatter_class=Help, allow_abbrev=False)
     _model_flags(parser.add_argument_group("model"))
     _data_flags(parser.add_argument_group("data"))

@@ -7,8 +7,8 @@ that image (utils/metrics.py), or None where no pixel is valid.
 import numpy as np
 from torch import Tensor
 
-from utils.metrics import angular_error, depth_metrics, normal_metrics
-from utils.protocols import DEPTH_RULES
+from utils.metrics import albedo_metrics, angular_error, depth_metrics, normal_metrics
+from utils.protocols import DEPTH_RULES, to_linear
 
 
 def score_normals(drawn: Tensor, gt: Tensor, valid: Tensor) -> dict[str, float] | None:
@@ -30,3 +30,22 @@ def score_depth(drawn: Tensor, gt: Tensor, valid: Tensor) -> dict[str, float] | 
         return None
     rule = DEPTH_RULES["diode"]
     return depth_metrics(drawn.mean(0).numpy(), gt[0].numpy(), valid, "depth", rule.min_depth, rule.max_depth)
+
+
+def score_colour(drawn: Tensor, gt: Tensor, valid: Tensor) -> dict[str, float] | None:
+    """Errors of albedo or shading after one scale, in linear light; the drawing is sRGB-coded in [-1,1], clamped.
+
+    gt (3,H,W) linear. As in `evaluate.py --pred_space srgb --gt_space linear`, an image with too little truth to
+    score (no valid pixel 5 from the border, or all black) is left out: None.
+    """
+    coded = np.nan_to_num(drawn.clamp(-1, 1).permute(1, 2, 0).double().numpy(), nan=-1.0) / 2 + 0.5
+    try:
+        return albedo_metrics(to_linear(coded), gt.permute(1, 2, 0).numpy(), valid[0].numpy())
+    except ValueError:
+        return None
+
+
+def score_against_label(drawn: Tensor, gt: Tensor, valid: Tensor) -> dict[str, float] | None:
+    """`score_colour` where gt is no measurement but the decoded label: every metric's name begins with label_."""
+    scores = score_colour(drawn, gt, valid)
+    return None if scores is None else {f"label_{name}": value for name, value in scores.items()}

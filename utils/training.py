@@ -20,7 +20,7 @@ from utils import __version__, best, checkpoint, hub, processes, provenance, tra
 from utils.batches import EndlessBatches
 from utils.errors import InputError, note
 from utils.lora import lora_parameters, save_lora
-from utils.objectives import generators
+from utils.noise import generators
 from utils.validation import validate
 
 

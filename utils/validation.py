@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from utils.objectives import generators
+from utils.noise import generators
 from utils.visualize import sheet, strip
 
 COLUMNS = ["RGB", "ground truth", "label", "prediction"]
