@@ -68,6 +68,9 @@ def _data_flags(group) -> None:
     add("--resolution", type=int, default=512, help="side of the square crops, in pixels; a multiple of 8")
     add("--center_crop", action=argparse.BooleanOptionalAction, default=True, help="crop the centre, as the released "
         "code always did; --no-center_crop crops at random, alike for image, label and ground truth")  # fmt: skip
+    add("--no_cache_latents", action="store_true", help="encode the pictures anew in every step, instead of once")
+    add("--cache_dir", help="folder of the encoded pictures, to share between runs; left out: latent_cache/ in "
+        "--output_dir")  # fmt: skip
     add("--dataloader_num_workers", type=int, default=0, help="processes that load data; 0: the main one")
     add("--dataset_name", help="refused: data come from local folders, see --dataset")
 

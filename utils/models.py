@@ -44,8 +44,8 @@ class Base:
     scheduler: DDIMScheduler
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> "Base":
-        """Move and cast every part, in place."""
-        for part in (self.text_encoder, self.vae, self.unet):
+        """Move and cast UNet and VAE, in place. The text encoder stays on the CPU: it has one prompt to read."""
+        for part in (self.vae, self.unet):
             part.to(device)
             if dtype != torch.float32:  # what they were loaded in
                 part.to(dtype)
@@ -53,7 +53,7 @@ class Base:
 
     @torch.no_grad()
     def encode_prompt(self, prompt: str) -> Tensor:
-        """Text -> CLIP states (1,77,D), padded to the tokenizer's length."""
+        """Text -> CLIP states (1,77,D), padded to the tokenizer's length, on the UNet's device and in its dtype."""
         tokens = self.tokenizer(
             prompt,
             padding="max_length",
@@ -61,7 +61,7 @@ class Base:
             max_length=self.tokenizer.model_max_length,
             return_tensors="pt",
         )
-        return self.text_encoder(tokens.input_ids.to(self.text_encoder.device))[0]
+        return self.text_encoder(tokens.input_ids)[0].to(self.unet.device, self.unet.dtype)
 
 
 def load_base(name: str, revision: str | None = None) -> Base:

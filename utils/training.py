@@ -19,9 +19,13 @@ from tqdm.auto import tqdm
 from utils import __version__, best, checkpoint, hub, processes, provenance, tracking
 from utils.batches import EndlessBatches
 from utils.errors import InputError, note
+from utils.latent_cache import cached_or_not
+from utils.latents import NAMES
 from utils.lora import lora_parameters, save_lora
 from utils.noise import generators
 from utils.validation import validate
+
+READ = ("rgb", "target", *NAMES)  # what of a batch a loss may read
 
 
 def start(args: argparse.Namespace) -> Accelerator:
@@ -65,7 +69,7 @@ def train(
 ) -> Path:
     """Train the LoRA on `unet`'s attention layers; return the path of the LoRA file in `args.output_dir`.
 
-    objective: has loss(unet, batch, noise) -> scalar and sample(unet, rgb, noise) -> (B,3,H,W).
+    objective: has loss(unet, batch, noise) -> scalar, sample(unet, rgb, noise) -> (B,3,H,W), and the frozen vae.
     train_set: items with rgb and target; its `notes` are printed, its `fingerprint` guards a resumed run.
     validation_samples, score, pictures: see `utils.validation.validate`.
     metadata: task, method, base model and so on, written into every LoRA file.
@@ -130,17 +134,26 @@ def train(
         start=step * accumulation,
     )  # fmt: skip
     workers = args.dataloader_num_workers
+    place = (accelerator.process_index, accelerator.num_processes)
+    cache_dir = Path(args.cache_dir or output_dir / "latent_cache")
+    samples = (
+        train_set if args.no_cache_latents else cached_or_not(train_set, objective.vae, cache_dir, workers, *place)
+    )
+    resting = "cpu" if samples is not train_set else accelerator.device  # where the VAE is between validations
+    objective.vae.to(resting)
     loader = DataLoader(
-        train_set, batch_sampler=batches, num_workers=workers, pin_memory=accelerator.device.type == "cuda"
+        samples, batch_sampler=batches, num_workers=workers, pin_memory=accelerator.device.type == "cuda"
     )
 
     def report(step: int) -> None:
         if main:
+            objective.vae.to(accelerator.device)
             with accelerator.autocast():
                 scores, panels = validate(
                     objective, bare_unet, validation_samples, score, pictures, accelerator.device,
                     seed=args.seed + 100, batch_size=args.train_batch_size,
                 )  # fmt: skip
+            objective.vae.to(resting)
             tracking.log_scalars(accelerator, output_dir, scores, step, complete=False)
             tracking.log_panels(accelerator, output_dir, panels, step)
             tracking.log_best(accelerator, best.mark_best(output_dir, args.best_metric), step)
@@ -182,7 +195,7 @@ def train(
     for micro_step, batch in zip(count(step * accumulation), loader if step < max_steps else ()):
         first = (micro_step * accelerator.num_processes + accelerator.process_index) * args.train_batch_size
         noise = generators(args.seed, first, args.train_batch_size)
-        maps = {key: batch[key].to(accelerator.device, non_blocking=True) for key in ("rgb", "target")}
+        maps = {key: batch[key].to(accelerator.device, non_blocking=True) for key in READ if key in batch}
         with accelerator.accumulate(unet):
             loss = objective.loss(unet, maps, noise)
             losses.append(loss.detach())
