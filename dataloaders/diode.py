@@ -8,29 +8,24 @@
 Ground truth is never a target: it is read along for validation.
 """
 
-import hashlib
 import json
 import os
+import sys
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-import torch
-from torch.utils.data import Dataset
 
-from dataloaders.images import Crop, read_label, read_npy, read_rgb
+from dataloaders.dataset import Maps, fixed_samples
+from dataloaders.images import read_npy
 from utils.errors import InputError
 from utils.pairing import SCENE_TYPES
 
 
-class Diode(Dataset):
+class Diode(Maps):
     """RGB, pseudo label and ground truth of one DIODE split; a subclass reads its ground truth.
 
-    Item `index`, or `(index, epoch)` where a new random crop is wanted each epoch, is a dict with
-        rgb, target  float32 (3,R,R) in [-1,1]: the picture and its pseudo label
-        gt           float32 (C,R,R), measured values in the subclass's unit, arbitrary where not valid
-        valid        bool (1,R,R), where gt is measured
-        stem         str, <split>/<scene type>/<scene>/<scan>/<stem>
+    Items are those of `Maps`, named <split>/<scene type>/<scene>/<scan>/<stem>.
 
     Args:
         root: DIODE's `normals/` or `depths/` folder, the one that holds this subclass's ground truth.
@@ -65,70 +60,21 @@ class Diode(Dataset):
         skip_missing: bool = False,
     ):
         self.root, self.pseudo_root = Path(root), Path(pseudo_root)
-        self.rgb_root = self.root.parent / "depths"
-        self.resolution, self.center_crop, self.seed = resolution, center_crop, seed
+        above = self.root.parent  # DIODE's root, or one folder below it (truth/albedo)
+        self.diode = above.parent if (above.parent / "depths").is_dir() and not (above / "depths").is_dir() else above
+        self.rgb_root = self.diode / "depths"
+        super().__init__(resolution, center_crop, seed)
         self.list_from, self.skip_missing = list_from, skip_missing
-        self.notes: list[str] = []
-        stems = self._check(self._list(split, scene_types))
-        if num_images is not None and num_images < len(stems):
-            keep = np.random.default_rng([seed, len(stems)]).choice(len(stems), num_images, replace=False)
-            stems = [stems[i] for i in sorted(keep)]
-        self.stems = stems[:first]
+        self.keep(self._check(self._list(split, scene_types)), num_images, first)
 
-    def __len__(self) -> int:
-        return len(self.stems)
+    def rgb_path(self, stem: str) -> Path:
+        return self.rgb_root / f"{stem}.png"
 
-    @property
-    def fingerprint(self) -> str:
-        """Which samples this is, in which order, how they are cropped, and what 8 of their pictures and labels hold
-        (other labels go by the same names); not where they lie on disk."""
-        digest = hashlib.sha256("\n".join([*self.stems, str(self.center_crop)]).encode(errors="surrogateescape"))
-        for stem in self.stems[:: -(-len(self) // 8) or 1]:
-            for root in (self.rgb_root, self.pseudo_root):
-                try:
-                    digest.update((root / f"{stem}.png").read_bytes())
-                except OSError as error:
-                    raise InputError(f"{root / stem}.png: cannot be read ({error.strerror})") from None
-        return f"{len(self)} images {digest.hexdigest()[:12]}"
+    def label_path(self, stem: str) -> Path:
+        return self.pseudo_root / f"{stem}.png"
 
-    def __getitem__(self, key: int | tuple[int, int]) -> dict:
-        index, epoch = key if isinstance(key, tuple) else (key, 0)
-        stem = self.stems[index]
-        rgb = read_rgb(self.rgb_root / f"{stem}.png")
-        label_path = self.pseudo_root / f"{stem}.png"
-        label = read_label(label_path)
-        self._check_frame(label_path, label.size, rgb.size)
-        gt, valid = self.ground_truth(stem)
-        if (gt.shape[1], gt.shape[0]) != rgb.size:
-            raise InputError(
-                f"{self.root / stem}{self.suffix}: {gt.shape[1]}x{gt.shape[0]} ground truth beside a "
-                f"{rgb.size[0]}x{rgb.size[1]} picture"
-            )
-        rng = None if self.center_crop else np.random.default_rng([self.seed, index, epoch])
-        crop = Crop.of(*rgb.size, self.resolution, rng)
-        label_crop = crop if self._same_aspect(label.size, rgb.size) else Crop.of(*label.size, self.resolution)
-        return {
-            "rgb": crop.picture(rgb),
-            "target": label_crop.picture(label),
-            "gt": torch.from_numpy(crop.array(gt).astype(np.float32)).permute(2, 0, 1).contiguous(),
-            "valid": torch.from_numpy(crop.array(valid))[None],
-            "stem": stem,
-        }
-
-    def ground_truth(self, stem: str) -> tuple[np.ndarray, np.ndarray]:
-        """Measured values (H,W,C) and where they are valid, bool (H,W)."""
-        raise NotImplementedError
-
-    @staticmethod
-    def _same_aspect(a: tuple[int, int], b: tuple[int, int]) -> bool:
-        return abs(a[0] * b[1] - a[1] * b[0]) <= max(*a, *b)  # equal up to one pixel of rounding
-
-    def _check_frame(self, path: Path, label: tuple[int, int], rgb: tuple[int, int]) -> None:
-        """A label shows the whole picture, or, being square (as Omnidata's are), the picture's centre square."""
-        if self._same_aspect(label, rgb) or (label[0] == label[1] and self.center_crop):
-            return
-        cure = "labels of centre squares need --center_crop" if label[0] == label[1] else "make the label anew"
-        raise InputError(f"{path}: a {label[0]}x{label[1]} label does not cover a {rgb[0]}x{rgb[1]} picture; {cure}")
+    def truth_name(self, stem: str) -> str:
+        return f"{self.root / stem}{self.suffix}"
 
     def _list(self, split: str, scene_types: tuple[str, ...]) -> list[str]:
         """Names of the split's samples, in a fixed order."""
@@ -151,7 +97,7 @@ class Diode(Dataset):
         ]
         if self.list_from == "disk":
             return sorted(on_disk)
-        listed = _stems_of_meta(self.root.parent / "diode_meta.json", split, scene_types)
+        listed = _stems_of_meta(self.diode / "diode_meta.json", split, scene_types)
         for scene_type in scene_types:
             if not any(stem.startswith(f"{split}/{scene_type}/") for stem in listed):
                 self.notes.append(f"{split}: diode_meta.json lists no {scene_type} images")
@@ -207,7 +153,7 @@ class DiodeNormals(Diode):
     always of unit length; (0,0,0) and non-finite vectors are invalid.
     """
 
-    suffix, folder = "_normal.npy", "normals"
+    task, suffix, folder = "normal", "_normal.npy", "normals"
 
     def ground_truth(self, stem: str) -> tuple[np.ndarray, np.ndarray]:
         path = self.root / f"{stem}{self.suffix}"
@@ -224,7 +170,7 @@ class DiodeNormals(Diode):
 class DiodeDepth(Diode):
     """gt: depth (1,R,R) in metres; valid: DIODE's own mask, and finite and more than 0."""
 
-    suffix, folder = "_depth.npy", "depths"
+    task, suffix, folder = "depth", "_depth.npy", "depths"
 
     def ground_truth(self, stem: str) -> tuple[np.ndarray, np.ndarray]:
         path, mask_path = self.root / f"{stem}{self.suffix}", self.root / f"{stem}_depth_mask.npy"
@@ -260,12 +206,6 @@ def validation_sets(train: Diode) -> dict[str, list[dict]]:
     return {name: fixed_samples(dataset, 4, train.seed) for name, dataset in sets.items() if len(dataset)}
 
 
-def fixed_samples(dataset: Diode, count: int, seed: int) -> list[dict]:
-    """`count` items (fewer if there are fewer) chosen by `seed` alone."""
-    chosen = np.random.default_rng([seed, len(dataset)]).permutation(len(dataset))[:count]
-    return [dataset[int(index)] for index in sorted(chosen)]
-
-
 def _stems_of_meta(path: Path, split: str, scene_types: tuple[str, ...]) -> list[str]:
     try:
         meta = json.loads(path.read_text())
@@ -294,3 +234,10 @@ def _names(folder: Path) -> set[str]:
 def _tree(root: Path, folder: str) -> dict[str, list[str]]:
     """File names of every folder below root/folder, keyed by the folder's path relative to root."""
     return {Path(path).relative_to(root).as_posix(): names for path, _, names in os.walk(root / folder)}
+
+
+if __name__ == "__main__":
+    from dataloaders.diode_cli import main
+    from utils.errors import run
+
+    run(lambda: sys.exit(main()))

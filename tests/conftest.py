@@ -23,16 +23,20 @@ ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = {
     "sd_single_diode_pseudo_normal.py": "normal",
     "sd_single_diode_pseudo_depth.py": "depth",
+    "sd_single_diode_pseudo_albedo.py": "albedo",
+    "sd_single_diode_pseudo_shading.py": "shading",
     "augunet_diode_pseudo_normal.py": "normal",
     "augunet_diode_pseudo_depth.py": "depth",
+    "augunet_diode_pseudo_albedo.py": "albedo",
+    "augunet_diode_pseudo_shading.py": "shading",
 }
 
 
 @pytest.fixture(scope="session")
 def diode(tmp_path_factory) -> Path:
-    """A DIODE tree with pseudo labels: 24 training and 10 validation images of 96x72."""
+    """A DIODE tree with pseudo labels and all truth: 24 training and 10 validation images of 96x72."""
     root = tmp_path_factory.mktemp("diode")
-    scenes.main(["--root", str(root), "--train", "24", "--val", "10", "--size", "96x72", "--seed", "7"])
+    scenes.main(["--root", str(root), "--train", "24", "--val", "10", "--size", "96x72", "--seed", "7", "--truth"])
     return root
 
 
@@ -53,9 +57,10 @@ def flags(diode, bases):
     def build(script: str, output: Path, *more: object) -> list[str]:
         task = SCRIPTS[script]
         multi_step = script.startswith("augunet")
+        truth = diode / f"{task}s" if task in ("normal", "depth") else diode / "truth" / task
         words = ["--pretrained_model_name_or_path", bases["sd21" if multi_step else "sd15"]]
         words += ["--augment_from", bases["ip2p"]] if multi_step else []
-        words += ["--train_data_dir", diode / f"{task}s", "--pseudo_root", diode / "pseudo" / task]
+        words += ["--train_data_dir", truth, "--pseudo_root", diode / "pseudo" / task]
         words += ["--output_dir", output, "--resolution", 32, "--train_batch_size", 2, "--report_to", "none"]
         words += ["--validation_steps", 1000, "--checkpointing_steps", 1000]
         return [str(word) for word in (*words, *more)]

@@ -4,7 +4,7 @@
 
 Every case trains a small random Stable Diffusion once without interruption. Then it is trained again and killed with
 SIGKILL again and again: at moments drawn over its whole life, from before its first step to after its last, and, one
-time in three, while it writes a checkpoint. In the end these are compared bit for bit: the LoRA, the optimiser's whole
+time in three each, while it writes a checkpoint or builds its cache of latents. In the end these are compared bit for bit: the LoRA, the optimiser's whole
 state, the schedule, and every loss, gradient norm, learning rate and validation score of metrics.jsonl.
 
 The runs are forks of this process, which has everything imported: a start costs a fraction of a second.
@@ -60,7 +60,11 @@ CASES = {  # name -> (script, processes, flags)
         sd_single_diode_pseudo_normal, 2,
         "--train_batch_size 2 --max_train_steps 24 --checkpointing_steps 4 --checkpoints_total_limit 2",
     ),
-}  # fmt: skip  # a cache of latents, once there is one, belongs here twice: written by the killed run, and read
+    "no cache": (  # the others but "workers", whose crops are random, build and read a cache of latents
+        sd_single_diode_pseudo_normal, 1,
+        "--train_batch_size 2 --max_train_steps 20 --checkpointing_steps 6 --no_cache_latents",
+    ),
+}  # fmt: skip
 
 
 def make_world(folder: Path) -> None:
@@ -131,15 +135,32 @@ def wait(ids: list[int], seconds: float) -> list[int | None]:
     return [states.get(each) for each in ids]
 
 
-def kill_sometime(ids: list[int], output: Path, life: float, chance: random.Random, in_save: bool) -> list | None:
-    """SIGKILL one process of a run at a moment drawn from its `life` in seconds; None, or how it ended before that.
+def is_building(output: Path) -> bool:
+    """Whether a cache of latents is begun and not complete."""
+    return any(0 in file.read_bytes() for file in output.glob("latent_cache/*/done.bin"))
 
-    in_save: in the middle of writing the first checkpoint after that moment.
+
+def is_saving(output: Path) -> bool:
+    """Whether a checkpoint is begun and not complete."""
+    return bool(list(output.glob(checkpoint.ASIDE.format("*"))))
+
+
+def kill_sometime(ids: list[int], output: Path, life: float, chance: random.Random, number: int) -> list | None:
+    """SIGKILL one process of a run; None, or how it ended before that.
+
+    number: of the kill. Of three, one comes at a moment drawn from the run's `life` in seconds, one in the middle of
+    writing the first checkpoint after such a moment, and one while the cache is built, if this run does build one.
     """
-    states = wait(ids, chance.uniform(0, life))
-    while in_save and None in states and not list(output.glob(checkpoint.ASIDE.format("*"))):
-        states = wait_on(ids, states, 0.001)
-    states = wait_on(ids, states, chance.uniform(0, 0.03) if in_save else 0)
+    states = [None] * len(ids)
+    if number % 3 == 2 and not checkpoint.find(output):
+        while None in states and not is_building(output) and not checkpoint.find(output):
+            states = wait_on(ids, states, 0.001)
+    else:
+        states = wait(ids, chance.uniform(0, life))
+    if number % 3 == 1:
+        while None in states and not is_saving(output):
+            states = wait_on(ids, states, 0.001)
+    states = wait_on(ids, states, chance.uniform(0, 0.03) if number % 3 else 0)
     alive = [each for each, state in zip(ids, states) if state is None]
     if not alive:
         return states
@@ -187,8 +208,8 @@ def differences(a: dict[str, object], b: dict[str, object]) -> list[str]:
     return missing + sorted(key for key, equal in same.items() if not equal)
 
 
-def stress(case: str, world: Path, folder: Path, kills: int, chance: random.Random) -> tuple[int, int]:
-    """Run a case whole and with `kills` kills; (kills, of these while a checkpoint was being written).
+def stress(case: str, world: Path, folder: Path, kills: int, chance: random.Random) -> tuple[int, int, int]:
+    """Run a case whole and with `kills` kills; (kills, of these in saving a checkpoint, in building the cache).
 
     A run that gets to its end is compared and, if kills are left, begun anew.
     """
@@ -198,7 +219,7 @@ def stress(case: str, world: Path, folder: Path, kills: int, chance: random.Rand
     states = wait(fork_run(case, words_of(case, world, whole), log), 600)
     assert states == [0] * len(states), f"the uninterrupted run ended with {states}:\n{log.read_text()[-3000:]}"
     life, expected = time.monotonic() - began, outcome(whole)
-    done, in_save, begun = 0, 0, 0
+    done, in_save, in_build, begun = 0, 0, 0, 0
     while done < kills:
         output, begun = folder / f"{name}-{begun}", begun + 1
         states = None
@@ -207,15 +228,19 @@ def stress(case: str, world: Path, folder: Path, kills: int, chance: random.Rand
             if done == kills:
                 states = wait(ids, 600)
             else:
-                states = kill_sometime(ids, output, life, chance, in_save=done % 3 == 1)
+                states = kill_sometime(ids, output, life, chance, done)
                 done += states is None
-                in_save += states is None and bool(list(output.glob(checkpoint.ASIDE.format("*"))))
+                in_save += states is None and is_saving(output)
+                in_build += states is None and is_building(output)
         assert states == [0] * len(states), f"a resumed run ended with {states}:\n{log.read_text()[-3000:]}"
         wrong = differences(expected, outcome(output))
         assert not wrong, f"{case}: after kills these differ: {', '.join(wrong[:5])} ({len(wrong)} in all)"
-    print(f"{case}: {done} kills, {in_save} of them while writing a checkpoint; the {begun} runs they hit are equal "
-          f"to the last bit in {len(expected)} tensors and numbers", flush=True)  # fmt: skip
-    return done, in_save
+    print(
+        f"{case}: {done} kills, {in_save} while writing a checkpoint, {in_build} while building the cache; the {begun} "
+        f"runs they hit equal the whole one to the last bit in {len(expected)} tensors and numbers",
+        flush=True,
+    )
+    return done, in_save, in_build
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -232,8 +257,8 @@ def main(argv: list[str] | None = None) -> None:
             stress(case, world, Path(folder), len(range(number, args.kills, len(cases))), chance)
             for number, case in enumerate(cases)
         ]
-    kills, in_save = map(sum, zip(*totals))
-    print(f"{kills} kills survived, {in_save} of them while writing a checkpoint")
+    kills, in_save, in_build = map(sum, zip(*totals))
+    print(f"{kills} kills survived, {in_save} while writing a checkpoint, {in_build} while building the cache")
 
 
 if __name__ == "__main__":

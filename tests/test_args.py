@@ -32,7 +32,7 @@ def test_every_released_flag_is_known():
 
 
 def test_every_flag_is_read_somewhere():
-    sources = [*ROOT.glob("*.py"), *(ROOT / "utils").glob("*.py")]
+    sources = [*ROOT.glob("*.py"), *(ROOT / "utils").glob("*.py"), ROOT / "dataloaders" / "choose.py"]
     text = "\n".join(path.read_text() for path in sources)
     for action in parser()._actions:
         if action.dest != "help":
@@ -53,14 +53,22 @@ def test_paper_commands_parse(script, monkeypatch):
     assert seen["max_train_steps"] == (20_000 if single else 50_000)
     assert (seen["rank"], seen["train_batch_size"], seen["learning_rate"], seen["seed"]) == (8, 4, 1e-4, 1234)
     assert seen["num_train_imgs"] == (4_000 if single else None)
-    assert seen["prompt"] == {"normal": "surface normal", "depth": "depth map"}[SCRIPTS[script]]
+    prompts = {"normal": "surface normal", "depth": "depth map", "albedo": "albedo", "shading": "shading"}
+    assert seen["prompt"] == prompts[SCRIPTS[script]]
     assert seen["trackers"] == ["wandb"]
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--dataset_name", "a/b"], "--train_data_dir"),
+        (["--dataset_name", "a/b"], "--dataset folder"),
+        (["--dataset", "manifest", "--manifest", "m"], "--train_data_dir means nothing for --dataset manifest"),
+        (["--gt_frame", "opengl"], "--gt_frame means nothing for --dataset diode"),
+        (["--val_fraction", "0.2"], "--val_fraction means nothing for --dataset diode"),
+        (["--dataset", "folder", "--scene_types", "indoors"], "--scene_types means nothing for --dataset folder"),
+        (["--dataset", "folder", "--val_fraction", "1"], "less than 1"),
+        (["--dataset", "manifest"], "--manifest is missing"),
+        (["--train_data_dir", ""], "--train_data_dir is missing"),
         (["--snr_gamma", "5"], "SNR"),
         (["--enable_xformers_memory_efficient_attention"], "built in"),
         (["--empty_prompt", "--unified_prompt", "a"], "exclude each other"),
@@ -72,7 +80,8 @@ def test_paper_commands_parse(script, monkeypatch):
 )
 def test_refusals(words, message):
     with pytest.raises(InputError, match=message):
-        parse(parser(), NEEDED + words)
+        manifest_only = words == ["--dataset", "manifest"]
+        parse(parser(), (NEEDED[:2] if manifest_only else NEEDED) + words)
 
 
 @pytest.mark.parametrize(("script", "words"), [
@@ -111,6 +120,7 @@ def readme_commands() -> list[list[str]]:
 
 
 def test_readme_commands_parse(monkeypatch):
+    import inference_augunet
     import inference_sd_single
     from utils.evaluation_args import parse_args
 
@@ -118,8 +128,10 @@ def test_readme_commands_parse(monkeypatch):
     for words in readme_commands():
         name = next(word for word in words if word.endswith(".py"))
         rest = words[words.index(name) + 1 :]
-        if name == "inference_sd_single.py":
-            inference_sd_single.parse(rest)
+        if name.startswith("inference"):
+            {"inference_sd_single.py": inference_sd_single, "inference_augunet.py": inference_augunet}[name].parse(
+                rest
+            )
         elif name == "evaluate.py":
             parse_args("", rest)
         else:
@@ -129,12 +141,12 @@ def test_readme_commands_parse(monkeypatch):
                 module.main(rest)
             continue
         parsed.append(name)
-    assert len(parsed) == 7 and parsed.count("path/to/output/dir") == 4
+    assert len(parsed) == 8 and parsed.count("path/to/output/dir") == 4
 
 
 def test_readme_shows_the_released_values():
     commands = {word: words for words in readme_commands() for word in words if word in SCRIPTS and len(words) > 15}
-    assert set(commands) == set(SCRIPTS)
+    assert set(commands) == {script for script, task in SCRIPTS.items() if task in ("normal", "depth")}
     for script, words in commands.items():
         steps = "20000" if script.startswith("sd_single") else "50000"
         assert {f"--max_train_steps={steps}", "--rank=8", "--seed=1234", "--resume_from_checkpoint=latest"} <= set(

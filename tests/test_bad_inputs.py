@@ -777,7 +777,7 @@ WORDS = {  # words -> what must be said
     "--list_from web": "list_from",
     "--report_to comet_ml": "comet_ml",
     "--report_to wandb,none": "none",
-    "--dataset_name a/b": "--train_data_dir",
+    "--dataset_name a/b": "--dataset",
     "--snr_gamma 5": "SNR",
     "--enable_xformers_memory_efficient_attention": "built in",
     "--empty_prompt --unified_prompt a": "exclude each other",
@@ -798,7 +798,7 @@ def test_training_flags(tmp_path):
     cases = [([f"--{flag}={value}"], flag) for flag, values in NUMBERS.items() for value in values.split()]
     cases += [(words.split(), expected) for words, expected in WORDS.items()]
     for number, (words, expected) in enumerate(cases):
-        script = scripts[number % 4]
+        script = scripts[number % len(scripts)]
         argv = [*NEEDED, str(tmp_path / "run"), *words]
         refused("flag", " ".join(words), lambda script=script, argv=argv: run_main(script, argv), expected)
     refused("flag", "an empty --output_dir", lambda: run_main(scripts[0], [*NEEDED, ""]), "--output_dir")

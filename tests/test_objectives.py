@@ -7,7 +7,9 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from miniworld.random_sd import build_scheduler, build_unet, build_vae
-from utils.objectives import AugUNet, SingleStep, gaussian, generators, mode, rescale, sampled, zero_snr_scheduler
+from utils.latents import draw, mode, moments
+from utils.noise import gaussian, generators
+from utils.objectives import AugUNet, SingleStep, rescale, zero_snr_scheduler
 
 PROMPT, EMPTY = torch.full((1, 77, 64), 0.5), torch.zeros(1, 77, 64)
 
@@ -68,7 +70,7 @@ def test_augunet_trains_on_the_schedulers_velocity(vae, batch):
     loss = method.loss(spy, batch, generators(7, 0, 2))
     ((z, t, text),) = spy.calls
     noise = generators(7, 0, 2)
-    z0 = 4.0 * sampled(vae, batch["target"], noise)
+    z0 = 4.0 * draw(vae, batch, noise)[1]
     eps = gaussian(z0.shape, noise, z0)
     drawn = torch.cat([torch.randint(1000, (1,), generator=generator) for generator in noise])
     assert t.tolist() == drawn.tolist() and t[0] != t[1]
@@ -87,7 +89,7 @@ def test_noise_offset_shifts_whole_channels(vae, batch):
     method = augunet(vae, noise_offset=0.5)
     method.loss(shifted, batch, generators(7, 0, 2))
     noise = generators(7, 0, 2)
-    z0 = 4.0 * sampled(vae, batch["target"], noise)
+    z0 = 4.0 * draw(vae, batch, noise)[1]
     eps = gaussian(z0.shape, noise, z0) + 0.5 * gaussian((2, 4, 1, 1), noise, z0)
     z, t, _ = shifted.calls[0]
     torch.testing.assert_close(z[:, :4], method.scheduler.add_noise(z0, eps, t))
@@ -160,10 +162,21 @@ def test_a_samples_drawing_does_not_depend_on_its_batch(vae):
 
 
 def test_posterior_sample_and_mode(vae, batch):
-    draws = torch.stack([sampled(vae, batch["rgb"], generators(1, 2 * i, 2)) for i in range(200)])
-    posterior = vae.encode(batch["rgb"]).latent_dist
+    draws = torch.stack([draw(vae, batch, generators(1, 2 * i, 2))[1] for i in range(200)])
+    posterior = vae.encode(batch["target"]).latent_dist
     torch.testing.assert_close(draws.std(0).mean(), posterior.std.mean(), rtol=0.05, atol=0)
-    torch.testing.assert_close(mode(vae, batch["rgb"]), posterior.mean)
+    torch.testing.assert_close(mode(vae, batch["target"]), posterior.mean)
+
+
+@pytest.mark.parametrize("method", ["single-step", "augunet"])
+def test_latents_that_are_brought_along_give_the_same_loss(vae, batch, method):
+    objective = augunet(vae) if method == "augunet" else SingleStep(vae, PROMPT, 1000)
+    known = moments(vae, batch)
+    assert torch.equal(
+        objective.loss(Spy(), known, generators(3, 0, 2)), objective.loss(Spy(), batch, generators(3, 0, 2))
+    )
+    known["target_std"] = 2 * known["target_std"]  # and the target is drawn, not taken at its mean
+    assert objective.loss(Spy(), known, generators(3, 0, 2)) != objective.loss(Spy(), batch, generators(3, 0, 2))
 
 
 def test_generators_are_a_function_of_seed_and_number():

@@ -1,4 +1,4 @@
-"""The four scripts as their users run them: launched, stopped, resumed."""
+"""The eight scripts as their users run them: launched, stopped, resumed."""
 
 import json
 
@@ -13,8 +13,12 @@ from utils.lora import BIN, CONV_IN, SAFETENSORS
 GOLDEN = {  # first losses on the seeded world and weights
     "sd_single_diode_pseudo_normal.py": [1.177784, 1.2346, 1.155111, 1.263894],
     "sd_single_diode_pseudo_depth.py": [1.462977, 1.346698, 1.320184, 1.34485],
+    "sd_single_diode_pseudo_albedo.py": [1.340835, 1.361081, 1.387946, 1.339239],
+    "sd_single_diode_pseudo_shading.py": [1.378359, 1.317579, 1.450042, 1.375788],
     "augunet_diode_pseudo_normal.py": [1.015914, 1.130813, 1.22737, 1.133097],
     "augunet_diode_pseudo_depth.py": [1.029653, 1.136754, 1.122394, 1.127579],
+    "augunet_diode_pseudo_albedo.py": [1.087331, 1.191954, 1.093702, 1.066708],
+    "augunet_diode_pseudo_shading.py": [1.085868, 1.115946, 1.021415, 1.052901],
 }
 
 
@@ -50,7 +54,7 @@ def test_a_script_runs_and_leaves_what_it_promises(script, flags, whole):
     log = records(output)
     assert sorted(losses(output)) == [1, 2, 3, 4]
     assert all(record["grad_norm"] > 0 and record["lr"] == 1e-4 for record in log if "train_loss" in record)
-    headline = "mean" if SCRIPTS[script] == "normal" else "abs_rel"
+    headline = {"normal": "mean", "depth": "abs_rel"}.get(SCRIPTS[script], "rmse")
     validated = {r["step"]: r for r in log if f"val/indoors/{headline}" in r}
     assert sorted(validated) == [0, 4]
     assert {f"val/{split}/{headline}" for split in ("train", "indoors", "outdoor")} <= set(validated[4])

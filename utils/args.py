@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from utils.errors import InputError
+from utils.protocols import FRAMES
 
 TRACKERS = ("wandb", "tensorboard")
 
@@ -21,7 +22,7 @@ class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFo
 
 
 def training_parser(description: str) -> argparse.ArgumentParser:
-    """Every flag that the four training scripts share."""
+    """Every flag that the training scripts share."""
     parser = argparse.ArgumentParser(description=description, formatter_class=Help, allow_abbrev=False)
     _model_flags(parser.add_argument_group("model"))
     _data_flags(parser.add_argument_group("data"))
@@ -50,8 +51,16 @@ def _model_flags(group) -> None:
 
 def _data_flags(group) -> None:
     add = group.add_argument
-    add("--train_data_dir", help="DIODE's normals/ or depths/ folder; diode_meta.json lies in its parent")
-    add("--pseudo_root", required=True, help="pseudo labels: <split>/<scene type>/<scene>/<scan>/<stem>.png, 8-bit")
+    add("--dataset", choices=["diode", "folder", "manifest"], default="diode", help="diode: its own tree and one "
+        "of labels; folder: --train_data_dir with images/ and labels/; manifest: a JSON object a line")  # fmt: skip
+    add("--train_data_dir", help="DIODE's normals/ or depths/ folder (diode_meta.json lies in its parent), or a "
+        "folder of your own: images/ and labels/ with the same names, optional gt/ and masks/")  # fmt: skip
+    add("--pseudo_root", help="pseudo labels: <split>/<scene type>/<scene>/<scan>/<stem>.png, 8-bit; for a folder "
+        "of your own: instead of its labels/")  # fmt: skip
+    add("--manifest", help='your own data: lines of {"image": ..., "label": ...}, optional gt, mask, split, name')
+    add("--val_fraction", type=float, default=0.1, help="your own data: share held out for validation, drawn by "
+        "--seed; not where images/ holds train/ and val/ or the manifest has splits")  # fmt: skip
+    add("--gt_frame", choices=list(FRAMES), default="opencv", help="your own data: axes of the true normals in gt/")
     add("--scene_types", default="outdoor,indoors", help="'indoors', 'outdoor' or 'outdoor,indoors'")
     add("--num_train_imgs", type=int, help="train on this many images, drawn at random by --seed; all if left out")
     add("--max_train_samples", type=int, help="for debugging: keep only the first so many of the training images")
@@ -61,8 +70,11 @@ def _data_flags(group) -> None:
     add("--resolution", type=int, default=512, help="side of the square crops, in pixels; a multiple of 8")
     add("--center_crop", action=argparse.BooleanOptionalAction, default=True, help="crop the centre, as the released "
         "code always did; --no-center_crop crops at random, alike for image, label and ground truth")  # fmt: skip
+    add("--no_cache_latents", action="store_true", help="encode the pictures anew in every step, instead of once")
+    add("--cache_dir", help="folder of the encoded pictures, to share between runs; left out: latent_cache/ in "
+        "--output_dir")  # fmt: skip
     add("--dataloader_num_workers", type=int, default=0, help="processes that load data; 0: the main one")
-    add("--dataset_name", help="refused: only DIODE's layout is read, see --train_data_dir")
+    add("--dataset_name", help="refused: data come from local folders, see --dataset")
 
 
 def _optimisation_flags(group) -> None:
@@ -94,7 +106,7 @@ def _run_flags(group) -> None:
     add("--output_dir", default="sd-model-finetuned-lora", help="LoRA, checkpoints, metrics.jsonl and validation/")
     add("--seed", type=int, default=1234, help="of the LoRA's start, the order of the data and all noise")
     add("--checkpointing_steps", type=int, default=2500, help="write checkpoint-<step> every so many steps")
-    add("--checkpoints_total_limit", type=int, help="keep only the newest so many checkpoints")
+    add("--checkpoints_total_limit", type=int, help="keep only the newest so many checkpoints, and the best one")
     add("--resume_from_checkpoint", help="'latest', or a checkpoint folder")
     add("--force_resume", action="store_true", help="resume although task, data, base model, ... differ from the "
         "checkpoint's")  # fmt: skip
@@ -104,8 +116,14 @@ def _run_flags(group) -> None:
         "and at the end)")  # fmt: skip
     add("--max_hours", type=float, help="stop after so many hours with a checkpoint (the released code: always 3.9)")
     add("--report_to", default="wandb", help="wandb, tensorboard, a comma-separated list, all, or none")
+    add("--tracker_project", default="intrinsic-lora", help="project in wandb, and folder inside --logging_dir")
+    add("--run_name", help="the run's name in wandb; left out: --output_dir's name")
+    add("--tracker_tags", default="", help="comma-separated tags of the run in wandb")
+    add("--best_metric", help="validation scalar that chooses the best checkpoint, which is named in best.json and "
+        "never pruned, such as val/outdoor/median; left out: the task's first one on indoors")  # fmt: skip
     add("--logging_dir", default="logs", help="TensorBoard's folder inside --output_dir")
-    add("--push_to_hub", action="store_true", help="upload the LoRA, a model card and validation panels at the end")
+    add("--push_to_hub", action="store_true", help="upload the LoRA, a model card and validation panels, at every "
+        "checkpoint and at the end")  # fmt: skip
     add("--hub_model_id", help="repository to upload to; left out: --output_dir's name")
     add("--hub_token", help="token for it; left out: the one `hf auth login` stored")
     add("--local_rank", type=int, default=-1, help="set by old launchers; the environment's LOCAL_RANK goes first")
@@ -124,6 +142,7 @@ def parse(
     args = parser.parse_args(argv)
     given = {word.split("=")[0] for word in argv if word.startswith("--")}
     _refuse_dead_flags(args)
+    _check_data(args, given)
     for name, reason in (refuse or {}).items():
         if getattr(args, name) != parser.get_default(name):
             raise InputError(f"--{name}={getattr(args, name)}: {reason}")
@@ -142,6 +161,8 @@ def parse(
         raise InputError("--output_dir is empty: name a folder")
     if Path(args.logging_dir).is_absolute() or ".." in Path(args.logging_dir).parts:
         raise InputError(f"--logging_dir={args.logging_dir}: must lie inside --output_dir, as in: logs")
+    args.tags = [tag.strip() for tag in args.tracker_tags.split(",") if tag.strip()]
+    _check_tracker_names(args)
     if args.local_rank >= 0:
         os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     return args
@@ -149,9 +170,7 @@ def parse(
 
 def _refuse_dead_flags(args: argparse.Namespace) -> None:
     if args.dataset_name is not None:
-        raise InputError("--dataset_name: only DIODE's folder layout is read; use --train_data_dir and --pseudo_root")
-    if args.train_data_dir is None:
-        raise InputError("--train_data_dir is missing: pass DIODE's normals/ or depths/ folder")
+        raise InputError("--dataset_name: data come from local folders; use --dataset folder or manifest for your own")
     if args.snr_gamma is not None:
         raise InputError(
             "--snr_gamma: neither method weights its loss by SNR; leave it out (plain MSE, as in the paper)"
@@ -161,6 +180,28 @@ def _refuse_dead_flags(args: argparse.Namespace) -> None:
             "--enable_xformers_memory_efficient_attention: PyTorch's fused attention is built in and always on; "
             "leave the flag out"
         )
+
+
+def _check_data(args: argparse.Namespace, given: set[str]) -> None:
+    """Each kind of data set needs some flags and reads some."""
+    needs, reads = {
+        "diode": (("train_data_dir", "pseudo_root"), ("scene_types", "list_from")),
+        "folder": (("train_data_dir",), ("pseudo_root", "val_fraction", "gt_frame")),
+        "manifest": (("manifest",), ("val_fraction", "gt_frame")),
+    }[args.dataset]
+    hints = {
+        "train_data_dir": "DIODE's normals/ or depths/ folder" if args.dataset == "diode" else "with images/, labels/",
+        "pseudo_root": "the folder of labels that holds train/ and val/",
+        "manifest": "a .jsonl file",
+    }
+    for name in needs:
+        if not getattr(args, name):
+            raise InputError(f"--{name} is missing: pass {hints[name]}")
+    for name in ("train_data_dir", "pseudo_root", "manifest", "scene_types", "list_from", "val_fraction", "gt_frame"):
+        if f"--{name}" in given and name not in needs + reads:
+            raise InputError(f"--{name} means nothing for --dataset {args.dataset}; leave it out")
+    if not 0 <= args.val_fraction < 1:
+        raise InputError(f"--val_fraction={args.val_fraction}: must be at least 0 and less than 1")
 
 
 def _check_numbers(args: argparse.Namespace) -> None:
@@ -186,6 +227,17 @@ def _check_numbers(args: argparse.Namespace) -> None:
             raise InputError(f"--{name}={getattr(args, name)}: must be at most {limit}")
     if args.resolution % 8:
         raise InputError(f"--resolution={args.resolution}: must be a multiple of 8, the VAE's reduction")
+
+
+def _check_tracker_names(args: argparse.Namespace) -> None:
+    """wandb refuses these names too, but only after the model has been loaded."""
+    for flag, text in (("tracker_project", args.tracker_project), ("run_name", args.run_name)):
+        if text is not None and not 0 < len(text.strip()) <= 128:
+            raise InputError(f"--{flag}={text!r}: a name has 1 to 128 characters")
+    if set(args.tracker_project) & set("/\\#?%:"):
+        raise InputError(f"--tracker_project={args.tracker_project}: a project's name has none of / \\ # ? % :")
+    if any(len(tag) > 64 for tag in args.tags):
+        raise InputError(f"--tracker_tags={args.tracker_tags}: a tag has at most 64 characters")
 
 
 def _trackers(report_to: str) -> list[str]:

@@ -95,11 +95,12 @@ def save(
     settings: Mapping[str, object],
     metadata: Mapping[str, object],
     limit: int | None = None,
+    spare: str | None = None,
 ) -> Path | None:
     """Write `checkpoint-<step>` aside and durably, rename it into place, and only then prune down to `limit`.
 
     samples: how many the run has drawn so far. stateful: name -> object with state_dict(). settings: what a resumed
-    run is compared with.
+    run is compared with. spare: name of a checkpoint that is never pruned.
     A disk that refuses it costs this one checkpoint: the earlier ones stay, a warning says so, and None is returned.
     """
     final, aside, gone = (output_dir / name.format(step) for name in ("checkpoint-{}", ASIDE, GONE))
@@ -119,7 +120,8 @@ def save(
         warn(f"{final} could not be written ({reason}); going on without it, the last good one is {last}")
         return None
     for old in find(output_dir)[:-limit] if limit is not None else ():
-        os.replace(old, output_dir / GONE.format(step_of(old)))  # a kill while deleting must not leave half of one
+        if old.name != spare:
+            os.replace(old, output_dir / GONE.format(step_of(old)))  # a kill while deleting must not leave half
     clear(output_dir)
     return final
 

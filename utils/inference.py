@@ -1,17 +1,96 @@
-"""A folder of pictures in, a folder of maps out: reading, naming and writing for the inference scripts."""
+"""A folder of pictures in, a folder of maps out: sharing out, reading, drawing, writing for both inference scripts."""
 
+import hashlib
 import io
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from PIL import Image
-from torch import Tensor
+from torch import Generator, Tensor
+from tqdm.auto import tqdm
 
-from dataloaders.images import Crop, read_rgb
-from utils.durable import replace
-from utils.errors import InputError
+from dataloaders.images import PICTURES, Crop, list_pictures, read_rgb
+from utils.durable import make_folder, replace
+from utils.ensemble import uncertainty_picture
+from utils.errors import InputError, note
+from utils.models import Base
+from utils.processes import start_missing, use_cpu
 from utils.visualize import map_to_uint8, map_to_values
+
+Draw = Callable[[Tensor, list[str]], tuple[Tensor, Tensor | None]]
+
+
+def share_out(input_dir: str, task: str, device: str | None) -> tuple[dict[Path, str], PartialState]:
+    """This process's pictures and the names of their maps, and the processes. Starts those that are missing.
+
+    Raises InputError for a folder without pictures, or with two that would write the same map.
+    """
+    files = list_pictures(input_dir)
+    if not files:
+        raise InputError(f"{input_dir}: no pictures ({', '.join(PICTURES)}) in this folder")
+    names = output_names(files, task)
+    start_missing()
+    state = PartialState(cpu=device == "cpu" or use_cpu())
+    return {file: names[file] for file in files[state.process_index :: state.num_processes]}, state
+
+
+def place(base: Base, state: PartialState, device: str | None, dtype: torch.dtype) -> torch.device:
+    """Move the base to the device asked for, or this process's own, and return that."""
+    device = pick_device(device, state.device)
+    base.to(device, dtype)
+    return device
+
+
+def draw_all(
+    mine: dict[Path, str],
+    state: PartialState,
+    draw: Draw,
+    task: str,
+    resolution: int,
+    batch_size: int,
+    output_dir: str,
+    with_npy: bool,
+) -> None:
+    """Draw and write every picture of this process; exit with status 1 if any of all processes' could not be read.
+
+    draw: rgb (B,3,R,R) in [-1,1] and the pictures' file names -> maps (B,3,R,R), and their uncertainties (B,R,R) or
+    None. Maps go to <output_dir>/<task>/predicted/, uncertainties to <output_dir>/<task>/uncertainty/.
+    """
+    folder = Path(output_dir) / task / "predicted"
+    make_folder(folder, "--output_dir")
+    files, failed = list(mine), []
+    bar = tqdm(total=len(files), desc=f"drawing {task}", disable=not state.is_local_main_process)
+    for first in range(0, len(files), batch_size):
+        batch = read_batch(files[first : first + batch_size], resolution, failed)
+        if batch:
+            with torch.inference_mode():
+                drawn, doubt = draw(torch.stack(list(batch.values())), [path.name for path in batch])
+            for i, path in enumerate(batch):
+                write(drawn[i].float().cpu(), task, folder / mine[path], with_npy)
+                if doubt is not None:
+                    write_uncertainty(doubt[i], task, folder.with_name("uncertainty") / mine[path])
+        bar.update(min(batch_size, len(files) - first))
+    bar.close()
+    total, failed = sum(gather_object([len(files)])), gather_object(failed)
+    note(f"{total - len(failed)} of {total} pictures drawn: {folder}")
+    if failed:
+        if state.is_main_process:
+            print(f"error: {len(failed)} pictures could not be read:", *failed, sep="\n  ", file=sys.stderr)
+        sys.exit(1)
+
+
+def noise_of(seed: int, name: str, member: int) -> Generator:
+    """The noise of one picture's one drawing, by (seed, file name, member of the ensemble) alone.
+
+    So it depends neither on the batch, nor on the process, nor on which other pictures lie in the folder.
+    """
+    digest = hashlib.sha256(f"{seed}/{member}/{name}".encode()).digest()
+    return Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
 def pick_device(wanted: str | None, default: torch.device) -> torch.device:
@@ -50,18 +129,30 @@ def read_batch(files: list[Path], resolution: int, failed: list[str]) -> dict[Pa
 
 def write(drawn: Tensor, task: str, path: Path, with_npy: bool) -> None:
     """Write one map (3,R,R) as the released script does, and as float32 .npy where asked for; whole or not at all."""
-    try:
-        if with_npy:
-            values = map_to_values(task, drawn)
-            replace(path.with_suffix(".npy"), lambda part: part.write_bytes(npy_bytes(values)))
-        picture = Image.fromarray(map_to_uint8(task, drawn))
-        replace(path, lambda part: picture.save(part, "PNG"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
+    if with_npy:
+        _write_npy(path, map_to_values(task, drawn))
+    _write_png(path, map_to_uint8(task, drawn))
 
 
-def npy_bytes(values: np.ndarray) -> bytes:
-    """The content of a .npy file."""
+def write_uncertainty(doubt: Tensor, task: str, path: Path) -> None:
+    """Write one uncertainty (R,R) as float32 .npy and as a picture of fixed scale (`uncertainty_picture`)."""
+    make_folder(path.parent, "--output_dir")
+    _write_npy(path, doubt.numpy())
+    _write_png(path, uncertainty_picture(doubt, task))
+
+
+def _write_npy(path: Path, values: np.ndarray) -> None:
     buffer = io.BytesIO()
     np.save(buffer, values)
-    return buffer.getvalue()
+    _write(path.with_suffix(".npy"), lambda part: part.write_bytes(buffer.getvalue()))
+
+
+def _write_png(path: Path, pixels: np.ndarray) -> None:
+    _write(path, lambda part: Image.fromarray(pixels).save(part, "PNG"))
+
+
+def _write(path: Path, fill: Callable[[Path], object]) -> None:
+    try:
+        replace(path, fill)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None

@@ -12,6 +12,9 @@ from diffusers import AutoencoderKL, DDIMScheduler, DPMSolverMultistepScheduler
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
+from utils.latents import draw, mode
+from utils.noise import gaussian
+
 
 @dataclass
 class SingleStep:
@@ -28,17 +31,19 @@ class SingleStep:
     def loss(self, unet: nn.Module, batch: dict[str, Tensor], noise: list[Generator]) -> Tensor:
         """mse(unet(s E(rgb).mode(), T-1, c), s E(target).sample()), a scalar in fp32.
 
-        batch: rgb, target (B,3,H,W) in [-1,1]. The target is sampled, the input is the mode, as in the released code.
+        batch: rgb, target (B,3,H,W) in [-1,1], or their latents (utils/latents.py). The target is sampled, the input
+        is the mode, as in the released code.
         """
-        target = self.vae.config.scaling_factor * sampled(self.vae, batch["target"], noise)
-        return F.mse_loss(self._predict(unet, batch["rgb"]).float(), target.float())
+        rgb, target = draw(self.vae, batch, noise)
+        return F.mse_loss(self._predict(unet, rgb).float(), self.vae.config.scaling_factor * target.float())
 
     def sample(self, unet: nn.Module, rgb: Tensor, noise: list[Generator] | None = None) -> Tensor:
         """rgb (B,3,H,W) in [-1,1] -> map (B,3,H,W) about [-1,1], not clamped. Deterministic; `noise` is not used."""
-        return decode(self.vae, self._predict(unet, rgb))
+        return decode(self.vae, self._predict(unet, mode(self.vae, rgb)))
 
     def _predict(self, unet: nn.Module, rgb: Tensor) -> Tensor:
-        z = self.vae.config.scaling_factor * mode(self.vae, rgb)  # (B,4,h,w)
+        """unet(s rgb, T-1, c) of the picture's latents (B,4,h,w), not scaled."""
+        z = self.vae.config.scaling_factor * rgb
         t = torch.full((len(z),), self.num_train_timesteps - 1, device=z.device)
         return unet(z, t, self.prompt.expand(len(z), -1, -1)).sample
 
@@ -64,9 +69,11 @@ class AugUNet:
         """mse(unet([z_t, E(rgb).mode()], t, c), v), a scalar in fp32.
 
         z_t = a_t z0 + sigma_t eps; v = a_t eps - sigma_t z0 (arXiv 2202.00512, appendix D); z0 = s E(target).sample();
-        t uniform in 0..T-1. batch: rgb, target (B,3,H,W) in [-1,1].
+        t uniform in 0..T-1. batch: rgb, target (B,3,H,W) in [-1,1], or their latents (utils/latents.py).
         """
-        z0 = self.vae.config.scaling_factor * sampled(self.vae, batch["target"], noise)
+        # cond is not scaled: so conv_in's image channels were trained, in InstructPix2Pix
+        cond, target = draw(self.vae, batch, noise)
+        z0 = self.vae.config.scaling_factor * target
         eps = gaussian(z0.shape, noise, z0)
         if self.noise_offset:
             eps = eps + self.noise_offset * gaussian((*z0.shape[:2], 1, 1), noise, z0)
@@ -74,7 +81,6 @@ class AugUNet:
         t = torch.cat([torch.randint(steps, (1,), generator=generator) for generator in noise]).to(z0.device)
         z_t = self.scheduler.add_noise(z0, eps, t)
         v = self.scheduler.get_velocity(z0, eps, t)
-        cond = mode(self.vae, batch["rgb"])  # not scaled: so conv_in's image channels were trained, in InstructPix2Pix
         prediction = unet(torch.cat([z_t, cond], dim=1), t, self.prompt.expand(len(z0), -1, -1)).sample
         return F.mse_loss(prediction.float(), v.float())
 
@@ -124,39 +130,6 @@ def zero_snr_scheduler(scheduler: DDIMScheduler) -> DDIMScheduler:
     )
 
 
-@torch.no_grad()
-def mode(vae: AutoencoderKL, picture: Tensor) -> Tensor:
-    """E(picture).mode(), not scaled: (B,3,H,W) in [-1,1] -> (B,4,h,w)."""
-    return vae.encode(picture.to(vae.dtype)).latent_dist.mode()
-
-
-@torch.no_grad()
-def sampled(vae: AutoencoderKL, picture: Tensor, noise: list[Generator]) -> Tensor:
-    """E(picture).sample(), not scaled: (B,3,H,W) in [-1,1] -> (B,4,h,w)."""
-    posterior = vae.encode(picture.to(vae.dtype)).latent_dist
-    return posterior.mean + posterior.std * gaussian(posterior.mean.shape, noise, posterior.mean)
-
-
 def decode(vae: AutoencoderKL, z: Tensor) -> Tensor:
     """Latents (B,4,h,w), scaled -> picture (B,3,H,W) about [-1,1], not clamped."""
     return vae.decode((z / vae.config.scaling_factor).to(vae.dtype), return_dict=False)[0]
-
-
-def gaussian(shape: tuple[int, ...], noise: list[Generator], like: Tensor) -> Tensor:
-    """Standard normal (B,...), sample i drawn on the CPU from noise[i] (equal on all devices), placed as `like`."""
-    if len(noise) != shape[0]:
-        raise ValueError(f"{len(noise)} generators for a batch of {shape[0]}")
-    return torch.stack([torch.randn(shape[1:], generator=generator) for generator in noise]).to(like)
-
-
-def generators(seed: int, first: int, count: int) -> list[Generator]:
-    """One generator per sample first .. first + count - 1 of an endless stream, by (seed, number) alone."""
-    return [Generator().manual_seed(_mix(seed, number)) for number in range(first, first + count)]
-
-
-def _mix(seed: int, number: int) -> int:
-    """Two integers -> one 63-bit seed, well spread (splitmix64): neighbours must not give related noise."""
-    x = (seed * 0x9E3779B97F4A7C15 + number * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) & (2**64 - 1)
-    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
-    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & (2**64 - 1)
-    return (x ^ (x >> 31)) >> 1

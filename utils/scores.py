@@ -4,11 +4,15 @@ Each takes the drawing (3,H,W), not clamped, the data set's gt (C,H,W) and valid
 that image (utils/metrics.py), or None where no pixel is valid.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 from torch import Tensor
 
-from utils.metrics import angular_error, depth_metrics, normal_metrics
-from utils.protocols import DEPTH_RULES
+from utils.metrics import albedo_metrics, angular_error, depth_metrics, normal_metrics
+from utils.protocols import DEPTH_RULES, to_linear
+
+Score = Callable[[Tensor, Tensor, Tensor], dict[str, float] | None]
 
 
 def score_normals(drawn: Tensor, gt: Tensor, valid: Tensor) -> dict[str, float] | None:
@@ -23,10 +27,33 @@ def score_normals(drawn: Tensor, gt: Tensor, valid: Tensor) -> dict[str, float] 
     return normal_metrics(np.nan_to_num(angles, nan=90.0))
 
 
-def score_depth(drawn: Tensor, gt: Tensor, valid: Tensor) -> dict[str, float] | None:
-    """Affine-invariant depth errors of the mean over channels, on DIODE's range; gt (1,H,W) in metres."""
+def score_depth(drawn: Tensor, gt: Tensor, valid: Tensor, protocol: str = "diode") -> dict[str, float] | None:
+    """Affine-invariant depth errors of the mean over channels, on `protocol`'s range; gt (1,H,W) in metres."""
     valid = valid[0].numpy()
     if not valid.any():
         return None
-    rule = DEPTH_RULES["diode"]
+    rule = DEPTH_RULES[protocol]
     return depth_metrics(drawn.mean(0).numpy(), gt[0].numpy(), valid, "depth", rule.min_depth, rule.max_depth)
+
+
+def score_colour(drawn: Tensor, gt: Tensor, valid: Tensor) -> dict[str, float] | None:
+    """Errors of albedo or shading after one scale, in linear light; the drawing is sRGB-coded in [-1,1], clamped.
+
+    gt (3,H,W) linear. As in `evaluate.py --pred_space srgb --gt_space linear`, an image with too little truth to
+    score (no valid pixel 5 from the border, or all black) is left out: None.
+    """
+    coded = np.nan_to_num(drawn.clamp(-1, 1).permute(1, 2, 0).double().numpy(), nan=-1.0) / 2 + 0.5
+    try:
+        return albedo_metrics(to_linear(coded), gt.permute(1, 2, 0).numpy(), valid[0].numpy())
+    except ValueError:
+        return None
+
+
+def against_label(score: Score) -> Score:
+    """`score` where gt is no measurement but the decoded label: every metric's name begins with label_."""
+
+    def renamed(drawn: Tensor, gt: Tensor, valid: Tensor) -> dict[str, float] | None:
+        scores = score(drawn, gt, valid)
+        return None if scores is None else {f"label_{name}": value for name, value in scores.items()}
+
+    return renamed

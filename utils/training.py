@@ -2,7 +2,6 @@
 
 import argparse
 import math
-import sys
 import time
 from collections.abc import Callable
 from itertools import count
@@ -17,20 +16,23 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from utils import __version__, checkpoint, durable, hub, processes, signals, tracking
+from utils import __version__, best, checkpoint, durable, hub, processes, provenance, signals, tracking
 from utils.batches import EndlessBatches
 from utils.errors import InputError, note
 from utils.finite import Skipped
+from utils.latent_cache import cached_or_not
+from utils.latents import NAMES
 from utils.lora import lora_parameters, save_lora
-from utils.objectives import generators
-from utils.validation import validate
+from utils.noise import generators
+from utils.scores import described
+from utils.validation import validate, write_panels
+
+READ = ("rgb", "target", *NAMES)  # what of a batch a loss may read
 
 
 def start(args: argparse.Namespace) -> Accelerator:
     """The accelerator of this run, with the output folder made and the process-wide switches set."""
     processes.start_missing()
-    if args.hub_token:  # trackers record the command line
-        sys.argv[:] = [word.replace(args.hub_token, "HIDDEN") for word in sys.argv]
     output_dir = Path(args.output_dir)
     args.checkpoint = checkpoint.choose(output_dir, args.resume_from_checkpoint)  # fail before anything is loaded
     try:
@@ -74,14 +76,16 @@ def train(
 
     A run that is asked to stop (a signal, --max_hours) leaves a checkpoint and no LoRA in `args.output_dir` itself.
 
-    objective: has loss(unet, batch, noise) -> scalar and sample(unet, rgb, noise) -> (B,3,H,W).
+    objective: has loss(unet, batch, noise) -> scalar, sample(unet, rgb, noise) -> (B,3,H,W), and the frozen vae.
     train_set: items with rgb and target; its `notes` are printed, its `fingerprint` guards a resumed run.
     validation_samples, score, pictures: see `utils.validation.validate`.
     metadata: task, method, base model and so on, written into every LoRA file.
     """
     output_dir, main = Path(args.output_dir), accelerator.is_main_process
     if not len(train_set):
-        raise InputError(f"no training images under {args.train_data_dir}: {'; '.join(train_set.notes)}")
+        raise InputError(
+            f"no training images under {args.train_data_dir or args.manifest}: {'; '.join(train_set.notes)}"
+        )
     for text in train_set.notes:
         note(text)
 
@@ -110,7 +114,8 @@ def train(
     settings |= {"seed": args.seed, "images per step": step_samples, "training data": train_set.fingerprint}
     settings |= {name: getattr(args, name) for name in checkpoint.FREE} | {"processes": accelerator.num_processes}
     base_lrs = schedule.base_lrs
-    step, seen, source = 0, 0, args.checkpoint
+    sent: set[tuple[int, str]] = set()
+    step, seen, source, resumed_at = 0, 0, args.checkpoint, None
     if source:
         step, seen = checkpoint.load(source, bare_unet, stateful, settings, args.force_resume)
         for group, lr, factor in zip(optimizer.param_groups, base_lrs, schedule.lr_lambdas):
@@ -119,13 +124,24 @@ def train(
         note(f"resuming from {source} at step {step}")
     elif args.resume_from_checkpoint:
         note(f"no checkpoint in {output_dir} yet; starting from step 0")
+    if args.resume_from_checkpoint:
+        resumed_at = step if source else -1
     if main:
         checkpoint.clear(output_dir)
-        if args.resume_from_checkpoint:
-            tracking.forget_after(output_dir, step if source else -1)
-        else:
+        if resumed_at is None:
             tracking.set_aside(output_dir)
-    tracking.start_trackers(accelerator, output_dir, {k: v for k, v in vars(args).items() if k != "hub_token"})
+        else:
+            sent = tracking.forget_after(output_dir, resumed_at, args.validation_steps)
+            best.mark_best(output_dir, args.best_metric)  # a metric that is not there ends the run here
+    trained, everything = sum(p.numel() for p in parameters), sum(p.numel() for p in bare_unet.parameters())
+    config = {name: value for name, value in vars(args).items() if name != "hub_token"} | metadata
+    config |= {"lora_parameters": trained, "unet_parameters": everything, "images_per_step": step_samples}
+    config |= {"total_steps": max_steps, "training_images": len(train_set), "training_data": train_set.fingerprint}
+    config["validation_images"] = {split: len(items) for split, items in validation_samples.items()}
+    config |= {"versions": provenance.versions(), **provenance.git_state()}
+    tracking.start_trackers(
+        accelerator, output_dir, config, args.tracker_project, args.run_name, args.tags, resumed_at, sent
+    )
 
     # data
     batches = EndlessBatches(
@@ -133,35 +149,54 @@ def train(
         start=seen,
     )  # fmt: skip
     workers = args.dataloader_num_workers
+    place = (accelerator.process_index, accelerator.num_processes)
+    cache_dir = Path(args.cache_dir or output_dir / "latent_cache")
+    samples = (
+        train_set if args.no_cache_latents else cached_or_not(train_set, objective.vae, cache_dir, workers, *place)
+    )
+    resting = "cpu" if samples is not train_set else accelerator.device  # where the VAE is between validations
+    objective.vae.to(resting)
     loader = DataLoader(
-        train_set, batch_sampler=batches, num_workers=workers, pin_memory=accelerator.device.type == "cuda",
+        samples, batch_sampler=batches, num_workers=workers, pin_memory=accelerator.device.type == "cuda",
         worker_init_fn=signals.ignore,
     )  # fmt: skip
 
     def report(step: int) -> None:
         if main and not tracking.is_validated(output_dir, step):  # a resumed run may have been
+            objective.vae.to(accelerator.device)
             with accelerator.autocast():
                 scores, panels = validate(
                     objective, bare_unet, validation_samples, score, pictures, accelerator.device,
                     seed=args.seed + 100, batch_size=args.train_batch_size,
                 )  # fmt: skip
-            tracking.log_panels(accelerator, output_dir, panels, step)
-            tracking.log_scalars(accelerator, output_dir, scores, step)  # last: it says that the panels are there
+            objective.vae.to(resting)
+            write_panels(panels, output_dir / "validation", step)  # first: the scores say that the panels are there
+            tracking.log_scalars(accelerator, output_dir, scores, step, complete=False)
+            tracking.log_panels(accelerator, panels, step)
+            tracking.log_best(accelerator, best.mark_best(output_dir, args.best_metric), step)
             headline = next(iter(scores), "").rsplit("/")[-1]  # a metric's dictionary begins with the one to watch
             shown = [f"{name[4:]} {value:.3f}" for name, value in scores.items() if name.endswith(f"/{headline}")]
             tqdm.write(f"step {step}: {', '.join(shown)}")
         accelerator.wait_for_everyone()
 
-    def save(step: int) -> None:
+    def save(step: int) -> Path | None:
+        written = None
         if main:
             described = {**metadata, "steps": step}
             limit = args.checkpoints_total_limit
-            checkpoint.save(output_dir, step, seen, bare_unet, stateful, settings, described, limit)
+            spare = best.best_folder(output_dir)
+            written = checkpoint.save(output_dir, step, seen, bare_unet, stateful, settings, described, limit, spare)
         accelerator.wait_for_everyone()
+        return written
+
+    uploads = None
+    if args.push_to_hub and main:
+        images = max(map(len, validation_samples.values()), default=0)
+        protocol = f"{described(score)} Mean over {images} fixed images per split, at {args.resolution} px."
+        uploads = hub.Uploads(output_dir, args.hub_model_id, args.hub_token, metadata, protocol)
 
     # train
     if main:
-        trained, everything = sum(p.numel() for p in parameters), sum(p.numel() for p in bare_unet.parameters())
         print(
             f"{len(train_set)} training images, {step_samples} a step, {max_steps} steps; LoRA of rank {args.rank}: "
             f"{trained:,} parameters, {100 * trained / everything:.2f} % of the UNet; {accelerator.device}, "
@@ -176,7 +211,7 @@ def train(
     losses, stems, since = [], [], time.monotonic()
     for micro_step, batch in zip(count(), loader if step < max_steps else ()):
         noise = generators(args.seed, batches.first(micro_step), args.train_batch_size)
-        maps = {key: batch[key].to(accelerator.device, non_blocking=True) for key in ("rgb", "target")}
+        maps = {key: batch[key].to(accelerator.device, non_blocking=True) for key in READ if key in batch}
         with accelerator.accumulate(unet):
             loss = objective.loss(unet, maps, noise)
             losses.append(loss.detach())
@@ -200,25 +235,27 @@ def train(
         if usable and not accelerator.optimizer_step_was_skipped:
             schedule.step()
         speed = step_samples / (time.monotonic() - since)
+        last = step >= max_steps or stop
+        saving = last or step % args.checkpointing_steps == 0
+        validating = step >= max_steps or (step % args.validation_steps == 0 and not stop)
         values = {"train_loss": mean_loss, "grad_norm": norm, "lr": rate, "samples_per_second": speed}
         values |= {} if usable else {"skipped_updates": skipped.total + 1}
-        tracking.log_scalars(accelerator, output_dir, values, step)
+        tracking.log_scalars(accelerator, output_dir, values, step, complete=not validating)
         skipped.count(step, mean_loss, norm, torch.stack(losses), stems, output_dir)
         bar.update(1)
         bar.set_postfix(loss=f"{mean_loss:.4f}", lr=f"{rate:.1e}", refresh=False)
         losses, stems = [], []
-        if step % args.checkpointing_steps == 0 or step == max_steps or stop:
-            save(step)
-        if step >= max_steps or stop:
-            break
-        if step % args.validation_steps == 0:
+        written = save(step) if saving else None
+        if validating:
             report(step)
+        if uploads and written and not last:
+            uploads.checkpoint(written, step)
+        if last:
+            break
         since = time.monotonic()
     bar.close()
 
     # finish
-    if step >= max_steps:
-        report(step)
     if main and step < max_steps:
         why = stop_because or "another process"
         print(
@@ -228,9 +265,9 @@ def train(
     elif main:
         path = save_lora(bare_unet, output_dir, {**metadata, "steps": step}, with_bin=True)
         print(f"{path}: LoRA after {step} steps")
-        if args.push_to_hub:
-            hub.push(output_dir, args.hub_model_id, args.hub_token, {**metadata, "steps": step})
     accelerator.end_training()
+    if uploads and step >= max_steps:
+        uploads.finish(step)
     signals.forget()
 
 

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from utils.durable import replace
 from utils.errors import warn
-from utils.objectives import generators
+from utils.noise import generators
 from utils.visualize import sheet, strip
 
 COLUMNS = ["RGB", "ground truth", "label", "prediction"]

@@ -5,6 +5,8 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from utils.protocols import to_srgb
+
 CAPTION_HEIGHT = 16  # pixels
 
 
@@ -34,11 +36,11 @@ def map_to_values(task: str, drawn: Tensor) -> np.ndarray:
     """A drawing (3,H,W), not clamped -> float32 values of `task`.
 
     normal: unit vectors (H,W,3), x right, y down, z forward. depth: (H,W), affine in metres, near = large.
-    albedo, shading: (H,W,3) about [-1,1], not clamped.
+    albedo, shading: (H,W,3) sRGB-coded, about [0,1], not clamped.
     """
     if task == "depth":
         return drawn.float().mean(0).cpu().numpy()
-    values = unit_normals(drawn) if task == "normal" else drawn.float()
+    values = unit_normals(drawn) if task == "normal" else drawn.float() / 2 + 0.5
     return values.permute(1, 2, 0).cpu().numpy()
 
 
@@ -68,6 +70,17 @@ def depth_picture(gt: Tensor, valid: Tensor) -> Tensor:
     near, far = np.percentile(gt[valid].double().numpy(), [1, 99])
     shade = 1 - ((gt - near) / max(far - near, 1e-6)).clamp(0, 1)
     return torch.where(valid, 2 * shade - 1, -1.0).expand(3, -1, -1)
+
+
+def colour_picture(gt: Tensor, valid: Tensor) -> Tensor:
+    """Albedo or shading (3,H,W), linear in [0,1], valid (1,H,W) -> sRGB-coded picture in [-1,1], invalid black."""
+    coded = torch.from_numpy(to_srgb(gt.clamp(0, 1).double().numpy())).float()
+    return torch.where(valid, 2 * coded - 1, -1.0)
+
+
+def nothing_measured(gt: Tensor, valid: Tensor) -> Tensor:
+    """A black picture (3,H,W): what the ground-truth column shows where gt is only the label."""
+    return torch.full((3, *gt.shape[1:]), -1.0)
 
 
 def strip(pictures: list[Tensor]) -> Image.Image:

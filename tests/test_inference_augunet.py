@@ -1,0 +1,144 @@
+"""Multi-step inference: the sampler's own drawings, the same whatever the batch, the process or the neighbours."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import launch, python, random_lora
+from PIL import Image
+
+import inference_augunet
+from dataloaders.images import Crop, read_rgb
+from utils.ensemble import merge
+from utils.errors import InputError
+from utils.inference import noise_of
+from utils.lora import load_attn_procs, save_lora
+from utils.models import load_base, load_donor, widen_conv_in
+from utils.objectives import AugUNet, zero_snr_scheduler
+
+SCRIPT = "inference_augunet.py"
+STEPS = ("--steps", 3)
+
+
+def widened(bases):
+    base = load_base(str(bases["sd21"]))
+    widen_conv_in(base.unet, load_donor(str(bases["ip2p"])))
+    return base
+
+
+@pytest.fixture(scope="module")
+def weights(bases, tmp_path_factory):
+    """A random LoRA as a training script leaves it, and the same as a bare .bin."""
+    folder, base = tmp_path_factory.mktemp("lora"), widened(bases)
+    state = random_lora(base.unet)
+    torch.save(state, folder / "bare.bin")
+    load_attn_procs(base.unet, state)
+    metadata = {"task": "normal", "prompt": "surface normal", "method": "augunet", "resolution": 32}
+    save_lora(base.unet, folder / "ours", {**metadata, "base_model": base.name})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pictures(diode, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    for i, path in enumerate(sorted((diode / "depths" / "val").rglob("*.png"))[:4]):
+        shutil.copy(path, folder / f"p{i}.png")
+    return folder
+
+
+def draw(weights, pictures, out, *more) -> None:
+    words = ["--lora", weights / "ours", "--input_dir", pictures, "--output_dir", out, *STEPS, "--npy", *more]
+    inference_augunet.main([*map(str, words), "--device", "cpu"])
+
+
+def read(out, i, task="normal", kind="predicted"):
+    return np.load(out / task / kind / f"p{i}_{task}.npy")
+
+
+@torch.no_grad()
+def members(bases, weights, pictures, i, count=1, **options) -> torch.Tensor:
+    """Picture i's drawings (N,3,32,32) by the objective itself."""
+    base = widened(bases)
+    load_attn_procs(base.unet, weights / "ours")
+    scheduler = zero_snr_scheduler(base.scheduler)
+    prompts = base.encode_prompt("surface normal"), base.encode_prompt("")
+    method = AugUNet(base.vae, *prompts, scheduler, **{"steps": 3, **options})
+    rgb = read_rgb(pictures / f"p{i}.png")
+    rgb = Crop.of(*rgb.size, 32).picture(rgb)[None]
+    return torch.cat([method.sample(base.unet, rgb, [noise_of(1234, f"p{i}.png", n)]) for n in range(count)])
+
+
+def test_drawings_are_the_samplers(bases, weights, pictures, tmp_path):
+    draw(weights, pictures, tmp_path / "plain", "--batch_size", 3)
+    draw(weights, pictures, tmp_path / "free", "--guidance_scale", 1, "--steps", 2)
+    for i in (0, 3):
+        for folder, options in (("plain", {}), ("free", {"guidance_scale": 1.0, "steps": 2})):
+            mine = torch.nn.functional.normalize(members(bases, weights, pictures, i, **options)[0], dim=0)
+            np.testing.assert_allclose(read(tmp_path / folder, i), mine.permute(1, 2, 0), atol=1e-3)
+    assert np.abs(read(tmp_path / "plain", 0) - read(tmp_path / "free", 0)).mean() > 0.01
+    assert not (tmp_path / "plain" / "normal" / "uncertainty").exists()
+
+
+def test_neither_batch_nor_neighbours_nor_processes_matter_but_the_seed_does(weights, pictures, tmp_path):
+    env = {"OMP_NUM_THREADS": "1"}
+    words = ["--lora", weights / "ours", "--input_dir", pictures, "--npy", *STEPS, "--device", "cpu"]
+    launch(SCRIPT, *words, "--output_dir", tmp_path / "two", processes=2, env=env)
+    draw(weights, pictures, tmp_path / "one")
+    draw(weights, pictures, tmp_path / "batch", "--batch_size", 4)
+    draw(weights, pictures, tmp_path / "seed", "--seed", 5)
+    (tmp_path / "alone").mkdir()
+    shutil.copy(pictures / "p2.png", tmp_path / "alone")
+    draw(weights, tmp_path / "alone", tmp_path / "single")
+    for i in range(4):
+        one = read(tmp_path / "one", i)
+        assert np.array_equal(one, read(tmp_path / "two", i))
+        np.testing.assert_allclose(one, read(tmp_path / "batch", i), atol=1e-3)
+        assert np.abs(one - read(tmp_path / "seed", i)).mean() > 0.05
+    assert np.array_equal(read(tmp_path / "one", 2), read(tmp_path / "single", 2))
+
+
+def test_noise_differs_by_seed_picture_and_member():
+    first = [torch.randn(4, generator=noise_of(*key)) for key in ((1, "a", 0), (2, "a", 0), (1, "b", 0), (1, "a", 1))]
+    assert all((first[0] - other).abs().min() > 1e-3 for other in first[1:])
+    assert torch.equal(first[0], torch.randn(4, generator=noise_of(1, "a", 0)))
+
+
+def test_ensembles(bases, weights, pictures, tmp_path):
+    draw(weights, pictures, tmp_path, "--ensemble_size", 3, "--batch_size", 2)
+    draw(weights, pictures, tmp_path, "--ensemble_size", 3, "--task", "depth", "--prompt", "surface normal")
+    for i in (0, 1):
+        for task in ("normal", "depth"):
+            merged, doubt = merge(members(bases, weights, pictures, i, count=3), task)
+            merged = merged.permute(1, 2, 0) if task == "normal" else merged[0]
+            np.testing.assert_allclose(read(tmp_path, i, task), merged, atol=2e-3)
+            np.testing.assert_allclose(read(tmp_path, i, task, "uncertainty"), doubt, atol=0.1)
+            assert doubt.mean() > 0.01
+            picture = Image.open(tmp_path / task / "uncertainty" / f"p{i}_{task}.png")
+            assert picture.mode == "L" and picture.size == (32, 32)
+
+
+def test_a_bare_lora_gets_its_conv_in_from_instruct_pix2pix(bases, weights, pictures, tmp_path):
+    words = ["--lora", weights / "bare.bin", "--input_dir", pictures, "--output_dir", tmp_path / "bare", *STEPS]
+    words += ["--task", "normal", "--resolution", 32, "--npy", "--device", "cpu"]
+    words += ["--pretrained_model_name_or_path", bases["sd21"], "--augment_from", bases["ip2p"]]
+    inference_augunet.main([*map(str, words)])
+    draw(weights, pictures, tmp_path / "ours")
+    assert np.array_equal(read(tmp_path / "bare", 1), read(tmp_path / "ours", 1))
+
+
+def test_mistakes_are_named(bases, weights, pictures, tmp_path):
+    base = load_base(str(bases["sd15"]))
+    load_attn_procs(base.unet, random_lora(base.unet))
+    save_lora(base.unet, tmp_path / "single", {"method": "single-step", "task": "depth"})
+    for words, message in (
+        (["--lora", tmp_path / "single"], r"made for single-step: draw with inference_sd_single\.py"),
+        (["--augment_from", bases["ip2p"]], r"has its own conv_in\.safetensors"),
+        (["--steps", 0], "--steps=0: must be at least 1"),
+        (["--ensemble_size", 0], "--ensemble_size=0"),
+        (["--guidance_scale", -1], "must not be negative"),
+    ):
+        with pytest.raises(InputError, match=message):
+            draw(weights, pictures, tmp_path / "out", *words)
+    done = python("inference_sd_single.py", "--lora", weights / "ours", "--input_dir", pictures, check=False)
+    assert done.returncode == 2 and "draw with inference_augunet.py" in done.stderr and "Traceback" not in done.stderr

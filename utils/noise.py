@@ -1,0 +1,24 @@
+"""Noise that is a function of (seed, number of the sample): the same in every process, on every device."""
+
+import torch
+from torch import Generator, Tensor
+
+
+def gaussian(shape: tuple[int, ...], noise: list[Generator], like: Tensor) -> Tensor:
+    """Standard normal (B,...), sample i drawn on the CPU from noise[i] (equal on all devices), placed as `like`."""
+    if len(noise) != shape[0]:
+        raise ValueError(f"{len(noise)} generators for a batch of {shape[0]}")
+    return torch.stack([torch.randn(shape[1:], generator=generator) for generator in noise]).to(like)
+
+
+def generators(seed: int, first: int, count: int) -> list[Generator]:
+    """One generator per sample first .. first + count - 1 of an endless stream, by (seed, number) alone."""
+    return [Generator().manual_seed(_mix(seed, number)) for number in range(first, first + count)]
+
+
+def _mix(seed: int, number: int) -> int:
+    """Two integers -> one 63-bit seed, well spread (splitmix64): neighbours must not give related noise."""
+    x = (seed * 0x9E3779B97F4A7C15 + number * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) & (2**64 - 1)
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & (2**64 - 1)
+    return (x ^ (x >> 31)) >> 1
