@@ -4,8 +4,9 @@
 
 Every case trains a small random Stable Diffusion once without interruption. Then it is trained again and killed with
 SIGKILL again and again: at moments drawn over its whole life, from before its first step to after its last, and, one
-time in three each, while it writes a checkpoint or builds its cache of latents. In the end these are compared bit for bit: the LoRA, the optimiser's whole
-state, the schedule, and every loss, gradient norm, learning rate and validation score of metrics.jsonl.
+time in three each, while it writes a checkpoint or builds its cache of latents. In the end these are compared bit for
+bit: the LoRA, the optimiser's whole state, the schedule, and every loss, gradient norm, learning rate and validation
+score of metrics.jsonl.
 
 The runs are forks of this process, which has everything imported: a start costs a fraction of a second.
 """
@@ -236,8 +237,8 @@ def stress(case: str, world: Path, folder: Path, kills: int, chance: random.Rand
         wrong = differences(expected, outcome(output))
         assert not wrong, f"{case}: after kills these differ: {', '.join(wrong[:5])} ({len(wrong)} in all)"
     print(
-        f"{case}: {done} kills, {in_save} while writing a checkpoint, {in_build} while building the cache; the {begun} "
-        f"runs they hit equal the whole one to the last bit in {len(expected)} tensors and numbers",
+        f"{case}: {done} kills, {in_save} while writing a checkpoint, {in_build} while building the cache; the "
+        f"{begun} runs they hit equal the whole one to the last bit in {len(expected)} tensors and numbers",
         flush=True,
     )
     return done, in_save, in_build
