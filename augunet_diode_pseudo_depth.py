@@ -17,15 +17,18 @@ Labels are linear, inverted depth (near = white), so a drawing is depth up to sc
       --resume_from_checkpoint=latest --seed=1234
 """
 
-from dataloaders.diode import DiodeDepth, validation_sets
+from functools import partial
+
+from dataloaders.choose import open_data
+from dataloaders.diode import DiodeDepth
 from utils.args import parse, training_parser
 from utils.errors import run
 from utils.lora import add_lora, load_attn_procs
 from utils.models import load_base, load_donor, widen_conv_in
 from utils.objectives import AugUNet, zero_snr_scheduler
-from utils.scores import score_depth
+from utils.scores import against_label, score_depth
 from utils.training import frozen_dtype, start, train
-from utils.visualize import depth_picture, grey
+from utils.visualize import depth_picture, grey, nothing_measured
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -41,20 +44,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(parser, argv, refuse={"prediction_type": reason})
     accelerator = start(args)
 
-    # Data: DIODE's pictures, pseudo labels as targets, ground truth for validation only
-    train_set = DiodeDepth(
-        args.train_data_dir,
-        args.pseudo_root,
-        split="train",
-        scene_types=args.scene_types.split(","),
-        resolution=args.resolution,
-        center_crop=args.center_crop,
-        seed=args.seed,
-        num_images=args.num_train_imgs,
-        first=args.max_train_samples,
-        list_from=args.list_from,
-        skip_missing=args.skip_missing,
-    )
+    # Data: pictures, pseudo labels as targets, ground truth for validation only
+    train_set, validation_samples = open_data(args, DiodeDepth)
 
     # Model: everything frozen but the LoRA
     base = load_base(args.pretrained_model_name_or_path, args.revision)
@@ -69,15 +60,17 @@ def main(argv: list[str] | None = None) -> None:
     prompt, empty_prompt = base.encode_prompt(args.prompt), base.encode_prompt("")
     objective = AugUNet(base.vae, prompt, empty_prompt, scheduler, args.noise_offset)
 
+    measured = train_set.measured
+    score = partial(score_depth, protocol="diode" if args.dataset == "diode" else "plain")  # DIODE's range is its own
     train(
         args,
         accelerator,
         objective,
         base.unet,
         train_set,
-        validation_sets(train_set),
-        score=score_depth,
-        pictures=(depth_picture, grey),
+        validation_samples,
+        score=score if measured else against_label(score),
+        pictures=(depth_picture if measured else nothing_measured, grey),
         metadata={
             "task": "depth",
             "method": "augunet",
@@ -86,6 +79,7 @@ def main(argv: list[str] | None = None) -> None:
             "augment_from": args.augment_from,
             "schedule": "v-prediction, zero terminal SNR",
             "polarity": "near = white, linear in depth, affine-invariant",
+            "validated_against": train_set.reference,
         },
     )
 

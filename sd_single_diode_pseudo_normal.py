@@ -15,15 +15,16 @@ The paper's command (about 5 h on one RTX 6000):
       --resume_from_checkpoint=latest --seed=1234
 """
 
-from dataloaders.diode import DiodeNormals, validation_sets
+from dataloaders.choose import open_data
+from dataloaders.diode import DiodeNormals
 from utils.args import parse, training_parser
 from utils.errors import run
 from utils.lora import add_lora, load_attn_procs
 from utils.models import load_base
 from utils.objectives import SingleStep
-from utils.scores import score_normals
+from utils.scores import against_label, score_normals
 from utils.training import frozen_dtype, start, train
-from utils.visualize import normals_picture
+from utils.visualize import normals_picture, nothing_measured
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -40,20 +41,8 @@ def main(argv: list[str] | None = None) -> None:
     )
     accelerator = start(args)
 
-    # Data: DIODE's pictures, pseudo labels as targets, ground truth for validation only
-    train_set = DiodeNormals(
-        args.train_data_dir,
-        args.pseudo_root,
-        split="train",
-        scene_types=args.scene_types.split(","),
-        resolution=args.resolution,
-        center_crop=args.center_crop,
-        seed=args.seed,
-        num_images=args.num_train_imgs,
-        first=args.max_train_samples,
-        list_from=args.list_from,
-        skip_missing=args.skip_missing,
-    )
+    # Data: pictures, pseudo labels as targets, ground truth for validation only
+    train_set, validation_samples = open_data(args, DiodeNormals)
 
     # Model: everything frozen but the LoRA
     base = load_base(args.pretrained_model_name_or_path, args.revision)
@@ -66,15 +55,16 @@ def main(argv: list[str] | None = None) -> None:
     timesteps = base.scheduler.config.num_train_timesteps
     objective = SingleStep(base.vae, base.encode_prompt(args.prompt), timesteps)
 
+    measured = train_set.measured
     train(
         args,
         accelerator,
         objective,
         base.unet,
         train_set,
-        validation_sets(train_set),
-        score=score_normals,
-        pictures=(normals_picture, lambda drawn: drawn),
+        validation_samples,
+        score=score_normals if measured else against_label(score_normals),
+        pictures=(normals_picture if measured else nothing_measured, lambda drawn: drawn),
         metadata={
             "task": "normal",
             "method": "single-step",
@@ -82,6 +72,7 @@ def main(argv: list[str] | None = None) -> None:
             "revision": args.revision,
             "timestep": timesteps - 1,
             "frame": "opencv (x right, y down, z forward)",
+            "validated_against": train_set.reference,
         },
     )
 

@@ -17,14 +17,14 @@ where there is any: --train_data_dir=<a folder of the same tree with *_shading.n
       --resume_from_checkpoint=latest --seed=1234
 """
 
-from dataloaders.diode import validation_sets
+from dataloaders.choose import open_data
 from dataloaders.diode_colour import DiodeShading
 from utils.args import parse, training_parser
 from utils.errors import run
 from utils.lora import add_lora, load_attn_procs
 from utils.models import load_base
 from utils.objectives import SingleStep
-from utils.scores import score_against_label, score_colour
+from utils.scores import against_label, score_colour
 from utils.training import frozen_dtype, start, train
 from utils.visualize import colour_picture, nothing_measured
 
@@ -43,20 +43,8 @@ def main(argv: list[str] | None = None) -> None:
     )
     accelerator = start(args)
 
-    # Data: DIODE's pictures, pseudo labels as targets, ground truth (if there is any) for validation only
-    train_set = DiodeShading(
-        args.train_data_dir,
-        args.pseudo_root,
-        split="train",
-        scene_types=args.scene_types.split(","),
-        resolution=args.resolution,
-        center_crop=args.center_crop,
-        seed=args.seed,
-        num_images=args.num_train_imgs,
-        first=args.max_train_samples,
-        list_from=args.list_from,
-        skip_missing=args.skip_missing,
-    )
+    # Data: pictures, pseudo labels as targets, ground truth for validation only
+    train_set, validation_samples = open_data(args, DiodeShading)
 
     # Model: everything frozen but the LoRA
     base = load_base(args.pretrained_model_name_or_path, args.revision)
@@ -69,15 +57,16 @@ def main(argv: list[str] | None = None) -> None:
     timesteps = base.scheduler.config.num_train_timesteps
     objective = SingleStep(base.vae, base.encode_prompt(args.prompt), timesteps)
 
+    measured = train_set.measured
     train(
         args,
         accelerator,
         objective,
         base.unet,
         train_set,
-        validation_sets(train_set),
-        score=score_colour if train_set.measured else score_against_label,
-        pictures=(colour_picture if train_set.measured else nothing_measured, lambda drawn: drawn),
+        validation_samples,
+        score=score_colour if measured else against_label(score_colour),
+        pictures=(colour_picture if measured else nothing_measured, lambda drawn: drawn),
         metadata={
             "task": "shading",
             "method": "single-step",
@@ -85,7 +74,7 @@ def main(argv: list[str] | None = None) -> None:
             "revision": args.revision,
             "timestep": timesteps - 1,
             "colour_space": "sRGB-coded, up to one scale; scored in linear light",
-            "validated_against": "ground truth" if train_set.measured else "pseudo label",
+            "validated_against": train_set.reference,
         },
     )
 

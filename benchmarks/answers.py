@@ -8,13 +8,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.probe import TASKS
 from miniworld.gates import unseen_scenes
 from miniworld.model_folder import load_generator
 from miniworld.report import distances_along, write_card
+from miniworld.tasks import TASKS
 
 DRAWS = 4000
 UNETS = {"pretrained": "pretrained", "random": "randomly initialised"}
+
+
+def headline(task: str) -> str:
+    """What the task's error is called."""
+    return next(iter(TASKS[task].metrics.values()))
 
 
 def matrix(results: list[dict]) -> np.ndarray:
@@ -75,7 +80,7 @@ def control(results: list[dict]) -> str:
         low, high = interval(ratio)
         times = np.nanmean(matrix(pair["random"])) / np.nanmean(matrix(pair["pretrained"]))
         cells = [shown(pair[unet]) for unet in UNETS]
-        rows.append((task, TASKS[task].label, *cells, f"{times:.2f} [{low:.2f}, {high:.2f}]"))
+        rows.append((task, headline(task), *cells, f"{times:.2f} [{low:.2f}, {high:.2f}]"))
     return table(("intrinsic", "error", *UNETS.values(), "random / pretrained"), rows)
 
 
@@ -85,7 +90,7 @@ def one_by_one(results: list[dict], key: str, title: str, share: bool = False) -
         extra = (f"{group[0]['parameters']:,}", f"{100 * group[0]['share']:.2f} %") if share else ()
         rows.append((value, *extra, shown(group)))
     more = ("LoRA parameters", "of the UNet's") if share else ()
-    return table((title, *more, TASKS["normal"].label), rows)
+    return table((title, *more, headline("normal")), rows)
 
 
 def rates(results: list[dict]) -> str:
@@ -111,7 +116,7 @@ def better_generator(results: list[dict], args: argparse.Namespace) -> str:
     rho = spearman([distance[step] for step in steps], means)
     low, high = interval(np.array([spearman([distance[s] for s in steps], column) for column in drawn.T]))
     plot_pairs([distance[step] for step in steps], found, args.docs / "paper_questions_4.png")
-    text = table(("steps of pretraining", "sliced Wasserstein distance x 1000", TASKS["normal"].label), rows)
+    text = table(("steps of pretraining", "sliced Wasserstein distance x 1000", headline("normal")), rows)
     return (
         f"{text}\n\nSpearman's rho between the two over {len(steps)} snapshots: **{rho:.2f} [{low:.2f}, {high:.2f}]** "
         "(interval: seeds and scored pictures resampled; the distances are taken as they are).\n\n"
@@ -131,7 +136,7 @@ def plot(results: list[dict], key: str, title: str, path: Path) -> str:
         values.append(value)
         means.append(mean)
     axes.plot(values, means, color="#356", marker="o", markersize=4)
-    axes.set(xscale="log" if key != "timestep" else "linear", xlabel=title, ylabel=TASKS["normal"].label)
+    axes.set(xscale="log" if key != "timestep" else "linear", xlabel=title, ylabel=headline("normal"))
     if key != "timestep":
         axes.set_xticks(values, [str(value) for value in values])
         axes.minorticks_off()
@@ -146,7 +151,7 @@ def plot_pairs(distances: list[float], found: dict[int, list[dict]], path: Path)
         axes.plot([distance, distance], [low, high], color="#356")
         axes.scatter(distance, mean, color="#356", s=16, zorder=3)
         axes.annotate(str(step), (distance, mean), textcoords="offset points", xytext=(4, 4), fontsize=7)
-    axes.set(xlabel="sliced Wasserstein distance x 1000 (better to the left)", ylabel=TASKS["normal"].label)
+    axes.set(xlabel="sliced Wasserstein distance x 1000 (better to the left)", ylabel=headline("normal"))
     finish(axes, path, "")
 
 

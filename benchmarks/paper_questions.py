@@ -26,7 +26,8 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.answers import write_answers
-from benchmarks.probe import PLACES, TASKS, Recipe, Setting, load_task, probe, weights_crc
+from benchmarks.probe import PLACES, Recipe, Setting, load_task, probe, weights_crc
+from miniworld.tasks import TASKS
 from utils.errors import InputError, note, run
 from utils.models import load_base
 

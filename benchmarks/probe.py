@@ -5,7 +5,6 @@ scripts; only the loop is shorter, because nothing is saved or resumed.
 """
 
 import zlib
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -17,35 +16,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from dataloaders.diode import Diode, DiodeDepth, DiodeNormals
-from dataloaders.diode_colour import DiodeAlbedo, DiodeShading
+from dataloaders.diode import Diode
+from miniworld.tasks import TASKS, Task
 from utils.batches import EndlessBatches
 from utils.latents import moments
 from utils.lora import add_lora
 from utils.models import Base
 from utils.noise import generators
 from utils.objectives import SingleStep
-from utils.scores import score_colour, score_depth, score_normals
-
-
-@dataclass(frozen=True)
-class Task:
-    """An intrinsic: its data set, where its ground truth lies below the data's root, its prompt and its score."""
-
-    dataset: type[Diode]
-    folder: str
-    prompt: str
-    score: Callable[[Tensor, Tensor, Tensor], dict[str, float] | None]
-    metric: str
-    label: str
-
-
-TASKS = {
-    "normal": Task(DiodeNormals, "normals", "surface normal", score_normals, "mean", "mean angle, degrees"),
-    "depth": Task(DiodeDepth, "depths", "depth map", score_depth, "abs_rel", "AbsRel after scale and shift"),
-    "albedo": Task(DiodeAlbedo, "truth/albedo", "albedo", score_colour, "rmse", "RMSE after scale, linear"),
-    "shading": Task(DiodeShading, "truth/shading", "shading", score_colour, "rmse", "RMSE after scale, linear"),
-}
 
 
 @dataclass(frozen=True)
@@ -200,7 +178,7 @@ def errors(unet: nn.Module, objective: SingleStep, data: TaskData, task: Task, r
         with torch.no_grad(), autocast(recipe, unet.device):
             drawn = objective.sample(unet, rgb).float().cpu()
         scores = [task.score(one, sample["gt"], sample["valid"]) for one, sample in zip(drawn, samples)]
-        found += [None if score is None else score[task.metric] for score in scores]
+        found += [None if score is None else score[next(iter(task.metrics))] for score in scores]
     return found
 
 

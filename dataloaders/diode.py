@@ -8,30 +8,24 @@
 Ground truth is never a target: it is read along for validation.
 """
 
-import hashlib
 import json
 import os
+import sys
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.utils.data import Dataset
 
-from dataloaders.images import Crop, read_label, read_npy, read_rgb
+from dataloaders.dataset import Maps, fixed_samples
+from dataloaders.images import read_npy
 from utils.errors import InputError
 from utils.pairing import SCENE_TYPES
 
 
-class Diode(Dataset):
+class Diode(Maps):
     """RGB, pseudo label and ground truth of one DIODE split; a subclass reads its ground truth.
 
-    Item `index`, or `(index, epoch)` where a new random crop is wanted each epoch, is a dict with
-        rgb, target  float32 (3,R,R) in [-1,1]: the picture and its pseudo label
-        gt           float32 (C,R,R), measured values in the subclass's unit, arbitrary where not valid
-        valid        bool (1,R,R), where gt is measured
-        stem         str, <split>/<scene type>/<scene>/<scan>/<stem>
+    Items are those of `Maps`, named <split>/<scene type>/<scene>/<scan>/<stem>.
 
     Args:
         root: DIODE's `normals/` or `depths/` folder, the one that holds this subclass's ground truth.
@@ -69,63 +63,18 @@ class Diode(Dataset):
         above = self.root.parent  # DIODE's root, or one folder below it (truth/albedo)
         self.diode = above.parent if (above.parent / "depths").is_dir() and not (above / "depths").is_dir() else above
         self.rgb_root = self.diode / "depths"
-        self.resolution, self.center_crop, self.seed = resolution, center_crop, seed
+        super().__init__(resolution, center_crop, seed)
         self.list_from, self.skip_missing = list_from, skip_missing
-        self.notes: list[str] = []
-        stems = self._check(self._list(split, scene_types))
-        if num_images is not None and num_images < len(stems):
-            keep = np.random.default_rng([seed, len(stems)]).choice(len(stems), num_images, replace=False)
-            stems = [stems[i] for i in sorted(keep)]
-        self.stems = stems[:first]
+        self.keep(self._check(self._list(split, scene_types)), num_images, first)
 
-    def __len__(self) -> int:
-        return len(self.stems)
+    def rgb_path(self, stem: str) -> Path:
+        return self.rgb_root / f"{stem}.png"
 
-    @property
-    def fingerprint(self) -> str:
-        """Which samples this is, in which order and how they are cropped; not where they lie on disk."""
-        text = "\n".join([*self.stems, str(self.center_crop)])
-        return f"{len(self)} images {hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    def label_path(self, stem: str) -> Path:
+        return self.pseudo_root / f"{stem}.png"
 
-    def __getitem__(self, key: int | tuple[int, int]) -> dict:
-        index, epoch = key if isinstance(key, tuple) else (key, 0)
-        stem = self.stems[index]
-        rgb = read_rgb(self.rgb_root / f"{stem}.png")
-        label_path = self.pseudo_root / f"{stem}.png"
-        label = read_label(label_path)
-        self._check_frame(label_path, label.size, rgb.size)
-        rng = None if self.center_crop else np.random.default_rng([self.seed, index, epoch])
-        crop = Crop.of(*rgb.size, self.resolution, rng)
-        label_crop = crop if self._same_aspect(label.size, rgb.size) else Crop.of(*label.size, self.resolution)
-        target = label_crop.picture(label)
-        gt, valid = self._truth(stem, rgb.size, crop, target)
-        return {"rgb": crop.picture(rgb), "target": target, "gt": gt, "valid": valid, "stem": stem}
-
-    def _truth(self, stem: str, size: tuple[int, int], crop: Crop, target: Tensor) -> tuple[Tensor, Tensor]:
-        """gt float32 (C,R,R) and valid (1,R,R) of a picture of `size` (width, height)."""
-        gt, valid = self.ground_truth(stem)
-        if (gt.shape[1], gt.shape[0]) != size:
-            raise InputError(
-                f"{self.root / stem}{self.suffix}: {gt.shape[1]}x{gt.shape[0]} ground truth beside a "
-                f"{size[0]}x{size[1]} picture"
-            )
-        values = torch.from_numpy(crop.array(gt).astype(np.float32)).permute(2, 0, 1).contiguous()
-        return values, torch.from_numpy(crop.array(valid))[None]
-
-    def ground_truth(self, stem: str) -> tuple[np.ndarray, np.ndarray]:
-        """Measured values (H,W,C) and where they are valid, bool (H,W)."""
-        raise NotImplementedError
-
-    @staticmethod
-    def _same_aspect(a: tuple[int, int], b: tuple[int, int]) -> bool:
-        return abs(a[0] * b[1] - a[1] * b[0]) <= max(*a, *b)  # equal up to one pixel of rounding
-
-    def _check_frame(self, path: Path, label: tuple[int, int], rgb: tuple[int, int]) -> None:
-        """A label shows the whole picture, or, being square (as Omnidata's are), the picture's centre square."""
-        if self._same_aspect(label, rgb) or (label[0] == label[1] and self.center_crop):
-            return
-        cure = "labels of centre squares need --center_crop" if label[0] == label[1] else "make the label anew"
-        raise InputError(f"{path}: a {label[0]}x{label[1]} label does not cover a {rgb[0]}x{rgb[1]} picture; {cure}")
+    def truth_name(self, stem: str) -> str:
+        return f"{self.root / stem}{self.suffix}"
 
     def _list(self, split: str, scene_types: tuple[str, ...]) -> list[str]:
         """Names of the split's samples, in a fixed order."""
@@ -205,7 +154,7 @@ class DiodeNormals(Diode):
     always of unit length; (0,0,0) and non-finite vectors are invalid.
     """
 
-    suffix, folder = "_normal.npy", "normals"
+    task, suffix, folder = "normal", "_normal.npy", "normals"
 
     def ground_truth(self, stem: str) -> tuple[np.ndarray, np.ndarray]:
         path = self.root / f"{stem}{self.suffix}"
@@ -222,7 +171,7 @@ class DiodeNormals(Diode):
 class DiodeDepth(Diode):
     """gt: depth (1,R,R) in metres; valid: DIODE's own mask, and finite and more than 0."""
 
-    suffix, folder = "_depth.npy", "depths"
+    task, suffix, folder = "depth", "_depth.npy", "depths"
 
     def ground_truth(self, stem: str) -> tuple[np.ndarray, np.ndarray]:
         path, mask_path = self.root / f"{stem}{self.suffix}", self.root / f"{stem}_depth_mask.npy"
@@ -258,12 +207,6 @@ def validation_sets(train: Diode) -> dict[str, list[dict]]:
     return {name: fixed_samples(dataset, 4, train.seed) for name, dataset in sets.items() if len(dataset)}
 
 
-def fixed_samples(dataset: Diode, count: int, seed: int) -> list[dict]:
-    """`count` items (fewer if there are fewer) chosen by `seed` alone."""
-    chosen = np.random.default_rng([seed, len(dataset)]).permutation(len(dataset))[:count]
-    return [dataset[int(index)] for index in sorted(chosen)]
-
-
 def _stems_of_meta(path: Path, split: str, scene_types: tuple[str, ...]) -> list[str]:
     try:
         meta = json.loads(path.read_text())
@@ -285,3 +228,10 @@ def _stems_of_meta(path: Path, split: str, scene_types: tuple[str, ...]) -> list
 def _tree(root: Path, folder: str) -> dict[str, list[str]]:
     """File names of every folder below root/folder, keyed by the folder's path relative to root."""
     return {Path(path).relative_to(root).as_posix(): names for path, _, names in os.walk(root / folder)}
+
+
+if __name__ == "__main__":
+    from dataloaders.diode_cli import main
+    from utils.errors import run
+
+    run(lambda: sys.exit(main()))

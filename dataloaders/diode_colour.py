@@ -3,20 +3,17 @@
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from dataloaders.diode import Diode
-from dataloaders.images import Crop, read_npy
+from dataloaders.images import read_npy
 from utils.errors import InputError
-from utils.protocols import to_linear
 
 
 class DiodeColour(Diode):
     """gt: linear light (3,R,R), nominal range [0,1], its scale arbitrary; valid: where it is finite.
 
-    `root` is either DIODE's `depths/`, and then nothing is measured: `measured` is False, gt is the decoded label,
-    and a note says so. Or it is a folder of the same tree, beside `depths/` or one deeper, that holds linear float
+    `root` is either DIODE's `depths/`, and then nothing is measured: `measured` is False, the label stands in, and a
+    note says so. Or it is a folder of the same tree, beside `depths/` or one deeper, that holds linear float
     truth (H,W) or (H,W,3) for every sample.
     """
 
@@ -30,7 +27,6 @@ class DiodeColour(Diode):
 
     @property
     def measured(self) -> bool:
-        """Whether gt is the truth, not the label."""
         return self.root.resolve() != self.rgb_root.resolve()
 
     def ground_truth(self, stem: str) -> tuple[np.ndarray, np.ndarray]:
@@ -42,12 +38,6 @@ class DiodeColour(Diode):
         valid = np.isfinite(values).all(axis=2)
         return np.broadcast_to(np.where(valid[..., None], values, 0), (*valid.shape, 3)), valid
 
-    def _truth(self, stem: str, size: tuple[int, int], crop: Crop, target: Tensor) -> tuple[Tensor, Tensor]:
-        if self.measured:
-            return super()._truth(stem, size, crop, target)
-        linear = to_linear(target.double().numpy() / 2 + 0.5).astype(np.float32)
-        return torch.from_numpy(linear), torch.ones(1, *target.shape[1:], dtype=torch.bool)
-
     def _needed(self) -> list[tuple[Path, str]]:
         return super()._needed() if self.measured else super()._needed()[:-1]
 
@@ -55,10 +45,10 @@ class DiodeColour(Diode):
 class DiodeAlbedo(DiodeColour):
     """Albedo: the share of light that a surface reflects, by channel."""
 
-    suffix, folder = "_albedo.npy", "albedo"
+    task, suffix, folder = "albedo", "_albedo.npy", "albedo"
 
 
 class DiodeShading(DiodeColour):
     """Shading: the light that arrives, times the cosine; picture = albedo x shading in linear light."""
 
-    suffix, folder = "_shading.npy", "shading"
+    task, suffix, folder = "shading", "_shading.npy", "shading"

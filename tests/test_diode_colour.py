@@ -15,7 +15,7 @@ from dataloaders.diode_colour import DiodeAlbedo, DiodeShading
 from utils.errors import InputError
 from utils.lora import SAFETENSORS
 from utils.protocols import to_linear
-from utils.scores import score_against_label, score_colour
+from utils.scores import against_label, score_colour
 from utils.visualize import colour_picture, map_to_values
 
 KINDS = {"albedo": DiodeAlbedo, "shading": DiodeShading}
@@ -53,7 +53,7 @@ def test_without_truth_the_label_stands_in_and_says_so(diode):
     assert not train.measured and "PSEUDO LABELS" in train.notes[0]
     item = train[3]
     torch.testing.assert_close(item["gt"], torch.from_numpy(to_linear(item["target"].numpy() / 2 + 0.5)))
-    scores = score_against_label(item["target"], item["gt"], item["valid"])
+    scores = against_label(score_colour)(item["target"], item["gt"], item["valid"])
     assert scores["label_rmse"] < 1e-6 and all(name.startswith("label_") for name in scores)
     assert set(validation_sets(train)) == {"train", "indoors", "outdoor"}
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping
 
 from utils.errors import InputError
+from utils.protocols import FRAMES
 
 TRACKERS = ("wandb", "tensorboard")
 
@@ -48,8 +49,16 @@ def _model_flags(group) -> None:
 
 def _data_flags(group) -> None:
     add = group.add_argument
-    add("--train_data_dir", help="DIODE's normals/ or depths/ folder; diode_meta.json lies in its parent")
-    add("--pseudo_root", required=True, help="pseudo labels: <split>/<scene type>/<scene>/<scan>/<stem>.png, 8-bit")
+    add("--dataset", choices=["diode", "folder", "manifest"], default="diode", help="diode: its own tree and one "
+        "of labels; folder: --train_data_dir with images/ and labels/; manifest: a JSON object a line")  # fmt: skip
+    add("--train_data_dir", help="DIODE's normals/ or depths/ folder (diode_meta.json lies in its parent), or a "
+        "folder of your own: images/ and labels/ with the same names, optional gt/ and masks/")  # fmt: skip
+    add("--pseudo_root", help="pseudo labels: <split>/<scene type>/<scene>/<scan>/<stem>.png, 8-bit; for a folder "
+        "of your own: instead of its labels/")  # fmt: skip
+    add("--manifest", help='your own data: lines of {"image": ..., "label": ...}, optional gt, mask, split, name')
+    add("--val_fraction", type=float, default=0.1, help="your own data: share held out for validation, drawn by "
+        "--seed; not where images/ holds train/ and val/ or the manifest has splits")  # fmt: skip
+    add("--gt_frame", choices=list(FRAMES), default="opencv", help="your own data: axes of the true normals in gt/")
     add("--scene_types", default="outdoor,indoors", help="'indoors', 'outdoor' or 'outdoor,indoors'")
     add("--num_train_imgs", type=int, help="train on this many images, drawn at random by --seed; all if left out")
     add("--max_train_samples", type=int, help="for debugging: keep only the first so many of the training images")
@@ -60,7 +69,7 @@ def _data_flags(group) -> None:
     add("--center_crop", action=argparse.BooleanOptionalAction, default=True, help="crop the centre, as the released "
         "code always did; --no-center_crop crops at random, alike for image, label and ground truth")  # fmt: skip
     add("--dataloader_num_workers", type=int, default=0, help="processes that load data; 0: the main one")
-    add("--dataset_name", help="refused: only DIODE's layout is read, see --train_data_dir")
+    add("--dataset_name", help="refused: data come from local folders, see --dataset")
 
 
 def _optimisation_flags(group) -> None:
@@ -124,6 +133,7 @@ def parse(
     args = parser.parse_args(argv)
     given = {word.split("=")[0] for word in argv if word.startswith("--")}
     _refuse_dead_flags(args)
+    _check_data(args, given)
     for name, reason in (refuse or {}).items():
         if getattr(args, name) != parser.get_default(name):
             raise InputError(f"--{name}={getattr(args, name)}: {reason}")
@@ -147,9 +157,7 @@ def parse(
 
 def _refuse_dead_flags(args: argparse.Namespace) -> None:
     if args.dataset_name is not None:
-        raise InputError("--dataset_name: only DIODE's folder layout is read; use --train_data_dir and --pseudo_root")
-    if args.train_data_dir is None:
-        raise InputError("--train_data_dir is missing: pass DIODE's normals/ or depths/ folder")
+        raise InputError("--dataset_name: data come from local folders; use --dataset folder or manifest for your own")
     if args.snr_gamma is not None:
         raise InputError(
             "--snr_gamma: neither method weights its loss by SNR; leave it out (plain MSE, as in the paper)"
@@ -159,6 +167,28 @@ def _refuse_dead_flags(args: argparse.Namespace) -> None:
             "--enable_xformers_memory_efficient_attention: PyTorch's fused attention is built in and always on; "
             "leave the flag out"
         )
+
+
+def _check_data(args: argparse.Namespace, given: set[str]) -> None:
+    """Each kind of data set needs some flags and reads some."""
+    needs, reads = {
+        "diode": (("train_data_dir", "pseudo_root"), ("scene_types", "list_from")),
+        "folder": (("train_data_dir",), ("pseudo_root", "val_fraction", "gt_frame")),
+        "manifest": (("manifest",), ("val_fraction", "gt_frame")),
+    }[args.dataset]
+    hints = {
+        "train_data_dir": "DIODE's normals/ or depths/ folder" if args.dataset == "diode" else "with images/, labels/",
+        "pseudo_root": "the folder of labels that holds train/ and val/",
+        "manifest": "a .jsonl file",
+    }
+    for name in needs:
+        if not getattr(args, name):
+            raise InputError(f"--{name} is missing: pass {hints[name]}")
+    for name in ("train_data_dir", "pseudo_root", "manifest", "scene_types", "list_from", "val_fraction", "gt_frame"):
+        if f"--{name}" in given and name not in needs + reads:
+            raise InputError(f"--{name} means nothing for --dataset {args.dataset}; leave it out")
+    if not 0 <= args.val_fraction < 1:
+        raise InputError(f"--val_fraction={args.val_fraction}: must be at least 0 and less than 1")
 
 
 def _check_numbers(args: argparse.Namespace) -> None:

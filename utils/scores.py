@@ -4,11 +4,15 @@ Each takes the drawing (3,H,W), not clamped, the data set's gt (C,H,W) and valid
 that image (utils/metrics.py), or None where no pixel is valid.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 from torch import Tensor
 
 from utils.metrics import albedo_metrics, angular_error, depth_metrics, normal_metrics
 from utils.protocols import DEPTH_RULES, to_linear
+
+Score = Callable[[Tensor, Tensor, Tensor], dict[str, float] | None]
 
 
 def score_normals(drawn: Tensor, gt: Tensor, valid: Tensor) -> dict[str, float] | None:
@@ -23,12 +27,12 @@ def score_normals(drawn: Tensor, gt: Tensor, valid: Tensor) -> dict[str, float] 
     return normal_metrics(np.nan_to_num(angles, nan=90.0))
 
 
-def score_depth(drawn: Tensor, gt: Tensor, valid: Tensor) -> dict[str, float] | None:
-    """Affine-invariant depth errors of the mean over channels, on DIODE's range; gt (1,H,W) in metres."""
+def score_depth(drawn: Tensor, gt: Tensor, valid: Tensor, protocol: str = "diode") -> dict[str, float] | None:
+    """Affine-invariant depth errors of the mean over channels, on `protocol`'s range; gt (1,H,W) in metres."""
     valid = valid[0].numpy()
     if not valid.any():
         return None
-    rule = DEPTH_RULES["diode"]
+    rule = DEPTH_RULES[protocol]
     return depth_metrics(drawn.mean(0).numpy(), gt[0].numpy(), valid, "depth", rule.min_depth, rule.max_depth)
 
 
@@ -45,7 +49,11 @@ def score_colour(drawn: Tensor, gt: Tensor, valid: Tensor) -> dict[str, float] |
         return None
 
 
-def score_against_label(drawn: Tensor, gt: Tensor, valid: Tensor) -> dict[str, float] | None:
-    """`score_colour` where gt is no measurement but the decoded label: every metric's name begins with label_."""
-    scores = score_colour(drawn, gt, valid)
-    return None if scores is None else {f"label_{name}": value for name, value in scores.items()}
+def against_label(score: Score) -> Score:
+    """`score` where gt is no measurement but the decoded label: every metric's name begins with label_."""
+
+    def renamed(drawn: Tensor, gt: Tensor, valid: Tensor) -> dict[str, float] | None:
+        scores = score(drawn, gt, valid)
+        return None if scores is None else {f"label_{name}": value for name, value in scores.items()}
+
+    return renamed

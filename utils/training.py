@@ -72,7 +72,9 @@ def train(
     """
     output_dir, main = Path(args.output_dir), accelerator.is_main_process
     if not len(train_set):
-        raise InputError(f"no training images under {args.train_data_dir}: {'; '.join(train_set.notes)}")
+        raise InputError(
+            f"no training images under {args.train_data_dir or args.manifest}: {'; '.join(train_set.notes)}"
+        )
     for text in train_set.notes:
         note(text)
 

@@ -1,0 +1,189 @@
+"""Opens every file of a data set and says which are missing, corrupt or do not fit their picture.
+
+python -m dataloaders.check --dataset diode --train_data_dir DIODE/normals --pseudo_root pseudo/normal
+python -m dataloaders.check --dataset folder --train_data_dir data
+python -m dataloaders.check --dataset manifest --manifest data.jsonl
+python -m dataloaders.diode check --root DIODE [--pseudo_root pseudo/normal]          # all of DIODE's files
+"""
+
+import argparse
+import os
+import platform
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import PIL
+from tqdm.auto import tqdm
+
+from dataloaders.dataset import same_aspect
+from dataloaders.images import read_label, read_rgb
+from dataloaders.samples import folder_samples, manifest_samples
+from utils import __version__, maps
+from utils.errors import InputError, run
+from utils.pairing import listed_samples
+
+CHANNELS = {"depth": (1,), "mask": (1, 3), "normal": (3,), "albedo": (1, 3), "shading": (1, 3), "gt": (1, 3)}
+SHOWN = 20  # problems written out
+
+
+class Files(NamedTuple):
+    """One sample: the group it is counted in, its name, and role -> file (rgb, label, mask, or a key of CHANNELS)."""
+
+    group: str
+    name: str
+    paths: dict[str, Path]
+
+
+class Problem(NamedTuple):
+    group: str
+    kind: str  # missing, corrupt or mismatched
+    text: str
+
+
+def check_files(files: Files) -> list[Problem]:
+    """What is wrong with one sample: every file is read to its end and compared with its picture's size."""
+    problems, size = [], None
+    for role in sorted(files.paths, key=lambda role: role != "rgb"):  # the picture first: the others must fit it
+        path = files.paths[role]
+        if not path.is_file():
+            problems.append(Problem(files.group, "missing", str(path)))
+            continue
+        try:
+            found = _size(role, path)
+        except (InputError, ValueError) as error:
+            text = str(error) if str(path) in str(error) else f"{path}: {error}"
+            problems.append(Problem(files.group, "corrupt", text))
+            continue
+        if role == "rgb":
+            size = found
+        square = role == "label" and found[0] == found[1]  # of the picture's centre
+        fits = size is None or found == size or (role == "label" and (same_aspect(found, size) or square))
+        if not fits:
+            text = f"{path}: {found[0]}x{found[1]}, its picture {size[0]}x{size[1]}"
+            problems.append(Problem(files.group, "mismatched", text))
+    return problems
+
+
+def check_all(samples: list[Files], workers: int) -> list[Problem]:
+    """The problems of all samples, in their order; `workers` threads read (it frees the interpreter)."""
+    pool = ThreadPoolExecutor(workers)
+    try:
+        bar = tqdm(pool.map(check_files, samples), "checking", len(samples), unit="sample", disable=None)
+        return [problem for found in bar for problem in found]
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def report(samples: list[Files], problems: list[Problem], notes: list[str]) -> str:
+    """A summary to paste into a bug report: versions, totals, one row per group with problems, the first of them."""
+    kinds = ("missing", "corrupt", "mismatched")
+    counts = {group: Counter() for group in dict.fromkeys(files.group for files in samples)}
+    for problem in problems:
+        counts[problem.group][problem.kind] += 1
+    lines = [
+        f"version {__version__}, python {platform.python_version()}, numpy {np.__version__}, pillow {PIL.__version__}",
+        f"{len(samples)} samples, {sum(len(files.paths) for files in samples)} files in {len(counts)} groups: "
+        + (", ".join(f"{sum(c[kind] for c in counts.values())} {kind}" for kind in kinds) if problems else "all good"),
+        *notes,
+    ]
+    if problems:
+        sizes = Counter(files.group for files in samples)
+        lines.append(f"{'missing':>9}{'corrupt':>9}{'mismatched':>12}{'samples':>9}  group")
+        for group, count in counts.items():
+            if count:
+                cells = f"{count['missing']:9}{count['corrupt']:9}{count['mismatched']:12}{sizes[group]:9}"
+                lines.append(f"{cells}  {group}")
+        lines += [f"{problem.kind}: {problem.text}" for problem in problems[:SHOWN]]
+        lines += [f"... and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
+    return "\n".join(lines)
+
+
+def diode_files(root: Path, pseudo_root: Path | None, notes: list[str]) -> Iterator[Files]:
+    """Every sample that diode_meta.json lists or whose picture is on disk, grouped by scene.
+
+    normals/ and the labels are looked for only if their folder is there (or named); a note says what was not.
+    """
+    depths, normals = root / "depths", root / "normals"
+    if not depths.is_dir():
+        raise InputError(f"{depths}: no such folder; --root is the folder that holds depths/ and normals/")
+    stems = {path.relative_to(depths).with_suffix("").as_posix() for path in depths.rglob("*.png")}
+    if (root / "diode_meta.json").is_file():
+        try:
+            listed = listed_samples(root)
+        except ValueError as error:
+            raise InputError(str(error)) from None
+        here = {stem.split("/")[0] for stem in stems}
+        absent = {stem for stem in listed if stem.split("/")[0] not in here}  # a split that was never unpacked
+        notes.append(f"{len(stems - listed)} pictures on disk are not in diode_meta.json, which lists {len(listed)}")
+        if absent:
+            notes.append(f"not checked: {len(absent)} listed samples of splits that are not on disk at all")
+        stems |= listed - absent
+    else:
+        notes.append("no diode_meta.json")
+    if not normals.is_dir():
+        notes.append(f"not checked: {normals} is not there")
+    for stem in sorted(stems):
+        paths = {"rgb": depths / f"{stem}.png", "depth": depths / f"{stem}_depth.npy"}
+        paths["mask"] = depths / f"{stem}_depth_mask.npy"
+        paths |= {"normal": normals / f"{stem}_normal.npy"} if normals.is_dir() else {}
+        paths |= {"label": pseudo_root / f"{stem}.png"} if pseudo_root else {}
+        yield Files("/".join(stem.split("/")[:3]), stem, paths)
+
+
+def own_files(args: argparse.Namespace) -> Iterator[Files]:
+    """The samples of a folder or manifest of your own, grouped by folder."""
+    if args.dataset == "folder":
+        samples = folder_samples(args.train_data_dir, args.pseudo_root)
+    else:
+        samples = manifest_samples(args.manifest)
+    for sample in samples:
+        paths = {"rgb": sample.rgb, "label": sample.label, "gt": sample.gt, "mask": sample.mask}
+        group = sample.stem.rpartition("/")[0] or "."
+        yield Files(group, sample.stem, {role: path for role, path in paths.items() if path})
+
+
+def finish(samples: list[Files], notes: list[str], workers: int) -> int:
+    """Check, print the report, and return the exit status: 1 if anything is wrong."""
+    if not samples:
+        raise InputError("no sample found: nothing to check")
+    problems = check_all(samples, workers)
+    print(report(samples, problems, notes))
+    return 1 if problems else 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--dataset", choices=["diode", "folder", "manifest"], default="diode")
+    add("--train_data_dir", type=Path, help="DIODE's normals/ or depths/ folder, or a folder of your own")
+    add("--pseudo_root", type=Path, help="labels (folder: instead of its labels/)")
+    add("--manifest", type=Path, help="a .jsonl file")
+    add("--workers", type=int, default=min(8, os.cpu_count() or 1), help="threads")
+    args = parser.parse_args(argv)
+    needed = "manifest" if args.dataset == "manifest" else "train_data_dir"
+    if getattr(args, needed) is None:
+        raise InputError(f"--{needed} is missing")
+    notes: list[str] = []
+    if args.dataset == "diode":
+        return finish(list(diode_files(args.train_data_dir.parent, args.pseudo_root, notes)), notes, args.workers)
+    return finish(list(own_files(args)), notes, args.workers)
+
+
+def _size(role: str, path: Path) -> tuple[int, int]:
+    """(width, height) of a file, read to its end; ValueError if it is not what its role needs."""
+    if role in ("rgb", "label"):
+        return (read_rgb if role == "rgb" else read_label)(path).size
+    array = maps.read_mask(path) if role == "mask" else maps.read_array(path)
+    channels = array.shape[2] if array.ndim == 3 else 1
+    if channels not in CHANNELS[role] or (role in ("depth", "normal") and array.dtype.kind != "f"):
+        raise ValueError(f"{array.dtype} {array.shape} is no {role} map")
+    return array.shape[1], array.shape[0]
+
+
+if __name__ == "__main__":
+    run(lambda: sys.exit(main()))

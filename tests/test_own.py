@@ -1,0 +1,241 @@
+"""Your own data: folders and manifests, splits, truth, and the README's recipe."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, losses, records, run_here
+from PIL import Image
+from safetensors import safe_open
+
+from dataloaders.check import main as check
+from dataloaders.diode import DiodeNormals
+from dataloaders.own import OwnMaps, open_own
+from dataloaders.samples import folder_samples, manifest_samples, split_samples
+from utils.errors import InputError
+from utils.lora import SAFETENSORS
+
+
+@pytest.fixture
+def own(diode, tmp_path) -> Path:
+    """12 of the mini world's training samples as a folder of one's own: labels, normals as gt, and masks."""
+    root = tmp_path / "own"
+    world = DiodeNormals(diode / "normals", diode / "pseudo" / "normal", "train")
+    for i, stem in enumerate(world.stems[:12]):
+        name = f"{'deep/er/' if i % 2 else ''}{i:02d}"
+        for folder, source, ending in (
+            ("images", diode / "depths" / f"{stem}.png", ".png"),
+            ("labels", diode / "pseudo" / "normal" / f"{stem}.png", ".png"),
+            ("gt", diode / "normals" / f"{stem}_normal.npy", ".npy"),
+            ("masks", diode / "depths" / f"{stem}_depth_mask.npy", ".npy"),
+        ):
+            target = root / folder / f"{name}{ending}"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, target)
+    return root
+
+
+def opened(root, task="normal", fraction=0.25, seed=3, **options):
+    options = {"frame": "opengl", "resolution": 64, **options}
+    return open_own(folder_samples(root), task, fraction, seed, **options)
+
+
+def manifest(root, **more) -> Path:
+    """The same samples as `own`'s folder, as a manifest beside it."""
+    lines = []
+    for sample in folder_samples(root):
+        relative = [
+            path.relative_to(root.parent).as_posix() for path in (sample.rgb, sample.label, sample.gt, sample.mask)
+        ]
+        lines.append(
+            json.dumps({**dict(zip(("image", "label", "gt", "mask"), relative)), "name": sample.stem, **more})
+        )
+    path = root.parent / "data.jsonl"
+    path.write_text("\n".join([*lines, ""]))
+    return path
+
+
+def test_a_folder_gives_what_diode_gives(own, diode):
+    train, validation = opened(own)
+    assert len(train) == 9 and {name: len(items) for name, items in validation.items()} == {"train": 4, "val": 3}
+    assert "9 samples to train on, 3 held out; 12 have ground truth" in train.notes
+    world = DiodeNormals(diode / "normals", diode / "pseudo" / "normal", "train", resolution=64)
+    for i in (0, 5):
+        ours, theirs = train[i], world[int(train.stems[i][-2:])]
+        for key in ("rgb", "target", "valid"):
+            assert torch.equal(ours[key], theirs[key])
+        torch.testing.assert_close(ours["gt"], theirs["gt"])
+    assert train.measured and train.reference == "ground truth"
+
+
+def test_frames_of_true_normals_are_converted(own):
+    gl, cv = opened(own)[0][0], opened(own, frame="opencv")[0][0]
+    torch.testing.assert_close(gl["gt"] * torch.tensor([1.0, -1, -1])[:, None, None], cv["gt"])
+
+
+def test_the_split_is_seeded_and_hardly_moves(own):
+    first = {name: [s.stem for s in part] for name, part in split_samples(folder_samples(own), 0.25, 3).items()}
+    assert first == {
+        name: [s.stem for s in part] for name, part in split_samples(folder_samples(own), 0.25, 3).items()
+    }
+    others = [{s.stem for s in split_samples(folder_samples(own), 0.25, seed)["val"]} for seed in range(5)]
+    assert len({frozenset(other) for other in others}) > 1
+    shutil.copy(own / "images" / "00.png", own / "images" / "new.png")
+    more = {s.stem for s in split_samples(folder_samples(own), 0.25, 3)["val"]}
+    assert len(more & set(first["val"])) >= 2
+    assert split_samples(folder_samples(own), 0, 3)["val"] == []
+
+
+def test_folders_called_train_and_val_are_the_split(own):
+    for folder in ("images", "labels", "gt", "masks"):
+        (own / folder / "deep").rename(own / folder / "val")
+        (own / folder / "train").mkdir()
+        for path in [path for path in (own / folder).iterdir() if path.is_file()]:
+            path.rename(own / folder / "train" / path.name)
+    train, validation = opened(own)
+    assert len(train) == 6 and all(stem.startswith("train/") for stem in train.stems)
+    assert all(item["stem"].startswith("val/er/") for item in validation["val"])
+    shutil.copy(own / "images" / "train" / "00.png", own / "images" / "stray.png")
+    with pytest.raises(InputError, match=r"stray: images/ holds train/ and val/"):
+        folder_samples(own)
+
+
+def test_a_manifest_is_the_same_data(own):
+    folder, _ = opened(own)
+    samples = manifest_samples(manifest(own))
+    listed, _ = open_own(samples, "normal", 0.25, 3, frame="opengl", resolution=64)
+    assert listed.fingerprint == folder.fingerprint
+    assert all(torch.equal(listed[2][key], folder[2][key]) for key in ("rgb", "target", "gt", "valid"))
+
+
+@pytest.mark.parametrize(("line", "message"), [
+    ("{", r"data\.jsonl:2: not JSON"),
+    ("[1]", r":2: expected an object of strings"),
+    ('{"image": "a.png"}', r":2: no 'label'"),
+    ('{"image": "a.png", "label": "b.png", "lable": "c"}', r":2: unknown key 'lable'"),
+    ('{"image": "a.png", "label": "b.png", "split": "test"}', r"neither train nor val"),
+    ('{"image": "x.png", "label": "b.png"}', r":2: a second sample called x"),
+    ('{"image": "a.png", "label": "b.png", "split": "val"}', "some lines have a split"),
+])  # fmt: skip
+def test_wrong_manifests_name_the_line(tmp_path, line, message):
+    path = tmp_path / "data.jsonl"
+    path.write_text('{"image": "x.png", "label": "y.png"}\n' + line + "\n")
+    with pytest.raises(InputError, match=message):
+        manifest_samples(path)
+
+
+def test_missing_and_double_files(own):
+    (own / "labels" / "00.png").unlink()
+    (own / "labels" / "deep" / "er" / "01.png").unlink()
+    with pytest.raises(InputError, match=r"2 of 12 samples lack a file, e\.g\. .*labels/00\.png"):
+        opened(own)
+    train, _ = opened(own, skip_missing=True)
+    assert len(train) == 8
+    assert "left out 2 of 12" in train.notes[0]
+    shutil.copy(own / "images" / "02.png", own / "images" / "02.jpg")
+    with pytest.raises(InputError, match=r"02\.jpg and .*02\.png have one name"):
+        opened(own)
+    shutil.rmtree(own / "labels")
+    with pytest.raises(InputError, match="labels: no such folder"):
+        opened(own)
+
+
+def test_truth_of_some_and_of_none(own):
+    for path in sorted((own / "gt").rglob("*.npy"))[:6]:
+        path.unlink()
+    train, _ = opened(own, fraction=0)
+    valid = [train[i]["valid"].any().item() for i in range(12)]
+    assert sum(valid) == 6 and train.measured
+    shutil.rmtree(own / "gt")
+    train, _ = opened(own)
+    assert not train.measured and "LABELS" in train.notes[-1]
+    torch.testing.assert_close(train[0]["gt"], torch.nn.functional.normalize(train[0]["target"], dim=0))
+    depth, _ = opened(own, task="depth")
+    assert not depth[0]["valid"].any() and "nothing is scored" in depth.notes[-1]
+
+
+def test_truth_of_every_kind(own):
+    stem = folder_samples(own)[0].stem
+    gt, mask = own / "gt" / f"{stem}.npy", own / "masks" / f"{stem}.npy"
+
+    def item(task):
+        return OwnMaps(folder_samples(own)[:1], task, measured=True, resolution=64)[0]
+
+    np.save(mask, np.ones((72, 96)))
+    depth = np.full((72, 96), 3.0, np.float32)
+    depth[:, :48] = np.nan
+    np.save(gt, depth)
+    found = item("depth")
+    assert found["gt"].shape == (1, 64, 64) and found["valid"].float().mean() == 0.5
+    gt.unlink()
+    Image.fromarray(np.full((72, 96, 3), 188, np.uint8)).save(gt.with_suffix(".png"))
+    found = item("albedo")
+    assert found["gt"].shape == (3, 64, 64) and found["gt"].mean() == pytest.approx(0.503, abs=0.002)  # decoded sRGB
+    with pytest.raises(InputError, match=r"\.png: ground truth depth is read from \.npy in metres only"):
+        item("depth")
+    np.save(mask, np.ones((5, 5)))
+    with pytest.raises(InputError, match=r"mask of shape \(5, 5\)"):
+        item("albedo")
+
+
+@pytest.mark.parametrize("script", ["sd_single_diode_pseudo_normal.py", "augunet_diode_pseudo_depth.py"])
+def test_training_on_own_data(script, own, flags, tmp_path):
+    words = flags(script, tmp_path / "run", "--max_train_steps", 2, "--val_fraction", 0.25)
+    for name in ("--train_data_dir", "--pseudo_root"):
+        i = words.index(name)
+        del words[i : i + 2]
+    frame = ["--gt_frame", "opengl"] if script.endswith("normal.py") else []
+    if frame:
+        run_here(script, [*words, "--dataset", "folder", "--train_data_dir", str(own), *frame])
+    else:
+        lines = [json.dumps({"image": str(s.rgb), "label": str(s.label)}) for s in folder_samples(own)]
+        path = tmp_path / "plain.jsonl"
+        path.write_text("\n".join(lines))
+        run_here(script, [*words, "--dataset", "manifest", "--manifest", str(path)])
+    assert sorted(losses(tmp_path / "run")) == [1, 2]
+    names = {name for record in records(tmp_path / "run") for name in record if name.startswith("val/")}
+    assert ("val/val/mean" in names) if frame else not names
+    assert (tmp_path / "run" / "validation" / "000002_val.png").is_file()
+    with safe_open(tmp_path / "run" / SAFETENSORS, framework="pt") as file:
+        assert file.metadata()["validated_against"] == ("ground truth" if frame else "pseudo label")
+
+
+def test_check(own, capsys):
+    assert check(["--dataset", "folder", "--train_data_dir", str(own)]) == 0
+    assert "12 samples, 48 files" in capsys.readouterr().out
+    (own / "labels" / "00.png").write_bytes(b"")
+    np.save(own / "gt" / "02.npy", np.ones((5, 6, 3), np.float32))
+    (own / "labels" / "deep" / "er" / "01.png").unlink()
+    assert check(["--dataset", "folder", "--train_data_dir", str(own)]) == 1
+    text = capsys.readouterr().out
+    assert "1 missing, 1 corrupt, 1 mismatched" in text and "02.npy: 6x5, its picture 96x72" in text
+    path = own.parent / "m.jsonl"
+    path.write_text(json.dumps({"image": "own/images/02.png", "label": "own/labels/02.png"}))
+    assert check(["--dataset", "manifest", "--manifest", str(path)]) == 0
+
+
+def test_the_readmes_recipe_runs(own, tmp_path):
+    """README's lines, word for word, but for the number of steps."""
+    block = re.search(r"## Your own data\n.*?```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
+    recipe, count = re.subn(r"--max_train_steps \d+", "--max_train_steps 2", block)
+    assert count == 1 and len(block.replace("\\\n", "").strip().splitlines()) == 5
+    place = tmp_path / "checkout"
+    place.mkdir()
+    for name in [*ROOT.glob("*.py"), ROOT / "utils", ROOT / "dataloaders", ROOT / "miniworld"]:
+        (place / name.name).symlink_to(name)
+    for folder, kind in (("my_pictures", "images"), ("my_labels", "labels")):
+        (place / folder).mkdir()
+        for path in (own / kind).rglob("*.png"):
+            shutil.copy(path, place / folder)
+    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "-ec", recipe], cwd=place, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "12 samples, 24 files in 1 groups: all good" in done.stdout
+    assert len(list((place / "output").rglob("*_normal.png"))) == 12
