@@ -21,6 +21,7 @@ from utils.batches import EndlessBatches
 from utils.errors import InputError, note
 from utils.lora import lora_parameters, save_lora
 from utils.noise import generators
+from utils.scores import described
 from utils.validation import validate
 
 
@@ -159,11 +160,8 @@ def train(
 
     uploads = None
     if args.push_to_hub and main:
-        measured = " ".join((score.__doc__ or "").split("\n\n")[0].split())
-        protocol = (
-            f"{measured} Mean over {max(map(len, validation_samples.values()), default=0)} fixed images per split, "
-        )
-        protocol += f"centre crops of {args.resolution} px."
+        images = max(map(len, validation_samples.values()), default=0)
+        protocol = f"{described(score)} Mean over {images} fixed images per split, at {args.resolution} px."
         uploads = hub.Uploads(output_dir, args.hub_model_id, args.hub_token, metadata, protocol)
 
     # train
