@@ -23,6 +23,7 @@ from utils.latent_cache import cached_or_not
 from utils.latents import NAMES
 from utils.lora import lora_parameters, save_lora
 from utils.noise import generators
+from utils.scores import described
 from utils.validation import validate
 
 READ = ("rgb", "target", *NAMES)  # what of a batch a loss may read
@@ -172,11 +173,8 @@ def train(
 
     uploads = None
     if args.push_to_hub and main:
-        measured = " ".join((score.__doc__ or "").split("\n\n")[0].split())
-        protocol = (
-            f"{measured} Mean over {max(map(len, validation_samples.values()), default=0)} fixed images per split, "
-        )
-        protocol += f"centre crops of {args.resolution} px."
+        images = max(map(len, validation_samples.values()), default=0)
+        protocol = f"{described(score)} Mean over {images} fixed images per split, at {args.resolution} px."
         uploads = hub.Uploads(output_dir, args.hub_model_id, args.hub_token, metadata, protocol)
 
     # train
