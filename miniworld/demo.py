@@ -1,11 +1,15 @@
-"""The project's whole way in a few minutes: render scenes, train a LoRA, draw normals of unseen pictures, look.
+"""The project's whole way in minutes: render scenes, train a LoRA, draw maps of unseen pictures, score them, look.
 
-    python -m miniworld.demo --out demo
+    python -m miniworld.demo                                    surface normals in a single step
+    python -m miniworld.demo --task depth                       or albedo, or shading
+    python -m miniworld.demo --method augunet                   in many steps
 
-Every step runs the same command that a user with DIODE and Stable Diffusion runs.
+Every step runs the same command that a user with DIODE and Stable Diffusion runs. Beside the LoRA's error stand the
+errors of references, measured in the same run by the same command (`miniworld.references`).
 """
 
 import argparse
+import json
 import os
 import shlex
 import shutil
@@ -17,85 +21,159 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dataloaders.diode import DiodeNormals
-from utils.visualize import normals_picture, sheet, strip
+from miniworld.references import random_twin, untrained_lora, write_codec_ceiling, write_mean_label
+from miniworld.tasks import TASKS, Task
+from utils.visualize import sheet, strip
 
 ROOT = Path(__file__).resolve().parent.parent
-BASE = ROOT / "miniworld" / "mini-sd"
+BASE, DONOR = ROOT / "miniworld" / "mini-sd", ROOT / "miniworld" / "mini-ip2p"
+SCRIPTS = {"single": "sd_single", "augunet": "augunet"}
+DRAWERS = {"single": "inference_sd_single.py", "augunet": "inference_augunet.py"}
 SIDE, ROWS = 64, 6
 
 
-def main(argv: list[str] | None = None) -> None:
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for everything (default: demo)")
-    parser.add_argument("--steps", type=int, default=300, help="training steps (default: 300)")
-    args = parser.parse_args(argv)
-    out = args.out.resolve()
-    diode, run = out / "DIODE", out / "run"
+    add = parser.add_argument
+    add("--out", type=Path, default=Path("demo"), help="folder for everything (default: demo)")
+    add("--task", choices=TASKS, default="normal", help="what to draw (default: normal)")
+    add("--method", choices=SCRIPTS, default="single", help="one UNet pass, or diffusion (default: single)")
+    add("--steps", type=int, default=300, help="training steps (default: 300)")
+    add("--train", type=int, default=300, help="labelled scenes (default: 300)")
+    add("--val", type=int, default=100, help="unseen scenes (default: 100)")
+    return parser.parse_args(argv)
 
-    step("1/4  render scenes in DIODE's layout, with pseudo labels")
-    python("-m", "miniworld.scenes", "--root", diode, "--train", 300, "--val", 100, "--size", "128x96")
 
-    step(f"2/4  train a LoRA on mini-sd for {args.steps} steps")
-    shutil.rmtree(run, ignore_errors=True)
-    python(
-        "-m", "accelerate.commands.launch", "--num_processes", 1, "--num_machines", 1, "--mixed_precision", "no",
-        "--dynamo_backend", "no", ROOT / "sd_single_diode_pseudo_normal.py",
-        "--pretrained_model_name_or_path", BASE, "--train_data_dir", diode / "normals",
-        "--pseudo_root", diode / "pseudo" / "normal", "--output_dir", run, "--resolution", SIDE,
-        "--max_train_steps", args.steps, "--rank", 16, "--train_batch_size", 16, "--learning_rate", 4e-3,
-        "--lr_scheduler", "linear", "--report_to", "none",
-    )  # fmt: skip
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    task, method = TASKS[args.task], args.method
+    diode, out = args.out.resolve() / "DIODE", args.out.resolve() / f"{args.task}-{method}"
+    shutil.rmtree(out, ignore_errors=True)
 
-    step("3/4  draw normals of pictures that training has not seen")
-    unseen = DiodeNormals(diode / "normals", diode / "pseudo" / "normal", "val", resolution=SIDE)
-    pictures, drawn = out / "unseen", out / "output"
-    for folder in (pictures, drawn):
-        shutil.rmtree(folder, ignore_errors=True)
+    step("1/4  render scenes in DIODE's layout, with labels")
+    size = ("--train", args.train, "--val", args.val, "--size", "128x96", "--truth")
+    python("-m", "miniworld.scenes", "--root", diode, *size)
+
+    step(
+        f"2/4  train a LoRA for {args.steps} steps: on mini-sd, and at the same time on its randomly initialised twin"
+    )
+    bases = {"lora": BASE, "random": random_twin(BASE, out / "random-sd")}
+    train(bases, args, diode, out)
+
+    step("3/4  draw what training has not seen")
+    train_set, unseen = (
+        task.dataset(diode / task.folder, diode / "pseudo" / args.task, split, resolution=SIDE)
+        for split in ("train", "val")
+    )
+    pictures = out / "unseen"
     pictures.mkdir()
     for stem in unseen.stems:
         shutil.copy(unseen.rgb_root / f"{stem}.png", pictures)
-    python(
-        ROOT / "inference_sd_single.py", "--lora", run, "--input_dir", pictures, "--output_dir", drawn,
-        "--batch_size", 4, "--npy",
-    )  # fmt: skip
+    untrained_lora(BASE, DONOR if method == "augunet" else None, out / "untrained", args.task, method)
+    for name in ("lora", "random", "untrained"):
+        words = ["--lora", out / name, "--input_dir", pictures, "--output_dir", out / "drawn" / name]
+        words += [
+            "--pretrained_model_name_or_path",
+            bases.get(name, BASE),
+            "--resolution",
+            SIDE,
+            "--batch_size",
+            10,
+            "--npy",
+        ]
+        python(ROOT / DRAWERS[method], *words)
+    write_mean_label(train_set, unseen, args.task, out / "drawn" / "mean")
+    write_codec_ceiling(BASE, unseen, args.task, out / "drawn" / "ceiling")
 
-    step("4/4  score them against ground truth, beside the constant mean normal")
-    python(
-        ROOT / "evaluate.py", "--task", "normal", "--protocol", "pooled", "--pred_dir", drawn / "normal" / "predicted",
-        "--gt_dir", diode / "normals" / "val", "--by_stem", "--center_crop", "--baseline", "mean",
-        "--output", out / "metrics.json", "--report", out / "report",
-    )  # fmt: skip
-
+    step("4/4  score")
+    found = {name: score(name, args.task, task, diode, out) for name in ROW_NAMES}
+    text = table(found, task, args)
+    (out / "results.md").write_text(text + "\n")
     chosen = np.linspace(0, len(unseen) - 1, ROWS).astype(int).tolist()
-    page = compare([unseen[index] for index in chosen], drawn / "normal" / "predicted")
+    page = compare([unseen[index] for index in chosen], task, out / "drawn" / "lora" / args.task / "predicted")
     page.save(out / "demo.png")
-    print(f"\nRGB | ground truth | label | prediction, {ROWS} unseen pictures: {out / 'demo.png'}")
-    print(
-        "mini-sd is a small generator trained on rendered pictures: this shows the way, not Stable Diffusion's quality"
-    )
+    print(f"\n{text}\n\nRGB | ground truth | label | drawing, {ROWS} unseen pictures: {out / 'demo.png'}")
+    print(f"report: {out / 'report' / 'index.html'}\nmini-sd shows the way, not Stable Diffusion's quality")
 
 
-def compare(samples: list[dict], folder: Path, zoom: int = 2) -> Image.Image:
+ROW_NAMES = {
+    "lora": "LoRA on mini-sd",
+    "mean": "mean of the training labels, pixel by pixel",
+    "random": "the same LoRA on a randomly initialised UNet",
+    "untrained": "no training at all",
+    "ceiling": "the label itself, through the codec",
+}
+
+
+def train(bases: dict[str, Path], args: argparse.Namespace, diode: Path, out: Path) -> None:
+    """Run the training script on all bases at once: the first shows its progress, the others write a log."""
+    running = []
+    for name, base in bases.items():
+        words = ["-m", "accelerate.commands.launch", "--num_processes", 1, "--num_machines", 1]
+        words += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+        words += [ROOT / f"{SCRIPTS[args.method]}_diode_pseudo_{args.task}.py"]
+        words += ["--pretrained_model_name_or_path", base]
+        words += ["--augment_from", DONOR] if args.method == "augunet" else []
+        words += ["--train_data_dir", diode / TASKS[args.task].folder, "--pseudo_root", diode / "pseudo" / args.task]
+        words += ["--output_dir", out / name, "--resolution", SIDE, "--max_train_steps", args.steps, "--rank", 16]
+        words += ["--train_batch_size", 16, "--learning_rate", 4e-3, "--lr_scheduler", "linear", "--report_to", "none"]
+        running.append(begin(*words, log=out / f"{name}.log" if running else None))
+    for process, log in running:
+        if process.wait():
+            sys.exit(log.read_text() if log else process.returncode)
+
+
+def score(name: str, kind: str, task: Task, diode: Path, out: Path) -> dict:
+    """evaluate.py on one row's maps -> its result file."""
+    words = ["--task", kind, *task.evaluation, "--pred_dir", out / "drawn" / name / kind / "predicted"]
+    words += ["--gt_dir", diode / task.folder / "val", "--by_stem", "--center_crop"]
+    words += ["--output", out / f"{name}.json"] + (["--report", out / "report"] if name == "lora" else [])
+    python(ROOT / "evaluate.py", *words, quiet=True)
+    return json.loads((out / f"{name}.json").read_text())
+
+
+def table(found: dict[str, dict], task: Task, args: argparse.Namespace) -> str:
+    """Row -> result file as markdown, best row's interval beside the others'."""
+    lines = [f"| {args.val} unseen scenes, {args.task}, {args.method} | {' | '.join(task.metrics.values())} |"]
+    lines.append("|---" * (1 + len(task.metrics)) + "|")
+    for name, result in found.items():
+        cells = []
+        for metric in task.metrics:
+            low, high = result["intervals"][metric]
+            cells.append(f"{result['metrics'][metric]:.3g} [{low:.3g}, {high:.3g}]")
+        lines.append(f"| {ROW_NAMES[name]} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def compare(samples: list[dict], task: Task, folder: Path, zoom: int = 2) -> Image.Image:
     """RGB | ground truth | label | what lies in `folder` for each sample, enlarged."""
     rows = []
     for sample in samples:
-        picture = np.asarray(Image.open(folder / f"{Path(sample['stem']).name}_normal.png"))
-        drawing = torch.from_numpy(picture.copy()).permute(2, 0, 1) / 127.5 - 1
-        row = strip([sample["rgb"], normals_picture(sample["gt"], sample["valid"]), sample["target"], drawing])
+        path = next(folder.glob(f"{Path(sample['stem']).name}_*.png"))
+        picture = np.array(Image.open(path).convert("RGB"))
+        drawing = torch.from_numpy(picture).permute(2, 0, 1) / 127.5 - 1
+        row = strip([sample["rgb"], task.picture(sample["gt"], sample["valid"]), sample["target"], drawing])
         rows.append(row.resize((row.width * zoom, row.height * zoom), Image.Resampling.NEAREST))
-    return sheet(rows, ["RGB", "ground truth", "label", "prediction"])
+    return sheet(rows, ["RGB", "ground truth", "label", "drawing"])
 
 
 def step(text: str) -> None:
     print(f"\n== {text}", flush=True)
 
 
-def python(*words: object) -> None:
-    """Run Python with these arguments from the project's root, showing the command; stop the demo if it fails."""
+def begin(*words: object, log: Path | None = None) -> tuple[subprocess.Popen, Path | None]:
+    """Start Python with these arguments in the project's root, showing the command; its output goes into `log`."""
     command = [sys.executable, *map(str, words)]
-    print("$ python " + shlex.join(command[1:]), flush=True)
-    status = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}).returncode
+    print("$ python " + shlex.join(command[1:]) + (f" > {log}" if log else ""), flush=True)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    output = log.open("w") if log else None
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output), log
+
+
+def python(*words: object, quiet: bool = False) -> None:
+    """`begin` and wait; stop the demo if it fails."""
+    log = Path(os.devnull) if quiet else None
+    status = begin(*words, log=log)[0].wait()
     if status:
         sys.exit(status)
 

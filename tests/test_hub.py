@@ -1,21 +1,30 @@
-"""--push_to_hub against a local server that speaks the hub's API; a failed upload never costs the run."""
+"""--push_to_hub against a local server that speaks the hub's API, up and down; a failed upload never costs the run."""
 
 import base64
 import json
+import os
+import re
 import socket
+import subprocess
+import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
-from conftest import python
+from conftest import ROOT, python, records
+from huggingface_hub import ModelCard
 
-from utils.hub import model_card
+from utils.lora import BIN, CONV_IN, SAFETENSORS
+from utils.model_card import model_card
+from utils.models import licence_of
 
-SCRIPT = "sd_single_diode_pseudo_normal.py"
+SINGLE, AUGUNET = "sd_single_diode_pseudo_normal.py", "augunet_diode_pseudo_depth.py"
 
 
 class Hub(BaseHTTPRequestHandler):
-    """Creates repositories, wants every file inline, and keeps what is committed in `server.files`."""
+    """Creates repositories, wants every file inline, keeps and serves what is committed: `server.files`."""
 
     def do_POST(self):
         body = self.rfile.read(int(self.headers["Content-Length"]))
@@ -28,10 +37,15 @@ class Hub(BaseHTTPRequestHandler):
             files = [{"path": path, "uploadMode": "regular", "shouldIgnore": False} for path in paths]
             self.answer({"files": files})
         elif "/commit/" in self.path:
-            for line in body.splitlines():
-                item = json.loads(line)
-                if item["key"] == "file":
-                    self.server.files[item["value"]["path"]] = base64.b64decode(item["value"]["content"])
+            for item in map(json.loads, body.splitlines()):
+                value = item["value"]
+                if item["key"] == "header":
+                    self.server.commits.append(value["summary"])
+                elif item["key"] == "file":
+                    self.server.files[value["path"]] = base64.b64decode(value["content"])
+                elif item["key"] == "deletedFile":
+                    self.server.files.pop(value["path"])
+            self.server.loras.append(self.server.files[SAFETENSORS])
             url = f"{self.server.url}/someone/x/commit/1"
             self.answer({"commitUrl": url, "commitOid": "1", "success": True})
         elif self.path == "/api/validate-yaml":
@@ -40,55 +54,209 @@ class Hub(BaseHTTPRequestHandler):
             self.answer({"error": self.path}, 404)
 
     def do_GET(self):
-        self.answer({"error": "nothing here"}, 404)
+        name = self.path.partition("/resolve/")[2].partition("/")[2]
+        if name in self.server.files:
+            data = self.server.files[name]
+            self.send_response(200)
+            self.send_header("ETag", f'"{hash(data)}"')
+            self.send_header("X-Repo-Commit", "1" * 40)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(data)
+        elif "/tree/" in self.path:
+            files = self.server.files.items()
+            self.answer([{"type": "file", "path": path, "size": len(data), "oid": "0"} for path, data in files])
+        elif "/revision/" in self.path:
+            files = [{"rfilename": path} for path in self.server.files]
+            self.answer({"id": "someone/run", "sha": "1" * 40, "siblings": files, "tags": []})
+        else:
+            self.answer({"error": "nothing here"}, 404)
 
-    def answer(self, content: dict, status: int = 200):
+    do_HEAD = do_GET
+
+    def answer(self, content: object, status: int = 200):
         data = json.dumps(content).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
-        self.wfile.write(data)
+        if self.command != "HEAD":
+            self.wfile.write(data)
 
     def log_message(self, *args):
         pass
 
 
-@pytest.fixture
-def hub():
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.url, server.files, server.tokens = f"http://127.0.0.1:{server.server_port}", {}, set()
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server
-    server.shutdown()
+@pytest.fixture(scope="module")
+def uploaded(tmp_path_factory):
+    """(server, output folder, what was printed) of a run that has uploaded at step 2 and at its end; made once."""
+    servers = {}
+
+    def build(script, flags):
+        if script not in servers:
+            server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+            server.url = f"http://127.0.0.1:{server.server_port}"
+            server.files = {CONV_IN: b"old", "validation/old.png": b"old", "theirs.txt": b"kept"}
+            server.tokens, server.commits, server.loras = set(), [], []
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            output = tmp_path_factory.mktemp("uploaded") / "run"
+            words = ["--max_train_steps", 3, "--checkpointing_steps", 2, "--learning_rate", 1e-2]
+            words = flags(script, output, *words, "--push_to_hub", "--hub_token", "hf_secret")
+            servers[script] = server, output, python(script, *words, env=online(server.url))
+        return servers[script]
+
+    yield build
+    for server, *_ in servers.values():
+        server.shutdown()
 
 
-def test_upload(hub, flags, tmp_path):
-    words = flags(SCRIPT, tmp_path / "run", "--max_train_steps", 1, "--push_to_hub", "--hub_token", "hf_secret")
-    done = python(SCRIPT, *words, env={"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": None, "HF_HUB_DISABLE_XET": "1"})
-    assert f"uploaded to {hub.url}/someone/run" in done.stdout
-    assert {"pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin", "metrics.jsonl", "README.md"} <= set(
-        hub.files
+def online(url: str) -> dict:
+    return {"HF_ENDPOINT": url, "HF_HUB_OFFLINE": None, "HF_HUB_DISABLE_XET": "1"}
+
+
+def test_checkpoints_and_the_end_are_uploaded(flags, uploaded):
+    hub, output, done = uploaded(SINGLE, flags)
+    assert hub.commits == ["Step 2", "End of training, step 3"]
+    assert hub.loras == [(folder / SAFETENSORS).read_bytes() for folder in (output / "checkpoint-2", output)]
+    assert f"uploaded to {hub.url}/someone/run" in done.stdout and "failed" not in done.stdout
+    panels = {f"validation/{split}.png" for split in ("train", "indoors", "outdoor")}
+    assert set(hub.files) == {SAFETENSORS, BIN, "metrics.jsonl", "best.json", "README.md", "theirs.txt"} | panels
+    assert hub.files["validation/indoors.png"] == (output / "validation" / "000003_indoors.png").read_bytes()
+
+
+def test_the_token_goes_to_the_hub_alone(flags, uploaded):
+    hub, output, done = uploaded(SINGLE, flags)
+    assert hub.tokens == {"Bearer hf_secret"} and "hf_secret" not in done.stdout + done.stderr
+    assert not [path for path in output.rglob("*") if path.is_file() and b"hf_secret" in path.read_bytes()]
+
+
+def test_the_card_tells_what_the_run_was(flags, uploaded):
+    hub, output, _ = uploaded(SINGLE, flags)
+    text = hub.files["README.md"].decode()
+    card = ModelCard(text)
+    assert card.data.base_model is None, "the hub refuses a path there"
+    assert str(output.parent) not in text and "| steps | 3 |" in text
+    assert (
+        "# someone/run\n" in text and 'Prompt: "surface normal". Frame: opencv (x right, y down, z forward).' in text
     )
-    assert "validation/000001_indoors.png" in hub.files and not any("training_state" in name for name in hub.files)
-    local = (tmp_path / "run" / "pytorch_lora_weights.safetensors").read_bytes()
-    assert hub.files["pytorch_lora_weights.safetensors"] == local
-    assert b"base_model: " not in hub.files["README.md"], "the hub refuses a path there"
-    assert hub.tokens == {"Bearer hf_secret"}
-    assert "hf_secret" not in done.stdout + done.stderr
-    assert not [path for path in (tmp_path / "run").rglob("*") if path.is_file() and b"hf_secret" in path.read_bytes()]
+    scores = next(r for r in records(output) if r["step"] == 3 and "val/indoors/mean" in r)
+    cells = [f"{scores[name]:.4g}" for name in scores if name.startswith("val/indoors/")]
+    assert len(cells) > 5 and f"| indoors | {' | '.join(cells)} |" in text and "below_11.25 ↑" in text
+    assert "Protocol: Angles in degrees" in text and "4 fixed images per split" in text
+    assert "Measured after step 3." in text and "![indoors](validation/indoors.png)" in text
 
 
-def test_a_failed_upload_keeps_the_run(flags, tmp_path):
+def run_card(text: str, kept: str, hub, folder: Path, tmp_path: Path) -> list[str]:
+    """Execute the card's Python as it stands, `kept` before it, in `folder` (which holds the base model)."""
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    program = tmp_path / "card.py"
+    program.write_text("\n".join([kept, *(f"exec({block!r})\nafter({i})" for i, block in enumerate(blocks))]))
+    changed = {**online(hub.url), "HF_HOME": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
+    env = {key: value for key, value in {**os.environ, **changed}.items() if value is not None}
+    words = [sys.executable, program]
+    done = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return blocks
+
+
+def test_the_cards_lines_load_it_single_step(flags, uploaded, bases, tmp_path):
+    hub, output, _ = uploaded(SINGLE, flags)
+    kept = f"""
+import torch
+from utils.lora import load_attn_procs
+from utils.models import load_base
+from utils.objectives import SingleStep
+rgb = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+base = load_base("sd15")
+def sample():
+    return SingleStep(base.vae, base.encode_prompt("surface normal"), 1000).sample(base.unet, rgb)
+with torch.no_grad():
+    bare = sample()
+    load_attn_procs(base.unet, {str(output)!r})
+    ours = sample()
+assert (ours - bare).abs().max() > 1e-2
+draw = ""
+def after(i):
+    if i < 2:
+        loaded.append(pipeline)
+        return
+    for pipeline_ in loaded:
+        scope = {{"pipeline": pipeline_, "rgb": rgb}}
+        exec(blocks[2], scope)
+        assert torch.allclose(scope["drawn"], ours, atol=1e-4), (scope["drawn"] - ours).abs().max()
+loaded = []
+"""
+    text = hub.files["README.md"].decode()
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(run_card(text, f"{kept}\nblocks = {blocks!r}", hub, bases["sd15"].parent, tmp_path)) == 3
+
+
+def test_the_cards_lines_load_it_augunet(flags, uploaded, bases, tmp_path):
+    hub, output, _ = uploaded(AUGUNET, flags)
+    assert hub.files[CONV_IN] == (output / CONV_IN).read_bytes()
+    text = hub.files["README.md"].decode()
+    assert "Polarity: near = white" in text and "inference_augunet.py --lora lora" in text
+    kept = """
+import torch
+generator = torch.Generator().manual_seed(0)
+z, words = torch.randn(1, 8, 4, 4, generator=generator), torch.randn(1, 77, 64, generator=generator)
+outputs = []
+def after(i):
+    with torch.no_grad():
+        outputs.append((unet if i == 0 else pipeline.unet)(z, 500, words).sample)
+    if i == 1:
+        assert torch.allclose(*outputs, atol=1e-4), (outputs[0] - outputs[1]).abs().max()
+        pipeline.unload_lora_weights()
+        assert (pipeline.unet(z, 500, words).sample - outputs[0]).abs().max() > 1e-3
+"""
+    assert len(run_card(text, kept, hub, bases["sd21"].parent, tmp_path)) == 2
+
+
+def test_a_hub_that_is_down_is_told_once_and_costs_nothing(flags, tmp_path):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
-        env = {"HF_ENDPOINT": f"http://127.0.0.1:{unused.getsockname()[1]}", "HF_HUB_OFFLINE": None}
-        words = flags(SCRIPT, tmp_path / "run", "--max_train_steps", 1, "--push_to_hub", "--hub_token", "hf_secret")
-        done = python(SCRIPT, *words, env=env)
-    assert "--push_to_hub failed" in done.stdout and (tmp_path / "run" / "pytorch_lora_weights.bin").is_file()
+        words = ["--max_train_steps", 4, "--checkpointing_steps", 1, "--push_to_hub", "--hub_token", "hf_secret"]
+        words = flags(SINGLE, tmp_path / "run", *words)
+        done = python(SINGLE, *words, env=online(f"http://127.0.0.1:{unused.getsockname()[1]}"))
+    assert done.stdout.count("training goes on") <= 1 and done.stdout.count("the run is complete") == 1
+    assert f"hf upload run {tmp_path / 'run' / 'hub'}" in done.stdout and "hf_secret" not in done.stdout + done.stderr
+    assert (tmp_path / "run" / BIN).is_file() and (tmp_path / "run" / "hub" / "README.md").is_file()
 
 
-def test_model_card_names_base_and_loading():
-    metadata = {"base_model": "a/b", "task": "normal", "method": "single-step", "rank": 8}
-    card = model_card("me/lora", metadata)
-    assert card.startswith("---\nbase_model: a/b\n") and "| rank | 8 |" in card and "load_attn_procs" in card
+def test_the_first_failure_is_told_once(tmp_path, capsys, monkeypatch):
+    from utils.hub import Uploads
+
+    uploads = Uploads(tmp_path, "me/run", None, {}, "")
+    for step in (1, 2, 3):
+        uploads.checkpoint(tmp_path / f"checkpoint-{step}", step)  # nothing there to upload
+    assert capsys.readouterr().out.count("training goes on") == 1
+    uploads.finish(4)
+    assert capsys.readouterr().out.count("the run is complete") == 1
+
+
+def test_a_hub_that_never_answers_does_not_hold_the_run(flags, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        words = ["--max_train_steps", 3, "--checkpointing_steps", 1, "--push_to_hub"]
+        words = flags(SINGLE, tmp_path / "run", *words)
+        program = "import sys, sd_single_diode_pseudo_normal as script; from utils import hub; hub.PATIENCE = 1; "
+        started = time.monotonic()
+        env = {**online(f"http://127.0.0.1:{silent.getsockname()[1]}"), "PYTHONPATH": str(ROOT)}
+        done = python("-c", program + "script.main(sys.argv[1:])", *words, env=env)
+        assert time.monotonic() - started < 120
+    assert "no answer within 1 s" in done.stdout and (tmp_path / "run" / BIN).is_file()
+
+
+@pytest.mark.parametrize(("base", "licence"), [
+    ("stable-diffusion-v1-5/stable-diffusion-v1-5", "creativeml-openrail-m"),
+    ("stabilityai/stable-diffusion-2-1", "openrail++"),
+    ("nobody/knows", None),
+    (str(ROOT / "miniworld" / "mini-sd"), "apache-2.0"),
+])  # fmt: skip
+def test_licences(base, licence):
+    assert licence_of(base) == licence
+    metadata = {"base_model": base, "task": "depth", "method": "single-step", "prompt": "depth map", "timestep": 999}
+    text = model_card("me/lora", metadata, {}, "", [])
+    data = ModelCard(text).data
+    assert data.license == (licence or "other") and data.base_model == (None if base.startswith("/") else base)
+    assert "## Scores" not in text and f"The base model's: {licence or 'not stated'}." in text

@@ -142,30 +142,6 @@ def test_starting_from_a_lora(flags, tmp_path):
     assert distance(tmp_path / "run", start) < 1e-7
 
 
-def test_wandb_and_tensorboard_get_everything(flags, tmp_path):
-    """Two starts in one folder: one wandb id, offline files of both, TensorBoard with scalars and panels."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    output = tmp_path / "run"
-    words = ["--report_to", "tensorboard,wandb", "--checkpointing_steps", 1, "--resume_from_checkpoint", "latest"]
-    words = flags(SINGLE, output, "--max_train_steps", 1, *words)
-    env = {"WANDB_MODE": None, "WANDB_API_KEY": None, "NETRC": str(tmp_path / "none")}
-    done = launch(SINGLE, *words, env=env)
-    assert "wandb is offline (not logged in" in done.stdout and "wandb sync" in done.stdout
-    words[words.index("--max_train_steps") + 1] = "2"
-    launch(SINGLE, *words, env=env)
-    identity = (output / "wandb_id.txt").read_text()
-    runs = sorted(path.name for path in output.glob("wandb/offline-run-*"))
-    assert len(runs) == 2 and all(name.endswith(identity) for name in runs)
-    names = " ".join(path.name for path in output.glob("wandb/offline-run-*/files/media/images/*"))
-    assert all(f"validation: {panel}" in names for panel in ("training images", "test images 1", "test images 2"))
-    board = EventAccumulator(str(output / "logs" / "intrinsic-lora"))
-    board.Reload()
-    assert [event.step for event in board.Scalars("train_loss")] == [1, 2]
-    assert "val/outdoor/mean" in board.Tags()["scalars"]
-    assert "validation: test images 2" in board.Tags()["images"]
-
-
 @pytest.mark.parametrize(("change", "message"), [
     (["--train_data_dir", "/nowhere"], r"/nowhere: no such folder \(from --train_data_dir\)"),
     (["--pretrained_model_name_or_path", "./nowhere"], "./nowhere: no such model folder"),

@@ -68,6 +68,9 @@ def _data_flags(group) -> None:
     add("--resolution", type=int, default=512, help="side of the square crops, in pixels; a multiple of 8")
     add("--center_crop", action=argparse.BooleanOptionalAction, default=True, help="crop the centre, as the released "
         "code always did; --no-center_crop crops at random, alike for image, label and ground truth")  # fmt: skip
+    add("--no_cache_latents", action="store_true", help="encode the pictures anew in every step, instead of once")
+    add("--cache_dir", help="folder of the encoded pictures, to share between runs; left out: latent_cache/ in "
+        "--output_dir")  # fmt: skip
     add("--dataloader_num_workers", type=int, default=0, help="processes that load data; 0: the main one")
     add("--dataset_name", help="refused: data come from local folders, see --dataset")
 
@@ -101,14 +104,20 @@ def _run_flags(group) -> None:
     add("--output_dir", default="sd-model-finetuned-lora", help="LoRA, checkpoints, metrics.jsonl and validation/")
     add("--seed", type=int, default=1234, help="of the LoRA's start, the order of the data and all noise")
     add("--checkpointing_steps", type=int, default=2500, help="write checkpoint-<step> every so many steps")
-    add("--checkpoints_total_limit", type=int, help="keep only the newest so many checkpoints")
+    add("--checkpoints_total_limit", type=int, help="keep only the newest so many checkpoints, and the best one")
     add("--resume_from_checkpoint", help="'latest', or a checkpoint folder")
     add("--validation_steps", type=int, default=2500, help="validate every so many steps (and before the first one "
         "and at the end)")  # fmt: skip
     add("--max_hours", type=float, help="stop after so many hours with a checkpoint (the released code: always 3.9)")
     add("--report_to", default="wandb", help="wandb, tensorboard, a comma-separated list, all, or none")
+    add("--tracker_project", default="intrinsic-lora", help="project in wandb, and folder inside --logging_dir")
+    add("--run_name", help="the run's name in wandb; left out: --output_dir's name")
+    add("--tracker_tags", default="", help="comma-separated tags of the run in wandb")
+    add("--best_metric", help="validation scalar that chooses the best checkpoint, which is named in best.json and "
+        "never pruned, such as val/outdoor/median; left out: the task's first one on indoors")  # fmt: skip
     add("--logging_dir", default="logs", help="TensorBoard's folder inside --output_dir")
-    add("--push_to_hub", action="store_true", help="upload the LoRA, a model card and validation panels at the end")
+    add("--push_to_hub", action="store_true", help="upload the LoRA, a model card and validation panels, at every "
+        "checkpoint and at the end")  # fmt: skip
     add("--hub_model_id", help="repository to upload to; left out: --output_dir's name")
     add("--hub_token", help="token for it; left out: the one `hf auth login` stored")
     add("--local_rank", type=int, default=-1, help="set by old launchers; the environment's LOCAL_RANK goes first")
@@ -142,6 +151,8 @@ def parse(
     if args.max_train_steps is None and args.num_train_epochs is None:
         raise InputError("no length: pass --max_train_steps or --num_train_epochs")
     args.trackers = _trackers(args.report_to)
+    args.tags = [tag.strip() for tag in args.tracker_tags.split(",") if tag.strip()]
+    _check_tracker_names(args)
     if args.local_rank >= 0:
         os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     return args
@@ -196,6 +207,17 @@ def _check_numbers(args: argparse.Namespace) -> None:
             raise InputError(f"--{name}={getattr(args, name)}: must not be negative")
     if args.resolution % 8:
         raise InputError(f"--resolution={args.resolution}: must be a multiple of 8, the VAE's reduction")
+
+
+def _check_tracker_names(args: argparse.Namespace) -> None:
+    """wandb refuses these names too, but only after the model has been loaded."""
+    for flag, text in (("tracker_project", args.tracker_project), ("run_name", args.run_name)):
+        if text is not None and not 0 < len(text.strip()) <= 128:
+            raise InputError(f"--{flag}={text!r}: a name has 1 to 128 characters")
+    if set(args.tracker_project) & set("/\\#?%:"):
+        raise InputError(f"--tracker_project={args.tracker_project}: a project's name has none of / \\ # ? % :")
+    if any(len(tag) > 64 for tag in args.tags):
+        raise InputError(f"--tracker_tags={args.tracker_tags}: a tag has at most 64 characters")
 
 
 def _trackers(report_to: str) -> list[str]:

@@ -64,10 +64,12 @@ def save(
     settings: Mapping[str, object],
     metadata: Mapping[str, object],
     limit: int | None = None,
+    spare: str | None = None,
 ) -> Path:
     """Write `checkpoint-<step>` aside, rename it into place, and only then prune down to `limit`.
 
     stateful: name -> object with state_dict(). settings: what a resumed run must share with this one.
+    spare: name of a checkpoint that is never pruned.
     """
     final = output_dir / f"checkpoint-{step}"
     aside = output_dir / f".checkpoint-{step}.part"
@@ -79,7 +81,8 @@ def save(
     os.replace(aside, final)
     if limit is not None:
         for old in find(output_dir)[:-limit]:
-            shutil.rmtree(old)
+            if old.name != spare:
+                shutil.rmtree(old)
     return final
 
 

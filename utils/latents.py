@@ -12,6 +12,8 @@ from torch import Generator, Tensor
 
 from utils.noise import gaussian
 
+NAMES = ("rgb_mode", "target_mean", "target_std")
+
 
 @torch.no_grad()
 def mode(vae: AutoencoderKL, picture: Tensor) -> Tensor:

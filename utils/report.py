@@ -14,13 +14,12 @@ from PIL import Image
 from utils import evaluation
 from utils.aggregation import BINS_PER_DEGREE
 from utils.evaluation import Rules
-from utils.metrics import NORMAL_THRESHOLDS, unit_vectors
+from utils.metrics import NORMAL_THRESHOLDS, higher_is_better, unit_vectors
 from utils.pairing import Pair
 
 PICTURE_WIDTH = 420
 INVALID = (70, 74, 82)
 ERROR_COLOURS = ((13, 8, 55), (98, 20, 122), (196, 51, 92), (247, 138, 43), (252, 244, 170))
-HIGHER_IS_BETTER = ("below", "delta", "psnr", "ssim")
 UNITS = {
     "normal": {"mean": "°", "median": "°", "rmse": "°", "below": "%"},
     "depth": {"rmse": "m", "sq_rel": "m", "silog": "× 100"},
@@ -107,7 +106,7 @@ def _summary(result: dict) -> str:
     units = UNITS[result["task"]]
     head = ""
     for key in keys:
-        arrow = "↑" if key.startswith(HIGHER_IS_BETTER) else "↓"
+        arrow = "↑" if higher_is_better(key) else "↓"
         unit = units.get(key, units.get(key.split("_")[0] if key.startswith("below") else "", ""))
         head += f"<th>{escape(key)}&nbsp;{arrow}<small>{unit}</small></th>"
     body = [_summary_row(row, row["row"], keys, "") for row in result["rows"]]

@@ -3,10 +3,13 @@
 import json
 import netrc
 import os
+import re
 import secrets
 import socket
 import string
-from collections.abc import Mapping
+import sys
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies
@@ -15,36 +18,94 @@ import numpy as np
 from accelerate import Accelerator
 from PIL import Image
 
+from utils.best import METRICS, read_metrics
 from utils.errors import note
 from utils.validation import write_panels
 
-PROJECT = "intrinsic-lora"
-METRICS = "metrics.jsonl"
 PANELS = {"train": "training images", "indoors": "test images 1", "outdoor": "test images 2"}  # the released names
 
 
-def start_trackers(accelerator: Accelerator, output_dir: Path, config: Mapping[str, object]) -> None:
-    """Open the trackers that `accelerator` was made with (main process only).
+def start_trackers(
+    accelerator: Accelerator,
+    output_dir: Path,
+    config: Mapping[str, object],
+    project: str = "intrinsic-lora",
+    name: str | None = None,
+    tags: Sequence[str] = (),
+    resumed_at: int | None = None,
+    sent: Collection[tuple[int, str]] = (),
+) -> None:
+    """Open the trackers that `accelerator` was made with (main process only), and show them `config`.
 
-    wandb: the run is named after the output folder, and its id is kept in `<output_dir>/wandb_id.txt`, so that every
-    start in that folder goes on with the same curve.
+    name, tags: of the run in wandb; left out, the name of `output_dir`. The run's id is kept in
+    `<output_dir>/wandb_id.txt`, so that every start in that folder goes on with the same curve.
+    resumed_at: the step of the checkpoint that this start goes on from. TensorBoard forgets what came after it; wandb
+    cannot, so it is not told again what is in `sent`, the (step, scalar) that `forget_after` dropped.
     """
     if not accelerator.is_main_process:
         return
-    plain = {name: value if isinstance(value, (int, float, str)) else str(value) for name, value in config.items()}
-    init = {}
-    if any(str(name) == "wandb" for name in accelerator.log_with):
+    wanted = {str(each) for each in accelerator.log_with}
+    init = {"tensorboard": {} if resumed_at is None else {"purge_step": resumed_at + 1}}
+    known_to_wandb = (output_dir / "wandb_id.txt").is_file()
+    if "wandb" in wanted:
+        import wandb
+
         mode, reason = wandb_mode()
-        init = {
-            "name": output_dir.stem,
+        waiting = not_uploaded(output_dir)
+        if mode == "online" and waiting and "WANDB_MODE" not in os.environ:
+            mode, reason = "offline", f"{len(waiting)} earlier part(s) of this run are not uploaded yet"
+        init["wandb"] = {
+            "name": name or output_dir.resolve().name,
+            "tags": list(tags) or None,
             "id": wandb_id(output_dir),
             "resume": "allow",
             "mode": mode,
             "dir": output_dir,
+            "settings": wandb.Settings(x_transaction_log_flush_interval=1),  # 15 s of curve would die with a process
         }
         if reason:
             note(f"wandb is offline ({reason}); upload later with: wandb sync {output_dir}/wandb/offline-run-*")
-    accelerator.init_trackers(PROJECT, config=plain, init_kwargs={"wandb": init})
+    with _token_hidden():
+        accelerator.init_trackers(project, init_kwargs=init)
+    for tracker in accelerator.trackers:
+        if tracker.name == "wandb":
+            tracker.sent = set(sent) if known_to_wandb else set()
+            tracker.run.config.update(dict(config), allow_val_change=True)
+        else:
+            tracker.writer.add_text("config", _table(config), resumed_at or 0)
+            tracker.writer.flush()
+
+
+@contextmanager
+def _token_hidden() -> Iterator[None]:
+    """wandb writes the command line into its files; --hub_token must not be in it."""
+    kept = sys.argv
+    sys.argv = [re.sub(r"^(--hub_token=).*", r"\1***", word) for word in kept]
+    for i, word in enumerate(kept[:-1]):
+        if word == "--hub_token":
+            sys.argv[i + 1] = "***"
+    try:
+        yield
+    finally:
+        sys.argv = kept
+
+
+def _table(config: Mapping[str, object]) -> str:
+    """A Markdown table, one row per value; a dictionary's values under `name.key`."""
+    rows = []
+    for name, value in config.items():
+        parts = {f"{name}.{key}": each for key, each in value.items()} if isinstance(value, Mapping) else {name: value}
+        rows += [f"| {key} | {str(each).replace('|', chr(92) + '|')} |" for key, each in parts.items()]
+    return "\n".join(["| setting | value |", "|---|---|", *rows])
+
+
+def not_uploaded(output_dir: Path) -> list[Path]:
+    """Folders of the run's offline parts that `wandb sync` has not uploaded."""
+    return sorted(
+        file.parent
+        for file in output_dir.glob("wandb/offline-run-*/run-*.wandb")
+        if not file.with_name(f"{file.name}.synced").is_file()
+    )
 
 
 def wandb_id(output_dir: Path) -> str:
@@ -79,36 +140,69 @@ def _netrc_knows(host: str) -> bool:
         return False
 
 
-def log_scalars(accelerator: Accelerator, output_dir: Path, values: Mapping[str, float], step: int) -> None:
-    """To every tracker, and as one line of `metrics.jsonl` (main process only)."""
+def log_scalars(
+    accelerator: Accelerator, output_dir: Path, values: Mapping[str, float], step: int, complete: bool
+) -> None:
+    """To every tracker, and as one line of `metrics.jsonl` (main process only).
+
+    complete: nothing more is coming for this step. wandb keeps a step in memory until then, and a killed run loses it.
+    """
     if accelerator.is_main_process:
         with open(output_dir / METRICS, "a") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
-    accelerator.log(dict(values), step=step)
+    for tracker in accelerator.trackers:
+        if tracker.name == "wandb":
+            new = {name: value for name, value in values.items() if (step, name) not in tracker.sent}
+            if new:
+                tracker.log(new, step=step, commit=complete)
+        else:
+            tracker.log(values, step=step)
 
 
 def log_panels(
     accelerator: Accelerator, output_dir: Path, panels: Mapping[str, list[tuple[str, Image.Image]]], step: int
 ) -> None:
-    """To `validation/` and to every tracker, there under the released names and (wandb) captioned with the stems."""
+    """To `validation/` and to every tracker, under the released names, each picture captioned with its stem.
+
+    Completes the step (see `log_scalars`).
+    """
     write_panels(panels, output_dir / "validation", step)
+    named = {f"validation: {PANELS.get(split, split)}": rows for split, rows in panels.items()}
     for tracker in accelerator.trackers:
-        for split, rows in panels.items():
-            name = f"validation: {PANELS.get(split, split)}"
-            if tracker.name == "wandb":
-                import wandb  # only where it was asked for
+        if tracker.name == "wandb":
+            import wandb  # only where it was asked for
 
-                tracker.log({name: [wandb.Image(image, caption=stem) for stem, image in rows]}, step=step)
-            else:
-                tracker.log_images(
-                    {name: np.stack([np.asarray(image) for _, image in rows])}, step, dataformats="NHWC"
-                )
+            shown = {name: [wandb.Image(image, caption=stem) for stem, image in rows] for name, rows in named.items()}
+            if not any(at == step and name.startswith("val/") for at, name in tracker.sent):
+                tracker.log(shown, step=step, commit=True)
+        else:
+            for name, rows in named.items():
+                for stem, image in rows:
+                    tracker.writer.add_image(f"{name}/{stem}", np.asarray(image), step, dataformats="HWC")
+            tracker.writer.flush()
 
 
-def forget_after(output_dir: Path, step: int) -> None:
-    """Drop the lines of `metrics.jsonl` past `step`: a resumed run writes them anew."""
+def log_best(accelerator: Accelerator, best: Mapping[str, object] | None, step: int) -> None:
+    """The best checkpoint (`utils.best.mark_best`): into wandb's summary as `best/...`, into TensorBoard as text."""
+    for tracker in accelerator.trackers if best else ():
+        if tracker.name == "wandb":
+            tracker.run.summary.update({f"best/{key}": value for key, value in best.items()})
+        else:
+            tracker.writer.add_text("best", _table(best), step)
+            tracker.writer.flush()
+
+
+def forget_after(output_dir: Path, step: int, validation_steps: int) -> set[tuple[int, str]]:
+    """Drop the lines of `metrics.jsonl` past `step`, which a resumed run writes anew.
+
+    Returns the (step, scalar) dropped that wandb has: all but those of a step whose validation was cut off.
+    """
     file = output_dir / METRICS
+    lines = read_metrics(output_dir)
     if file.is_file():
-        lines = file.read_text().splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-        file.write_text("".join(kept))
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines if line["step"] <= step))
+    dropped = {(line["step"], name) for line in lines if line["step"] > step for name in line if name != "step"}
+    end = max((at for at, _ in dropped), default=step)
+    if end % validation_steps == 0 and not any(at == end and name.startswith("val/") for at, name in dropped):
+        return {(at, name) for at, name in dropped if at != end}
+    return dropped

@@ -16,12 +16,16 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from utils import __version__, checkpoint, hub, processes, tracking
+from utils import __version__, best, checkpoint, hub, processes, provenance, tracking
 from utils.batches import EndlessBatches
 from utils.errors import InputError, note
+from utils.latent_cache import cached_or_not
+from utils.latents import NAMES
 from utils.lora import lora_parameters, save_lora
 from utils.noise import generators
 from utils.validation import validate
+
+READ = ("rgb", "target", *NAMES)  # what of a batch a loss may read
 
 
 def start(args: argparse.Namespace) -> Accelerator:
@@ -65,7 +69,7 @@ def train(
 ) -> Path:
     """Train the LoRA on `unet`'s attention layers; return the path of the LoRA file in `args.output_dir`.
 
-    objective: has loss(unet, batch, noise) -> scalar and sample(unet, rgb, noise) -> (B,3,H,W).
+    objective: has loss(unet, batch, noise) -> scalar, sample(unet, rgb, noise) -> (B,3,H,W), and the frozen vae.
     train_set: items with rgb and target; its `notes` are printed, its `fingerprint` guards a resumed run.
     validation_samples, score, pictures: see `utils.validation.validate`.
     metadata: task, method, base model and so on, written into every LoRA file.
@@ -101,6 +105,7 @@ def train(
     settings = {key: metadata[key] for key in ("task", "method", "base_model", "rank", "prompt", "resolution")}
     settings |= {"seed": args.seed, "images per step": step_samples, "training data": train_set.fingerprint}
     base_lrs = schedule.base_lrs
+    sent: set[tuple[int, str]] = set()
     step, source = 0, checkpoint.choose(output_dir, args.resume_from_checkpoint)
     if source:
         step = checkpoint.load(source, bare_unet, stateful, settings)
@@ -108,11 +113,20 @@ def train(
             group["lr"] = lr * factor(schedule.last_epoch)  # this run's flag, not the checkpoint's
         schedule.base_lrs = base_lrs
         if main:
-            tracking.forget_after(output_dir, step)
+            sent = tracking.forget_after(output_dir, step, args.validation_steps)
+            best.mark_best(output_dir, args.best_metric)  # a metric that is not there ends the run here
             print(f"resuming from {source} at step {step}")
     elif args.resume_from_checkpoint:
         note(f"no checkpoint in {output_dir} yet; starting from step 0")
-    tracking.start_trackers(accelerator, output_dir, {k: v for k, v in vars(args).items() if k != "hub_token"})
+    trained, everything = sum(p.numel() for p in parameters), sum(p.numel() for p in bare_unet.parameters())
+    config = {name: value for name, value in vars(args).items() if name != "hub_token"} | metadata
+    config |= {"lora_parameters": trained, "unet_parameters": everything, "images_per_step": step_samples}
+    config |= {"total_steps": max_steps, "training_images": len(train_set), "training_data": train_set.fingerprint}
+    config["validation_images"] = {split: len(items) for split, items in validation_samples.items()}
+    config |= {"versions": provenance.versions(), **provenance.git_state()}
+    tracking.start_trackers(
+        accelerator, output_dir, config, args.tracker_project, args.run_name, args.tags, step if source else None, sent
+    )
 
     # data
     batches = EndlessBatches(
@@ -120,19 +134,29 @@ def train(
         start=step * accumulation,
     )  # fmt: skip
     workers = args.dataloader_num_workers
+    place = (accelerator.process_index, accelerator.num_processes)
+    cache_dir = Path(args.cache_dir or output_dir / "latent_cache")
+    samples = (
+        train_set if args.no_cache_latents else cached_or_not(train_set, objective.vae, cache_dir, workers, *place)
+    )
+    resting = "cpu" if samples is not train_set else accelerator.device  # where the VAE is between validations
+    objective.vae.to(resting)
     loader = DataLoader(
-        train_set, batch_sampler=batches, num_workers=workers, pin_memory=accelerator.device.type == "cuda"
+        samples, batch_sampler=batches, num_workers=workers, pin_memory=accelerator.device.type == "cuda"
     )
 
     def report(step: int) -> None:
         if main:
+            objective.vae.to(accelerator.device)
             with accelerator.autocast():
                 scores, panels = validate(
                     objective, bare_unet, validation_samples, score, pictures, accelerator.device,
                     seed=args.seed + 100, batch_size=args.train_batch_size,
                 )  # fmt: skip
-            tracking.log_scalars(accelerator, output_dir, scores, step)
+            objective.vae.to(resting)
+            tracking.log_scalars(accelerator, output_dir, scores, step, complete=False)
             tracking.log_panels(accelerator, output_dir, panels, step)
+            tracking.log_best(accelerator, best.mark_best(output_dir, args.best_metric), step)
             headline = next(iter(scores), "").rsplit("/")[-1]  # a metric's dictionary begins with the one to watch
             shown = [f"{name[4:]} {value:.3f}" for name, value in scores.items() if name.endswith(f"/{headline}")]
             tqdm.write(f"step {step}: {', '.join(shown)}")
@@ -142,12 +166,21 @@ def train(
         if main:
             described = {**metadata, "steps": step}
             limit = args.checkpoints_total_limit
-            checkpoint.save(output_dir, step, bare_unet, stateful, settings, described, limit)
+            spare = best.best_folder(output_dir)
+            checkpoint.save(output_dir, step, bare_unet, stateful, settings, described, limit, spare)
         accelerator.wait_for_everyone()
+
+    uploads = None
+    if args.push_to_hub and main:
+        measured = " ".join((score.__doc__ or "").split("\n\n")[0].split())
+        protocol = (
+            f"{measured} Mean over {max(map(len, validation_samples.values()), default=0)} fixed images per split, "
+        )
+        protocol += f"centre crops of {args.resolution} px."
+        uploads = hub.Uploads(output_dir, args.hub_model_id, args.hub_token, metadata, protocol)
 
     # train
     if main:
-        trained, everything = sum(p.numel() for p in parameters), sum(p.numel() for p in bare_unet.parameters())
         print(
             f"{len(train_set)} training images, {step_samples} a step, {max_steps} steps; LoRA of rank {args.rank}: "
             f"{trained:,} parameters, {100 * trained / everything:.2f} % of the UNet; {accelerator.device}, "
@@ -155,7 +188,6 @@ def train(
         )
     if step == 0:
         report(step)
-    validated = step
     deadline = time.monotonic() + args.max_hours * 3600 if args.max_hours else math.inf
     bar = tqdm(total=max_steps, initial=step, desc="training", disable=not accelerator.is_local_main_process)
     unet.train()
@@ -163,7 +195,7 @@ def train(
     for micro_step, batch in zip(count(step * accumulation), loader if step < max_steps else ()):
         first = (micro_step * accelerator.num_processes + accelerator.process_index) * args.train_batch_size
         noise = generators(args.seed, first, args.train_batch_size)
-        maps = {key: batch[key].to(accelerator.device, non_blocking=True) for key in ("rgb", "target")}
+        maps = {key: batch[key].to(accelerator.device, non_blocking=True) for key in READ if key in batch}
         with accelerator.accumulate(unet):
             loss = objective.loss(unet, maps, noise)
             losses.append(loss.detach())
@@ -182,37 +214,38 @@ def train(
             schedule.step()
         mean_loss = accelerator.reduce(torch.stack(losses).mean(), reduction="mean").item()
         speed = step_samples / (time.monotonic() - since)
-        values = {"train_loss": mean_loss, "grad_norm": float(norm), "lr": rate, "samples_per_second": speed}
-        tracking.log_scalars(accelerator, output_dir, values, step)
-        bar.update(1)
-        bar.set_postfix(loss=f"{mean_loss:.4f}", lr=f"{rate:.1e}", refresh=False)
-        losses = []
         out_of_time = False
         if args.max_hours:  # all processes stop at the same step, when the first of them is out of time
             late = torch.tensor(float(time.monotonic() > deadline), device=accelerator.device)
             out_of_time = bool(accelerator.reduce(late))
-        if step % args.checkpointing_steps == 0 or step == max_steps or out_of_time:
+        last = step >= max_steps or out_of_time
+        validating = last or step % args.validation_steps == 0
+        values = {"train_loss": mean_loss, "grad_norm": float(norm), "lr": rate, "samples_per_second": speed}
+        tracking.log_scalars(accelerator, output_dir, values, step, complete=not validating)
+        bar.update(1)
+        bar.set_postfix(loss=f"{mean_loss:.4f}", lr=f"{rate:.1e}", refresh=False)
+        losses = []
+        if last or step % args.checkpointing_steps == 0:
             save(step)
-        if step % args.validation_steps == 0:
+        if validating:
             report(step)
-            validated = step
-        if step >= max_steps or out_of_time:
+        if uploads and not last and step % args.checkpointing_steps == 0:
+            uploads.checkpoint(output_dir / f"checkpoint-{step}", step)
+        if last:
             break
         since = time.monotonic()
     bar.close()
 
     # finish
-    if validated != step:
-        report(step)
     path = output_dir
     if main:
         path = save_lora(bare_unet, output_dir, {**metadata, "steps": step}, with_bin=True)
         print(f"{path}: LoRA after {step} steps")
         if step < max_steps:
             print(f"stopped by --max_hours; go on to {max_steps} with --resume_from_checkpoint latest")
-        if args.push_to_hub:
-            hub.push(output_dir, args.hub_model_id, args.hub_token, {**metadata, "steps": step})
     accelerator.end_training()
+    if uploads:
+        uploads.finish(step)
     return path
 
 

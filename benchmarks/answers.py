@@ -1,0 +1,207 @@
+"""Tables, plots and intervals of paper_questions, written between the marks of docs/paper_questions.md."""
+
+import argparse
+import json
+import platform
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from miniworld.gates import unseen_scenes
+from miniworld.model_folder import load_generator
+from miniworld.report import distances_along, write_card
+from miniworld.tasks import TASKS
+
+DRAWS = 4000
+UNETS = {"pretrained": "pretrained", "random": "randomly initialised"}
+
+
+def headline(task: str) -> str:
+    """What the task's error is called."""
+    return next(iter(TASKS[task].metrics.values()))
+
+
+def matrix(results: list[dict]) -> np.ndarray:
+    """Errors of one setting: (seeds, pictures), NaN where a picture cannot be scored."""
+    return np.array([[np.nan if value is None else value for value in one["errors"]] for one in results], float)
+
+
+def resample(errors: np.ndarray, draws: int = DRAWS) -> np.ndarray:
+    """Bootstrap means (draws,) of errors (seeds, pictures): seeds and pictures are both drawn with replacement.
+
+    The same draws for every setting with as many seeds and pictures, so that differences are paired.
+    """
+    rng = np.random.default_rng(0)
+    seeds, pictures = errors.shape
+    rows = rng.integers(seeds, size=(draws, seeds))
+    columns = rng.integers(pictures, size=(draws, pictures))
+    return np.array([np.nanmean(errors[np.ix_(row, column)]) for row, column in zip(rows, columns)])
+
+
+def interval(values: np.ndarray) -> tuple[float, float]:
+    """The central 95 %."""
+    return tuple(np.percentile(values, [2.5, 97.5]))
+
+
+def spearman(a, b) -> float:
+    """Rank correlation of two sequences without ties."""
+    ranks = [np.argsort(np.argsort(values)) for values in (a, b)]
+    return float(np.corrcoef(*ranks)[0, 1])
+
+
+def groups(results: list[dict], *keys: str) -> dict[tuple, list[dict]]:
+    """Results by the values of these settings, in the order asked; each group holds one result per seed."""
+    found: dict[tuple, list[dict]] = {}
+    for one in results:
+        found.setdefault(tuple(one["setting"][key] for key in keys), []).append(one)
+    return found
+
+
+def shown(results: list[dict], digits: int = 3) -> str:
+    """Mean with its interval."""
+    errors = matrix(results)
+    low, high = interval(resample(errors))
+    return f"{np.nanmean(errors):.{digits}g} [{low:.{digits}g}, {high:.{digits}g}]"
+
+
+def table(head: tuple[str, ...], rows: list[tuple]) -> str:
+    """Markdown."""
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def control(results: list[dict]) -> str:
+    rows = []
+    for task in TASKS:
+        pair = {unet: [one for one in results if one["setting"]["task"] == task and one["setting"]["unet"] == unet]
+                for unet in UNETS}  # fmt: skip
+        ratio = resample(matrix(pair["random"])) / resample(matrix(pair["pretrained"]))
+        low, high = interval(ratio)
+        times = np.nanmean(matrix(pair["random"])) / np.nanmean(matrix(pair["pretrained"]))
+        cells = [shown(pair[unet]) for unet in UNETS]
+        rows.append((task, headline(task), *cells, f"{times:.2f} [{low:.2f}, {high:.2f}]"))
+    return table(("intrinsic", "error", *UNETS.values(), "random / pretrained"), rows)
+
+
+def one_by_one(results: list[dict], key: str, title: str, share: bool = False) -> str:
+    rows = []
+    for (value,), group in groups(results, key).items():
+        extra = (f"{group[0]['parameters']:,}", f"{100 * group[0]['share']:.2f} %") if share else ()
+        rows.append((value, *extra, shown(group)))
+    more = ("LoRA parameters", "of the UNet's") if share else ()
+    return table((title, *more, headline("normal")), rows)
+
+
+def rates(results: list[dict]) -> str:
+    found = groups(results, "learning_rate", "unet")
+    values = list(dict.fromkeys(rate for rate, _ in found))
+    return table(
+        ("learning rate", *UNETS.values()),
+        [(f"{rate:g}", *(shown(found[rate, unet]) for unet in UNETS)) for rate in values],
+    )
+
+
+def better_generator(results: list[dict], args: argparse.Namespace) -> str:
+    """Generation distance beside intrinsic error along the pretraining, and Spearman's rho of the two."""
+    parts, vae = load_generator(Path(args.base))
+    maps, _, captions = unseen_scenes(0, 256)
+    along = distances_along(parts, vae, maps["rgb"], captions, args.snapshots, 0)
+    found = {int(Path(path).stem.split("-")[1]): group for (path,), group in groups(results, "unet").items()}
+    distance = {step: float(np.mean(along[str(step)])) for step in found}
+    rows = [(step, f"{distance[step]:.1f}", shown(group)) for step, group in found.items()]
+    steps = list(found)
+    means = [np.nanmean(matrix(found[step])) for step in steps]
+    drawn = np.array([resample(matrix(found[step])) for step in steps])
+    rho = spearman([distance[step] for step in steps], means)
+    low, high = interval(np.array([spearman([distance[s] for s in steps], column) for column in drawn.T]))
+    plot_pairs([distance[step] for step in steps], found, args.docs / "paper_questions_4.png")
+    text = table(("steps of pretraining", "sliced Wasserstein distance x 1000", headline("normal")), rows)
+    return (
+        f"{text}\n\nSpearman's rho between the two over {len(steps)} snapshots: **{rho:.2f} [{low:.2f}, {high:.2f}]** "
+        "(interval: seeds and scored pictures resampled; the distances are taken as they are).\n\n"
+        "![distance and error](paper_questions_4.png)"
+    )
+
+
+def plot(results: list[dict], key: str, title: str, path: Path) -> str:
+    """Error against a number on a logarithmic axis, each seed as a point; returns the picture's link."""
+    axes = new_axes()
+    values, means = [], []
+    for (value,), group in groups(results, key).items():
+        low, high = interval(resample(matrix(group)))
+        mean = np.nanmean(matrix(group))
+        axes.plot([value, value], [low, high], color="#356", linewidth=1.5)
+        axes.scatter([value] * len(group), np.nanmean(matrix(group), axis=1), s=9, color="#b54", zorder=3)
+        values.append(value)
+        means.append(mean)
+    axes.plot(values, means, color="#356", marker="o", markersize=4)
+    axes.set(xscale="log" if key != "timestep" else "linear", xlabel=title, ylabel=headline("normal"))
+    if key != "timestep":
+        axes.set_xticks(values, [str(value) for value in values])
+        axes.minorticks_off()
+    return finish(axes, path, f"error against {title}")
+
+
+def plot_pairs(distances: list[float], found: dict[int, list[dict]], path: Path) -> None:
+    axes = new_axes()
+    for distance, (step, group) in zip(distances, found.items()):
+        low, high = interval(resample(matrix(group)))
+        mean = np.nanmean(matrix(group))
+        axes.plot([distance, distance], [low, high], color="#356")
+        axes.scatter(distance, mean, color="#356", s=16, zorder=3)
+        axes.annotate(str(step), (distance, mean), textcoords="offset points", xytext=(4, 4), fontsize=7)
+    axes.set(xlabel="sliced Wasserstein distance x 1000 (better to the left)", ylabel=headline("normal"))
+    finish(axes, path, "")
+
+
+def new_axes():
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    return pyplot.subplots(figsize=(5.2, 3.2), layout="constrained")[1]
+
+
+def finish(axes, path: Path, text: str) -> str:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.figure.savefig(path, dpi=110)
+    return f"![{text}]({path.name})"
+
+
+def write_answers(answers: dict[str, list[dict]], recipe: dict, args: argparse.Namespace) -> None:
+    """All tables and plots of what was asked into `args.docs`, and the numbers as paper_questions.json."""
+    args.docs.mkdir(parents=True, exist_ok=True)
+    known = json.dumps({"recipe": recipe, "answers": answers})
+    args.docs.joinpath("paper_questions.json").write_text(known)
+    sections = [about(recipe, args)]
+
+    def add(name: str, title: str, make) -> None:
+        if answers.get(name):
+            sections.append(f"### {title}\n\n{make(answers[name])}")
+
+    def drawn(key: str, title: str, number: str, share: bool = False):
+        path = args.docs / f"paper_questions_{number}.png"
+        return lambda results: one_by_one(results, key, title, share) + "\n\n" + plot(results, key, title, path)
+
+    add("1", "1. Control: pretrained against randomly initialised UNet", control)
+    add("1 rates", "1, continued: is it the learning rate? (normals)", rates)
+    add("2", "2. How few parameters (normals)", drawn("rank", "rank", "2", share=True))
+    add("3", "3. How few labels (normals)", drawn("labels", "labels", "3"))
+    add("4", "4. Does a better generator know more? (normals)", lambda results: better_generator(results, args))
+    add("5 timestep", "5. The timestep (normals)", drawn("timestep", "timestep", "5"))
+    add("5 place", "5, continued: where the LoRA sits (normals)", lambda r: one_by_one(r, "where", "where", True))
+    text = "\n\n".join(sections)
+    write_card(args.docs / "paper_questions.md", text)
+    print(text)
+
+
+def about(recipe: dict, args: argparse.Namespace) -> str:
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {platform.machine()}"
+    return (
+        f"Base {args.base}; {recipe['steps']} steps of {recipe['batch']} labels, AdamW, learning rate "
+        f"{args.learning_rate:g} falling linearly to 0, rank 8, {args.labels} labels, t = 999 and the LoRA everywhere "
+        f"unless the row says otherwise; {args.seeds} seeds; {args.val} unseen scenes; {recipe['mixed_precision']} "
+        f"autocast; {device}. Brackets: 95 % bootstrap intervals over seeds and scenes. Lower is better."
+    )

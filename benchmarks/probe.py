@@ -1,0 +1,200 @@
+"""One short training of a LoRA on latents in memory, and its errors on unseen pictures: what paper_questions repeats.
+
+The data sets, the objective, the LoRA, the order of samples, the noise and the scores are those of the training
+scripts; only the loop is shorter, because nothing is saved or resumed.
+"""
+
+import zlib
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from dataloaders.diode import Diode
+from miniworld.tasks import TASKS, Task
+from utils.batches import EndlessBatches
+from utils.latents import moments
+from utils.lora import add_lora
+from utils.models import Base
+from utils.noise import generators
+from utils.objectives import SingleStep
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What all trainings of one study share. The learning rate falls linearly to 0; the gradient is clipped to 1."""
+
+    steps: int
+    batch: int
+    mixed_precision: str  # "no" or "bf16"
+    resolution: int
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What one training differs in. unet: "pretrained", "random", or the path of a snapshot of its pretraining."""
+
+    task: str = "normal"
+    unet: str = "pretrained"
+    rank: int = 8
+    labels: int = 1000
+    timestep: int = 999
+    where: str = "everywhere"
+    learning_rate: float = 4e-3
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """Distinct for distinct settings, and fit for a file."""
+        values = {**asdict(self), "unet": Path(self.unet).stem}
+        return "-".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values.values())
+
+
+# where the LoRA may train: part of a parameter's name, for everywhere ""
+PLACES = {
+    "everywhere": "",
+    "self-attention": ".attn1.",
+    "cross-attention": ".attn2.",
+    "q": ".to_q.",
+    "k": ".to_k.",
+    "v": ".to_v.",
+    "out": ".to_out.0.",
+    "down": "down_blocks.",
+    "mid": "mid_block.",
+    "up": "up_blocks.",
+}
+
+
+@dataclass
+class TaskData:
+    """latents: name -> (N,4,h,w) of the training pictures and labels (utils/latents.py); unseen: samples to score."""
+
+    latents: dict[str, Tensor]
+    unseen: list[dict]
+
+
+def load_task(root: Path, name: str, base: Base, recipe: Recipe, folder: Path, device: str = "cpu") -> TaskData:
+    """Encode the training set of a DIODE-like tree once (kept in `folder`) and read its validation set."""
+    task = TASKS[name]
+    options = {"resolution": recipe.resolution}
+    sets = [task.dataset(root / task.folder, root / "pseudo" / name, split, **options) for split in ("train", "val")]
+    train, unseen = sets
+    key = zlib.crc32(f"{train.fingerprint} {train.resolution} {weights_crc(base.vae)}".encode())
+    path = folder / f"latents-{name}-{key:08x}.pt"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        parts = [
+            {key: value.cpu() for key, value in moments(base.vae, {k: v.to(device) for k, v in batch.items()}).items()}
+            for batch in tqdm(DataLoader(Pairs(train), 32), desc=f"encoding {name}", mininterval=2)
+        ]
+        draft = path.with_suffix(f".{id(parts)}")
+        torch.save({key: torch.cat([part[key] for part in parts]) for key in parts[0]}, draft)
+        draft.replace(path)
+    latents = torch.load(path, weights_only=True)
+    return TaskData({key: value.to(device) for key, value in latents.items()}, [unseen[i] for i in range(len(unseen))])
+
+
+class Pairs(torch.utils.data.Dataset):
+    """The pictures and labels of a data set, without its ground truth."""
+
+    def __init__(self, samples: Diode):
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        sample = self.samples[index]
+        return {"rgb": sample["rgb"], "target": sample["target"]}
+
+
+def weights_crc(module: nn.Module) -> int:
+    """A number that changes with the weights."""
+    crc = 0
+    for value in module.state_dict().values():
+        crc = zlib.crc32(value.contiguous().cpu().numpy().tobytes(), crc)
+    return crc
+
+
+def make_unet(base: Base, setting: Setting) -> UNet2DConditionModel:
+    """A UNet of the base's shape with the setting's weights, frozen, on the base's device."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(setting.seed)
+        unet = UNet2DConditionModel.from_config(base.unet.config)
+    if setting.unet == "pretrained":
+        unet.load_state_dict(base.unet.state_dict())
+    elif setting.unet != "random":
+        unet.load_state_dict(torch.load(setting.unet, weights_only=True)["unet"])
+    return unet.requires_grad_(False).eval().to(base.unet.device)
+
+
+def place_lora(unet: nn.Module, setting: Setting) -> list[nn.Parameter]:
+    """Add the setting's LoRA; return those of its parameters that train. The others stay without effect (up = 0)."""
+    add_lora(unet, setting.rank, setting.seed)
+    for name, parameter in unet.named_parameters():
+        parameter.requires_grad_(parameter.requires_grad and PLACES[setting.where] in name)
+    return [parameter for parameter in unet.parameters() if parameter.requires_grad]
+
+
+def train(unet: nn.Module, parameters: list, objective: SingleStep, latents: dict, setting: Setting, recipe: Recipe):
+    """Train in place; return the loss of each step."""
+    total = len(latents["rgb_mode"])
+    if setting.labels > total:
+        raise ValueError(f"{setting.labels} labels asked for, {total} there")
+    kept = np.random.default_rng([setting.seed, total]).permutation(total)[: setting.labels]
+    optimizer = torch.optim.AdamW(parameters, lr=setting.learning_rate)
+    order = islice(EndlessBatches(len(kept), recipe.batch, setting.seed), recipe.steps)
+    losses = []
+    for step, chosen in enumerate(order):
+        picked = torch.from_numpy(kept[[index for index, _ in chosen]])
+        batch = {key: value[picked.to(value.device)] for key, value in latents.items()}
+        optimizer.param_groups[0]["lr"] = setting.learning_rate * (1 - step / recipe.steps)
+        with autocast(recipe, unet.device):
+            loss = objective.loss(unet, batch, generators(setting.seed, step * recipe.batch, recipe.batch))
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses
+
+
+def autocast(recipe: Recipe, device: torch.device):
+    return torch.autocast(device.type, torch.bfloat16, enabled=recipe.mixed_precision == "bf16")
+
+
+def errors(unet: nn.Module, objective: SingleStep, data: TaskData, task: Task, recipe: Recipe) -> list[float | None]:
+    """The task's metric of every unseen picture; None where it cannot be scored."""
+    found = []
+    for first in range(0, len(data.unseen), 20):
+        samples = data.unseen[first : first + 20]
+        rgb = torch.stack([sample["rgb"] for sample in samples]).to(unet.device)
+        with torch.no_grad(), autocast(recipe, unet.device):
+            drawn = objective.sample(unet, rgb).float().cpu()
+        scores = [task.score(one, sample["gt"], sample["valid"]) for one, sample in zip(drawn, samples)]
+        found += [None if score is None else score[next(iter(task.metrics))] for score in scores]
+    return found
+
+
+def probe(base: Base, data: TaskData, setting: Setting, recipe: Recipe) -> dict:
+    """Train and score one setting: its parameters, first and last losses, and the error of every unseen picture."""
+    task = TASKS[setting.task]
+    unet = make_unet(base, setting)
+    everything = sum(parameter.numel() for parameter in unet.parameters())
+    parameters = place_lora(unet, setting)
+    objective = SingleStep(base.vae, base.encode_prompt(task.prompt), setting.timestep + 1)  # T - 1 is the timestep
+    losses = train(unet, parameters, objective, data.latents, setting, recipe)
+    trained = sum(parameter.numel() for parameter in parameters)
+    return {
+        "setting": asdict(setting),
+        "parameters": trained,
+        "share": trained / everything,
+        "losses": [losses[0], float(np.mean(losses[-10:]))],
+        "errors": errors(unet, objective, data, task, recipe),
+    }

@@ -1,0 +1,60 @@
+"""What a trained LoRA's error has to be seen beside: maps drawn without a pretrained generator, or untrained."""
+
+import shutil
+from pathlib import Path
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor
+
+from dataloaders.diode import Diode
+from utils.inference import write
+from utils.latents import mode
+from utils.lora import add_lora, save_lora
+from utils.models import load_base, load_donor, widen_conv_in
+from utils.objectives import decode
+
+
+def random_twin(base: Path, folder: Path, seed: int = 0) -> Path:
+    """A copy of the model folder `base` whose UNet has the same shape and fresh random weights."""
+    shutil.copytree(base, folder, ignore=shutil.ignore_patterns("unet"))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        config = UNet2DConditionModel.load_config(base, subfolder="unet")
+        UNet2DConditionModel.from_config(config).save_pretrained(folder / "unet")
+    return folder
+
+
+def untrained_lora(base: Path, donor: Path | None, folder: Path, task: str, method: str) -> None:
+    """A LoRA that changes nothing, as a run of no steps would leave it; `donor`: where AugUNet's conv_in is from."""
+    unet = load_base(str(base)).unet
+    if donor:
+        widen_conv_in(unet, load_donor(str(donor)))
+    add_lora(unet, rank=1)
+    save_lora(unet, folder, {"task": task, "method": {"single": "single-step"}.get(method, method), "steps": 0})
+
+
+def write_mean_label(train_set: Diode, unseen: Diode, task: str, folder: Path) -> None:
+    """The mean of all training labels, pixel by pixel, as everyone's answer."""
+    total = sum(train_set[index]["target"].double() for index in range(len(train_set)))
+    write_maps({stem: (total / len(train_set)).float() for stem in unseen.stems}, task, folder)
+
+
+def write_codec_ceiling(base: Path, unseen: Diode, task: str, folder: Path) -> None:
+    """The label after E and D: the best that any drawing in latents can be."""
+    vae = load_base(str(base)).vae
+    drawn = {}
+    for index in range(len(unseen)):
+        sample = unseen[index]
+        with torch.inference_mode():
+            z = vae.config.scaling_factor * mode(vae, sample["target"][None])
+            drawn[sample["stem"]] = decode(vae, z)[0]
+    write_maps(drawn, task, folder)
+
+
+def write_maps(maps: dict[str, Tensor], task: str, folder: Path) -> None:
+    """Stem -> (3,R,R), written where and as the inference scripts write."""
+    target = folder / task / "predicted"
+    target.mkdir(parents=True)
+    for stem, drawn in maps.items():
+        write(drawn, task, target / f"{Path(stem).name}_{task}.png", with_npy=True)

@@ -1,0 +1,187 @@
+"""The latent cache: the same training as without it, whoever builds it, however often it is cut off."""
+
+import copy
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, losses, python, run_here
+
+from dataloaders.diode import DiodeNormals
+from utils import latent_cache
+from utils.latent_cache import cached_latents, cached_or_not
+from utils.latents import NAMES, moments
+from utils.models import load_base
+
+BUILD = """
+import sys, torch
+from dataloaders.diode import DiodeNormals
+from utils import latent_cache
+from utils.models import load_base
+latent_cache.CHUNK = 2
+torch.set_num_threads(1)
+data, base, folder, rank, world, pause = sys.argv[1:]
+if float(pause):
+    import time
+    moments = latent_cache.moments
+    latent_cache.moments = lambda *args: (time.sleep(float(pause)), moments(*args))[1]
+train_set = DiodeNormals(f"{data}/normals", f"{data}/pseudo/normal", "train", resolution=32)
+latent_cache.cached_latents(train_set, load_base(base).vae, latent_cache.Path(folder), 0, int(rank), int(world))
+"""
+
+
+@pytest.fixture(scope="module")
+def vae(bases):
+    return load_base(str(bases["sd15"])).vae
+
+
+@pytest.fixture
+def train_set(diode):
+    return DiodeNormals(diode / "normals", diode / "pseudo" / "normal", "train", resolution=32)
+
+
+@pytest.mark.parametrize("script", ["sd_single_diode_pseudo_normal.py", "augunet_diode_pseudo_depth.py"])
+def test_cached_and_uncached_training_are_the_same(script, flags, tmp_path, capsys):
+    more = ("--max_train_steps", 4, "--learning_rate", 1e-2, "--dataloader_num_workers", 1)
+    run_here(script, flags(script, tmp_path / "cached", *more))
+    assert (tmp_path / "cached" / "latent_cache").is_dir()
+    run_here(script, flags(script, tmp_path / "not", *more, "--no_cache_latents"))
+    assert not (tmp_path / "not" / "latent_cache").exists()
+    first, second = losses(tmp_path / "cached"), losses(tmp_path / "not")
+    assert len(first) == 4 and first.keys() == second.keys()
+    assert max(abs(first[step] - second[step]) for step in first) < 1e-5
+    assert "encoding latents" in capsys.readouterr().err
+
+
+def test_the_cache_holds_what_the_vae_says(train_set, vae, tmp_path):
+    cache = cached_latents(train_set, vae, tmp_path)
+    for index in (0, 23):
+        sample = train_set[index]
+        expected = moments(vae, {name: sample[name][None] for name in ("rgb", "target")})
+        item = cache[(index, 5)]
+        assert item["stem"] == sample["stem"]
+        for name in NAMES:
+            torch.testing.assert_close(item[name], expected[name][0], rtol=1e-4, atol=1e-5)
+
+
+def test_the_target_is_still_drawn_anew_from_its_posterior(train_set, vae, tmp_path):
+    """Over many draws, cached latents have the posterior's mean and deviation."""
+    from utils.latents import draw
+    from utils.noise import generators
+
+    cache = cached_latents(train_set, vae, tmp_path)
+    item = {name: cache[3][name][None] for name in NAMES}
+    draws = torch.cat([draw(vae, item, generators(0, number, 1))[1] for number in range(500)])
+    torch.testing.assert_close(draws.mean(0), item["target_mean"][0], rtol=0, atol=0.2 * item["target_std"].max())
+    torch.testing.assert_close((draws.std(0) / item["target_std"][0]).mean(), torch.tensor(1.0), rtol=0.02, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_kept_as_it_is(dtype, train_set, vae, tmp_path):
+    half = copy.deepcopy(vae).to(dtype)
+    cache = cached_latents(train_set, half, tmp_path)
+    assert cache[0]["rgb_mode"].dtype == dtype
+    expected = moments(half, {name: train_set[0][name][None] for name in ("rgb", "target")})["target_mean"][0]
+    torch.testing.assert_close(cache[0]["target_mean"], expected, rtol=0.05, atol=0.02)
+
+
+def test_whatever_changes_a_latent_makes_another_cache(train_set, vae, diode, bases, tmp_path):
+    def key(train_set=train_set, vae=vae):
+        before = set(tmp_path.iterdir())
+        cached_latents(train_set, vae, tmp_path)
+        return len(set(tmp_path.iterdir()) - before)
+
+    assert key() == 1 and key() == 0
+    options = {"resolution": 40}
+    assert key(DiodeNormals(diode / "normals", diode / "pseudo" / "normal", "train", **options)) == 1
+    assert key(DiodeNormals(diode / "normals", diode / "pseudo" / "depth", "train", resolution=32)) == 1
+    assert key(DiodeNormals(diode / "normals", diode / "pseudo" / "normal", "train", resolution=32, first=9)) == 1
+    assert key(vae=load_base(str(bases["sd21"])).vae) == 1
+    path = train_set.label_path(train_set.stems[4])
+    status = path.stat()
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))  # the label was written anew
+    try:
+        assert key() == 1
+    finally:
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert key() == 0
+
+
+def test_the_decoder_does_not_matter(train_set, vae, tmp_path):
+    cached_latents(train_set, vae, tmp_path)
+    weight = vae.decoder.conv_out.weight
+    weight.data += 1
+    cached_latents(train_set, vae, tmp_path)
+    weight.data -= 1
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_killed_build_goes_on_where_it_was(train_set, vae, diode, bases, tmp_path, monkeypatch):
+    words = [sys.executable, "-c", BUILD, diode, bases["sd15"], tmp_path, 0, 1, 0.3]
+    process = subprocess.Popen([str(word) for word in words], cwd=ROOT, stderr=subprocess.DEVNULL)
+    deadline = time.time() + 100
+    while time.time() < deadline:
+        marks = [np.fromfile(path, np.uint8).sum() for path in tmp_path.glob("*/done.bin")]
+        if marks and marks[0] >= 4:
+            break
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    (done,) = tmp_path.glob("*/done.bin")
+    before = int(np.fromfile(done, np.uint8).sum())
+    assert 4 <= before < 24
+    encoded = []
+    monkeypatch.setattr(latent_cache, "CHUNK", 2)
+    monkeypatch.setattr(
+        latent_cache, "moments", lambda vae, batch: encoded.append(len(batch["rgb"])) or moments(vae, batch)
+    )
+    cache = cached_latents(train_set, vae, tmp_path)
+    assert sum(encoded) == 1 + 24 - before  # one to learn the shape
+    monkeypatch.setattr(latent_cache, "moments", moments)
+    whole = cached_latents(train_set, vae, tmp_path / "whole")
+    assert all(torch.equal(cache[i][name], whole[i][name]) for i in range(24) for name in NAMES)
+
+
+def test_two_processes_build_one_cache(train_set, vae, diode, bases, tmp_path, monkeypatch):
+    words = [sys.executable, "-c", BUILD, diode, bases["sd15"], tmp_path / "both"]
+    both = [
+        subprocess.Popen([str(word) for word in (*words, rank, 2, 0.05)], cwd=ROOT, stderr=subprocess.PIPE)
+        for rank in range(2)
+    ]
+    for process in both:
+        assert process.wait(timeout=120) == 0, process.stderr.read().decode()
+    monkeypatch.setattr(latent_cache, "CHUNK", 2)
+    alone = cached_latents(train_set, vae, tmp_path / "alone")
+    together = cached_latents(train_set, vae, tmp_path / "both")
+    assert len(list((tmp_path / "both").iterdir())) == 1
+    assert all(torch.equal(alone[i][name], together[i][name]) for i in range(24) for name in NAMES)
+    assert not list(tmp_path.glob("both/*/*.*[0-9]"))  # no drafts are left
+
+
+def test_random_crops_are_not_cached(diode, vae, tmp_path, capsys):
+    roots = (diode / "normals", diode / "pseudo" / "normal")
+    crops = DiodeNormals(*roots, "train", resolution=32, center_crop=False)
+    assert cached_or_not(crops, vae, tmp_path) is crops and "random crops" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_costs_the_cache_not_the_training(diode, bases, flags, tmp_path):
+    """A limit on the size of files is what a full disk is to the cache: the space cannot be reserved."""
+    script = "sd_single_diode_pseudo_normal.py"
+    code = (
+        "import resource, sys; from utils import latent_cache, training; import runpy\n"
+        "def limited(path, size, reserve=latent_cache.reserve):\n"
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))\n"
+        "    try: reserve(path, size)\n"
+        "    finally: resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))\n"
+        f"latent_cache.reserve = limited; sys.argv = sys.argv[1:]; runpy.run_path({script!r}, run_name='__main__')"
+    )
+    done = python("-c", code, script, *flags(script, tmp_path / "out", "--max_train_steps", 2))
+    assert "no latent cache" in done.stdout and "File too large" in done.stdout
+    assert len(losses(tmp_path / "out")) == 2
+    assert not list((tmp_path / "out" / "latent_cache").glob("*/*.bin*"))

@@ -1,0 +1,114 @@
+"""The paper's questions: intervals in closed form, a real tiny study, and that it resumes and does what it says."""
+
+import argparse
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+
+from benchmarks import paper_questions
+from benchmarks.answers import interval, matrix, resample, spearman
+from benchmarks.probe import PLACES, Recipe, Setting, load_task, make_unet, place_lora, probe
+from miniworld import scenes
+from utils.models import load_base
+
+RECIPE = Recipe(steps=2, batch=4, mixed_precision="no", resolution=32)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    root = tmp_path_factory.mktemp("world")
+    scenes.main(["--root", str(root), "--train", "8", "--val", "4", "--size", "48x40", "--truth"])
+    return root
+
+
+@pytest.fixture(scope="module")
+def base(bases):
+    return load_base(str(bases["sd15"]))
+
+
+def test_interval_covers_the_mean_of_noise():
+    rng = np.random.default_rng(1)
+    inside = 0
+    for _ in range(60):
+        low, high = interval(resample(rng.normal(5, 2, (1, 80)), draws=400))
+        inside += low < 5 < high
+    assert 50 <= inside <= 60  # about 57 of 60
+    values = np.array([[1.0, 2, 3], [2, 3, 4]])
+    assert np.allclose(resample(values + 1) - resample(values), 1)  # the same draws for all settings: paired
+    assert np.isclose(resample(values).mean(), 2.5, atol=0.05)
+
+
+def test_spearman():
+    assert spearman([1, 2, 3, 4], [10, 20, 25, 90]) == pytest.approx(1)
+    assert spearman([1, 2, 3, 4, 5], [5, 6, 7, 8, 7.5]) == pytest.approx(0.9)
+    assert matrix([{"errors": [1, None]}, {"errors": [2, 3]}]).tolist()[1] == [2, 3]
+
+
+def test_settings_change_what_they_say(world, base, tmp_path):
+    data = load_task(world, "normal", base, RECIPE, tmp_path)
+    usual = Setting(labels=8, rank=2)
+    first = probe(base, data, usual, RECIPE)
+    assert len(first["errors"]) == 4 and all(0 < error < 180 for error in first["errors"])
+    assert probe(base, data, usual, RECIPE) == first  # a function of the setting alone
+    for change in ({"unet": "random"}, {"rank": 4}, {"labels": 5}, {"timestep": 0}, {"where": "q"}, {"seed": 1}):
+        other = probe(base, data, replace(usual, **change), RECIPE)
+        assert other["errors"] != first["errors"], change
+    assert probe(base, data, replace(usual, rank=4), RECIPE)["parameters"] == 2 * first["parameters"]
+
+
+def test_places_are_parts_of_the_lora(base):
+    counts = {}
+    for where in PLACES:
+        unet = make_unet(base, Setting())
+        trained = place_lora(unet, Setting(where=where, rank=2))
+        counts[where] = sum(parameter.numel() for parameter in trained)
+        assert all(PLACES[where] in name for name, value in unet.named_parameters() if value.requires_grad)
+    for parts in (("self-attention", "cross-attention"), ("q", "k", "v", "out"), ("down", "mid", "up")):
+        assert sum(counts[part] for part in parts) == counts["everywhere"]
+
+
+def test_random_unets_differ_by_seed_and_snapshots_are_loaded(base, tmp_path):
+    weights = [make_unet(base, Setting(unet="random", seed=seed)).conv_in.weight for seed in (0, 0, 1)]
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+    snapshot = make_unet(base, Setting(unet="random", seed=5))
+    torch.save({"unet": snapshot.state_dict()}, tmp_path / "ema-000001.pt")
+    loaded = make_unet(base, Setting(unet=str(tmp_path / "ema-000001.pt")))
+    assert torch.equal(loaded.conv_in.weight, snapshot.conv_in.weight)
+
+
+def test_a_study_resumes_and_writes_its_page(world, bases, tmp_path, monkeypatch):
+    words = ["--base", bases["sd15"], "--data", world, "--work", tmp_path / "work", "--docs", tmp_path / "docs"]
+    words += ["--questions", 1, "--seeds", 1, "--steps", 1, "--batch", 2, "--labels", 8, "--resolution", 32]
+    words = [str(word) for word in (*words, "--jobs", 1)]
+    paper_questions.main(words)
+    page = (tmp_path / "docs" / "paper_questions.md").read_text()
+    assert all(f"| {task} |" in page for task in ("normal", "depth", "albedo", "shading"))
+    kept = sorted((tmp_path / "work").glob("runs-*/*.json"))
+    assert len(kept) == 12  # 8 for the control; 4 more for the learning rates
+    changed = json.loads(kept[0].read_text())
+    changed["errors"] = [1.0] * 4
+    kept[0].write_text(json.dumps(changed))
+    paper_questions.main(words)  # trains nothing: what was altered by hand is still there
+    assert json.loads(kept[0].read_text()) == changed
+    numbers = json.loads((tmp_path / "docs" / "paper_questions.json").read_text())
+    assert numbers["recipe"]["steps"] == 1 and changed in numbers["answers"]["1"]
+
+
+def test_question_4_needs_snapshots(tmp_path, capsys):
+    args = argparse.Namespace(questions=[4], snapshots=None)
+    assert paper_questions.snapshots(args) == [] and "--snapshots" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="at least 3"):
+        paper_questions.snapshots(argparse.Namespace(questions=[4], snapshots=tmp_path))
+
+
+def test_plan_has_every_question_and_no_setting_twice():
+    args = paper_questions.parse_args(["--seeds", "3"])
+    plan = paper_questions.plan(args)
+    assert {name[0] for name in plan} == {"1", "2", "3", "4", "5"}
+    names = [one.name for settings in plan.values() for one in settings]
+    assert len(set(names)) == len({one for settings in plan.values() for one in settings})
+    assert ROOT.joinpath(args.base, "model_index.json").exists()
