@@ -147,45 +147,55 @@ class Diode(Maps):
 
 
 class DiodeNormals(Diode):
-    """gt: unit normals (3,R,R) in the label's frame, x right, y down, z forward (OpenCV), as Omnidata v2 draws them.
-
-    DIODE's raw frame is x right, y up, z toward the viewer (OpenGL), so Y and Z are negated. Raw vectors are not
-    always of unit length; (0,0,0) and non-finite vectors are invalid.
-    """
+    """gt: unit normals (3,R,R) in the label's frame, see `read_normals`."""
 
     task, suffix, folder = "normal", "_normal.npy", "normals"
 
     def ground_truth(self, stem: str) -> tuple[np.ndarray, np.ndarray]:
-        path = self.root / f"{stem}{self.suffix}"
-        raw = read_npy(path)
-        if raw.ndim != 3 or raw.shape[2] != 3 or raw.dtype.kind != "f":
-            raise InputError(f"{path}: {raw.dtype} {raw.shape}, expected float (H, W, 3) normals")
-        length = np.linalg.norm(raw.astype(np.float64), axis=2)
-        valid = np.isfinite(length) & (length > 0)
-        normals = np.zeros(raw.shape)
-        normals[valid] = raw[valid] / length[valid][:, None] * (1, -1, -1)
-        return normals, valid
+        return read_normals(self.root / f"{stem}{self.suffix}")
 
 
 class DiodeDepth(Diode):
-    """gt: depth (1,R,R) in metres; valid: DIODE's own mask, and finite and more than 0."""
+    """gt: depth (1,R,R) in metres, see `read_depth`."""
 
     task, suffix, folder = "depth", "_depth.npy", "depths"
 
     def ground_truth(self, stem: str) -> tuple[np.ndarray, np.ndarray]:
-        path, mask_path = self.root / f"{stem}{self.suffix}", self.root / f"{stem}_depth_mask.npy"
-        depth, mask = read_npy(path), read_npy(mask_path)
-        depth = depth[..., 0] if depth.ndim == 3 and depth.shape[2] == 1 else depth
-        mask = mask[..., 0] if mask.ndim == 3 and mask.shape[2] == 1 else mask
-        if depth.ndim != 2 or depth.dtype.kind != "f":
-            raise InputError(f"{path}: {depth.dtype} {depth.shape}, expected float (H, W, 1) metres")
-        if mask.shape != depth.shape or mask.dtype.kind not in "buif":
-            raise InputError(f"{mask_path}: {mask.dtype} {mask.shape} mask beside depth of shape {depth.shape}")
-        valid = mask.astype(bool) & np.isfinite(depth) & (depth > 0)  # the mask's dtype varies between DIODE's files
-        return depth[..., None], valid
+        return read_depth(self.root / f"{stem}{self.suffix}")
 
     def _needed(self) -> list[tuple[Path, str]]:
         return [*super()._needed(), (self.root, "_depth_mask.npy")]
+
+
+def read_normals(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """DIODE's *_normal.npy -> (unit normals (H,W,3), x right, y down, z forward (OpenCV), as Omnidata v2 draws them;
+    valid, bool (H,W)).
+
+    DIODE's raw frame is x right, y up, z toward the viewer (OpenGL), so Y and Z are negated. Raw vectors are not
+    always of unit length; (0,0,0) and non-finite vectors are invalid.
+    """
+    raw = read_npy(path)
+    if raw.ndim != 3 or raw.shape[2] != 3 or raw.dtype.kind != "f":
+        raise InputError(f"{path}: {raw.dtype} {raw.shape}, expected float (H, W, 3) normals")
+    length = np.linalg.norm(raw.astype(np.float64), axis=2)
+    valid = np.isfinite(length) & (length > 0)
+    normals = np.zeros(raw.shape)
+    normals[valid] = raw[valid] / length[valid][:, None] * (1, -1, -1)
+    return normals, valid
+
+
+def read_depth(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """DIODE's *_depth.npy and *_depth_mask.npy beside it -> (metres (H,W,1); inside the mask, finite and > 0)."""
+    mask_path = path.with_name(path.name.replace("_depth.npy", "_depth_mask.npy"))
+    depth, mask = read_npy(path), read_npy(mask_path)
+    depth = depth[..., 0] if depth.ndim == 3 and depth.shape[2] == 1 else depth
+    mask = mask[..., 0] if mask.ndim == 3 and mask.shape[2] == 1 else mask
+    if depth.ndim != 2 or depth.dtype.kind != "f":
+        raise InputError(f"{path}: {depth.dtype} {depth.shape}, expected float (H, W, 1) metres")
+    if mask.shape != depth.shape or mask.dtype.kind not in "buif":
+        raise InputError(f"{mask_path}: {mask.dtype} {mask.shape} mask beside depth of shape {depth.shape}")
+    valid = mask.astype(bool) & np.isfinite(depth) & (depth > 0)  # the mask's dtype varies between DIODE's files
+    return depth[..., None], valid
 
 
 def validation_sets(train: Diode) -> dict[str, list[dict]]:

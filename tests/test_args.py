@@ -122,13 +122,16 @@ def readme_commands() -> list[list[str]]:
 def test_readme_commands_parse(monkeypatch):
     import inference_augunet
     import inference_sd_single
+    import pseudo_label
     from utils.evaluation_args import parse_args
 
     parsed = []
     for words in readme_commands():
         name = next(word for word in words if word.endswith(".py"))
         rest = words[words.index(name) + 1 :]
-        if name.startswith("inference"):
+        if name == "pseudo_label.py":
+            pseudo_label.parse(rest)
+        elif name.startswith("inference"):
             {"inference_sd_single.py": inference_sd_single, "inference_augunet.py": inference_augunet}[name].parse(
                 rest
             )
@@ -141,7 +144,7 @@ def test_readme_commands_parse(monkeypatch):
                 module.main(rest)
             continue
         parsed.append(name)
-    assert len(parsed) == 8 and parsed.count("path/to/output/dir") == 4
+    assert len(parsed) == 9 and parsed.count("path/to/output/dir") == 4
 
 
 def test_readme_shows_the_released_values():

@@ -2,19 +2,10 @@
 
 import json
 import math
-import netrc
 import os
-import re
-import secrets
-import socket
-import string
-import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from itertools import count
 from pathlib import Path
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 import numpy as np
 from accelerate import Accelerator
@@ -23,6 +14,7 @@ from PIL import Image
 from utils.best import METRICS, read_metrics
 from utils.durable import replace
 from utils.errors import note, warn
+from utils.wandb_run import not_uploaded, token_hidden, wandb_id, wandb_mode
 
 PANELS = {"train": "training images", "indoors": "test images 1", "outdoor": "test images 2"}  # the released names
 
@@ -68,7 +60,7 @@ def start_trackers(
         }
         if reason:
             note(f"wandb is offline ({reason}); upload later with: wandb sync {output_dir}/wandb/offline-run-*")
-    with _token_hidden():
+    with token_hidden():
         accelerator.init_trackers(project, init_kwargs=init)
     for tracker in accelerator.trackers:
         if tracker.name == "wandb":
@@ -79,20 +71,6 @@ def start_trackers(
             tracker.writer.flush()
 
 
-@contextmanager
-def _token_hidden() -> Iterator[None]:
-    """wandb writes the command line into its files; --hub_token must not be in it."""
-    kept = sys.argv
-    sys.argv = [re.sub(r"^(--hub_token=).*", r"\1***", word) for word in kept]
-    for i, word in enumerate(kept[:-1]):
-        if word == "--hub_token":
-            sys.argv[i + 1] = "***"
-    try:
-        yield
-    finally:
-        sys.argv = kept
-
-
 def _table(config: Mapping[str, object]) -> str:
     """A Markdown table, one row per value; a dictionary's values under `name.key`."""
     rows = []
@@ -100,47 +78,6 @@ def _table(config: Mapping[str, object]) -> str:
         parts = {f"{name}.{key}": each for key, each in value.items()} if isinstance(value, Mapping) else {name: value}
         rows += [f"| {key} | {str(each).replace('|', chr(92) + '|')} |" for key, each in parts.items()]
     return "\n".join(["| setting | value |", "|---|---|", *rows])
-
-
-def not_uploaded(output_dir: Path) -> list[Path]:
-    """Folders of the run's offline parts that `wandb sync` has not uploaded."""
-    return sorted(
-        file.parent
-        for file in output_dir.glob("wandb/offline-run-*/run-*.wandb")
-        if not file.with_name(f"{file.name}.synced").is_file()
-    )
-
-
-def wandb_id(output_dir: Path) -> str:
-    """The folder's run id, made on the first call."""
-    file = output_dir / "wandb_id.txt"
-    if not file.is_file() or not file.read_text().strip():
-        alphabet = string.ascii_lowercase + string.digits
-        file.write_text("".join(secrets.choice(alphabet) for _ in range(8)))
-    return file.read_text().split()[0]
-
-
-def wandb_mode(environment: Mapping[str, str] = os.environ) -> tuple[str, str]:
-    """("online" | "offline" | WANDB_MODE, why it is offline). Never asks, never waits for more than 3 seconds."""
-    if environment.get("WANDB_MODE"):
-        return environment["WANDB_MODE"], ""
-    url = urlsplit(environment.get("WANDB_BASE_URL", "https://api.wandb.ai"))
-    if not environment.get("WANDB_API_KEY") and not _netrc_knows(url.hostname):
-        return "offline", "not logged in: run `wandb login` or set WANDB_API_KEY"
-    target = urlsplit(getproxies().get(url.scheme, url.geturl()))
-    try:
-        port = target.port or (443 if target.scheme == "https" else 80)
-        socket.create_connection((target.hostname, port), timeout=3).close()
-    except OSError as error:
-        return "offline", f"{target.hostname} cannot be reached: {error}"
-    return "online", ""
-
-
-def _netrc_knows(host: str) -> bool:
-    try:
-        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
 
 
 def log_scalars(

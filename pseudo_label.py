@@ -1,0 +1,113 @@
+"""Make pseudo labels, the targets of training, with a teacher model or from DIODE's own ground truth.
+
+    python pseudo_label.py --task depth --teacher zoedepth --input_dir DIODE --output_dir pseudo/depth
+    python pseudo_label.py --task normal --teacher marigold --input_dir my_pictures --output_dir data/labels --npy
+    python pseudo_label.py --task normal --from ground_truth --input_dir DIODE --output_dir pseudo/normal
+    accelerate launch --num_processes 4 pseudo_label.py ...                 # shares the pictures out
+
+--input_dir is DIODE's root (it holds depths/), or any folder of pictures. A label lies in --output_dir under its
+picture's relative name, as 8-bit .png: normals with x right, y down, z forward; depth with near = white, linear;
+albedo and shading sRGB-coded. Run it again to go on: what is there is skipped. provenance.json says how.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from PIL import Image
+
+from dataloaders.images import read_rgb
+from dataloaders.pictures import HOLES, find_pictures, measured_map
+from utils.args import Help
+from utils.errors import InputError, note, run
+from utils.inference import noise_of
+from utils.inference_args import dtype_of
+from utils.labelling import label_all
+from utils.processes import start_missing, use_cpu
+from utils.protocols import FRAMES
+from utils.self_check import self_check
+from utils.teachers import load_teacher
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help, allow_abbrev=False)
+    add = parser.add_argument
+    add("--task", choices=["normal", "depth", "albedo", "shading"], required=True, help="what to label")
+    add("--from", dest="source", choices=["teacher", "ground_truth"], default="teacher", help="ground_truth: DIODE's "
+        "own depth or normals, holes filled from the nearest valid pixel, sky outdoors as far")  # fmt: skip
+    add("--teacher", help="zoedepth, depth-anything-v2 (indoors, metric), marigold, marigold-iid; a hub name; or a "
+        "folder that a depth-estimation model or a Marigold pipeline was saved in")  # fmt: skip
+    add("--revision", help="branch, tag or commit of the hub model")
+    add("--input_dir", type=Path, required=True, help="DIODE's root, or a folder of pictures")
+    add("--output_dir", type=Path, required=True, help="of one task and one teacher: what --pseudo_root gets")
+    add("--splits", default="train,val", help="DIODE: which")
+    add("--scene_types", default="outdoor,indoors", help="DIODE: which")
+    add("--npy", action="store_true", help="also write float32 values beside: normals as labelled; depth in the "
+        "teacher's unit; albedo and shading, sRGB-coded")  # fmt: skip
+    add("--steps", type=int, help="Marigold: denoising steps; left out: its config's")
+    add("--ensemble_size", type=int, default=1, help="Marigold: drawings per picture, merged by the pipeline")
+    add(
+        "--processing_resolution",
+        type=int,
+        help="Marigold: longer side in pixels while drawing; left out: its config's",
+    )
+    add("--frame", choices=list(FRAMES), default="opengl", help="axes of the teacher's normals; Marigold's: opengl")
+    add(
+        "--predicts", choices=["depth", "disparity"], help="what the teacher's depth is; left out: what its class says"
+    )
+    add("--skip_self_check", action="store_true", help="do not draw the rendered test scene first")
+    add("--seed", type=int, default=1234, help="of Marigold's noise: a picture's depends on it and the name alone")
+    add("--dtype", choices=["fp32", "fp16", "bf16"], default="fp32", help="of the computation")
+    add("--device", help="such as cuda:1 or cpu; left out: a GPU if there is one")
+    add("--overwrite", action="store_true", help="label anew what is there")
+    args = parser.parse_args(argv)
+    if (args.teacher is None) == (args.source == "teacher"):
+        raise InputError("pass either --teacher NAME or --from ground_truth")
+    if args.source == "ground_truth" and args.task not in ("normal", "depth"):
+        raise InputError(f"--from ground_truth: DIODE measures no {args.task}; only normal and depth")
+    if args.ensemble_size < 1:
+        raise InputError(f"--ensemble_size={args.ensemble_size}: must be at least 1")
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    pictures = find_pictures(args.input_dir, args.output_dir, args.splits.split(","), args.scene_types.split(","))
+    start_missing()
+    state = PartialState(cpu=args.device == "cpu" or use_cpu())
+    described = {"task": args.task, "seed": args.seed, "steps": args.steps, "ensemble_size": args.ensemble_size}
+    described |= {"processing_resolution": args.processing_resolution, "dtype": args.dtype}
+
+    if args.source == "ground_truth":
+        described |= {"teacher": {"name": "DIODE's ground truth"}, "conventions": HOLES[args.task], "self_check": None}
+
+        def draw(name: str) -> tuple[np.ndarray, np.ndarray | None]:
+            return measured_map(args.input_dir, name, args.task)
+
+        label_all(pictures, draw, args.task, described, state, args.output_dir, args.npy, args.overwrite)
+        return
+
+    # Teacher, and whether it sees what is there
+    options = (args.steps, args.processing_resolution, args.frame, args.predicts)
+    device, dtype = torch.device(args.device or state.device), dtype_of(args.dtype)
+    teacher = load_teacher(args.task, args.teacher, args.revision, device, dtype, *options)
+
+    def ask(picture: Image.Image, name: str) -> np.ndarray:
+        return teacher.predict(picture, [noise_of(args.seed, name, member) for member in range(args.ensemble_size)])
+
+    check = None
+    if not args.skip_self_check:
+        check = self_check(lambda picture: ask(picture, "self-check"), teacher.quantity, args.frame)
+        note(f"self-check on a rendered floor, wall and sphere: {check}")
+    described |= {"teacher": teacher.about, "conventions": teacher.conventions, "self_check": check}
+
+    def draw(name: str) -> tuple[np.ndarray, None]:
+        return ask(read_rgb(pictures[name]), name), None
+
+    label_all(pictures, draw, teacher.quantity, described, state, args.output_dir, args.npy, args.overwrite)
+
+
+if __name__ == "__main__":
+    run(main)
