@@ -123,9 +123,9 @@ def _by_stem(root: Path, endings: tuple[str, ...]) -> dict[str, Path]:
 def _parse(folder: Path, line: str, where: str) -> Sample:
     try:
         entry = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{where}: not JSON ({error})") from None
-    if not isinstance(entry, dict) or not all(isinstance(value, str) for value in entry.values()):
+    if not isinstance(entry, dict) or not all(isinstance(value, str) and value for value in entry.values()):
         raise InputError(f'{where}: expected an object of strings, as {{"image": "a.jpg", "label": "a.png"}}')
     if not {"image", "label"} <= entry.keys() <= KEYS:
         wrong = sorted(entry.keys() - KEYS) or sorted({"image", "label"} - entry.keys())

@@ -153,7 +153,7 @@ def kill_sometime(ids: list[int], output: Path, life: float, chance: random.Rand
     writing the first checkpoint after such a moment, and one while the cache is built, if this run does build one.
     """
     states = [None] * len(ids)
-    if number % 3 == 2 and not checkpoint.find(output):
+    if number % 3 == 0 and not checkpoint.find(output):
         while None in states and not is_building(output) and not checkpoint.find(output):
             states = wait_on(ids, states, 0.001)
     else:
@@ -161,7 +161,7 @@ def kill_sometime(ids: list[int], output: Path, life: float, chance: random.Rand
     if number % 3 == 1:
         while None in states and not is_saving(output):
             states = wait_on(ids, states, 0.001)
-    states = wait_on(ids, states, chance.uniform(0, 0.03) if number % 3 else 0)
+    states = wait_on(ids, states, chance.uniform(0, 0.03) if number % 3 < 2 else 0)
     alive = [each for each, state in zip(ids, states) if state is None]
     if not alive:
         return states

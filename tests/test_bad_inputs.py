@@ -28,6 +28,7 @@ from safetensors.torch import save, save_file
 import inference_sd_single
 from dataloaders.diode import DiodeDepth, DiodeNormals
 from dataloaders.images import read_label, read_npy, read_rgb
+from dataloaders.samples import complete, manifest_samples
 from miniworld.random_sd import build_unet
 from utils import checkpoint, durable
 from utils.errors import InputError, run
@@ -331,6 +332,42 @@ def test_names_that_lead_nowhere(tree):
         refused("data set", f"stem {name!r}", lambda: normals(root)[0], "diode_meta.json|no .*png")
 
 
+MANIFESTS = {
+    "empty": b"",
+    "blank lines": b"\n \n\n",
+    "no json": b"image: a.png",
+    "a list": b'["a.png", "a.png"]',
+    "a number": b"7",
+    "deep": b"[" * 100_000,
+    "no unicode": b'{"image": "\xff\xfe", "label": "a"}',
+    "utf-16": '{"image": "a.png", "label": "a.png"}'.encode("utf-16"),
+    "a picture": encoded("PNG"),
+    "a pickle": b"\x80\x04N.",
+    "no label": b'{"image": "a.png"}',
+    "an unknown key": b'{"image": "a.png", "label": "a.png", "Split": "val"}',
+    "an unknown split": b'{"image": "a.png", "label": "a.png", "split": "test"}',
+    "a null label": b'{"image": "a.png", "label": null}',
+    "a number for a label": b'{"image": "a.png", "label": 3}',
+    "the same twice": b'{"image": "a.png", "label": "a.png"}\n' * 2,
+    "a split for one of two": b'{"image": "a.png", "label": "a.png", "split": "val"}\n{"image": "b", "label": "b"}',
+}
+
+
+def test_manifests(tmp_path):
+    path = tmp_path / "data.jsonl"
+    for name, content in MANIFESTS.items():
+        path.write_bytes(content)
+        refused("data set", f"manifest: {name}", lambda: manifest_samples(path), "data.jsonl")
+    for name in ("none.jsonl", ""):
+        refused(
+            "data set", f"manifest named {name!r}", lambda name=name: manifest_samples(tmp_path / name), "cannot be"
+        )
+    for name in ("absent.png", "../../etc/passwd", "a\0b", "", "x" * 400, "a\nb.png"):
+        path.write_text(json.dumps({"image": name, "label": name}))
+        call = lambda: complete(manifest_samples(path), False, [])  # noqa: E731
+        refused("data set", f"manifest lists {name[:20]!r}", call, "lack a file|data.jsonl")
+
+
 def test_trees(tree, tmp_path):
     root, stem = tree
     args = {"resolution": 32}
@@ -347,7 +384,7 @@ def test_trees(tree, tmp_path):
         "root one up": (lambda: DiodeNormals(root, root / "pseudo/normal", "train"), "depths/ beside"),
         "root one down": (
             lambda: DiodeNormals(root / "normals/train", root / "pseudo/normal", "train"),
-            "depths/ beside",
+            "normals/ folder",
         ),
         "depths for normals": (
             lambda: DiodeNormals(root / "depths", root / "pseudo/normal", "train"),

@@ -112,7 +112,8 @@ def test_a_full_disk_costs_one_checkpoint(saved, capsys):
 
 
 def test_metrics_survive_a_full_disk(tmp_path, capsys):
-    from utils.tracking import _append, _records
+    from utils.best import read_metrics
+    from utils.tracking import _append
 
     file, line = tmp_path / "metrics.jsonl", json.dumps({"step": 1, "x": "y" * 50}) + "\n"
     _append(file, line)
@@ -124,7 +125,7 @@ def test_metrics_survive_a_full_disk(tmp_path, capsys):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert "could not be written" in capsys.readouterr().err
     _append(file, line)
-    assert file.read_text() == 2 * line and len(_records(file)) == 2
+    assert file.read_text() == 2 * line and len(read_metrics(tmp_path)) == 2
 
 
 def test_a_second_run_in_the_same_folder_is_refused(tmp_path):

@@ -135,5 +135,5 @@ def listed_samples(root: Path) -> set[str]:
             for scan, stems in scans.items()
             for stem in stems
         }
-    except (ValueError, AttributeError, TypeError) as error:
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is not DIODE's list of samples: {error}") from error
