@@ -10,6 +10,7 @@ In a manifest only image and label are needed; paths are relative to the manifes
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,7 +99,7 @@ def complete(samples: list[Sample], skip_missing: bool, notes: list[str]) -> lis
         sample.stem: path
         for sample in samples
         for path in (sample.rgb, sample.label, sample.gt, sample.mask)
-        if path is not None and not path.is_file()
+        if path is not None and not os.path.isfile(path)
     }
     if lost and (not skip_missing or len(lost) == len(samples)):
         names = ", ".join(map(str, list(lost.values())[:3]))
