@@ -1,8 +1,10 @@
 """Where a run's numbers and panels go: wandb, TensorBoard, and always `metrics.jsonl` and `validation/`."""
 
 import json
+import math
 import os
 from collections.abc import Collection, Mapping, Sequence
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +12,8 @@ from accelerate import Accelerator
 from PIL import Image
 
 from utils.best import METRICS, read_metrics
-from utils.errors import note
-from utils.validation import write_panels
+from utils.durable import replace
+from utils.errors import note, warn
 from utils.wandb_run import not_uploaded, token_hidden, wandb_id, wandb_mode
 
 PANELS = {"train": "training images", "indoors": "test images 1", "outdoor": "test images 2"}  # the released names
@@ -31,8 +33,9 @@ def start_trackers(
 
     name, tags: of the run in wandb; left out, the name of `output_dir`. The run's id is kept in
     `<output_dir>/wandb_id.txt`, so that every start in that folder goes on with the same curve.
-    resumed_at: the step of the checkpoint that this start goes on from. TensorBoard forgets what came after it; wandb
-    cannot, so it is not told again what is in `sent`, the (step, scalar) that `forget_after` dropped.
+    resumed_at: the step of the checkpoint that this start goes on from, -1 where there was none yet. TensorBoard
+    forgets what came after it; wandb cannot, so it is not told again what is in `sent`, the (step, scalar) that
+    `forget_after` dropped.
     """
     if not accelerator.is_main_process:
         return
@@ -64,7 +67,7 @@ def start_trackers(
             tracker.sent = set(sent) if known_to_wandb else set()
             tracker.run.config.update(dict(config), allow_val_change=True)
         else:
-            tracker.writer.add_text("config", _table(config), resumed_at or 0)
+            tracker.writer.add_text("config", _table(config), max(resumed_at or 0, 0))
             tracker.writer.flush()
 
 
@@ -80,13 +83,13 @@ def _table(config: Mapping[str, object]) -> str:
 def log_scalars(
     accelerator: Accelerator, output_dir: Path, values: Mapping[str, float], step: int, complete: bool
 ) -> None:
-    """To every tracker, and as one line of `metrics.jsonl` (main process only).
+    """To every tracker, and as one line of `metrics.jsonl` (main process only; null for what is no finite number).
 
     complete: nothing more is coming for this step. wandb keeps a step in memory until then, and a killed run loses it.
     """
     if accelerator.is_main_process:
-        with open(output_dir / METRICS, "a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+        plain = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        _append(output_dir / METRICS, json.dumps({"step": step, **plain}) + "\n")
     for tracker in accelerator.trackers:
         if tracker.name == "wandb":
             new = {name: value for name, value in values.items() if (step, name) not in tracker.sent}
@@ -96,14 +99,24 @@ def log_scalars(
             tracker.log(values, step=step)
 
 
-def log_panels(
-    accelerator: Accelerator, output_dir: Path, panels: Mapping[str, list[tuple[str, Image.Image]]], step: int
-) -> None:
-    """To `validation/` and to every tracker, under the released names, each picture captioned with its stem.
+def _append(path: Path, line: str) -> None:
+    """The whole line or, on a full disk, nothing of it and a warning: the next line must not begin in its middle."""
+    with open(path, "ab", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        try:
+            written = file.write(line.encode())
+        except OSError as error:
+            written, reason = -1, error.strerror
+        if written != len(line.encode()):
+            file.truncate(size)
+            warn(f"{path}: a line could not be written ({reason if written < 0 else 'no space'}): {line.strip()}")
+
+
+def log_panels(accelerator: Accelerator, panels: Mapping[str, list[tuple[str, Image.Image]]], step: int) -> None:
+    """To every tracker, under the released names, each picture captioned with its stem.
 
     Completes the step (see `log_scalars`).
     """
-    write_panels(panels, output_dir / "validation", step)
     named = {f"validation: {PANELS.get(split, split)}": rows for split, rows in panels.items()}
     for tracker in accelerator.trackers:
         if tracker.name == "wandb":
@@ -137,9 +150,25 @@ def forget_after(output_dir: Path, step: int, validation_steps: int) -> set[tupl
     file = output_dir / METRICS
     lines = read_metrics(output_dir)
     if file.is_file():
-        file.write_text("".join(json.dumps(line) + "\n" for line in lines if line["step"] <= step))
+        kept = "".join(json.dumps(line) + "\n" for line in lines if line["step"] <= step)
+        replace(file, lambda part: part.write_text(kept))
     dropped = {(line["step"], name) for line in lines if line["step"] > step for name in line if name != "step"}
     end = max((at for at, _ in dropped), default=step)
     if end % validation_steps == 0 and not any(at == end and name.startswith("val/") for at, name in dropped):
         return {(at, name) for at, name in dropped if at != end}
     return dropped
+
+
+def set_aside(output_dir: Path) -> None:
+    """Move an earlier run's `metrics.jsonl` out of the way of a run that starts anew in its folder."""
+    file = output_dir / METRICS
+    if file.exists():
+        number = next(number for number in count(1) if not (output_dir / f"metrics-{number}.jsonl").exists())
+        os.replace(file, output_dir / f"metrics-{number}.jsonl")
+        note(f"{file} of an earlier run is metrics-{number}.jsonl now")
+
+
+def is_validated(output_dir: Path, step: int) -> bool:
+    """Whether `metrics.jsonl` has validation scores of this step."""
+    lines = read_metrics(output_dir)
+    return any(line["step"] == step and any(name.startswith("val/") for name in line) for line in lines)
