@@ -10,6 +10,8 @@ from pathlib import Path
 from utils.errors import InputError
 
 MANIFEST = "manifest.json"
+_UMASK = os.umask(0)
+os.umask(_UMASK)  # it can only be read by being set; once, because other threads write files later
 _locks: dict[Path, object] = {}  # a closed file is an unlocked one
 
 
@@ -35,18 +37,12 @@ def replace(path: Path, write: Callable[[Path], object]) -> None:
     part = path.with_name(f".{path.name}.part")
     try:
         write(part)
-        part.chmod(0o666 & ~_umask())  # safetensors writes files that only their owner can read
+        part.chmod(0o666 & ~_UMASK)  # safetensors writes files that only their owner can read
         sync(part)
         os.replace(part, path)
         sync(path.parent)
     finally:
         part.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def seal(folder: Path) -> None:
