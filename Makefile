@@ -1,13 +1,18 @@
 # make demo: the whole way from rendered scenes to drawn normals, in minutes, with no GPU and no downloaded model
+# make demo-all: the same for all four intrinsics, in a single step and by diffusion
 # make test: the tests
 # make interop: LoRA files through diffusers of 2023 to today; writes the table in README.md
 PYTHON ?= python3
 PY := .venv/bin/python
 
-.PHONY: demo test check interop clean
+.PHONY: demo demo-all test check interop clean
 
 demo: .venv/installed
 	$(PY) -m miniworld.demo --out demo
+
+demo-all: .venv/installed
+	for method in single augunet; do for task in normal depth albedo shading; do \
+	  $(PY) -m miniworld.demo --out demo --task $$task --method $$method || exit 1; done; done
 
 test: .venv/installed
 	$(PY) -m pytest -n 2 --dist loadfile

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from utils import __version__, evaluation, pairing, report
 from utils.aggregation import ImageScore, frame_warning, make_rows, total_errors
+from utils.durable import replace
 from utils.evaluation import GroundTruthError, NothingToScore, PredictionError, Rules
 from utils.evaluation_args import parse_args
 from utils.metrics import unit_vectors
@@ -275,7 +276,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         result = evaluate(args)
         args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(json.dumps(finite(result), indent=1, allow_nan=False) + "\n")
+        text = json.dumps(finite(result), indent=1, allow_nan=False) + "\n"
+        replace(args.output, lambda part: part.write_text(text))
     except (ValueError, OSError) as error:
         print(f"evaluate.py: error: {error}", file=sys.stderr)
         return 1

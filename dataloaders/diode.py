@@ -82,9 +82,9 @@ class Diode(Maps):
         if unknown or not scene_types:
             raise InputError(f"--scene_types: {unknown or 'nothing'} is not out of {', '.join(SCENE_TYPES)}")
         for folder, flag in ((self.root, "--train_data_dir"), (self.pseudo_root, "--pseudo_root")):
-            if not folder.is_dir():
+            if not os.path.isdir(folder):
                 raise InputError(f"{folder}: no such folder (from {flag})")
-        if not self.rgb_root.is_dir():
+        if not os.path.isdir(self.rgb_root):
             raise InputError(
                 f"{self.rgb_root}: no such folder; DIODE's pictures are read from depths/ beside normals/"
             )
@@ -117,8 +117,7 @@ class Diode(Maps):
             for stem in stems:
                 scan, name = stem.rsplit("/", 1)
                 if scan not in seen:
-                    path = root / scan
-                    seen[scan] = set(os.listdir(path)) if path.is_dir() else set()
+                    seen[scan] = _names(root / scan)
                 if name + suffix not in seen[scan]:
                     missing.setdefault(f"{root}/.../*{suffix}", []).append(stem)
         lost = set().union(*missing.values()) if missing else set()
@@ -231,8 +230,15 @@ def _stems_of_meta(path: Path, split: str, scene_types: tuple[str, ...]) -> list
         raise InputError(
             f"{path}: no such file; it belongs beside normals/ and depths/ (or use --list_from disk)"
         ) from None
-    except (ValueError, AttributeError, TypeError, OSError) as error:
+    except (ValueError, AttributeError, TypeError, OSError, RecursionError) as error:
         raise InputError(f"{path}: not DIODE's list of names ({' '.join(str(error).split())})") from None
+
+
+def _names(folder: Path) -> set[str]:
+    try:
+        return set(os.listdir(folder)) if os.path.isdir(folder) else set()
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be read ({error.strerror})") from None
 
 
 def _tree(root: Path, folder: str) -> dict[str, list[str]]:

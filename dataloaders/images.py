@@ -20,14 +20,14 @@ def open_picture(path: str | Path) -> Image.Image:
     Raises:
         InputError: the file is missing, empty, truncated or no picture; the message names it.
     """
+    _check_file(path)
     try:
         with Image.open(path) as image:
             image.load()
             return ImageOps.exif_transpose(image)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path}: not a readable picture ({' '.join(str(error).split())})") from None
+    except Exception as error:  # each decoder has its own; all mean that there is no picture to be had
+        reason = " ".join(str(error).split()).replace(f" {str(path)!r}", "")[:200] or type(error).__name__
+        raise InputError(f"{path}: not a readable picture ({reason}); replace or remove it") from None
 
 
 def read_rgb(path: str | Path) -> Image.Image:
@@ -56,14 +56,26 @@ def read_label(path: str | Path) -> Image.Image:
     return image.convert("RGB")
 
 
+def _check_file(path: str | Path) -> None:
+    """A folder, a pipe (which would be waited for without end) or nothing at all is no file."""
+    if not os.path.isfile(path):
+        what = "not a file, or a link to none; replace or remove it" if os.path.lexists(path) else "no such file"
+        raise InputError(f"{path}: {what}")
+
+
 def read_npy(path: str | Path) -> np.ndarray:
     """Read one .npy array; pickled objects are never loaded. Raises InputError naming the file."""
+    _check_file(path)
     try:
-        return np.load(path, allow_pickle=False)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path}: not a readable .npy array ({' '.join(str(error).split())})") from None
+        array = np.load(path, allow_pickle=False)
+        if isinstance(array, np.ndarray):  # an archive of several arrays opens too
+            return array
+        reason = "an archive of arrays"
+    except Exception as error:  # whatever a broken header leads to: wrong numbers, no memory for what it promises, ...
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        if "pickle" in reason:  # numpy's text tells how to run the code in the file
+            reason = "no numbers: text, or objects, which are never unpickled"
+    raise InputError(f"{path}: not a readable .npy array ({reason}); replace it or leave the sample out")
 
 
 @dataclass(frozen=True)
@@ -113,4 +125,7 @@ def list_pictures(folder: str | Path) -> list[Path]:
     """Pictures directly in `folder`, by their endings in any case of letters, in sorted order."""
     if not os.path.isdir(folder):
         raise InputError(f"{folder}: no such folder")
-    return sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in PICTURES and path.is_file())
+    found = [path for path in Path(folder).iterdir() if path.suffix.lower() in PICTURES]
+    return sorted(
+        path for path in found if path.is_file() or not path.exists()
+    )  # a dead link is told, not passed over

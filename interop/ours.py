@@ -9,7 +9,7 @@ import json
 import sys
 from pathlib import Path
 
-from probe import TOLERANCE, forward, judge, load_unet, merge_by_hand
+from probe import TOLERANCE, augunet_outputs, forward, judge, load_unet, merge_by_hand
 from safetensors.torch import load_file
 
 from utils.lora import SAFETENSORS, load_attn_procs
@@ -22,6 +22,8 @@ def main(cases: Path, trained: Path, out: Path) -> None:
     results = {}
     for folder in sorted((cases / "files").iterdir()):
         results[f"ours {folder.name}"] = judge(load_unet(cases), load_attn_procs, folder, cases, base, expected)
+    outputs = augunet_outputs(cases)
+    results["augunet ours"] = judge(load_unet(cases), load_attn_procs, cases / "augunet", cases, *outputs)
     old = load_file(trained / "output.safetensors")
     if not (old["output"] - old["base"]).abs().max() > 1000 * TOLERANCE * old["base"].abs().max():
         raise SystemExit(f"{trained}: this training changed too little to prove anything")

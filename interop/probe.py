@@ -27,9 +27,28 @@ def load_unet(cases: Path) -> UNet2DConditionModel:
 
 
 def forward(unet, cases: Path) -> torch.Tensor:
+    """The UNet's output for the fixed inputs; a widened UNet also reads the latents in reverse order."""
     inputs = load_file(cases / "inputs.safetensors")
+    z = inputs["z"] if unet.conv_in.in_channels == 4 else torch.cat([inputs["z"], inputs["z"].flip(0)], dim=1)
     with torch.no_grad():
-        return unet(inputs["z"], 999, inputs["text"]).sample
+        return unet(z, 999, inputs["text"]).sample
+
+
+def widen(unet, folder: Path):
+    """Put the conv_in that lies beside an AugUNet's LoRA into `unet`, as the model card says."""
+    state = load_file(folder / "conv_in.safetensors")
+    unet.conv_in = torch.nn.Conv2d(*state["weight"].shape[1::-1], 3, padding=1)
+    unet.conv_in.load_state_dict(state)
+    return unet
+
+
+def augunet_outputs(cases: Path):
+    """(widened UNet's output without the LoRA, with the LoRA merged by hand)."""
+    folder = cases / "augunet"
+    merged = widen(load_unet(cases), folder)
+    base = forward(merged, cases)
+    merge_by_hand(merged, load_file(folder / SAFETENSORS))
+    return base, forward(merged, cases)
 
 
 def merge_by_hand(unet, state) -> None:
@@ -91,6 +110,9 @@ def probe(cases: Path) -> dict:
     for name, call in CALLS.items():
         for folder in sorted((cases / "files").iterdir()):
             results["calls"][f"{name} {folder.name}"] = judge(load_unet(cases), call, folder, cases, base, expected)
+    folder, outputs = cases / "augunet", augunet_outputs(cases)
+    widened = widen(load_unet(cases), folder)
+    results["calls"]["augunet pipe"] = judge(widened, CALLS["pipe"], folder, cases, *outputs)
     return results
 
 

@@ -45,6 +45,7 @@ REVERSE = {
     "safetensors": "`unet.save_attn_procs(safe_serialization=True)`",
     "bin": "`unet.save_attn_procs(safe_serialization=False)`",
 }
+AUGUNET = {"pipe": 'conv_in set by hand, `pipe.load_lora_weights("folder")`', "ours": f"`{CALLS['ours']}`"}
 BEFORE_040, TODAY, ALL = ("0.20.2", "0.35.2", "0.39.0"), ("0.35.2", "0.39.0", "newest"), tuple(ENVIRONMENTS)
 PROMISED = {
     "attn_procs_dict diffusers": BEFORE_040,
@@ -57,6 +58,8 @@ PROMISED = {
     "pipe kohya": TODAY,
     **{f"ours {name}": TODAY for name in FORMATS},
     **{f"reverse {name}": TODAY for name in REVERSE},
+    "augunet pipe": ALL,
+    "augunet ours": TODAY,
 }
 
 
@@ -116,6 +119,10 @@ def make_cases(python: str = sys.executable) -> None:
     words += ["--pseudo_root", world / "pseudo" / "normal", "--resolution", 64, "--train_batch_size", 2]
     words += ["--max_train_steps", 2, "--learning_rate", 0.03, "--report_to", "none", "--validation_steps", 1000]
     call(python, "sd_single_diode_pseudo_normal.py", *words, log="train", env=offline)
+    donor, words[words.index(run)] = CASES / "random-ip2p", CASES / "augunet"
+    call(python, "-m", "miniworld.random_sd", "--out", donor, "--in_channels", 8, "--seed", 1, log="random_ip2p")
+    say("training two steps with augunet_diode_pseudo_normal.py")
+    call(python, "augunet_diode_pseudo_normal.py", *words, "--augment_from", donor, log="train-augunet", env=offline)
     for name in FORMATS:
         folder = CASES / "files" / name
         if name == "diffusers":  # the trainer's own files, untouched
@@ -181,6 +188,9 @@ def table(measured: Mapping[str, dict]) -> str:
     for short, text in REVERSE.items():
         cells = [cell(m["results"].get(f"reverse {short}")) for m in measured.values()]
         lines.append(f"| trained by 0.20.2, {text} | `{CALLS['ours']}` | " + " | ".join(cells) + " |")
+    for short, text in AUGUNET.items():
+        cells = [cell(m["results"].get(f"augunet {short}")) for m in measured.values()]
+        lines.append(f"| AugUNet's folder: LoRA, `conv_in.safetensors` | {text} | " + " | ".join(cells) + " |")
     worst = max(r["difference"] for m in measured.values() for r in m["results"].values() if r["status"] == "ok")
     effect = min(m["effect"] for m in measured.values())
     companions = "; ".join(

@@ -40,7 +40,7 @@ def cached_pictures(folder: Path, seed: int, count: int, size: int, workers: int
             for chunk in bar(missing):
                 render(chunk)
     captions = [text for chunk in chunks for text in json.loads((parts / f"{chunk:05d}.json").read_text())]
-    rgb = np.concatenate([np.load(parts / f"{chunk:05d}.npy", mmap_mode="r") for chunk in chunks])
+    rgb = np.concatenate([np.load(parts / f"{chunk:05d}.npy", mmap_mode="r", allow_pickle=False) for chunk in chunks])
     return rgb[:count], captions[:count]
 
 

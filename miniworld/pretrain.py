@@ -12,11 +12,12 @@ command goes on where it was cut off.
 import argparse
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from miniworld.codec import build_codec, codec_stage, decoder_stage
+from miniworld.codec import build_codec, codec_stage, decoder_stage, enlarge
 from miniworld.editor import build_editor, editor_stage
 from miniworld.generator import build_generator, encode_pictures, generator_stage
 from miniworld.model_folder import save_editor, save_generator
@@ -25,6 +26,7 @@ from miniworld.report import report
 from miniworld.stage import run
 
 SIZE = 64  # pixels
+SCALING_FACTOR = 0.18215  # Stable Diffusion's
 STAGES = ("vae", "decoder", "unet", "ip2p")
 
 
@@ -84,7 +86,10 @@ def train(args: argparse.Namespace) -> None:
 
     rgb, captions = cached_pictures(scenes, args.seed, args.scenes, SIZE, args.workers)
     data = encode_pictures(vae, rgb, captions, parts.tokenizer, args.work / "latents", half)
-    vae.register_to_config(scaling_factor=data.scale)
+    factor = data.scale / SCALING_FACTOR
+    enlarge(vae, factor)
+    data = replace(data, mean=factor * data.mean, std=factor * data.std, scale=SCALING_FACTOR)
+    vae.register_to_config(scaling_factor=SCALING_FACTOR)
     settings = {"steps": args.unet_steps, "learning_rate": 5e-4, "seed": args.seed, "ema_decay": 0.999}
     settings |= {"snapshots": snapshot_steps(args.unet_steps)}
     run(generator_stage(parts, data, vae, args.work / "unet", args.batch, half, **settings))

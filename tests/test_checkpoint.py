@@ -25,13 +25,13 @@ def unet():
 
 def test_pruning_is_by_number_and_keeps_the_newest(unet, tmp_path):
     for step in (8, 9, 10, 100):
-        checkpoint.save(tmp_path, step, unet, run_of(unet), {}, {}, limit=3)
+        checkpoint.save(tmp_path, step, 2 * step, unet, run_of(unet), {}, {}, limit=3)
     assert [path.name for path in checkpoint.find(tmp_path)] == ["checkpoint-9", "checkpoint-10", "checkpoint-100"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-100", "checkpoint-9"]
 
 
 def test_unfinished_checkpoints_are_not_found(unet, tmp_path):
-    checkpoint.save(tmp_path, 1, unet, run_of(unet), {}, {})
+    checkpoint.save(tmp_path, 1, 2, unet, run_of(unet), {}, {})
     (tmp_path / "checkpoint-2").mkdir()
     (tmp_path / ".checkpoint-3.part").mkdir()
     (tmp_path / "checkpoint-best").mkdir()
@@ -41,7 +41,7 @@ def test_unfinished_checkpoints_are_not_found(unet, tmp_path):
 def test_choosing(unet, tmp_path):
     assert checkpoint.choose(tmp_path / "new", "latest") is None
     assert checkpoint.choose(tmp_path / "new", None) is None
-    path = checkpoint.save(tmp_path, 5, unet, run_of(unet), {}, {})
+    path = checkpoint.save(tmp_path, 5, 10, unet, run_of(unet), {}, {})
     assert checkpoint.choose(tmp_path, str(path)) == path
     assert checkpoint.choose(tmp_path, "checkpoint-5") == path
     with pytest.raises(InputError, match="already holds checkpoint-5"):
@@ -51,8 +51,8 @@ def test_choosing(unet, tmp_path):
 
 
 def test_resuming_another_experiment_is_refused(unet, tmp_path):
-    path = checkpoint.save(tmp_path, 5, unet, run_of(unet), {"rank": 2, "seed": 1}, {})
-    assert checkpoint.load(path, unet, run_of(unet), {"rank": 2, "seed": 1}) == 5
+    path = checkpoint.save(tmp_path, 5, 10, unet, run_of(unet), {"rank": 2, "seed": 1}, {})
+    assert checkpoint.load(path, unet, run_of(unet), {"rank": 2, "seed": 1}) == (5, 10)
     with pytest.raises(InputError, match="seed was 1, now 2"):
         checkpoint.load(path, unet, run_of(unet), {"rank": 2, "seed": 2})
 
@@ -63,7 +63,7 @@ def test_round_trip_restores_lora_and_optimiser(unet, tmp_path):
         parameter.grad = torch.ones_like(parameter) if parameter.requires_grad else None
     state["optimizer"].step()
     saved, moments = lora_state(unet), state["optimizer"].state_dict()["state"]
-    path = checkpoint.save(tmp_path, 1, unet, state, {}, {})
+    path = checkpoint.save(tmp_path, 1, 2, unet, state, {}, {})
     fresh = build_unet()
     add_lora(fresh, rank=2, seed=9)
     other = run_of(fresh)
@@ -86,7 +86,7 @@ def test_every_epoch_sees_every_sample_once_in_another_order():
 
 def test_a_resumed_stream_goes_on_where_it_stopped():
     whole = first(12, samples=7, batch_size=2, seed=3)
-    assert first(5, samples=7, batch_size=2, seed=3, start=7) == whole[7:]
+    assert first(5, samples=7, batch_size=2, seed=3, start=14) == whole[7:]
 
 
 def test_a_global_batch_is_the_same_however_it_is_cut():

@@ -15,7 +15,7 @@ from diffusers import StableDiffusionInstructPix2PixPipeline, StableDiffusionPip
 from torch import Generator
 
 from miniworld import codec, editor, generator, pretrain, scenes
-from miniworld.codec import build_codec, codec_batch, codec_stage, decoder_stage, to_tensor
+from miniworld.codec import build_codec, codec_batch, codec_stage, decoder_stage, enlarge, reconstruct, to_tensor
 from miniworld.diode_tree import encode_labels
 from miniworld.editor import build_editor, condition_gain, editor_stage
 from miniworld.gates import codec_gates, unseen_scenes
@@ -114,7 +114,7 @@ def test_no_stage_can_see_a_map(tmp_path, monkeypatch):
     words += ["--vae_steps", 2, "--decoder_steps", 2, "--unet_steps", 2, "--ip2p_steps", 2]
     pretrain.main([str(word) for word in words])
     pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "mini-sd", safety_checker=None)
-    assert pipeline.unet.config.in_channels == 4
+    assert pipeline.unet.config.in_channels == 4 and pipeline.vae.config.scaling_factor == 0.18215
     edits = StableDiffusionInstructPix2PixPipeline.from_pretrained(tmp_path / "mini-ip2p", safety_checker=None)
     assert edits.unet.config.in_channels == 8
     snapshots = sorted(path.name for path in (tmp_path / "work" / "unet").glob("ema-*.pt"))
@@ -128,6 +128,19 @@ def test_the_codec_sees_pieces_of_pictures(pairs, monkeypatch):
         windows = rgb.unfold(2, side, 1).unfold(3, side, 1).permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
         for piece in codec_batch(pairs[0], 8, Generator().manual_seed(side), side):
             assert (windows - piece).abs().amax(dim=(1, 2, 3)).min() < 1e-6
+
+
+def test_enlarged_latents_are_the_same_codec(pairs):
+    torch.manual_seed(0)
+    vae = build_codec((8, 8, 8), 4)
+    rgb = to_tensor(pairs[0][:3]) * 2 - 1
+    with torch.no_grad():
+        before, drawn = vae.encode(rgb).latent_dist, reconstruct(vae, rgb)
+        enlarge(vae, 5.0)
+        after = vae.encode(rgb).latent_dist
+    torch.testing.assert_close(after.mean, 5 * before.mean)
+    torch.testing.assert_close(after.std, 5 * before.std)
+    torch.testing.assert_close(reconstruct(vae, rgb), drawn, atol=1e-5, rtol=1e-4)
 
 
 def test_recoloured_pictures_are_not_maps():

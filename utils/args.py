@@ -5,9 +5,11 @@ and calls `parse`. Flags of the released code that did nothing there either work
 """
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 from utils.errors import InputError
 from utils.protocols import FRAMES
@@ -106,6 +108,10 @@ def _run_flags(group) -> None:
     add("--checkpointing_steps", type=int, default=2500, help="write checkpoint-<step> every so many steps")
     add("--checkpoints_total_limit", type=int, help="keep only the newest so many checkpoints, and the best one")
     add("--resume_from_checkpoint", help="'latest', or a checkpoint folder")
+    add("--force_resume", action="store_true", help="resume although task, data, base model, ... differ from the "
+        "checkpoint's")  # fmt: skip
+    add("--max_nonfinite", type=int, default=10, help="stop after so many updates in a row whose loss or gradient is "
+        "NaN or infinite; such updates are left out")  # fmt: skip
     add("--validation_steps", type=int, default=2500, help="validate every so many steps (and before the first one "
         "and at the end)")  # fmt: skip
     add("--max_hours", type=float, help="stop after so many hours with a checkpoint (the released code: always 3.9)")
@@ -151,6 +157,10 @@ def parse(
     if args.max_train_steps is None and args.num_train_epochs is None:
         raise InputError("no length: pass --max_train_steps or --num_train_epochs")
     args.trackers = _trackers(args.report_to)
+    if not args.output_dir.strip():
+        raise InputError("--output_dir is empty: name a folder")
+    if Path(args.logging_dir).is_absolute() or ".." in Path(args.logging_dir).parts:
+        raise InputError(f"--logging_dir={args.logging_dir}: must lie inside --output_dir, as in: logs")
     args.tags = [tag.strip() for tag in args.tracker_tags.split(",") if tag.strip()]
     _check_tracker_names(args)
     if args.local_rank >= 0:
@@ -195,16 +205,26 @@ def _check_data(args: argparse.Namespace, given: set[str]) -> None:
 
 
 def _check_numbers(args: argparse.Namespace) -> None:
+    for name, value in vars(args).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"--{name}={value}: must be a finite number")
     positive = ["rank", "resolution", "train_batch_size", "gradient_accumulation_steps", "checkpointing_steps"]
-    positive += ["validation_steps", "learning_rate"]
+    positive += ["validation_steps", "learning_rate", "max_nonfinite"]
     optional = ["num_train_imgs", "max_train_samples", "max_train_steps", "num_train_epochs"]
     optional += ["checkpoints_total_limit", "max_hours"]
     for name in positive + [name for name in optional if getattr(args, name) is not None]:
         if getattr(args, name) <= 0:
             raise InputError(f"--{name}={getattr(args, name)}: must be more than 0")
-    for name in ["max_grad_norm", "lr_warmup_steps", "dataloader_num_workers", "seed"]:
+    not_negative = ["max_grad_norm", "lr_warmup_steps", "dataloader_num_workers", "seed"]
+    for name in [*not_negative, "adam_weight_decay", "adam_epsilon"]:
         if getattr(args, name) < 0:
             raise InputError(f"--{name}={getattr(args, name)}: must not be negative")
+    for name in ["adam_beta1", "adam_beta2"]:
+        if not 0 <= getattr(args, name) < 1:
+            raise InputError(f"--{name}={getattr(args, name)}: must be at least 0 and less than 1")
+    for name, limit in {"seed": 2**32 - 1, "rank": 1280, "dataloader_num_workers": 1024}.items():
+        if getattr(args, name) > limit:  # rank: the width of Stable Diffusion's widest attention layer
+            raise InputError(f"--{name}={getattr(args, name)}: must be at most {limit}")
     if args.resolution % 8:
         raise InputError(f"--resolution={args.resolution}: must be a multiple of 8, the VAE's reduction")
 

@@ -2,23 +2,28 @@
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from utils import checkpoint
-from utils.errors import InputError
+from utils.durable import replace
+from utils.errors import InputError, warn
 from utils.metrics import higher_is_better
 
 BEST, METRICS = "best.json", "metrics.jsonl"
 
 
 def read_metrics(output_dir: Path) -> list[dict]:
-    """The lines of `metrics.jsonl`, each with its "step"; a last line that was cut off is left out."""
-    file = output_dir / METRICS
-    if not file.is_file():
-        return []
-    return [json.loads(line) for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    """The lines of `metrics.jsonl`, each with its "step"; one that a kill cut off is left out."""
+    file, lines = output_dir / METRICS, []
+    for line in file.read_bytes().splitlines(keepends=True) if file.is_file() else ():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if line.endswith(b"\n") and isinstance(record, dict) and isinstance(record.get("step"), int):
+            lines.append(record)
+    return lines
 
 
 def default_metric(scores: Mapping[str, float]) -> str | None:
@@ -42,17 +47,23 @@ def mark_best(output_dir: Path, metric: str | None) -> dict[str, object] | None:
     if validations and metric not in known:
         raise InputError(f"--best_metric={metric}: no such scalar; there are {', '.join(known) or 'none'}")
     on_disk = {checkpoint.step_of(folder): folder.name for folder in checkpoint.find(output_dir)}
-    lines = [line for line in validations if line["step"] in on_disk and math.isfinite(line.get(metric, math.nan))]
+    lines = [line for line in validations if line["step"] in on_disk and _is_finite(line.get(metric))]
     if not lines:
         (output_dir / BEST).unlink(missing_ok=True)
         return None
     sign = -1 if higher_is_better(metric.rsplit("/", 1)[-1]) else 1
     line = min(lines, key=lambda line: sign * line[metric])
     found = {"metric": metric, "value": line[metric], "step": line["step"], "checkpoint": on_disk[line["step"]]}
-    aside = output_dir / f".{BEST}.part"
-    aside.write_text(json.dumps(found, indent=1) + "\n")
-    os.replace(aside, output_dir / BEST)
+    try:
+        replace(output_dir / BEST, lambda part: part.write_text(json.dumps(found, indent=1) + "\n"))
+    except OSError as error:  # a full disk: no reason to end a run
+        warn(f"{output_dir / BEST} could not be written ({error.strerror})")
+        return None
     return found
+
+
+def _is_finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)  # metrics.jsonl has null for what is no number
 
 
 def best_folder(output_dir: Path) -> str | None:

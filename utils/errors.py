@@ -1,12 +1,25 @@
-"""What a user is told: errors that can be mended, and notes."""
+"""What a user is told: errors that can be mended, warnings, and notes."""
 
 import os
+import re
 import sys
 from collections.abc import Callable
+from typing import TextIO
+
+_UNPRINTABLE = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029\\ud800-\\udfff]")
 
 
 class InputError(ValueError):
     """A flag, file or folder is not usable; the message is one line that names it and says what to do."""
+
+    def __init__(self, message: str):
+        # a data-loader worker wraps the message in its own traceback; the end is ours
+        super().__init__(one_line(message.rpartition("utils.errors.InputError: ")[2].strip()))
+
+
+def one_line(text: str) -> str:
+    """`text` with line breaks, control characters and undecodable bytes of file names written as escapes."""
+    return _UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
 def run(main: Callable[[], None]) -> None:
@@ -14,17 +27,50 @@ def run(main: Callable[[], None]) -> None:
 
     Every other exception keeps its traceback: it is a defect, and the traceback is the report.
     """
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may hold bytes that are no text
     try:
         main()
-    except InputError as error:
-        # a data-loader worker wraps the message in its own traceback; the last line is ours
-        message = str(error).strip().splitlines()[-1].removeprefix("utils.errors.InputError: ")
+    except Exception as error:
+        if "DataLoader worker" in str(error) and isinstance(error, RuntimeError):
+            cause = str(error).strip().splitlines()[0]
+            error = InputError(f"{cause} Most often memory has run out: lower --dataloader_num_workers")
+        _tell_launcher(error)
+        _close_bars()
+        if not isinstance(error, InputError):
+            raise
         rank = f"[rank {os.environ['RANK']}] " if "RANK" in os.environ else ""
-        print(f"{rank}error: {message}", file=sys.stderr, flush=True)
+        print(f"{rank}error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
+
+
+def _close_bars() -> None:
+    """End the progress bars' lines: the error must have a line of its own, and be the last one."""
+    if "tqdm" in sys.modules:
+        for bar in list(sys.modules["tqdm"].tqdm._instances):
+            bar.close()
+
+
+def _tell_launcher(error: Exception) -> None:
+    """Leave the error where torchrun and `processes.supervise` look for the reason of a failure."""
+    if "TORCHELASTIC_ERROR_FILE" in os.environ:
+        from torch.distributed.elastic.multiprocessing.errors import get_error_handler  # slow to import
+
+        get_error_handler().record_exception(error)
+
+
+def warn(text: str) -> None:
+    """Print one line to stderr, from the first process only."""
+    _say(f"warning: {text}", sys.stderr)
 
 
 def note(text: str) -> None:
     """Print one line, from the first process only."""
+    _say(f"note: {text}", sys.stdout)
+
+
+def _say(text: str, file: TextIO) -> None:
     if os.environ.get("RANK", "0") == "0":
-        print(f"note: {text}", flush=True)
+        write = sys.modules["tqdm"].tqdm.write if "tqdm" in sys.modules else print  # above a progress bar, not into it
+        write(one_line(text), file=file)
+        file.flush()

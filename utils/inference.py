@@ -1,6 +1,7 @@
 """A folder of pictures in, a folder of maps out: sharing out, reading, drawing, writing for both inference scripts."""
 
 import hashlib
+import io
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Generator, Tensor
 from tqdm.auto import tqdm
 
 from dataloaders.images import PICTURES, Crop, list_pictures, read_rgb
+from utils.durable import make_folder, replace
 from utils.ensemble import uncertainty_picture
 from utils.errors import InputError, note
 from utils.models import Base
@@ -39,7 +41,7 @@ def share_out(input_dir: str, task: str, device: str | None) -> tuple[dict[Path,
 
 def place(base: Base, state: PartialState, device: str | None, dtype: torch.dtype) -> torch.device:
     """Move the base to the device asked for, or this process's own, and return that."""
-    device = torch.device(device or state.device)
+    device = pick_device(device, state.device)
     base.to(device, dtype)
     return device
 
@@ -60,7 +62,7 @@ def draw_all(
     None. Maps go to <output_dir>/<task>/predicted/, uncertainties to <output_dir>/<task>/uncertainty/.
     """
     folder = Path(output_dir) / task / "predicted"
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, "--output_dir")
     files, failed = list(mine), []
     bar = tqdm(total=len(files), desc=f"drawing {task}", disable=not state.is_local_main_process)
     for first in range(0, len(files), batch_size):
@@ -91,6 +93,17 @@ def noise_of(seed: int, name: str, member: int) -> Generator:
     return Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
+def pick_device(wanted: str | None, default: torch.device) -> torch.device:
+    """The device named by --device, or `default`. Raises InputError where this machine has none of that name."""
+    try:
+        device = torch.device(wanted or default)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0][:150]
+        raise InputError(f"--device={wanted}: {reason}; try cpu, or leave it out") from None
+    return device
+
+
 def output_names(files: list[Path], task: str) -> dict[Path, str]:
     """Input file -> <stem>_<task>.png. Raises InputError where two inputs would write the same file."""
     names: dict[str, Path] = {}
@@ -115,14 +128,31 @@ def read_batch(files: list[Path], resolution: int, failed: list[str]) -> dict[Pa
 
 
 def write(drawn: Tensor, task: str, path: Path, with_npy: bool) -> None:
-    """Write one map (3,R,R) as the released script does, and as float32 .npy where asked for."""
-    Image.fromarray(map_to_uint8(task, drawn)).save(path)
+    """Write one map (3,R,R) as the released script does, and as float32 .npy where asked for; whole or not at all."""
     if with_npy:
-        np.save(path.with_suffix(".npy"), map_to_values(task, drawn))
+        _write_npy(path, map_to_values(task, drawn))
+    _write_png(path, map_to_uint8(task, drawn))
 
 
 def write_uncertainty(doubt: Tensor, task: str, path: Path) -> None:
     """Write one uncertainty (R,R) as float32 .npy and as a picture of fixed scale (`uncertainty_picture`)."""
-    path.parent.mkdir(exist_ok=True)
-    np.save(path.with_suffix(".npy"), doubt.numpy())
-    Image.fromarray(uncertainty_picture(doubt, task)).save(path)
+    make_folder(path.parent, "--output_dir")
+    _write_npy(path, doubt.numpy())
+    _write_png(path, uncertainty_picture(doubt, task))
+
+
+def _write_npy(path: Path, values: np.ndarray) -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, values)
+    _write(path.with_suffix(".npy"), lambda part: part.write_bytes(buffer.getvalue()))
+
+
+def _write_png(path: Path, pixels: np.ndarray) -> None:
+    _write(path, lambda part: Image.fromarray(pixels).save(part, "PNG"))
+
+
+def _write(path: Path, fill: Callable[[Path], object]) -> None:
+    try:
+        replace(path, fill)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None

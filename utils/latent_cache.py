@@ -12,6 +12,7 @@ whoever comes first: so a killed build goes on, and processes or runs that build
 import hashlib
 import json
 import os
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
+from utils import signals
 from utils.errors import note
 from utils.latents import NAMES, moments
 
@@ -97,9 +99,13 @@ def build(cache: CachedLatents, train_set, vae: AutoencoderKL, workers: int, ran
     chunks = np.array_split(np.arange(len(cache)), -(-len(cache) // CHUNK))
     chunks = [chunk for turn in range(world) for chunk in chunks[(rank + turn) % world :: world]]
     missing = [chunk for chunk in chunks if not cache.done[chunk].all()]
-    loader = DataLoader(Pictures(train_set), batch_sampler=missing, num_workers=workers)
+    loader = DataLoader(Pictures(train_set), batch_sampler=missing, num_workers=workers, worker_init_fn=signals.ignore)
     bar = tqdm(total=len(missing), desc="encoding latents", unit=f"x{CHUNK}", disable=rank > 0 or not missing)
     for chunk, batch in zip(missing, loader):
+        if signals.asked():
+            bar.close()
+            note(f"stopped by {signals.asked()} while encoding latents; the same command goes on where it was")
+            sys.exit(0)
         bar.update(1)
         if cache.done[chunk].all():  # another process was here meanwhile
             continue

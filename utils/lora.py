@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from utils.durable import replace
 from utils.errors import InputError
 from utils.lora_keys import make_key, parse_layers
 
@@ -63,11 +64,13 @@ def save_lora(unet: nn.Module, folder: str | Path, metadata: Mapping[str, object
     folder, state = Path(folder), lora_state(unet)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(state, folder / SAFETENSORS, {key: str(value) for key, value in metadata.items()})
-        if with_bin:
-            torch.save(state, folder / BIN)
         if _is_widened(unet):
-            save_file({k: v.float().contiguous() for k, v in unet.conv_in.state_dict().items()}, folder / CONV_IN)
+            conv_in = {k: v.float().contiguous() for k, v in unet.conv_in.state_dict().items()}
+            replace(folder / CONV_IN, lambda part: save_file(conv_in, part))
+        if with_bin:
+            replace(folder / BIN, lambda part: torch.save(state, part))
+        header = {key: str(value) for key, value in metadata.items()}
+        replace(folder / SAFETENSORS, lambda part: save_file(state, part, header))  # last: what a reader looks for
     except (OSError, SafetensorError, RuntimeError) as error:
         raise InputError(f"{folder}: cannot write the LoRA ({error})") from None
     return folder / SAFETENSORS
@@ -98,6 +101,7 @@ def load_attn_procs(unet: nn.Module, source: str | Path | Mapping[str, Tensor]) 
     if len(ranks) > 1:
         raise InputError(f"{name}: its layers have several ranks {sorted(ranks)}; one is expected")
     rank = ranks.pop()
+    _check_numbers(layers, rank, name)
     if not present:
         add_lora(unet, rank)
         present = _lora_modules(unet)
@@ -150,6 +154,17 @@ def _match(layers: dict, targets: dict[str, nn.Linear], name: str, made_for: str
                 f"{name}{made_for}: {module} maps {down.shape[1]} to {up.shape[0]} features, the UNet's {want[0]} to "
                 f"{want[1]}: it belongs to another base model"
             )
+
+
+def _check_numbers(layers: dict[str, tuple[Tensor, Tensor]], rank: int, name: str) -> None:
+    if not rank:
+        raise InputError(f"{name}: rank 0: there is nothing in its layers; take another file")
+    for module, weights in layers.items():
+        for weight in weights:
+            if not weight.is_floating_point():
+                raise InputError(f"{name}: {module} holds {weight.dtype}, not floats: it is no LoRA that was trained")
+            if not torch.isfinite(weight).all():
+                raise InputError(f"{name}: {module} holds NaN or infinity; take an earlier checkpoint")
 
 
 def _lora_modules(unet: nn.Module) -> dict[str, nn.Module]:

@@ -3,7 +3,6 @@
 import argparse
 import json
 import math
-import os
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from utils.durable import replace
 from utils.errors import InputError, note
 from utils.lora import CONV_IN, read_lora
 from utils.lora_keys import FORMATS, Layer, key_format, parse_layers, split_module, to_format
@@ -142,9 +142,9 @@ def convert(source: Path, out: Path, to: str) -> None:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         if travels:
-            _replace(conv_in_out, lambda part: part.write_bytes(conv_in.read_bytes()))
+            replace(conv_in_out, lambda part: part.write_bytes(conv_in.read_bytes()))
             note(f"{CONV_IN} copied to {out.parent}: this LoRA needs it")
-        _replace(out, lambda part: _write(converted, metadata, part, out.suffix))
+        replace(out, lambda part: _write(converted, metadata, part, out.suffix))
     except Exception as error:  # safetensors and torch raise their own kinds where a disk is full
         raise InputError(f"{out}: cannot write it ({' '.join(str(error).split())[:200]})") from None
     if metadata and out.suffix == ".bin":
@@ -153,15 +153,6 @@ def convert(source: Path, out: Path, to: str) -> None:
 
 def _write(state: dict[str, Tensor], metadata: dict[str, str], path: Path, suffix: str) -> None:
     save_file(state, path, metadata or None) if suffix == ".safetensors" else torch.save(state, path)
-
-
-def _replace(path: Path, write) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        write(part)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _norm(norms) -> float | None:

@@ -18,10 +18,13 @@ def read_array(path: Path) -> np.ndarray:
     try:
         if path.suffix == ".npy":
             array = np.load(path, allow_pickle=False)
+            if not isinstance(array, np.ndarray):
+                raise ValueError("an archive of arrays: save a single one")
         else:
             array = _read_png(path)
-    except (OSError, EOFError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"cannot be read ({error})") from error
+    except Exception as error:  # each decoder has its own; a broken header may ask for more memory than there is
+        reason = "text, or objects, which are never unpickled" if "pickle" in str(error) else error
+        raise ValueError(f"cannot be read ({reason})") from error
     if array.dtype.kind not in "buif":
         raise ValueError(f"holds {array.dtype}, not numbers")
     if array.ndim == 3 and array.shape[2] == 1:

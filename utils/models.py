@@ -108,17 +108,27 @@ def resolve(name: str) -> str:
 def load_component(kind: type, name: str, component: str, revision: str | None = None):
     """One part of a model folder or hub repository, e.g. (UNet2DConditionModel, name, "unet")."""
     folder = Path(name)
-    if not folder.is_dir() and (folder.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1):
+    here = bool(name) and folder.is_dir()
+    if not here and (folder.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1):
         raise InputError(f"{name}: no such model folder (nor a hub name of the form owner/model)")
     expected = folder / component / COMPONENTS[component]
-    if folder.is_dir() and not expected.is_file() and not expected.with_name("tokenizer.json").is_file():
+    try:
+        complete = not here or expected.is_file() or expected.with_name("tokenizer.json").is_file()
+    except OSError as error:
+        raise InputError(f"{expected}: cannot be read ({error.strerror})") from None
+    if not complete:
         raise InputError(f"{folder / component}: {COMPONENTS[component]} expected here; is {name} a diffusers folder?")
     try:
-        return kind.from_pretrained(name, subfolder=component, revision=revision)
+        if not issubclass(kind, nn.Module):
+            return kind.from_pretrained(name, subfolder=component, revision=revision)
+        part, info = kind.from_pretrained(name, subfolder=component, revision=revision, output_loading_info=True)
+        if lost := sorted(info["missing_keys"]):  # the libraries would go on with random numbers in their place
+            raise ValueError(f"{len(lost)} of its weights are not in the file, e.g. {lost[0]}")
+        return part
     except Exception as error:  # OSError, HTTP errors, SafetensorError, ...: all say that the part is not readable
-        where = folder / component if folder.is_dir() else f"{component} of {name} on the hub"
-        hint = "" if folder.is_dir() else "; check the name and the network, or pass a local folder"
-        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") and not folder.is_dir() else ""
+        where = folder / component if here else f"{component} of {name} on the hub"
+        hint = "" if here else "; check the name and the network, or pass a local folder"
+        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") and not here else ""
         raise InputError(f"{where}: cannot be loaded{offline}: {' '.join(str(error).split())[:300]}{hint}") from error
 
 

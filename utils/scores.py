@@ -5,6 +5,7 @@ that image (utils/metrics.py), or None where no pixel is valid.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 from torch import Tensor
@@ -56,4 +57,12 @@ def against_label(score: Score) -> Score:
         scores = score(drawn, gt, valid)
         return None if scores is None else {f"label_{name}": value for name, value in scores.items()}
 
+    renamed.__doc__ = f"Against the label, which is no measurement: {described(score)}"
     return renamed
+
+
+def described(score: Score) -> str:
+    """What `score` measures, in one line: the first paragraph of its docstring, and what a `partial` has settled."""
+    function, settled = (score.func, score.keywords) if isinstance(score, partial) else (score, {})
+    text = " ".join(function.__doc__.split("\n\n")[0].split())
+    return text + "".join(f" ({name}: {value})" for name, value in settled.items())

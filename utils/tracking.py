@@ -1,26 +1,20 @@
 """Where a run's numbers and panels go: wandb, TensorBoard, and always `metrics.jsonl` and `validation/`."""
 
 import json
-import netrc
+import math
 import os
-import re
-import secrets
-import socket
-import string
-import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
+from itertools import count
 from pathlib import Path
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 import numpy as np
 from accelerate import Accelerator
 from PIL import Image
 
 from utils.best import METRICS, read_metrics
-from utils.errors import note
-from utils.validation import write_panels
+from utils.durable import replace
+from utils.errors import note, warn
+from utils.wandb_run import not_uploaded, token_hidden, wandb_id, wandb_mode
 
 PANELS = {"train": "training images", "indoors": "test images 1", "outdoor": "test images 2"}  # the released names
 
@@ -39,8 +33,9 @@ def start_trackers(
 
     name, tags: of the run in wandb; left out, the name of `output_dir`. The run's id is kept in
     `<output_dir>/wandb_id.txt`, so that every start in that folder goes on with the same curve.
-    resumed_at: the step of the checkpoint that this start goes on from. TensorBoard forgets what came after it; wandb
-    cannot, so it is not told again what is in `sent`, the (step, scalar) that `forget_after` dropped.
+    resumed_at: the step of the checkpoint that this start goes on from, -1 where there was none yet. TensorBoard
+    forgets what came after it; wandb cannot, so it is not told again what is in `sent`, the (step, scalar) that
+    `forget_after` dropped.
     """
     if not accelerator.is_main_process:
         return
@@ -65,29 +60,15 @@ def start_trackers(
         }
         if reason:
             note(f"wandb is offline ({reason}); upload later with: wandb sync {output_dir}/wandb/offline-run-*")
-    with _token_hidden():
+    with token_hidden():
         accelerator.init_trackers(project, init_kwargs=init)
     for tracker in accelerator.trackers:
         if tracker.name == "wandb":
             tracker.sent = set(sent) if known_to_wandb else set()
             tracker.run.config.update(dict(config), allow_val_change=True)
         else:
-            tracker.writer.add_text("config", _table(config), resumed_at or 0)
+            tracker.writer.add_text("config", _table(config), max(resumed_at or 0, 0))
             tracker.writer.flush()
-
-
-@contextmanager
-def _token_hidden() -> Iterator[None]:
-    """wandb writes the command line into its files; --hub_token must not be in it."""
-    kept = sys.argv
-    sys.argv = [re.sub(r"^(--hub_token=).*", r"\1***", word) for word in kept]
-    for i, word in enumerate(kept[:-1]):
-        if word == "--hub_token":
-            sys.argv[i + 1] = "***"
-    try:
-        yield
-    finally:
-        sys.argv = kept
 
 
 def _table(config: Mapping[str, object]) -> str:
@@ -99,57 +80,16 @@ def _table(config: Mapping[str, object]) -> str:
     return "\n".join(["| setting | value |", "|---|---|", *rows])
 
 
-def not_uploaded(output_dir: Path) -> list[Path]:
-    """Folders of the run's offline parts that `wandb sync` has not uploaded."""
-    return sorted(
-        file.parent
-        for file in output_dir.glob("wandb/offline-run-*/run-*.wandb")
-        if not file.with_name(f"{file.name}.synced").is_file()
-    )
-
-
-def wandb_id(output_dir: Path) -> str:
-    """The folder's run id, made on the first call."""
-    file = output_dir / "wandb_id.txt"
-    if not file.is_file() or not file.read_text().strip():
-        alphabet = string.ascii_lowercase + string.digits
-        file.write_text("".join(secrets.choice(alphabet) for _ in range(8)))
-    return file.read_text().split()[0]
-
-
-def wandb_mode(environment: Mapping[str, str] = os.environ) -> tuple[str, str]:
-    """("online" | "offline" | WANDB_MODE, why it is offline). Never asks, never waits for more than 3 seconds."""
-    if environment.get("WANDB_MODE"):
-        return environment["WANDB_MODE"], ""
-    url = urlsplit(environment.get("WANDB_BASE_URL", "https://api.wandb.ai"))
-    if not environment.get("WANDB_API_KEY") and not _netrc_knows(url.hostname):
-        return "offline", "not logged in: run `wandb login` or set WANDB_API_KEY"
-    target = urlsplit(getproxies().get(url.scheme, url.geturl()))
-    try:
-        port = target.port or (443 if target.scheme == "https" else 80)
-        socket.create_connection((target.hostname, port), timeout=3).close()
-    except OSError as error:
-        return "offline", f"{target.hostname} cannot be reached: {error}"
-    return "online", ""
-
-
-def _netrc_knows(host: str) -> bool:
-    try:
-        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
-
-
 def log_scalars(
     accelerator: Accelerator, output_dir: Path, values: Mapping[str, float], step: int, complete: bool
 ) -> None:
-    """To every tracker, and as one line of `metrics.jsonl` (main process only).
+    """To every tracker, and as one line of `metrics.jsonl` (main process only; null for what is no finite number).
 
     complete: nothing more is coming for this step. wandb keeps a step in memory until then, and a killed run loses it.
     """
     if accelerator.is_main_process:
-        with open(output_dir / METRICS, "a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+        plain = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        _append(output_dir / METRICS, json.dumps({"step": step, **plain}) + "\n")
     for tracker in accelerator.trackers:
         if tracker.name == "wandb":
             new = {name: value for name, value in values.items() if (step, name) not in tracker.sent}
@@ -159,14 +99,24 @@ def log_scalars(
             tracker.log(values, step=step)
 
 
-def log_panels(
-    accelerator: Accelerator, output_dir: Path, panels: Mapping[str, list[tuple[str, Image.Image]]], step: int
-) -> None:
-    """To `validation/` and to every tracker, under the released names, each picture captioned with its stem.
+def _append(path: Path, line: str) -> None:
+    """The whole line or, on a full disk, nothing of it and a warning: the next line must not begin in its middle."""
+    with open(path, "ab", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        try:
+            written = file.write(line.encode())
+        except OSError as error:
+            written, reason = -1, error.strerror
+        if written != len(line.encode()):
+            file.truncate(size)
+            warn(f"{path}: a line could not be written ({reason if written < 0 else 'no space'}): {line.strip()}")
+
+
+def log_panels(accelerator: Accelerator, panels: Mapping[str, list[tuple[str, Image.Image]]], step: int) -> None:
+    """To every tracker, under the released names, each picture captioned with its stem.
 
     Completes the step (see `log_scalars`).
     """
-    write_panels(panels, output_dir / "validation", step)
     named = {f"validation: {PANELS.get(split, split)}": rows for split, rows in panels.items()}
     for tracker in accelerator.trackers:
         if tracker.name == "wandb":
@@ -200,9 +150,25 @@ def forget_after(output_dir: Path, step: int, validation_steps: int) -> set[tupl
     file = output_dir / METRICS
     lines = read_metrics(output_dir)
     if file.is_file():
-        file.write_text("".join(json.dumps(line) + "\n" for line in lines if line["step"] <= step))
+        kept = "".join(json.dumps(line) + "\n" for line in lines if line["step"] <= step)
+        replace(file, lambda part: part.write_text(kept))
     dropped = {(line["step"], name) for line in lines if line["step"] > step for name in line if name != "step"}
     end = max((at for at, _ in dropped), default=step)
     if end % validation_steps == 0 and not any(at == end and name.startswith("val/") for at, name in dropped):
         return {(at, name) for at, name in dropped if at != end}
     return dropped
+
+
+def set_aside(output_dir: Path) -> None:
+    """Move an earlier run's `metrics.jsonl` out of the way of a run that starts anew in its folder."""
+    file = output_dir / METRICS
+    if file.exists():
+        number = next(number for number in count(1) if not (output_dir / f"metrics-{number}.jsonl").exists())
+        os.replace(file, output_dir / f"metrics-{number}.jsonl")
+        note(f"{file} of an earlier run is metrics-{number}.jsonl now")
+
+
+def is_validated(output_dir: Path, step: int) -> bool:
+    """Whether `metrics.jsonl` has validation scores of this step."""
+    lines = read_metrics(output_dir)
+    return any(line["step"] == step and any(name.startswith("val/") for name in line) for line in lines)

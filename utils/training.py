@@ -16,14 +16,16 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from utils import __version__, best, checkpoint, hub, processes, provenance, tracking
+from utils import __version__, best, checkpoint, durable, hub, processes, provenance, signals, tracking
 from utils.batches import EndlessBatches
 from utils.errors import InputError, note
+from utils.finite import Skipped
 from utils.latent_cache import cached_or_not
 from utils.latents import NAMES
 from utils.lora import lora_parameters, save_lora
 from utils.noise import generators
-from utils.validation import validate
+from utils.scores import described
+from utils.validation import validate, write_panels
 
 READ = ("rgb", "target", *NAMES)  # what of a batch a loss may read
 
@@ -32,7 +34,7 @@ def start(args: argparse.Namespace) -> Accelerator:
     """The accelerator of this run, with the output folder made and the process-wide switches set."""
     processes.start_missing()
     output_dir = Path(args.output_dir)
-    checkpoint.choose(output_dir, args.resume_from_checkpoint)  # fail before anything is loaded
+    args.checkpoint = checkpoint.choose(output_dir, args.resume_from_checkpoint)  # fail before anything is loaded
     try:
         accelerator = Accelerator(
             cpu=processes.use_cpu(),
@@ -47,7 +49,10 @@ def start(args: argparse.Namespace) -> Accelerator:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     set_seed(args.seed)
     transformers.utils.logging.disable_progress_bar()  # one bar: the training's
-    output_dir.mkdir(parents=True, exist_ok=True)
+    durable.make_folder(output_dir, "--output_dir")
+    if accelerator.is_main_process:
+        durable.lock(output_dir)
+    signals.listen()
     return accelerator
 
 
@@ -66,8 +71,10 @@ def train(
     score: Callable[[Tensor, Tensor, Tensor], dict[str, float] | None],
     pictures: tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tensor], Tensor]],
     metadata: dict[str, object],
-) -> Path:
-    """Train the LoRA on `unet`'s attention layers; return the path of the LoRA file in `args.output_dir`.
+) -> None:
+    """Train the LoRA on `unet`'s attention layers and write it into `args.output_dir`.
+
+    A run that is asked to stop (a signal, --max_hours) leaves a checkpoint and no LoRA in `args.output_dir` itself.
 
     objective: has loss(unet, batch, noise) -> scalar, sample(unet, rgb, noise) -> (B,3,H,W), and the frozen vae.
     train_set: items with rgb and target; its `notes` are printed, its `fingerprint` guards a resumed run.
@@ -97,27 +104,35 @@ def train(
     bare_unet = accelerator.unwrap_model(unet)
 
     # resume
-    stateful = {"optimizer": optimizer, "schedule": schedule}
+    skipped = Skipped(args.max_nonfinite)
+    stateful = {"optimizer": optimizer, "schedule": schedule, "skipped": skipped}
     if accelerator.scaler is not None:
         stateful["scaler"] = accelerator.scaler
     metadata = {"format_version": 1, **metadata, "rank": args.rank, "prompt": args.prompt}
     metadata |= {"resolution": args.resolution, "project_version": __version__}
     settings = {key: metadata[key] for key in ("task", "method", "base_model", "rank", "prompt", "resolution")}
     settings |= {"seed": args.seed, "images per step": step_samples, "training data": train_set.fingerprint}
+    settings |= {name: getattr(args, name) for name in checkpoint.FREE} | {"processes": accelerator.num_processes}
     base_lrs = schedule.base_lrs
     sent: set[tuple[int, str]] = set()
-    step, source = 0, checkpoint.choose(output_dir, args.resume_from_checkpoint)
+    step, seen, source, resumed_at = 0, 0, args.checkpoint, None
     if source:
-        step = checkpoint.load(source, bare_unet, stateful, settings)
+        step, seen = checkpoint.load(source, bare_unet, stateful, settings, args.force_resume)
         for group, lr, factor in zip(optimizer.param_groups, base_lrs, schedule.lr_lambdas):
             group["lr"] = lr * factor(schedule.last_epoch)  # this run's flag, not the checkpoint's
         schedule.base_lrs = base_lrs
-        if main:
-            sent = tracking.forget_after(output_dir, step, args.validation_steps)
-            best.mark_best(output_dir, args.best_metric)  # a metric that is not there ends the run here
-            print(f"resuming from {source} at step {step}")
+        note(f"resuming from {source} at step {step}")
     elif args.resume_from_checkpoint:
         note(f"no checkpoint in {output_dir} yet; starting from step 0")
+    if args.resume_from_checkpoint:
+        resumed_at = step if source else -1
+    if main:
+        checkpoint.clear(output_dir)
+        if resumed_at is None:
+            tracking.set_aside(output_dir)
+        else:
+            sent = tracking.forget_after(output_dir, resumed_at, args.validation_steps)
+            best.mark_best(output_dir, args.best_metric)  # a metric that is not there ends the run here
     trained, everything = sum(p.numel() for p in parameters), sum(p.numel() for p in bare_unet.parameters())
     config = {name: value for name, value in vars(args).items() if name != "hub_token"} | metadata
     config |= {"lora_parameters": trained, "unet_parameters": everything, "images_per_step": step_samples}
@@ -125,13 +140,13 @@ def train(
     config["validation_images"] = {split: len(items) for split, items in validation_samples.items()}
     config |= {"versions": provenance.versions(), **provenance.git_state()}
     tracking.start_trackers(
-        accelerator, output_dir, config, args.tracker_project, args.run_name, args.tags, step if source else None, sent
+        accelerator, output_dir, config, args.tracker_project, args.run_name, args.tags, resumed_at, sent
     )
 
     # data
     batches = EndlessBatches(
         len(train_set), args.train_batch_size, args.seed, accelerator.process_index, accelerator.num_processes,
-        start=step * accumulation,
+        start=seen,
     )  # fmt: skip
     workers = args.dataloader_num_workers
     place = (accelerator.process_index, accelerator.num_processes)
@@ -142,11 +157,12 @@ def train(
     resting = "cpu" if samples is not train_set else accelerator.device  # where the VAE is between validations
     objective.vae.to(resting)
     loader = DataLoader(
-        samples, batch_sampler=batches, num_workers=workers, pin_memory=accelerator.device.type == "cuda"
-    )
+        samples, batch_sampler=batches, num_workers=workers, pin_memory=accelerator.device.type == "cuda",
+        worker_init_fn=signals.ignore,
+    )  # fmt: skip
 
     def report(step: int) -> None:
-        if main:
+        if main and not tracking.is_validated(output_dir, step):  # a resumed run may have been
             objective.vae.to(accelerator.device)
             with accelerator.autocast():
                 scores, panels = validate(
@@ -154,29 +170,29 @@ def train(
                     seed=args.seed + 100, batch_size=args.train_batch_size,
                 )  # fmt: skip
             objective.vae.to(resting)
+            write_panels(panels, output_dir / "validation", step)  # first: the scores say that the panels are there
             tracking.log_scalars(accelerator, output_dir, scores, step, complete=False)
-            tracking.log_panels(accelerator, output_dir, panels, step)
+            tracking.log_panels(accelerator, panels, step)
             tracking.log_best(accelerator, best.mark_best(output_dir, args.best_metric), step)
             headline = next(iter(scores), "").rsplit("/")[-1]  # a metric's dictionary begins with the one to watch
             shown = [f"{name[4:]} {value:.3f}" for name, value in scores.items() if name.endswith(f"/{headline}")]
             tqdm.write(f"step {step}: {', '.join(shown)}")
         accelerator.wait_for_everyone()
 
-    def save(step: int) -> None:
+    def save(step: int) -> Path | None:
+        written = None
         if main:
             described = {**metadata, "steps": step}
             limit = args.checkpoints_total_limit
             spare = best.best_folder(output_dir)
-            checkpoint.save(output_dir, step, bare_unet, stateful, settings, described, limit, spare)
+            written = checkpoint.save(output_dir, step, seen, bare_unet, stateful, settings, described, limit, spare)
         accelerator.wait_for_everyone()
+        return written
 
     uploads = None
     if args.push_to_hub and main:
-        measured = " ".join((score.__doc__ or "").split("\n\n")[0].split())
-        protocol = (
-            f"{measured} Mean over {max(map(len, validation_samples.values()), default=0)} fixed images per split, "
-        )
-        protocol += f"centre crops of {args.resolution} px."
+        images = max(map(len, validation_samples.values()), default=0)
+        protocol = f"{described(score)} Mean over {images} fixed images per split, at {args.resolution} px."
         uploads = hub.Uploads(output_dir, args.hub_model_id, args.hub_token, metadata, protocol)
 
     # train
@@ -186,67 +202,79 @@ def train(
             f"{trained:,} parameters, {100 * trained / everything:.2f} % of the UNet; {accelerator.device}, "
             f"{accelerator.num_processes} process(es), frozen parts in {frozen_dtype(accelerator)}"
         )
-    if step == 0:
+    if step % args.validation_steps == 0 or step >= max_steps:  # also where a kill came between save and report
         report(step)
+    stop_because = ""
     deadline = time.monotonic() + args.max_hours * 3600 if args.max_hours else math.inf
     bar = tqdm(total=max_steps, initial=step, desc="training", disable=not accelerator.is_local_main_process)
     unet.train()
-    losses, since = [], time.monotonic()
-    for micro_step, batch in zip(count(step * accumulation), loader if step < max_steps else ()):
-        first = (micro_step * accelerator.num_processes + accelerator.process_index) * args.train_batch_size
-        noise = generators(args.seed, first, args.train_batch_size)
+    losses, stems, since = [], [], time.monotonic()
+    for micro_step, batch in zip(count(), loader if step < max_steps else ()):
+        noise = generators(args.seed, batches.first(micro_step), args.train_batch_size)
         maps = {key: batch[key].to(accelerator.device, non_blocking=True) for key in READ if key in batch}
         with accelerator.accumulate(unet):
             loss = objective.loss(unet, maps, noise)
             losses.append(loss.detach())
+            stems.append(batch["stem"])
             accelerator.backward(loss)
             if accelerator.sync_gradients:
                 # a list, which a second reader finds full; max_grad_norm 0 only measures
-                norm = accelerator.clip_grad_norm_(parameters, args.max_grad_norm or math.inf)
-            optimizer.step()
-            optimizer.zero_grad()
+                norm = float(accelerator.clip_grad_norm_(parameters, args.max_grad_norm or math.inf))
+                # all processes stop at the same step: when the first of them is asked to
+                stop_because = "--max_hours" if time.monotonic() > deadline else signals.asked() or ""
+                mean_loss, stop = agree(accelerator, torch.stack(losses).mean(), bool(stop_because))
+                usable = math.isfinite(mean_loss) and math.isfinite(norm)
+                if usable or accelerator.scaler is not None:  # a scaler skips by itself, and must hear of it
+                    optimizer.step()
+                optimizer.zero_grad()
         if not accelerator.sync_gradients:
             continue
 
-        step += 1
+        step, seen = step + 1, seen + step_samples
         rate = optimizer.param_groups[0]["lr"]
-        if not accelerator.optimizer_step_was_skipped:
+        if usable and not accelerator.optimizer_step_was_skipped:
             schedule.step()
-        mean_loss = accelerator.reduce(torch.stack(losses).mean(), reduction="mean").item()
         speed = step_samples / (time.monotonic() - since)
-        out_of_time = False
-        if args.max_hours:  # all processes stop at the same step, when the first of them is out of time
-            late = torch.tensor(float(time.monotonic() > deadline), device=accelerator.device)
-            out_of_time = bool(accelerator.reduce(late))
-        last = step >= max_steps or out_of_time
-        validating = last or step % args.validation_steps == 0
-        values = {"train_loss": mean_loss, "grad_norm": float(norm), "lr": rate, "samples_per_second": speed}
+        last = step >= max_steps or stop
+        saving = last or step % args.checkpointing_steps == 0
+        validating = step >= max_steps or (step % args.validation_steps == 0 and not stop)
+        values = {"train_loss": mean_loss, "grad_norm": norm, "lr": rate, "samples_per_second": speed}
+        values |= {} if usable else {"skipped_updates": skipped.total + 1}
         tracking.log_scalars(accelerator, output_dir, values, step, complete=not validating)
+        skipped.count(step, mean_loss, norm, torch.stack(losses), stems, output_dir)
         bar.update(1)
         bar.set_postfix(loss=f"{mean_loss:.4f}", lr=f"{rate:.1e}", refresh=False)
-        losses = []
-        if last or step % args.checkpointing_steps == 0:
-            save(step)
+        losses, stems = [], []
+        written = save(step) if saving else None
         if validating:
             report(step)
-        if uploads and not last and step % args.checkpointing_steps == 0:
-            uploads.checkpoint(output_dir / f"checkpoint-{step}", step)
+        if uploads and written and not last:
+            uploads.checkpoint(written, step)
         if last:
             break
         since = time.monotonic()
     bar.close()
 
     # finish
-    path = output_dir
-    if main:
+    if main and step < max_steps:
+        why = stop_because or "another process"
+        print(
+            f"stopped after step {step} of {max_steps} by {why}; saved: {checkpoint.last_good(output_dir)} in "
+            f"{output_dir}; to go on, run the same command with --resume_from_checkpoint latest"
+        )
+    elif main:
         path = save_lora(bare_unet, output_dir, {**metadata, "steps": step}, with_bin=True)
         print(f"{path}: LoRA after {step} steps")
-        if step < max_steps:
-            print(f"stopped by --max_hours; go on to {max_steps} with --resume_from_checkpoint latest")
     accelerator.end_training()
-    if uploads:
+    if uploads and step >= max_steps:
         uploads.finish(step)
-    return path
+    signals.forget()
+
+
+def agree(accelerator: Accelerator, loss: Tensor, stop: bool) -> tuple[float, bool]:
+    """Mean of the processes' losses, and whether any of them wants to stop: one exchange for both."""
+    mean, wish = accelerator.reduce(torch.stack([loss, loss.new_tensor(float(stop))]), reduction="mean").tolist()
+    return mean, wish > 0
 
 
 def make_optimizer(

@@ -9,6 +9,8 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from utils.durable import replace
+from utils.errors import warn
 from utils.noise import generators
 from utils.visualize import sheet, strip
 
@@ -61,6 +63,10 @@ def validate(
 
 def write_panels(panels: dict[str, list[tuple[str, Image.Image]]], folder: Path, step: int) -> None:
     """One PNG per split, `<folder>/<step>_<split>.png`: its strips under each other."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for split, rows in panels.items():
-        sheet([picture for _, picture in rows], COLUMNS).save(folder / f"{step:06d}_{split}.png")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for split, rows in panels.items():
+            page = sheet([picture for _, picture in rows], COLUMNS)
+            replace(folder / f"{step:06d}_{split}.png", lambda part, page=page: page.save(part, "PNG"))
+    except OSError as error:  # a full disk: no reason to end a run
+        warn(f"{folder}: the panels of step {step} could not be written ({error.strerror or error})")

@@ -1,0 +1,53 @@
+"""A short training on mini-sd, by the real script, on labelled scenes; judged on scenes that it has not seen."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, run_here
+
+from dataloaders.diode import DiodeNormals
+from miniworld import scenes
+from utils.lora import load_attn_procs
+from utils.models import load_base
+from utils.objectives import SingleStep
+from utils.scores import score_normals
+
+BASE = ROOT / "miniworld" / "mini-sd"
+SCRIPT = "sd_single_diode_pseudo_normal.py"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    root = tmp_path_factory.mktemp("world")
+    scenes.main(["--root", str(root), "--train", "120", "--val", "24", "--size", "80x64", "--seed", "3"])
+    return root
+
+
+def unseen(world) -> list[dict]:
+    samples = DiodeNormals(world / "normals", world / "pseudo" / "normal", "val", resolution=64)
+    return [samples[index] for index in range(len(samples))]
+
+
+def error(drawn, samples: list[dict]) -> float:
+    """Mean angular error in degrees of maps (N,3,64,64), per picture."""
+    return float(np.mean([score_normals(x, s["gt"], s["valid"])["mean"] for x, s in zip(drawn, samples)]))
+
+
+def draw(lora, samples: list[dict]) -> torch.Tensor:
+    base = load_base(str(BASE))
+    load_attn_procs(base.unet, lora)
+    method = SingleStep(base.vae, base.encode_prompt("surface normal"), 1000)
+    with torch.inference_mode():
+        return method.sample(base.unet, torch.stack([sample["rgb"] for sample in samples]))
+
+
+def test_a_short_training_learns_what_normals_are(world, tmp_path):
+    words = ["--pretrained_model_name_or_path", BASE, "--resolution", 64, "--report_to", "none"]
+    words += ["--train_data_dir", world / "normals", "--pseudo_root", world / "pseudo" / "normal"]
+    words += ["--output_dir", tmp_path / "run", "--max_train_steps", 60, "--train_batch_size", 8, "--rank", 16]
+    words += ["--learning_rate", 8e-3, "--lr_scheduler", "linear", "--validation_steps", 1000]
+    run_here(SCRIPT, [str(word) for word in words])
+    samples = unseen(world)
+    learnt = error(draw(tmp_path / "run", samples), samples)
+    print(f"learnt {learnt:.2f}")
+    assert learnt < 40

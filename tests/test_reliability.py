@@ -1,0 +1,411 @@
+"""What may go wrong while a run goes on: damaged checkpoints, full disks, signals, NaN, other circumstances, ranks."""
+
+import json
+import math
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, distance, launch, lora, losses, python, records, run_here
+
+import sd_single_diode_pseudo_normal
+from dataloaders.diode import DiodeNormals
+from miniworld.random_sd import build_unet
+from utils import checkpoint, durable, signals
+from utils.batches import EndlessBatches
+from utils.errors import InputError
+from utils.lora import SAFETENSORS, add_lora
+from utils.objectives import SingleStep
+
+SCRIPT = "sd_single_diode_pseudo_normal.py"
+RESUME = ["--resume_from_checkpoint", "latest"]
+
+
+@pytest.fixture(scope="module")
+def unet():
+    made = build_unet(channels=(32, 64, 64))
+    add_lora(made, rank=2)
+    return made
+
+
+@pytest.fixture
+def saved(unet, tmp_path):
+    """A folder with checkpoint-1, -2, -3 and what it takes to load them."""
+    state = {"optimizer": torch.optim.AdamW([p for p in unet.parameters() if p.requires_grad])}
+    for step in (1, 2, 3):
+        checkpoint.save(tmp_path, step, step, unet, state, {}, {"steps": step})
+    return tmp_path, unet, state
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES = {
+    "cut": lambda folder: os.truncate(folder / checkpoint.STATE, 1000),
+    "empty": lambda folder: os.truncate(folder / checkpoint.STATE, 0),
+    "one bit of the optimiser": lambda folder: flip(folder / checkpoint.STATE),
+    "one bit of the LoRA": lambda folder: flip(folder / SAFETENSORS),
+    "no LoRA": lambda folder: (folder / SAFETENSORS).unlink(),
+    "no manifest": lambda folder: (folder / durable.MANIFEST).unlink(),
+    "half a manifest": lambda folder: os.truncate(folder / durable.MANIFEST, 40),
+    "an empty manifest": lambda folder: (folder / durable.MANIFEST).write_text("{}"),
+    "no files": lambda folder: [path.unlink() for path in folder.iterdir()],
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_checkpoint_is_named_and_passed_over(name, saved, capsys):
+    folder = saved[0]
+    DAMAGES[name](folder / "checkpoint-3")
+    assert checkpoint.choose(folder, "latest") == folder / "checkpoint-2"
+    assert f"warning: {folder / 'checkpoint-3'} is damaged and left out: " in capsys.readouterr().err
+    with pytest.raises(InputError, match="checkpoint-3 is damaged"):
+        checkpoint.choose(folder, "checkpoint-3")
+    for step in (1, 2):
+        DAMAGES[name](folder / f"checkpoint-{step}")
+    with pytest.raises(InputError, match="all of its 3 checkpoints are damaged"):
+        checkpoint.choose(folder, "latest")
+
+
+def test_a_damaged_checkpoint_is_replaced_when_its_step_comes_again(saved):
+    folder, unet, state = saved
+    flip(folder / "checkpoint-3" / SAFETENSORS)
+    checkpoint.save(folder, 3, 3, unet, state, {}, {})
+    assert checkpoint.choose(folder, "latest") == folder / "checkpoint-3"
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoint-1", "checkpoint-2", "checkpoint-3"]
+
+
+def test_what_a_killed_run_left_is_cleared(saved):
+    folder, unet, state = saved
+    shutil.copytree(folder / "checkpoint-3", folder / checkpoint.ASIDE.format(4))
+    os.replace(folder / "checkpoint-1", folder / checkpoint.GONE.format(1))  # killed while pruning
+    assert checkpoint.choose(folder, "latest") == folder / "checkpoint-3"
+    checkpoint.save(folder, 5, 5, unet, state, {}, {})
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoint-2", "checkpoint-3", "checkpoint-5"]
+
+
+def test_a_full_disk_costs_one_checkpoint(saved, capsys):
+    """The system refuses to let a file grow past 100 kB, as a full disk does; pruning must then not happen."""
+    folder, unet, state = saved
+    state["more"] = type("More", (), {"state_dict": lambda self: {"x": torch.zeros(50_000)}})()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        assert checkpoint.save(folder, 4, 4, unet, state, {}, {}, limit=1) is None
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    told = capsys.readouterr().err
+    assert "checkpoint-4 could not be written" in told and "the last good one is checkpoint-3" in told
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoint-1", "checkpoint-2", "checkpoint-3"]
+    assert checkpoint.save(folder, 5, 5, unet, state, {}, {}, limit=1) == folder / "checkpoint-5"
+    assert [path.name for path in checkpoint.find(folder)] == ["checkpoint-5"]
+
+
+def test_metrics_survive_a_full_disk(tmp_path, capsys):
+    from utils.tracking import _append, _records
+
+    file, line = tmp_path / "metrics.jsonl", json.dumps({"step": 1, "x": "y" * 50}) + "\n"
+    _append(file, line)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(line) + 10, before[1]))
+    try:
+        _append(file, line)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "could not be written" in capsys.readouterr().err
+    _append(file, line)
+    assert file.read_text() == 2 * line and len(_records(file)) == 2
+
+
+def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
+    durable.lock(tmp_path)
+    program = f"from pathlib import Path; from utils import durable as d, errors as e; here = Path({str(tmp_path)!r})"
+    done = python("-c", f"{program}; e.run(lambda: d.lock(here))", check=False)
+    assert done.returncode == 2 and "another process is training into it" in done.stderr
+
+
+def test_runs_that_are_killed_and_resumed_end_as_ones_that_were_not():
+    """A few kills of real runs; `python tests/stress_resume.py --kills 100` does it in earnest."""
+    words = ["--kills", "3", "--case", "workers", "--case", "two processes"]
+    program = [sys.executable, str(ROOT / "tests" / "stress_resume.py"), *words]
+    done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0 and "3 kills survived" in done.stdout, done.stdout + done.stderr
+
+
+# stopping well
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Output folder of a run of 4 steps that nothing disturbed; made on first use."""
+    made = []
+
+    def build(flags):
+        if not made:
+            made.append(tmp_path_factory.mktemp("whole") / "run")
+            run_here(SCRIPT, flags(SCRIPT, made[0], "--max_train_steps", 4))
+        return made[0]
+
+    return build
+
+
+def in_step(monkeypatch, number: int, act) -> None:
+    """Call `act` while the loss of step `number` (from 1) of the next run is computed."""
+    calls, original = [], SingleStep.loss
+
+    def loss(self, *args):
+        calls.append(1)
+        value = original(self, *args)
+        changed = act() if len(calls) == number else None
+        return value if changed is None else value * changed
+
+    monkeypatch.setattr(SingleStep, "loss", loss)
+
+
+@pytest.mark.parametrize("number", signals.STOPPING)
+def test_a_signal_finishes_the_step_and_leaves_a_checkpoint(number, flags, whole, tmp_path, monkeypatch, capfd):
+    handlers = [signal.getsignal(each) for each in signals.STOPPING]
+    in_step(monkeypatch, 3, lambda: os.kill(os.getpid(), number))
+    words = flags(SCRIPT, tmp_path / "run", "--max_train_steps", 4, *RESUME)
+    run_here(SCRIPT, words)
+    told = capfd.readouterr().out
+    assert f"stopped after step 3 of 4 by {signal.Signals(number).name}; saved: checkpoint-3" in told
+    assert "--resume_from_checkpoint latest" in told
+    assert not (tmp_path / "run" / SAFETENSORS).exists(), "a LoRA that looks finished"
+    assert [signal.getsignal(each) for each in signals.STOPPING] == handlers
+    run_here(SCRIPT, words)
+    assert distance(tmp_path / "run", whole(flags)) == 0 and losses(tmp_path / "run") == losses(whole(flags))
+
+
+def test_a_second_signal_ends_at_once():
+    program = (
+        "import os, signal, time; from utils import signals; signals.listen()\n"
+        "print('ready', flush=True); time.sleep(60); print('first', signals.asked(), flush=True); time.sleep(60)"
+    )
+    for launched, expected in ((False, True), (True, False)):  # under a launcher the echo of the first is no second
+        env = {key: value for key, value in os.environ.items() if key != "RANK"} | ({"RANK": "0"} if launched else {})
+        with subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, env=env) as process:
+            process.stdout.readline()
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.5)
+            assert process.poll() is None
+            process.send_signal(signal.SIGINT)
+            try:
+                assert process.wait(2) == -signal.SIGINT and expected
+            except subprocess.TimeoutExpired:
+                assert not expected
+            process.kill()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_signals_under_accelerate_launch(processes, flags, tmp_path):
+    """SIGTERM to the whole group, launcher and workers too, as schedulers send it: a checkpoint all the same."""
+    words = [
+        *flags(SCRIPT, tmp_path / "run", "--max_train_steps", 100_000, *RESUME),
+        *("--dataloader_num_workers", "1"),
+    ]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes)]
+    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", str(ROOT / SCRIPT), *words]
+    log = tmp_path / "log"
+    with open(log, "wb") as file:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file, start_new_session=True)
+    deadline = time.monotonic() + 200
+    while not (tmp_path / "run/metrics.jsonl").exists() or len(records(tmp_path / "run")) < 3:
+        assert time.monotonic() < deadline and process.poll() is None, log.read_text()
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGTERM)
+    process.wait(60)
+    deadline = time.monotonic() + 60
+    while "to go on" not in log.read_text() and time.monotonic() < deadline:  # the launcher may be gone before
+        time.sleep(0.1)
+    text = log.read_text()
+    assert "by SIGTERM; saved: checkpoint-" in text and "Traceback" not in text, text
+    last = checkpoint.find(tmp_path / "run")[-1]
+    assert durable.damage(last) is None and max(losses(tmp_path / "run")) == checkpoint.step_of(last)
+
+
+def test_a_launcher_alone_that_is_killed_stops_its_run(flags, tmp_path):
+    words = flags(SCRIPT, tmp_path / "run", "--max_train_steps", 100_000)
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--num_machines", "1"]
+    command += ["--mixed_precision", "no", "--dynamo_backend", "no", str(ROOT / SCRIPT), *words]
+    with open(tmp_path / "log", "wb") as file:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file, start_new_session=True)
+    deadline = time.monotonic() + 200
+    while not (tmp_path / "run/metrics.jsonl").exists() or len(records(tmp_path / "run")) < 3:
+        assert time.monotonic() < deadline and process.poll() is None, (tmp_path / "log").read_text()
+        time.sleep(0.1)
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 60
+    while "to go on" not in (tmp_path / "log").read_text():
+        assert time.monotonic() < deadline, (tmp_path / "log").read_text()
+        time.sleep(0.1)
+    assert checkpoint.newest(tmp_path / "run")
+
+
+# numbers
+
+
+def test_a_non_finite_loss_skips_the_update(flags, tmp_path, monkeypatch, capsys):
+    """Step 2 is NaN, so after it the weights are those of step 1; the files of its batch are named."""
+    run_here(SCRIPT, flags(SCRIPT, tmp_path / "one", "--max_train_steps", 1))
+    in_step(monkeypatch, 2, lambda: math.nan)
+    words = ["--max_train_steps", 2, "--gradient_accumulation_steps", 1]
+    run_here(SCRIPT, flags(SCRIPT, tmp_path / "two", *words))
+    assert distance(tmp_path / "one", tmp_path / "two") == 0
+    told = capsys.readouterr().err
+    assert "step 2: loss nan" in told and told.count("train/") == 2
+    record = next(r for r in records(tmp_path / "two") if r["step"] == 2 and "train_loss" in r)
+    assert record["train_loss"] is None and record["skipped_updates"] == 1
+    state = torch.load(tmp_path / "two/checkpoint-2/training_state.pt", weights_only=True)
+    assert state["skipped"] == {"total": 1, "in_a_row": 1}
+
+
+def test_too_many_in_a_row_end_the_run(flags, tmp_path, monkeypatch):
+    calls, original = [], SingleStep.loss
+
+    def loss(self, *args):
+        calls.append(1)
+        return original(self, *args) * (math.inf if len(calls) in (2, 4, 5, 6) else 1)
+
+    monkeypatch.setattr(SingleStep, "loss", loss)
+    words = ["--max_train_steps", 9, "--max_nonfinite", 3, "--checkpointing_steps", 3]
+    with pytest.raises(InputError, match=r"step 6: loss inf.*3 in a row.*train/\S+.*checkpoint: checkpoint-3"):
+        run_here(SCRIPT, flags(SCRIPT, tmp_path / "run", *words))
+    assert [path.name for path in checkpoint.find(tmp_path / "run")] == ["checkpoint-3"]
+
+
+def test_only_the_bad_micro_batch_is_named(flags, diode, tmp_path, monkeypatch, capsys):
+    in_step(monkeypatch, 2, lambda: math.nan)
+    words = ["--max_train_steps", 1, "--gradient_accumulation_steps", 3, "--train_batch_size", 1]
+    run_here(SCRIPT, flags(SCRIPT, tmp_path / "run", *words))
+    order = [batch[0][0] for _, batch in zip(range(3), EndlessBatches(24, 1, 1234))]
+    stems = DiodeNormals(diode / "normals", diode / "pseudo/normal", "train", resolution=32).stems
+    assert f"in the batch: {stems[order[1]]}\n" in capsys.readouterr().err
+
+
+def test_the_fp16_scaler_recovers_and_is_resumed(flags, tmp_path, monkeypatch):
+    """A real scaler, and fp16, on the CPU: it starts too high and halves with each skipped update until all fits."""
+    original, scalers = sd_single_diode_pseudo_normal.start, []
+
+    def start(args):
+        accelerator = original(args)
+        accelerator.native_amp = True  # accelerate itself has fp16 and its scaler on GPUs only
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**24, growth_interval=1000)
+        scalers.append(accelerator.scaler)
+        return accelerator
+
+    monkeypatch.setattr(sd_single_diode_pseudo_normal, "start", start)
+    words = ["--checkpointing_steps", 2, *RESUME, "--mixed_precision", "fp16"]
+    run_here(SCRIPT, flags(SCRIPT, tmp_path / "whole", "--max_train_steps", 12, *words, "--max_nonfinite", 11))
+    log = {r["step"]: r for r in records(tmp_path / "whole") if "train_loss" in r}
+    skipped = [step for step, record in log.items() if "skipped_updates" in record]
+    assert skipped == list(range(1, len(skipped) + 1)) and 3 <= len(skipped) <= 10
+    assert scalers[0].get_scale() == 2.0 ** (24 - len(skipped))
+    assert all(record["train_loss"] is not None for record in log.values()), "the loss itself is finite"
+    run_here(SCRIPT, flags(SCRIPT, tmp_path / "cut", "--max_train_steps", 2, *words))
+    run_here(SCRIPT, flags(SCRIPT, tmp_path / "cut", "--max_train_steps", 12, *words, "--max_nonfinite", 11))
+    assert scalers[2].get_scale() == scalers[0].get_scale() and distance(tmp_path / "cut", tmp_path / "whole") == 0
+
+
+# changed circumstances
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (["--rank", 4], "rank was 8, now 4"),
+    (["--resolution", 64], "resolution was 32, now 64"),
+    (["--unified_prompt", "normals"], "prompt was 'surface normal', now 'normals'"),
+    (["--seed", 5], "seed was 1234, now 5"),
+    (["--max_train_samples", 7], "training data was '24 images .*', now '7 images"),
+    (["--train_batch_size", 3], "images per step was 2, now 3"),
+])  # fmt: skip
+def test_resuming_another_experiment_is_refused_with_a_diff(change, message, flags, tmp_path, whole):
+    shutil.copytree(whole(flags), tmp_path / "run")
+    with pytest.raises(InputError, match=message):
+        run_here(SCRIPT, flags(SCRIPT, tmp_path / "run", "--max_train_steps", 5, *RESUME, *change))
+
+
+def test_another_base_task_and_labels_are_refused(flags, diode, bases, tmp_path, whole):
+    shutil.copytree(whole(flags), tmp_path / "run")
+    words = flags(SCRIPT, tmp_path / "run", "--max_train_steps", 5, *RESUME)
+    words[words.index("--pretrained_model_name_or_path") + 1] = str(bases["sd21"])
+    with pytest.raises(InputError, match="base_model was"):
+        run_here(SCRIPT, words)
+    other = "sd_single_diode_pseudo_depth.py"
+    with pytest.raises(InputError, match="task was 'normal', now 'depth'; prompt was"):
+        run_here(other, flags(other, tmp_path / "run", "--max_train_steps", 5, *RESUME))
+    words = flags(SCRIPT, tmp_path / "run", "--max_train_steps", 5, *RESUME)
+    words[words.index("--pseudo_root") + 1] = str(diode / "pseudo" / "depth")  # same names, other labels
+    with pytest.raises(InputError, match="training data was"):
+        run_here(SCRIPT, words)
+
+
+def test_force_resume_goes_on_and_says_what_changed(flags, tmp_path, whole, capsys):
+    shutil.copytree(whole(flags), tmp_path / "run")
+    words = ["--max_train_steps", 5, *RESUME, "--seed", 5, "--train_batch_size", 3, "--force_resume"]
+    run_here(SCRIPT, flags(SCRIPT, tmp_path / "run", *words))
+    told = capsys.readouterr().out
+    assert "goes on with changes" in told and "seed was 1234, now 5" in told and max(losses(tmp_path / "run")) == 5
+    state = torch.load(tmp_path / "run/checkpoint-5/training_state.pt", weights_only=True)
+    assert state["samples"] == 4 * 2 + 3, "the data go on where they stopped"
+    with pytest.raises(InputError, match=r"rank was 8, now 4.*use another --output_dir$"):
+        run_here(SCRIPT, flags(SCRIPT, tmp_path / "run", "--max_train_steps", 6, *words[2:], "--rank", 4))
+
+
+def test_learning_rate_and_length_may_change_and_are_noted(flags, tmp_path, whole, capsys):
+    shutil.copytree(whole(flags), tmp_path / "run")
+    run_here(SCRIPT, flags(SCRIPT, tmp_path / "run", "--max_train_steps", 5, *RESUME, "--learning_rate", 3e-4))
+    told = capsys.readouterr().out
+    assert "learning_rate was 0.0001, now 0.0003" in told and "max_train_steps was 4, now 5" in told
+
+
+def test_another_number_of_processes(flags, tmp_path, whole, capsys):
+    """The same images per step: noted, and the same training to rounding. Other images per step: refused."""
+    whole_run, words = whole(flags), ["--max_train_steps", 4, *RESUME]
+    two = flags(SCRIPT, tmp_path / "run", "--max_train_steps", 2, "--train_batch_size", 1)
+    launch(SCRIPT, *two, processes=2)
+    with pytest.raises(InputError, match="images per step was 2, now 1"):
+        run_here(SCRIPT, flags(SCRIPT, tmp_path / "run", *words, "--train_batch_size", 1))
+    run_here(SCRIPT, flags(SCRIPT, tmp_path / "run", *words))
+    assert "processes was 2, now 1" in capsys.readouterr().out
+    assert losses(tmp_path / "run") == pytest.approx(losses(whole_run), rel=1e-4)
+    moved = max(value.abs().max().item() for key, value in lora(whole_run).items() if ".up." in key)
+    assert distance(tmp_path / "run", whole_run) < 0.5 * moved  # Adam's first steps are signs: rounding may turn some
+
+
+# several processes
+
+
+def test_one_ranks_failure_ends_all_with_its_error_on_top(flags, diode, tmp_path):
+    """A picture that only rank 1 reads is cut: rank 0 would wait for it."""
+    tree = shutil.copytree(diode, tmp_path / "DIODE")
+    names = DiodeNormals(tree / "normals", tree / "pseudo/normal", "train", resolution=32).stems
+    fixed = np.random.default_rng([1234, 24]).permutation(24)[:4].tolist()  # read by every rank, for validation
+    batches = zip(range(6), EndlessBatches(24, 2, 1234, rank=1, world=2))
+    victim = next(index for _, batch in batches for index, _ in batch if index not in fixed)
+    os.truncate(tree / "depths" / f"{names[victim]}.png", 200)
+    words = flags(SCRIPT, tmp_path / "run", "--max_train_steps", 6)
+    words = [word.replace(str(diode), str(tree)) for word in words]
+    done = launch(SCRIPT, *words, processes=2, check=False)
+    assert done.returncode
+    assert time.time() - (tmp_path / "run/metrics.jsonl").stat().st_mtime < 60, "it took long to end"
+    ours = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(ours) == 1 and "process 1 of 2 failed and ended all" in ours[0] and names[victim] in ours[0]
+    assert not (tmp_path / "run" / SAFETENSORS).exists()
+
+
+def test_ranks_with_unequal_shares_do_not_wait_for_each_other(flags, tmp_path):
+    """5 images, 4 a step: epochs end in the middle of steps, at another place in each process."""
+    words = flags(SCRIPT, tmp_path / "run", "--num_train_epochs", 3, "--max_train_samples", 5)
+    launch(SCRIPT, *words, processes=2)
+    assert max(losses(tmp_path / "run")) == math.ceil(3 * 5 / 4)

@@ -1,0 +1,105 @@
+"""Files and folders that are there whole or not at all, after a kill and after a power cut."""
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from utils.errors import InputError
+
+MANIFEST = "manifest.json"
+_locks: dict[Path, object] = {}  # a closed file is an unlocked one
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def make_folder(path: Path, flag: str) -> None:
+    """Make a folder for output, with its parents; InputError naming the flag where that cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{flag}: {path} cannot be written ({error.strerror}); name another folder") from None
+
+
+def replace(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a file beside `path` and put it in `path`'s place once it is on the disk."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        write(part)
+        part.chmod(0o666 & ~_umask())  # safetensors writes files that only their owner can read
+        sync(part)
+        os.replace(part, path)
+        sync(path.parent)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def seal(folder: Path) -> None:
+    """Write the manifest of `folder`'s files, size and SHA-256 of each, and wait until all of it is on the disk."""
+    files = {path.name: _describe(path) for path in sorted(folder.iterdir())}
+    (folder / MANIFEST).write_text(json.dumps({"format_version": 1, "files": files}, indent=1) + "\n")
+    for path in folder.iterdir():
+        sync(path)
+    sync(folder)
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a sealed folder: a file that is missing, cut or changed since; None if nothing is."""
+    try:
+        files = json.loads((folder / MANIFEST).read_text())["files"].items()
+        for name, described in files:
+            if not (folder / name).is_file():
+                return f"{name} is missing"
+            found = _describe(folder / name)
+            if found["bytes"] != described["bytes"]:
+                return f"{name} has {found['bytes']} bytes, {described['bytes']} were written"
+            if found != described:
+                return f"{name} has changed since it was written (SHA-256)"
+    except FileNotFoundError:
+        return f"it has no {MANIFEST}: it was not finished, or is of an older version"
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        return f"{MANIFEST} cannot be read ({' '.join(str(error).split())[:100]})"
+    return None
+
+
+def _describe(path: Path) -> dict[str, object]:
+    content = path.read_bytes()
+    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def lock(folder: Path) -> None:
+    """Keep other processes from training into `folder` as long as this one lives; InputError if one does already.
+
+    A POSIX lock: the system takes it back however the process ends, and forked workers do not inherit it.
+    """
+    folder = folder.resolve()
+    if folder in _locks:
+        return
+    try:
+        file = open(folder / ".lock", "w")  # noqa: SIM115 (open for as long as the process lives)
+    except OSError as error:
+        raise InputError(f"--output_dir: {folder} cannot be written ({error.strerror}); name another folder") from None
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(
+            f"{folder}: another process is training into it; wait for it, or name another --output_dir"
+        ) from None
+    except OSError:
+        pass  # a file system without locks
+    _locks[folder] = file
