@@ -16,6 +16,7 @@ import diffusers
 import numpy as np
 import torch
 import transformers
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from PIL import Image
 from torch import Generator
 from torch.nn.functional import interpolate
@@ -66,7 +67,9 @@ def load_teacher(
     try:
         kind = diffusers.DiffusionPipeline.load_config(name, **where).get("_class_name")
     except OSError as error:
-        if not Path(name).is_dir() and "does not appear to have a file" not in str(error):
+        cause = error.__context__  # the hub's answer: only "no such file" in a repository that is there means that
+        absent = isinstance(cause, EntryNotFoundError) and not isinstance(cause, LocalEntryNotFoundError)
+        if not Path(name).is_dir() and not absent:
             raise InputError(f"--teacher {name}: cannot be loaded: {' '.join(str(error).split())[:300]}") from None
         kind = None  # no model_index.json: not of diffusers
     try:
