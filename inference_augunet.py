@@ -20,7 +20,7 @@ from utils.ensemble import merge
 from utils.errors import InputError, note, run
 from utils.inference import draw_all, noise_of, place, share_out
 from utils.inference_args import check, dtype_of, fill_in, inference_parser
-from utils.lora import load_attn_procs
+from utils.lora import fuse_lora, load_attn_procs
 from utils.models import load_base, load_donor, widen_conv_in
 from utils.objectives import AugUNet, zero_snr_scheduler
 
@@ -51,6 +51,7 @@ def main(argv: list[str] | None = None) -> None:
     if metadata.get("base_model", base.name) != base.name:
         note(f"{args.lora} was trained on {metadata['base_model']}, drawing with {base.name}")
     load_attn_procs(base.unet, args.lora)
+    fuse_lora(base.unet)
     if base.unet.config.in_channels == base.unet.config.out_channels:
         widen_conv_in(base.unet, load_donor(args.augment_from or "timbrooks/instruct-pix2pix"))
     elif args.augment_from:

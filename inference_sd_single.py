@@ -16,7 +16,7 @@ from torch import Tensor
 from utils.errors import note, run
 from utils.inference import draw_all, place, share_out
 from utils.inference_args import check, dtype_of, fill_in, inference_parser
-from utils.lora import load_attn_procs
+from utils.lora import fuse_lora, load_attn_procs
 from utils.models import load_base
 from utils.objectives import SingleStep
 
@@ -36,6 +36,7 @@ def main(argv: list[str] | None = None) -> None:
     if metadata.get("base_model", base.name) != base.name:
         note(f"{args.lora} was trained on {metadata['base_model']}, drawing with {base.name}")
     load_attn_procs(base.unet, args.lora)
+    fuse_lora(base.unet)
     dtype = dtype_of(args.dtype)
     device = place(base, state, args.device, dtype)
     method = SingleStep(base.vae, base.encode_prompt(job.prompt), base.scheduler.config.num_train_timesteps)

@@ -85,14 +85,15 @@ def load_task(root: Path, name: str, base: Base, recipe: Recipe, folder: Path, d
     options = {"resolution": recipe.resolution}
     sets = [task.dataset(root / task.folder, root / "pseudo" / name, split, **options) for split in ("train", "val")]
     train, unseen = sets
-    key = zlib.crc32(f"{train.fingerprint} {train.resolution} {weights_crc(base.vae)}".encode())
+    key = zlib.crc32(f"{train.fingerprint} {recipe} {weights_crc(base.vae)}".encode())
     path = folder / f"latents-{name}-{key:08x}.pt"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        parts = [
-            {key: value.cpu() for key, value in moments(base.vae, {k: v.to(device) for k, v in batch.items()}).items()}
-            for batch in tqdm(DataLoader(Pairs(train), 32), desc=f"encoding {name}", mininterval=2)
-        ]
+        parts = []
+        for batch in tqdm(DataLoader(Pairs(train), 32), desc=f"encoding {name}", mininterval=2):
+            with autocast(recipe, torch.device(device)):
+                found = moments(base.vae, {key: value.to(device) for key, value in batch.items()})
+            parts.append({key: value.float().cpu() for key, value in found.items()})
         draft = path.with_suffix(f".{id(parts)}")
         torch.save({key: torch.cat([part[key] for part in parts]) for key in parts[0]}, draft)
         draft.replace(path)

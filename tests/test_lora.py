@@ -11,7 +11,17 @@ from packaging.version import Version
 
 from miniworld.random_sd import build_unet
 from utils.errors import InputError
-from utils.lora import BIN, CONV_IN, SAFETENSORS, add_lora, load_attn_procs, lora_state, read_lora, save_lora
+from utils.lora import (
+    BIN,
+    CONV_IN,
+    SAFETENSORS,
+    add_lora,
+    fuse_lora,
+    load_attn_procs,
+    lora_state,
+    read_lora,
+    save_lora,
+)
 
 SD15 = {"cross_attention_dim": 768, "attention_head_dim": 8, "sample_size": 64}
 SD21 = {
@@ -212,3 +222,16 @@ def test_pickles_that_run_code_are_refused(tmp_path, monkeypatch):
     assert not (tmp_path / "ran").exists()
     with pytest.raises(InputError, match="holds neither"):
         read_lora(tmp_path)
+
+
+def test_fused_lora_is_the_same_function_without_its_layers():
+    torch.manual_seed(0)
+    unet = build_unet(channels=(32, 32, 32)).eval()
+    names = set(unet.state_dict())
+    load_attn_procs(unet, random_lora(unet))
+    z, t, text = torch.randn(2, 4, 8, 8), torch.tensor([3, 999]), torch.randn(2, 7, 64)
+    with torch.no_grad():
+        apart = unet(z, t, text).sample
+        fuse_lora(unet)
+        torch.testing.assert_close(unet(z, t, text).sample, apart, rtol=1e-4, atol=1e-5)
+    assert set(unet.state_dict()) == names

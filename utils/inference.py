@@ -4,6 +4,7 @@ import hashlib
 import io
 import sys
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from utils.models import Base
 from utils.processes import start_missing, use_cpu
 from utils.visualize import map_to_uint8, map_to_values
 
+IO_THREADS = 4
 Draw = Callable[[Tensor, list[str]], tuple[Tensor, Tensor | None]]
 
 
@@ -64,17 +66,28 @@ def draw_all(
     folder = Path(output_dir) / task / "predicted"
     make_folder(folder, "--output_dir")
     files, failed = list(mine), []
+    chunks = [files[first : first + batch_size] for first in range(0, len(files), batch_size)]
     bar = tqdm(total=len(files), desc=f"drawing {task}", disable=not state.is_local_main_process)
-    for first in range(0, len(files), batch_size):
-        batch = read_batch(files[first : first + batch_size], resolution, failed)
-        if batch:
-            with torch.inference_mode():
-                drawn, doubt = draw(torch.stack(list(batch.values())), [path.name for path in batch])
-            for i, path in enumerate(batch):
-                write(drawn[i].float().cpu(), task, folder / mine[path], with_npy)
-                if doubt is not None:
-                    write_uncertainty(doubt[i], task, folder.with_name("uncertainty") / mine[path])
-        bar.update(min(batch_size, len(files) - first))
+    writing: list[Future] = []
+    with ThreadPoolExecutor(IO_THREADS) as pool:  # the next pictures are read and the last maps written meanwhile
+        reading = [pool.submit(read_batch, chunk, resolution, failed) for chunk in chunks[:1]]
+        for chunk, following in zip(chunks, [*chunks[1:], None]):
+            batch = reading.pop().result()
+            if following:
+                reading.append(pool.submit(read_batch, following, resolution, failed))
+            if batch:
+                with torch.inference_mode():
+                    drawn, doubt = draw(torch.stack(list(batch.values())), [path.name for path in batch])
+                drawn = drawn.float().cpu()
+                wait(writing)
+                writing = [
+                    pool.submit(write, drawn[i], task, folder / mine[path], with_npy) for i, path in enumerate(batch)
+                ]
+                for i, path in enumerate(batch if doubt is not None else ()):
+                    place_of = folder.with_name("uncertainty") / mine[path]
+                    writing.append(pool.submit(write_uncertainty, doubt[i], task, place_of))
+            bar.update(len(chunk))
+        wait(writing)
     bar.close()
     total, failed = sum(gather_object([len(files)])), gather_object(failed)
     note(f"{total - len(failed)} of {total} pictures drawn: {folder}")
@@ -82,6 +95,12 @@ def draw_all(
         if state.is_main_process:
             print(f"error: {len(failed)} pictures could not be read:", *failed, sep="\n  ", file=sys.stderr)
         sys.exit(1)
+
+
+def wait(writing: list[Future]) -> None:
+    """Until all is written; what went wrong there, goes wrong here."""
+    for one in writing:
+        one.result()
 
 
 def noise_of(seed: int, name: str, member: int) -> Generator:
