@@ -101,8 +101,10 @@ def test_a_single_flipped_axis_is_named():
     truth, scene = scene_normals()
     found = check_normals(truth * (-1, 1, 1), truth, scene.valid)
     assert found["verdict"] == "flipped" and found["flip"] == "x" and found["degrees_flipped"] < 1e-3
-    rng = np.random.default_rng(0)
-    assert check_normals(rng.normal(size=truth.shape), truth, scene.valid)["verdict"] == "unclear"
+    noise = np.random.default_rng(0).normal(size=truth.shape)
+    assert check_normals(noise, truth, scene.valid)["verdict"] == "unclear"
+    hint = check_normals(0.9 * noise - truth, truth, scene.valid)  # mostly noise: the better flip is no evidence
+    assert hint["verdict"] == "unclear" and hint["degrees"] > 110
 
 
 def test_inverted_depth_is_found():

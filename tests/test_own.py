@@ -75,6 +75,15 @@ def test_a_folder_gives_what_diode_gives(own, diode):
     assert train.measured and train.reference == "ground truth"
 
 
+def test_masks_take_pixels_out(own):
+    name = opened(own)[0].stems[0]
+    mask = np.ones((72, 96), np.uint8)
+    mask[:36] = 0
+    np.save(own / "masks" / f"{name}.npy", mask)
+    valid = opened(own)[0][0]["valid"][0]
+    assert not valid[:32].any() and valid[32:].any()
+
+
 def test_frames_of_true_normals_are_converted(own):
     gl, cv = opened(own)[0][0], opened(own, frame="opencv")[0][0]
     torch.testing.assert_close(gl["gt"] * torch.tensor([1.0, -1, -1])[:, None, None], cv["gt"])

@@ -209,10 +209,11 @@ def test_marigold_intrinsics(teachers, pictures, tmp_path):
     ("normal", "zoe", "--task normal needs a MarigoldNormalsPipeline"),
     ("depth", "nowhere", "no such folder, nor owner/model; named for depth: zoedepth, depth-anything-v2, marigold"),
     ("depth", "empty", "cannot be loaded"),
+    ("normal", "marigold", "--teacher prs-eth/marigold-normals-v1-1: cannot be loaded"),  # no network here
 ])  # fmt: skip
 def test_wrong_teachers_are_named(teachers, pictures, tmp_path, task, teacher, message):
     (tmp_path / "empty").mkdir()
-    source = tmp_path / "empty" if teacher == "empty" else teachers / teacher
+    source = {"empty": tmp_path / "empty", "marigold": "marigold"}.get(teacher, teachers / teacher)
     with pytest.raises(InputError, match=message):
         label(task, source, pictures, tmp_path / "out")
 

@@ -2,17 +2,13 @@
 
 import json
 import os
-import platform
 from pathlib import Path
 
-import diffusers
 import numpy as np
-import torch
-import transformers
 from PIL import Image
 
-from utils import __version__
 from utils.errors import InputError
+from utils.provenance import versions
 
 PROVENANCE = "provenance.json"
 SKY_NORMAL = (0.0, 0.0, -1.0)  # facing the viewer, x right, y down, z forward
@@ -113,12 +109,6 @@ def finish(output_dir: Path, described: dict, counts: dict) -> None:
     """Write provenance.json: how the labels were made, with which versions, and how many there are."""
     content = {**described, "versions": versions(), "counts": counts}
     _replace(output_dir / PROVENANCE, lambda file: file.write((json.dumps(content, indent=1) + "\n").encode()))
-
-
-def versions() -> dict[str, str]:
-    """Of the project, Python and the libraries that a label depends on."""
-    found = {"project": __version__, "python": platform.python_version(), "torch": torch.__version__}
-    return found | {"diffusers": diffusers.__version__, "transformers": transformers.__version__}
 
 
 def _replace(path: Path, write) -> None:

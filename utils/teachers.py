@@ -9,22 +9,21 @@ What they predict, by their documentation:
     relative Depth Anything, DPT (MiDaS)               disparity up to scale and shift: no depth can be had from it
 """
 
-import hashlib
-import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import diffusers
 import numpy as np
 import torch
 import transformers
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from PIL import Image
 from torch import Generator
 from torch.nn.functional import interpolate
 
 from utils.errors import InputError
 from utils.protocols import convert_frame, to_srgb
+from utils.teacher import Teacher, about, accept, depth_said
 
 NAMED = {  # (task, --teacher) -> hub name
     ("depth", "zoedepth"): "Intel/zoedepth-nyu-kitti",
@@ -41,20 +40,6 @@ PIPELINES = {
     "shading": diffusers.MarigoldIntrinsicsPipeline,
 }
 METRIC, RELATIVE = ("zoedepth", "glpn", "depth_pro"), ("dpt",)  # transformers' model types
-
-
-@dataclass(frozen=True)
-class Teacher:
-    """predict: RGB picture and its noise, one generator per member of the ensemble -> values of one task:
-
-    normal (H,W,3) unit, x right, y down, z forward; depth (H,W), far = large; disparity (H,W), near = large; albedo
-    and shading (H,W,3), sRGB-coded in [0,1]. `about` says who it is, `conventions` what it said before and says now.
-    """
-
-    predict: Callable[[Image.Image, list[Generator]], np.ndarray]
-    quantity: str  # normal, depth, disparity, albedo or shading
-    about: dict[str, str]
-    conventions: dict[str, str]
 
 
 def load_teacher(
@@ -81,7 +66,11 @@ def load_teacher(
     where = {"revision": revision, "token": None}
     try:
         kind = diffusers.DiffusionPipeline.load_config(name, **where).get("_class_name")
-    except OSError:
+    except OSError as error:
+        cause = error.__context__  # the hub's answer: only "no such file" in a repository that is there means that
+        absent = isinstance(cause, EntryNotFoundError) and not isinstance(cause, LocalEntryNotFoundError)
+        if not Path(name).is_dir() and not absent:
+            raise InputError(f"--teacher {name}: cannot be loaded: {' '.join(str(error).split())[:300]}") from None
         kind = None  # no model_index.json: not of diffusers
     try:
         if kind is None:
@@ -124,8 +113,8 @@ def _marigold(task: str, call: Callable, pipe, who: dict[str, str], frame: str, 
         quantity = predicts or pipe.config.prediction_type
         if quantity not in ("depth", "disparity"):
             raise InputError(f"{who['name']}: predicts {quantity!r}; say --predicts depth or disparity")
-        _accept(who["name"], quantity, predicts)
-        return Teacher(lambda *args: call(*args)[0, ..., 0], quantity, who, _depth_said(quantity, "affine-invariant"))
+        accept(who["name"], quantity, predicts)
+        return Teacher(lambda *args: call(*args)[0, ..., 0], quantity, who, depth_said(quantity, "affine-invariant"))
     properties = pipe.target_properties or {}
     names = properties.get("target_names", [])
     if task not in names:
@@ -160,7 +149,7 @@ def _transformers_depth(
                 f"{name}: what a {config.model_type} predicts is not known; say --predicts depth or disparity"
             )
         quantity = "depth" if metric else "disparity"
-    _accept(name, quantity, predicts)
+    accept(name, quantity, predicts)
 
     def predict(picture: Image.Image, noise: list[Generator]) -> np.ndarray:
         outputs = pipe.forward(pipe.preprocess(picture))
@@ -169,36 +158,9 @@ def _transformers_depth(
         # the library's own needs torchvision for this: undo the reflected border that the image processor added
         border = [int(3 * (side / 2) ** 0.5) if pipe.image_processor.do_pad else 0 for side in picture.size]
         size = [picture.height + 2 * border[1], picture.width + 2 * border[0]]
-        whole = (
-            interpolate(outputs["predicted_depth"][None].float().cpu(), size, mode="bicubic")[0, 0].double().numpy()
-        )
-        return whole[border[1] : border[1] + picture.height, border[0] : border[0] + picture.width]
+        whole = interpolate(outputs["predicted_depth"][None].float().cpu(), size, mode="bicubic")[0, 0]
+        return whole.double().numpy()[border[1] : border[1] + picture.height, border[0] : border[0] + picture.width]
 
     who = about(name, revision, type(pipe.model).__name__)
     who |= {"commit": config._commit_hash} if getattr(config, "_commit_hash", None) else {}
-    return Teacher(predict, quantity, who, _depth_said(quantity, "metres" if quantity == "depth" else "affine"))
-
-
-def about(name: str, revision: str | None, kind: str) -> dict[str, str]:
-    """Who a teacher is: name, class, revision; of a folder a digest of its file names, sizes and configurations."""
-    who = {"name": name, "class": kind, "revision": revision or "main"}
-    if Path(name).is_dir():
-        digest = hashlib.sha256()
-        for path in sorted(path for path in Path(name).rglob("*") if path.is_file()):
-            digest.update(json.dumps([path.relative_to(name).as_posix(), path.stat().st_size]).encode())
-            digest.update(path.read_bytes() if path.suffix == ".json" else b"")
-        who |= {"name": str(Path(name).resolve()), "revision": f"sha256:{digest.hexdigest()[:16]}"}
-    return who
-
-
-def _accept(name: str, quantity: str, predicts: str | None) -> None:
-    if quantity == "disparity" and predicts is None:
-        raise InputError(
-            f"{name}: predicts disparity of unknown shift, from which no linear depth can be had; take a metric or "
-            "depth model, or accept labels linear in disparity with --predicts disparity (score: --align disparity)"
-        )
-
-
-def _depth_said(quantity: str, unit: str) -> dict[str, str]:
-    labels = f"near = white, linear in {quantity}, between each picture's 2nd and 98th percentile"
-    return {"teacher": f"{quantity}, {unit}", "labels": labels}
+    return Teacher(predict, quantity, who, depth_said(quantity, "metres" if quantity == "depth" else "affine"))
