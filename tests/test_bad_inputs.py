@@ -11,9 +11,11 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 from pathlib import Path
+from shlex import quote
 
 import numpy as np
 import pytest
@@ -862,14 +864,14 @@ def test_inference_and_evaluation_flags(weights, tmp_path):
         "--resolution 0": "multiple of 8", "--resolution 63": "multiple of 8", "--resolution -8": "multiple of 8",
         "--batch_size 0": "--batch_size", "--task colour": "task", "--dtype fp8": "dtype", "--device gpu": "--device",
         "--device cuda:99": "--device", "--input_dir /nowhere": "/nowhere: no such folder",
-        f"--input_dir {__file__}": "no such folder", f"--input_dir {weights}": "no pictures",
+        f"--input_dir {quote(__file__)}": "no such folder", f"--input_dir {weights}": "no pictures",
         "--lora /nowhere": "/nowhere: no such LoRA file", "--pretrained_model_name_or_path /nowhere": "no such model",
     }  # fmt: skip
     for words, expected in cases.items():
         refused(
             "flag",
             f"inference {words}"[:60],
-            lambda words=words: inference_sd_single.main([*base, *words.split()]),
+            lambda words=words: inference_sd_single.main([*base, *shlex.split(words)]),
             expected,
         )
     assert not (tmp_path / "out").exists()
@@ -890,10 +892,10 @@ def test_inference_and_evaluation_flags(weights, tmp_path):
         "inspect /nowhere": "no such LoRA file",
         f"convert {weights} {tmp_path}/out.txt --format peft": "ends in .safetensors or .bin",
         f"convert {weights} {weights}/{SAFETENSORS} --format peft": "is the file to convert",
-        f"convert {weights} {__file__}/x.bin --format peft": "cannot write",
+        f"convert {weights} {quote(__file__)}/x.bin --format peft": "cannot write",
     }
     for words, expected in cases.items():
-        refused("flag", f"lora {words}"[:60], lambda words=words: lora_main(words.split()), expected)
+        refused("flag", f"lora {words}"[:60], lambda words=words: lora_main(shlex.split(words)), expected)
 
 
 # any bytes at all

@@ -99,3 +99,10 @@ def lock(folder: Path) -> None:
     except OSError:
         pass  # a file system without locks
     _locks[folder] = file
+
+
+def unlock(folder: Path) -> None:
+    """Give back what `lock` took."""
+    file = _locks.pop(folder.resolve(), None)
+    if file is not None:
+        file.close()

@@ -269,6 +269,7 @@ def train(
     if uploads and step >= max_steps:
         uploads.finish(step)
     signals.forget()
+    durable.unlock(output_dir)
 
 
 def agree(accelerator: Accelerator, loss: Tensor, stop: bool) -> tuple[float, bool]:
