@@ -39,7 +39,8 @@ def main(argv: list[str] | None = None) -> None:
         help="InstructPix2Pix, whose conv_in reads the picture: a local folder or a hub name",
     )
     reason = "where the last step is pure noise, only velocity says anything there; leave it out"
-    args = parse(parser, argv, refuse={"prediction_type": reason})
+    alone = "diffusion draws at all timesteps; leave it out"
+    args = parse(parser, argv, refuse={"prediction_type": reason, "timestep": alone})
     accelerator = start(args)
 
     # Data: pictures, pseudo labels as targets, ground truth for validation only

@@ -23,7 +23,9 @@ from utils.objectives import SingleStep
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     lora = "./pretrained_weights/sd_single_depth_pytorch_model.bin"
-    return check(inference_parser(__doc__, lora, "runwayml/stable-diffusion-v1-5").parse_args(argv))
+    parser = inference_parser(__doc__, lora, "runwayml/stable-diffusion-v1-5")
+    parser.add_argument("--timestep", type=int, help="left out: the training's, else the schedule's last")
+    return check(parser.parse_args(argv))
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -39,7 +41,9 @@ def main(argv: list[str] | None = None) -> None:
     fuse_lora(base.unet)
     dtype = dtype_of(args.dtype)
     device = place(base, state, args.device, dtype)
-    method = SingleStep(base.vae, base.encode_prompt(job.prompt), base.scheduler.config.num_train_timesteps)
+    trained_at = int(metadata["timestep"]) if "timestep" in metadata else None
+    timestep = base.timestep(trained_at if args.timestep is None else args.timestep)
+    method = SingleStep(base.vae, base.encode_prompt(job.prompt), timestep)
 
     def draw(rgb: Tensor, names: list[str]) -> tuple[Tensor, None]:
         return method.sample(base.unet, rgb.to(device, dtype)), None

@@ -54,8 +54,8 @@ def main(argv: list[str] | None = None) -> None:
         load_attn_procs(base.unet, args.lora_path)
 
     # Objective
-    timesteps = base.scheduler.config.num_train_timesteps
-    objective = SingleStep(base.vae, base.encode_prompt(args.prompt), timesteps)
+    timestep = base.timestep(args.timestep)
+    objective = SingleStep(base.vae, base.encode_prompt(args.prompt), timestep)
 
     measured = train_set.measured
     train(
@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> None:
             "method": "single-step",
             "base_model": base.name,
             "revision": args.revision,
-            "timestep": timesteps - 1,
+            "timestep": timestep,
             "colour_space": "sRGB-coded, up to one scale; scored in linear light",
             "validated_against": train_set.reference,
         },

@@ -54,8 +54,8 @@ def main(argv: list[str] | None = None) -> None:
         load_attn_procs(base.unet, args.lora_path)
 
     # Objective
-    timesteps = base.scheduler.config.num_train_timesteps
-    objective = SingleStep(base.vae, base.encode_prompt(args.prompt), timesteps)
+    timestep = base.timestep(args.timestep)
+    objective = SingleStep(base.vae, base.encode_prompt(args.prompt), timestep)
 
     measured = train_set.measured
     score = partial(score_depth, protocol="diode" if args.dataset == "diode" else "plain")  # DIODE's range is its own
@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> None:
             "method": "single-step",
             "base_model": base.name,
             "revision": args.revision,
-            "timestep": timesteps - 1,
+            "timestep": timestep,
             "polarity": "near = white, linear in depth, affine-invariant",
             "validated_against": train_set.reference,
         },

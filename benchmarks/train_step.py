@@ -122,7 +122,7 @@ def our_step(args: argparse.Namespace, device: str) -> Callable[[], None]:
         unet.enable_gradient_checkpointing()
     compiled = torch.compile(unet) if args.compile else unet
     optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=device == "cuda")
-    objective = SingleStep(vae, text, 1000)
+    objective = SingleStep(vae, text, 999)
     del text_encoder
     vae.encoder = vae.decoder = None  # on a CPU, too, training needs neither
 

@@ -30,6 +30,9 @@ BASE, DONOR = ROOT / "miniworld" / "mini-sd", ROOT / "miniworld" / "mini-ip2p"
 SCRIPTS = {"single": "sd_single", "augunet": "augunet"}
 DRAWERS = {"single": "inference_sd_single.py", "augunet": "inference_augunet.py"}
 SIDE, ROWS = 64, 6
+TIMESTEP = (
+    400  # of the single step. The paper's, 999, says "all noise": mini-sd's answer to that knows little of shape
+)
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -69,7 +72,9 @@ def main(argv: list[str] | None = None) -> None:
     pictures.mkdir()
     for stem in unseen.stems:
         shutil.copy(unseen.rgb_root / f"{stem}.png", pictures)
-    untrained_lora(BASE, DONOR if method == "augunet" else None, out / "untrained", args.task, method)
+    told = {"task": args.task, "method": {"single": "single-step"}.get(method, method), "steps": 0}
+    told |= {"timestep": TIMESTEP} if method == "single" else {}
+    untrained_lora(BASE, DONOR if method == "augunet" else None, out / "untrained", told)
     for name in ("lora", "random", "untrained"):
         words = ["--lora", out / name, "--input_dir", pictures, "--output_dir", out / "drawn" / name]
         words += [
@@ -113,7 +118,7 @@ def train(bases: dict[str, Path], args: argparse.Namespace, diode: Path, out: Pa
         words += ["--mixed_precision", "no", "--dynamo_backend", "no"]
         words += [ROOT / f"{SCRIPTS[args.method]}_diode_pseudo_{args.task}.py"]
         words += ["--pretrained_model_name_or_path", base]
-        words += ["--augment_from", DONOR] if args.method == "augunet" else []
+        words += ["--augment_from", DONOR] if args.method == "augunet" else ["--timestep", TIMESTEP]
         words += ["--train_data_dir", diode / TASKS[args.task].folder, "--pseudo_root", diode / "pseudo" / args.task]
         words += ["--output_dir", out / name, "--resolution", SIDE, "--max_train_steps", args.steps, "--rank", 16]
         words += ["--train_batch_size", 16, "--learning_rate", 4e-3, "--lr_scheduler", "linear", "--report_to", "none"]

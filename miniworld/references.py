@@ -25,13 +25,13 @@ def random_twin(base: Path, folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def untrained_lora(base: Path, donor: Path | None, folder: Path, task: str, method: str) -> None:
+def untrained_lora(base: Path, donor: Path | None, folder: Path, metadata: dict[str, object]) -> None:
     """A LoRA that changes nothing, as a run of no steps would leave it; `donor`: where AugUNet's conv_in is from."""
     unet = load_base(str(base)).unet
     if donor:
         widen_conv_in(unet, load_donor(str(donor)))
     add_lora(unet, rank=1)
-    save_lora(unet, folder, {"task": task, "method": {"single": "single-step"}.get(method, method), "steps": 0})
+    save_lora(unet, folder, metadata)
 
 
 def write_mean_label(train_set: Diode, unseen: Diode, task: str, folder: Path) -> None:

@@ -39,6 +39,8 @@ def _model_flags(group) -> None:
     add("--lora_path", help="start from this LoRA (.safetensors, .bin or an output folder) instead of from zero")
     add("--unified_prompt", help="the one prompt of every image")
     add("--empty_prompt", action="store_true", help="use an empty prompt instead of --unified_prompt")
+    add("--timestep", type=int, help="what the single step tells the UNet of the noise in the picture; left out: the "
+        "schedule's last, as in the paper. A base that predicts noise may know more at another")  # fmt: skip
     add("--noise_offset", type=float, default=0.0, help="scale of a per-channel offset of the noise (AugUNet only)")
     add("--prediction_type", help="what the UNet predicts; each method has just one (AugUNet: v_prediction)")
     add("--snr_gamma", type=float, help="refused: no loss here is weighted by SNR")

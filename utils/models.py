@@ -51,6 +51,14 @@ class Base:
                 part.to(dtype)
         return self
 
+    def timestep(self, wanted: int | None = None) -> int:
+        """The timestep of a single step: the schedule's last, T-1, unless another is wanted; InputError if it has none
+        of that number."""
+        last = self.scheduler.config.num_train_timesteps - 1
+        if wanted is not None and not 0 <= wanted <= last:
+            raise InputError(f"--timestep={wanted}: the schedule of {self.name} has 0 to {last}")
+        return last if wanted is None else wanted
+
     @torch.no_grad()
     def encode_prompt(self, prompt: str) -> Tensor:
         """Text -> CLIP states (1,77,D), padded to the tokenizer's length, on the UNet's device and in its dtype."""

@@ -20,13 +20,13 @@ from utils.noise import gaussian
 class SingleStep:
     """One UNet pass from picture to map: D(unet(s E(rgb), T-1, c) / s) (arXiv 2311.17137).
 
-    t = T-1 is constant and there is no noise at all: the UNet is asked to draw its answer at once, and the schedule
-    plays no part.
+    t is constant, T-1 in the paper, and there is no noise at all: the UNet is asked to draw its answer at once, and
+    the schedule plays no part.
     """
 
     vae: AutoencoderKL
     prompt: Tensor  # c (1,77,D)
-    num_train_timesteps: int  # T
+    timestep: int  # T-1 in the paper
 
     def loss(self, unet: nn.Module, batch: dict[str, Tensor], noise: list[Generator]) -> Tensor:
         """mse(unet(s E(rgb).mode(), T-1, c), s E(target).sample()), a scalar in fp32.
@@ -42,9 +42,9 @@ class SingleStep:
         return decode(self.vae, self._predict(unet, mode(self.vae, rgb)))
 
     def _predict(self, unet: nn.Module, rgb: Tensor) -> Tensor:
-        """unet(s rgb, T-1, c) of the picture's latents (B,4,h,w), not scaled."""
+        """unet(s rgb, t, c) of the picture's latents (B,4,h,w), not scaled."""
         z = self.vae.config.scaling_factor * rgb
-        t = torch.full((len(z),), self.num_train_timesteps - 1, device=z.device)
+        t = torch.full((len(z),), self.timestep, device=z.device)
         return unet(z, t, self.prompt.expand(len(z), -1, -1)).sample
 
 

@@ -111,7 +111,12 @@ def train(
     metadata = {"format_version": 1, **metadata, "rank": args.rank, "prompt": args.prompt}
     metadata |= {"resolution": args.resolution, "project_version": __version__}
     settings = {key: metadata[key] for key in ("task", "method", "base_model", "rank", "prompt", "resolution")}
-    settings |= {"seed": args.seed, "images per step": step_samples, "training data": train_set.fingerprint}
+    settings |= {
+        "timestep": metadata.get("timestep"),
+        "seed": args.seed,
+        "images per step": step_samples,
+        "training data": train_set.fingerprint,
+    }
     settings |= {name: getattr(args, name) for name in checkpoint.FREE} | {"processes": accelerator.num_processes}
     base_lrs = schedule.base_lrs
     sent: set[tuple[int, str]] = set()
