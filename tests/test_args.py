@@ -88,6 +88,7 @@ def test_refusals(words, message):
     ("sd_single_diode_pseudo_normal.py", ["--noise_offset", "0.1"]),
     ("sd_single_diode_pseudo_depth.py", ["--prediction_type", "epsilon"]),
     ("augunet_diode_pseudo_normal.py", ["--prediction_type", "epsilon"]),
+    ("augunet_diode_pseudo_depth.py", ["--timestep", "400"]),
 ])  # fmt: skip
 def test_scripts_refuse_what_has_no_meaning_for_them(script, words):
     with pytest.raises(InputError, match=words[0]):

@@ -6,11 +6,12 @@ import torch
 from conftest import launch, python, random_lora
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
 import inference_sd_single
 from utils.errors import InputError
-from utils.lora import load_attn_procs, save_lora
+from utils.lora import SAFETENSORS, load_attn_procs, read_lora, save_lora
 
 SCRIPT = "inference_sd_single.py"
 
@@ -83,6 +84,24 @@ def test_pixels_equal_the_released_scripts(task, prompt, weights, pictures, base
         different += np.count_nonzero(ours != theirs)
     # the reference merges W + up down, the script adds up(down(x)): rounding may move a value across a truncation
     assert different <= 0.002 * 3 * theirs.size
+
+
+def test_the_timestep_is_the_trainings(weights, pictures, tmp_path):
+    """A LoRA trained at another timestep is drawn at it; --timestep goes first; one that is not there is refused."""
+    state, (_, metadata, _) = load_file(weights / "ours" / SAFETENSORS), read_lora(weights / "ours")
+
+    def drawn(name: str, trained_at: int, *more: str) -> np.ndarray:
+        (tmp_path / name).mkdir()
+        save_file(state, tmp_path / name / SAFETENSORS, {**metadata, "timestep": str(trained_at)})
+        words = ["--lora", tmp_path / name, "--input_dir", pictures, "--output_dir", tmp_path / f"{name}-out", "--npy"]
+        inference_sd_single.main([str(word) for word in (*words, *more)])
+        return np.load(tmp_path / f"{name}-out" / "normal" / "predicted" / "p0_normal.npy")
+
+    last, early = drawn("last", 999), drawn("early", 3)
+    assert np.abs(last - early).max() > 1e-3
+    assert np.array_equal(drawn("told", 999, "--timestep", "3"), early)
+    with pytest.raises(InputError, match="--timestep=1000"):
+        drawn("beyond", 999, "--timestep", "1000")
 
 
 def test_metadata_fills_in_what_is_left_out(weights, pictures, tmp_path):
