@@ -93,13 +93,12 @@ def one_by_one(results: list[dict], key: str, title: str, share: bool = False) -
     return table((title, *more, headline("normal")), rows)
 
 
-def rates(results: list[dict]) -> str:
-    found = groups(results, "learning_rate", "unet")
-    values = list(dict.fromkeys(rate for rate, _ in found))
-    return table(
-        ("learning rate", *UNETS.values()),
-        [(f"{rate:g}", *(shown(found[rate, unet]) for unet in UNETS)) for rate in values],
-    )
+def both_unets(results: list[dict], key: str, title: str) -> str:
+    """Error of pretrained and random UNets for each value of a setting."""
+    found = groups(results, key, "unet")
+    values = list(dict.fromkeys(value for value, _ in found))
+    rows = [(f"{value:g}", *(shown(found[value, unet]) for unet in UNETS)) for value in values]
+    return table((title, *UNETS.values()), rows)
 
 
 def better_generator(results: list[dict], args: argparse.Namespace) -> str:
@@ -136,10 +135,9 @@ def plot(results: list[dict], key: str, title: str, path: Path) -> str:
         values.append(value)
         means.append(mean)
     axes.plot(values, means, color="#356", marker="o", markersize=4)
-    axes.set(xscale="log" if key != "timestep" else "linear", xlabel=title, ylabel=headline("normal"))
-    if key != "timestep":
-        axes.set_xticks(values, [str(value) for value in values])
-        axes.minorticks_off()
+    axes.set(xscale="log", xlabel=title, ylabel=headline("normal"))
+    axes.set_xticks(values, [str(value) for value in values])
+    axes.minorticks_off()
     return finish(axes, path, f"error against {title}")
 
 
@@ -186,11 +184,11 @@ def write_answers(answers: dict[str, list[dict]], recipe: dict, args: argparse.N
         return lambda results: one_by_one(results, key, title, share) + "\n\n" + plot(results, key, title, path)
 
     add("1", "1. Control: pretrained against randomly initialised UNet", control)
-    add("1 rates", "1, continued: is it the learning rate? (normals)", rates)
     add("2", "2. How few parameters (normals)", drawn("rank", "rank", "2", share=True))
     add("3", "3. How few labels (normals)", drawn("labels", "labels", "3"))
     add("4", "4. Does a better generator know more? (normals)", lambda results: better_generator(results, args))
-    add("5 timestep", "5. The timestep (normals)", drawn("timestep", "timestep", "5"))
+    add("5 timestep", "5. The timestep (normals)", lambda r: both_unets(r, "timestep", "timestep"))
+    add("5 rates", "5, continued: the learning rate (normals)", lambda r: both_unets(r, "learning_rate", "rate"))
     add("5 place", "5, continued: where the LoRA sits (normals)", lambda r: one_by_one(r, "where", "where", True))
     text = "\n\n".join(sections)
     write_card(args.docs / "paper_questions.md", text)
@@ -201,7 +199,8 @@ def about(recipe: dict, args: argparse.Namespace) -> str:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {platform.machine()}"
     return (
         f"Base {args.base}; {recipe['steps']} steps of {recipe['batch']} labels, AdamW, learning rate "
-        f"{args.learning_rate:g} falling linearly to 0, rank 8, {args.labels} labels, t = 999 and the LoRA everywhere "
-        f"unless the row says otherwise; {args.seeds} seeds; {args.val} unseen scenes; {recipe['mixed_precision']} "
+        f"{args.learning_rate:g} falling linearly to 0, rank 8, {args.labels} labels, t = {args.timestep}, the LoRA "
+        f"everywhere, unless the row says otherwise; {args.seeds} seeds; {args.val} unseen scenes; "
+        f"{recipe['mixed_precision']} "
         f"autocast; {device}. Brackets: 95 % bootstrap intervals over seeds and scenes. Lower is better."
     )

@@ -88,7 +88,7 @@ def test_a_study_resumes_and_writes_its_page(world, bases, tmp_path, monkeypatch
     page = (tmp_path / "docs" / "paper_questions.md").read_text()
     assert all(f"| {task} |" in page for task in ("normal", "depth", "albedo", "shading"))
     kept = sorted((tmp_path / "work").glob("runs-*/*.json"))
-    assert len(kept) == 12  # 8 for the control; 4 more for the learning rates
+    assert len(kept) == 8
     changed = json.loads(kept[0].read_text())
     changed["errors"] = [1.0] * 4
     kept[0].write_text(json.dumps(changed))
