@@ -84,7 +84,7 @@ def models(args: argparse.Namespace) -> tuple[CLIPTextModel, AutoencoderKL, UNet
 
 
 def released_step(args: argparse.Namespace, device: str) -> Callable[[], None]:
-    """The released computation, by UPSTREAM's description: a function that makes one step."""
+    """The released computation, restated from a description of its code: a function that makes one step."""
     text_encoder, vae, unet = (part.to(device) for part in models(args))
     unet.set_attn_processor(AttnProcessor())
     parameters = add_lora(unet, args.rank)
