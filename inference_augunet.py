@@ -17,11 +17,10 @@ import torch
 from torch import Tensor
 
 from utils.ensemble import merge
-from utils.errors import InputError, note, run
-from utils.inference import draw_all, noise_of, place, share_out
+from utils.errors import InputError, run
+from utils.inference import draw_all, load_drawer, noise_of, place, share_out
 from utils.inference_args import check, dtype_of, fill_in, inference_parser
-from utils.lora import fuse_lora, load_attn_procs
-from utils.models import load_base, load_donor, widen_conv_in
+from utils.models import load_donor, widen_conv_in
 from utils.objectives import AugUNet, zero_snr_scheduler
 
 
@@ -47,17 +46,13 @@ def main(argv: list[str] | None = None) -> None:
     mine, state = share_out(args.input_dir, job.task, args.device)
 
     # Model: the LoRA brings its conv_in along, or it is made anew as in training
-    base = load_base(job.model, args.revision)
-    if metadata.get("base_model", base.name) != base.name:
-        note(f"{args.lora} was trained on {metadata['base_model']}, drawing with {base.name}")
-    load_attn_procs(base.unet, args.lora)
-    fuse_lora(base.unet)
+    base = load_drawer(args, job, metadata)
     if base.unet.config.in_channels == base.unet.config.out_channels:
         widen_conv_in(base.unet, load_donor(args.augment_from or "timbrooks/instruct-pix2pix"))
     elif args.augment_from:
         raise InputError(f"--augment_from: {args.lora} has its own conv_in.safetensors; leave the flag out")
     dtype = dtype_of(args.dtype)
-    device = place(base, state, args.device, dtype)
+    device = place(base, state, args)
     method = AugUNet(
         base.vae,
         base.encode_prompt(job.prompt),

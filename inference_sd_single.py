@@ -13,11 +13,9 @@ import argparse
 
 from torch import Tensor
 
-from utils.errors import note, run
-from utils.inference import draw_all, place, share_out
+from utils.errors import run
+from utils.inference import draw_all, load_drawer, place, share_out
 from utils.inference_args import check, dtype_of, fill_in, inference_parser
-from utils.lora import fuse_lora, load_attn_procs
-from utils.models import load_base
 from utils.objectives import SingleStep
 
 
@@ -34,13 +32,9 @@ def main(argv: list[str] | None = None) -> None:
     mine, state = share_out(args.input_dir, job.task, args.device)
 
     # Model
-    base = load_base(job.model, args.revision)
-    if metadata.get("base_model", base.name) != base.name:
-        note(f"{args.lora} was trained on {metadata['base_model']}, drawing with {base.name}")
-    load_attn_procs(base.unet, args.lora)
-    fuse_lora(base.unet)
+    base = load_drawer(args, job, metadata)
     dtype = dtype_of(args.dtype)
-    device = place(base, state, args.device, dtype)
+    device = place(base, state, args)
     trained_at = int(metadata["timestep"]) if "timestep" in metadata else None
     timestep = base.timestep(trained_at if args.timestep is None else args.timestep)
     method = SingleStep(base.vae, base.encode_prompt(job.prompt), timestep)

@@ -28,6 +28,7 @@ from tqdm import tqdm
 from benchmarks.answers import write_answers
 from benchmarks.probe import PLACES, Recipe, Setting, load_task, probe, weights_crc
 from miniworld.tasks import TASKS
+from utils import durable
 from utils.errors import InputError, note, run
 from utils.models import load_base
 
@@ -131,9 +132,7 @@ def answer(setting: Setting, jobs: int, base: str, data: Path, recipe: Recipe, w
         torch.set_num_threads(1)
     loaded, tasks = prepared(base, data, recipe, work)
     result = probe(loaded, tasks(setting.task), setting, recipe)
-    draft = folder / f"{setting.name}.tmp"
-    draft.write_text(json.dumps(result))
-    draft.replace(folder / f"{setting.name}.json")
+    durable.replace(folder / f"{setting.name}.json", lambda part: part.write_text(json.dumps(result)))
 
 
 @cache

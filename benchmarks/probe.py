@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from dataloaders.diode import Diode
 from miniworld.tasks import TASKS, Task
 from utils.batches import EndlessBatches
+from utils.durable import replace
+from utils.latent_cache import Pictures
 from utils.latents import moments
 from utils.lora import add_lora
 from utils.models import Base
@@ -90,29 +91,14 @@ def load_task(root: Path, name: str, base: Base, recipe: Recipe, folder: Path, d
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         parts = []
-        for batch in tqdm(DataLoader(Pairs(train), 32), desc=f"encoding {name}", mininterval=2):
+        for batch in tqdm(DataLoader(Pictures(train), 32), desc=f"encoding {name}", mininterval=2):
             with autocast(recipe, torch.device(device)):
                 found = moments(base.vae, {key: value.to(device) for key, value in batch.items()})
             parts.append({key: value.float().cpu() for key, value in found.items()})
-        draft = path.with_suffix(f".{id(parts)}")
-        torch.save({key: torch.cat([part[key] for part in parts]) for key in parts[0]}, draft)
-        draft.replace(path)
+        whole = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+        replace(path, lambda part: torch.save(whole, part))
     latents = torch.load(path, weights_only=True)
     return TaskData({key: value.to(device) for key, value in latents.items()}, [unseen[i] for i in range(len(unseen))])
-
-
-class Pairs(torch.utils.data.Dataset):
-    """The pictures and labels of a data set, without its ground truth."""
-
-    def __init__(self, samples: Diode):
-        self.samples = samples
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        sample = self.samples[index]
-        return {"rgb": sample["rgb"], "target": sample["target"]}
 
 
 def weights_crc(module: nn.Module) -> int:

@@ -43,7 +43,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--sheet", type=Path, default=Path("docs/mini-sd-samples.png"), help="contact sheet that the report draws")
     add("--until", choices=STAGES, default="ip2p", help="the last stage to run")
     add("--vae_steps", type=int, default=4500, help="steps of the codec")
-    add("--decoder_steps", type=int, default=4000, help="steps of the codec's decoder alone")
+    add("--decoder_steps", type=int, default=8000, help="steps of the codec's decoder alone, in two cycles")
     add("--unet_steps", type=int, default=5000, help="steps of text encoder and UNet")
     add("--ip2p_steps", type=int, default=600, help="steps of the UNet that reads a picture")
     add("--vae_scenes", type=int, default=4096, help="pictures for the codec")
@@ -78,7 +78,7 @@ def train(args: argparse.Namespace) -> None:
     if args.until == "vae":
         return
 
-    settings = {"steps": args.decoder_steps, "learning_rate": 5e-4, "seed": args.seed}
+    settings = {"steps": args.decoder_steps, "learning_rate": 5e-4, "seed": args.seed, "cycles": 2}
     run(decoder_stage(vae, rgb, args.work / "decoder", args.codec_batch, half, **settings))
     vae.requires_grad_(False)
     if args.until == "decoder":

@@ -34,6 +34,7 @@ class Stage:
     seed: int = 0
     warmup: int = 100
     cooldown: float = 0.3  # share of the steps, at the end, over which the learning rate falls linearly to 0
+    cycles: int = 1  # times that the learning rate goes its way (warm restarts, arXiv 1608.03983)
     ema_decay: float = 0.998
     clip: float = 1.0
     log_every: int = 50
@@ -47,7 +48,9 @@ class Stage:
 
     def rate(self, step: int) -> float:
         """Learning rate of step 0..steps-1: up, level, down. A longer run shares the steps before its descent."""
-        left = (self.steps - step) / max(1, round(self.cooldown * self.steps))
+        length = self.steps // self.cycles
+        step %= length
+        left = (length - step) / max(1, round(self.cooldown * length))
         return self.learning_rate * min(1.0, (step + 1) / self.warmup, left)
 
     def rng(self, step: int) -> Generator:

@@ -24,7 +24,7 @@ from miniworld.picture_cache import cached_pictures
 from miniworld.pictures import recolour, turn
 from miniworld.random_sd import build_text_encoder, build_unet
 from miniworld.report import BEGIN, END, write_card
-from miniworld.stage import run
+from miniworld.stage import Stage, run
 from miniworld.wasserstein import pyramid, sliced_wasserstein
 
 MINI_SD, MINI_IP2P = ROOT / "miniworld" / "mini-sd", ROOT / "miniworld" / "mini-ip2p"
@@ -243,6 +243,8 @@ def test_a_longer_run_shares_the_steps_before_the_descent(tmp_path, pairs):
     short, long = (tiny_stage("vae", tmp_path, pairs, steps) for steps in (1000, 2000))
     assert [short.rate(step) for step in range(700)] == [long.rate(step) for step in range(700)]
     assert short.rate(999) < 0.01 * short.rate(500) and short.rate(0) < 0.02 * short.rate(500)
+    twice = Stage("twice", tmp_path, {}, None, None, steps=2000, learning_rate=1e-3, cycles=2)
+    assert [twice.rate(step) for step in range(2000)] == 2 * [short.rate(step) for step in range(1000)]
 
 
 # Measuring

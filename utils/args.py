@@ -100,6 +100,8 @@ def _optimisation_flags(group) -> None:
     add("--gradient_checkpointing", action="store_true", help="recompute activations: less memory, slower")
     add("--mixed_precision", choices=["no", "fp16", "bf16"], help="dtype of the frozen parts; LoRA, "
         "optimiser and loss stay fp32; left out: accelerate's setting")  # fmt: skip
+    add("--compile", action="store_true", help="torch.compile the UNet: faster steps after a first one that takes a "
+        "minute or so (needs a C++ compiler, on a GPU Triton)")  # fmt: skip
     add("--allow_tf32", action="store_true", help="TF32 matrix products on Ampere GPUs and newer")
 
 

@@ -2,10 +2,14 @@
 
 import fcntl
 import hashlib
+import io
 import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+
+import numpy as np
+from PIL import Image
 
 from utils.errors import InputError
 
@@ -43,6 +47,25 @@ def replace(path: Path, write: Callable[[Path], object]) -> None:
         sync(path.parent)
     finally:
         part.unlink(missing_ok=True)
+
+
+def save_npy(path: Path, values: np.ndarray) -> None:
+    """Write an array, whole or not at all. Raises InputError where it cannot be written."""
+    buffer = io.BytesIO()
+    np.save(buffer, values)
+    _save(path, lambda part: part.write_bytes(buffer.getvalue()))
+
+
+def save_png(path: Path, pixels: np.ndarray) -> None:
+    """Write uint8 pixels (H,W) or (H,W,3), whole or not at all. Raises InputError where they cannot be written."""
+    _save(path, lambda part: Image.fromarray(pixels).save(part, "PNG"))
+
+
+def _save(path: Path, write: Callable[[Path], object]) -> None:
+    try:
+        replace(path, write)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
 
 
 def seal(folder: Path) -> None:

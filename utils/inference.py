@@ -1,25 +1,26 @@
 """A folder of pictures in, a folder of maps out: sharing out, reading, drawing, writing for both inference scripts."""
 
+import argparse
 import hashlib
-import io
 import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from PIL import Image
 from torch import Generator, Tensor
 from tqdm.auto import tqdm
 
 from dataloaders.images import PICTURES, Crop, list_pictures, read_rgb
-from utils.durable import make_folder, replace
+from utils.compiling import compile_unet
+from utils.durable import make_folder, save_npy, save_png
 from utils.ensemble import uncertainty_picture
 from utils.errors import InputError, note
-from utils.models import Base
+from utils.inference_args import Job, dtype_of
+from utils.lora import fuse_lora, load_attn_procs
+from utils.models import Base, load_base
 from utils.processes import start_missing, use_cpu
 from utils.visualize import map_to_uint8, map_to_values
 
@@ -41,10 +42,22 @@ def share_out(input_dir: str, task: str, device: str | None) -> tuple[dict[Path,
     return {file: names[file] for file in files[state.process_index :: state.num_processes]}, state
 
 
-def place(base: Base, state: PartialState, device: str | None, dtype: torch.dtype) -> torch.device:
-    """Move the base to the device asked for, or this process's own, and return that."""
-    device = pick_device(device, state.device)
-    base.to(device, dtype)
+def load_drawer(args: argparse.Namespace, job: Job, metadata: dict[str, str]) -> Base:
+    """The base model with the LoRA in its weights, in fp32 on the CPU; a note where it was trained on another base."""
+    base = load_base(job.model, args.revision)
+    if metadata.get("base_model", base.name) != base.name:
+        note(f"{args.lora} was trained on {metadata['base_model']}, drawing with {base.name}")
+    load_attn_procs(base.unet, args.lora)
+    fuse_lora(base.unet)
+    return base
+
+
+def place(base: Base, state: PartialState, args: argparse.Namespace) -> torch.device:
+    """Move the base to --device, or this process's own, in --dtype; --compile it; return the device."""
+    device = pick_device(args.device, state.device)
+    base.to(device, dtype_of(args.dtype))
+    if args.compile:
+        compile_unet(base.unet, device)
     return device
 
 
@@ -149,29 +162,12 @@ def read_batch(files: list[Path], resolution: int, failed: list[str]) -> dict[Pa
 def write(drawn: Tensor, task: str, path: Path, with_npy: bool) -> None:
     """Write one map (3,R,R) as the released script does, and as float32 .npy where asked for; whole or not at all."""
     if with_npy:
-        _write_npy(path, map_to_values(task, drawn))
-    _write_png(path, map_to_uint8(task, drawn))
+        save_npy(path.with_suffix(".npy"), map_to_values(task, drawn))
+    save_png(path, map_to_uint8(task, drawn))
 
 
 def write_uncertainty(doubt: Tensor, task: str, path: Path) -> None:
     """Write one uncertainty (R,R) as float32 .npy and as a picture of fixed scale (`uncertainty_picture`)."""
     make_folder(path.parent, "--output_dir")
-    _write_npy(path, doubt.numpy())
-    _write_png(path, uncertainty_picture(doubt, task))
-
-
-def _write_npy(path: Path, values: np.ndarray) -> None:
-    buffer = io.BytesIO()
-    np.save(buffer, values)
-    _write(path.with_suffix(".npy"), lambda part: part.write_bytes(buffer.getvalue()))
-
-
-def _write_png(path: Path, pixels: np.ndarray) -> None:
-    _write(path, lambda part: Image.fromarray(pixels).save(part, "PNG"))
-
-
-def _write(path: Path, fill: Callable[[Path], object]) -> None:
-    try:
-        replace(path, fill)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
+    save_npy(path.with_suffix(".npy"), doubt.numpy())
+    save_png(path, uncertainty_picture(doubt, task))

@@ -43,6 +43,8 @@ def inference_parser(description: str, lora: str, model: str) -> argparse.Argume
     add("--npy", action="store_true", help="also write float32 maps: unit normals (H,W,3) with x right, y down, z "
         "forward; depth (H,W), near = large; albedo, shading (H,W,3), sRGB-coded, about [0,1]")  # fmt: skip
     add("--dtype", choices=["fp32", "fp16", "bf16"], default="fp32", help="of the computation")
+    add("--compile", action="store_true", help="torch.compile the UNet; for many pictures: the first ones take a "
+        "minute or so")  # fmt: skip
     add("--device", help="such as cuda:1 or cpu; left out: a GPU if there is one")
     return parser
 

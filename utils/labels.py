@@ -1,12 +1,11 @@
 """Pseudo labels as files: coding, filling holes of measured maps, writing, and the record of where they came from."""
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
+from utils.durable import replace, save_npy, save_png
 from utils.errors import InputError
 from utils.provenance import versions
 
@@ -74,12 +73,9 @@ def nearest(valid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def write_label(path: Path, label: np.ndarray, values: np.ndarray | None) -> None:
     """Write <path>.png and, of `values`, <path>.npy; the .png last and in one piece: it says that all is done."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        if values is not None:
-            _replace(path.with_name(path.name + ".npy"), lambda file: np.save(file, values.astype(np.float32)))
-        _replace(path.with_name(path.name + ".png"), lambda file: Image.fromarray(label).save(file, "PNG"))
-    except OSError as error:
-        raise InputError(f"{path}.png: cannot be written ({error})") from None
+    if values is not None:
+        save_npy(path.with_name(path.name + ".npy"), values.astype(np.float32))
+    save_png(path.with_name(path.name + ".png"), label)
 
 
 def record(output_dir: Path, described: dict, overwrite: bool) -> None:
@@ -108,11 +104,4 @@ def record(output_dir: Path, described: dict, overwrite: bool) -> None:
 def finish(output_dir: Path, described: dict, counts: dict) -> None:
     """Write provenance.json: how the labels were made, with which versions, and how many there are."""
     content = {**described, "versions": versions(), "counts": counts}
-    _replace(output_dir / PROVENANCE, lambda file: file.write((json.dumps(content, indent=1) + "\n").encode()))
-
-
-def _replace(path: Path, write) -> None:
-    draft = path.with_name(f".{path.name}.part")
-    with draft.open("wb") as file:
-        write(file)
-    os.replace(draft, path)
+    replace(output_dir / PROVENANCE, lambda part: part.write_text(json.dumps(content, indent=1) + "\n"))

@@ -11,6 +11,7 @@ whoever comes first: so a killed build goes on, and processes or runs that build
 
 import hashlib
 import json
+import math
 import os
 import sys
 from contextlib import suppress
@@ -27,7 +28,8 @@ from utils import signals
 from utils.errors import note
 from utils.latents import NAMES, moments
 
-CHUNK = 32  # samples encoded, written and marked together
+CHUNK = 32  # samples read, written and marked together
+PIXELS = 4 * 512**2  # encoded at once: what a batch of 4 takes in training, so that the cache takes no more memory
 
 
 class CachedLatents(Dataset):
@@ -79,15 +81,15 @@ def cached_latents(
     """
     about = describe(train_set, vae)
     folder = cache_dir / hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
-    sample = Pictures(train_set)[0]
-    first = moments(vae, {name: value[None].to(vae.device) for name, value in sample.items()})[NAMES[0]]
+    side = train_set.resolution // 2 ** (len(vae.config.block_out_channels) - 1)
+    shape = (vae.config.latent_channels, side, side)
     folder.mkdir(parents=True, exist_ok=True)
-    reserve(folder / "latents.bin", len(train_set) * len(NAMES) * first.numel() * first.dtype.itemsize)
+    reserve(folder / "latents.bin", len(train_set) * len(NAMES) * math.prod(shape) * vae.dtype.itemsize)
     reserve(folder / "done.bin", len(train_set))
     draft = folder / f"about.{os.getpid()}"
     draft.write_text(json.dumps({**about, "files": len(about["files"])}, indent=1))
     draft.replace(folder / "about.json")
-    cache = CachedLatents(folder, train_set.stems, first.shape[1:], first.dtype)
+    cache = CachedLatents(folder, train_set.stems, shape, vae.dtype)
     cache.open("r+")
     build(cache, train_set, vae, workers, rank, world)
     cache.values = cache.done = None  # from here on it is only read
@@ -109,12 +111,20 @@ def build(cache: CachedLatents, train_set, vae: AutoencoderKL, workers: int, ran
         bar.update(1)
         if cache.done[chunk].all():  # another process was here meanwhile
             continue
-        latents = moments(vae, {name: value.to(vae.device) for name, value in batch.items()})
-        stacked = torch.stack([latents[name] for name in NAMES], dim=1).cpu()
+        stacked = encode(vae, batch, max(1, PIXELS // train_set.resolution**2))
         cache.values[chunk] = stacked.view(torch.int16 if stacked.element_size() == 2 else torch.int32).numpy()
         cache.values.flush()
         cache.done[chunk] = 1
     bar.close()
+
+
+def encode(vae: AutoencoderKL, batch: dict[str, Tensor], at_once: int) -> Tensor:
+    """The latents of a batch of rgb and target (B,3,R,R), `at_once` after one another: (B,3,4,h,w) on the CPU."""
+    parts = []
+    for some in zip(*(batch[name].split(at_once) for name in batch)):
+        latents = moments(vae, {name: value.to(vae.device) for name, value in zip(batch, some)})
+        parts.append(torch.stack([latents[name] for name in NAMES], dim=1).cpu())
+    return torch.cat(parts)
 
 
 class Pictures(Dataset):

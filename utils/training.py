@@ -4,6 +4,7 @@ import argparse
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from tqdm.auto import tqdm
 
 from utils import __version__, best, checkpoint, durable, hub, processes, provenance, signals, tracking
 from utils.batches import EndlessBatches
+from utils.compiling import as_written, compile_unet
 from utils.errors import InputError, note
 from utils.finite import Skipped
 from utils.latent_cache import cached_or_not
@@ -94,12 +96,14 @@ def train(
     step_samples = args.train_batch_size * accumulation * accelerator.num_processes
     max_steps = args.max_train_steps or math.ceil(args.num_train_epochs * len(train_set) / step_samples)
     parameters = lora_parameters(unet)
-    optimizer = make_optimizer(args, parameters, step_samples)
+    optimizer = make_optimizer(args, parameters, step_samples, fused=accelerator.scaler is None)
     # diffusers' "constant" ignores a warm-up without a word
     kind = "constant_with_warmup" if args.lr_scheduler == "constant" and args.lr_warmup_steps else args.lr_scheduler
     schedule = get_scheduler(kind, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=max_steps)
     if args.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
+    if args.compile:
+        compile_unet(unet, accelerator.device)
     unet, optimizer = accelerator.prepare(unet, optimizer)
     bare_unet = accelerator.unwrap_model(unet)
 
@@ -141,7 +145,7 @@ def train(
     trained, everything = sum(p.numel() for p in parameters), sum(p.numel() for p in bare_unet.parameters())
     config = {name: value for name, value in vars(args).items() if name != "hub_token"} | metadata
     config |= {"lora_parameters": trained, "unet_parameters": everything, "images_per_step": step_samples}
-    config |= {"total_steps": max_steps, "training_images": len(train_set), "training_data": train_set.fingerprint}
+    config |= {"total_steps": max_steps, "training_images": len(train_set), "training_data": settings["training data"]}
     config["validation_images"] = {split: len(items) for split, items in validation_samples.items()}
     config |= {"versions": provenance.versions(), **provenance.git_state()}
     tracking.start_trackers(
@@ -169,7 +173,7 @@ def train(
     def report(step: int) -> None:
         if main and not tracking.is_validated(output_dir, step):  # a resumed run may have been
             objective.vae.to(accelerator.device)
-            with accelerator.autocast():
+            with accelerator.autocast(), as_written():
                 scores, panels = validate(
                     objective, bare_unet, validation_samples, score, pictures, accelerator.device,
                     seed=args.seed + 100, batch_size=args.train_batch_size,
@@ -284,10 +288,13 @@ def agree(accelerator: Accelerator, loss: Tensor, stop: bool) -> tuple[float, bo
 
 
 def make_optimizer(
-    args: argparse.Namespace, parameters: list[nn.Parameter], step_samples: int
+    args: argparse.Namespace, parameters: list[nn.Parameter], step_samples: int, fused: bool
 ) -> torch.optim.Optimizer:
-    """AdamW as flagged; --scale_lr multiplies the learning rate by the number of images in a step."""
-    kind = torch.optim.AdamW
+    """AdamW as flagged; --scale_lr multiplies the learning rate by the number of images in a step.
+
+    fused: one kernel for all parameters; not with a gradient scaler, whose skipped updates accelerate would not see.
+    """
+    kind = partial(torch.optim.AdamW, fused=fused)
     if args.use_8bit_adam:
         try:
             from bitsandbytes.optim import AdamW8bit as kind

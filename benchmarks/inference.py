@@ -1,0 +1,124 @@
+"""A folder of pictures drawn: the released computation beside ours, interleaved in one process.
+
+    python -m benchmarks.inference                                       # Stable Diffusion 1.5's size, random weights
+    python -m benchmarks.inference --base miniworld/mini-sd --resolution 64 --batch 16 --images 64
+    python -m benchmarks.inference --batch 16 --images 64 --dtype bf16   # on a GPU
+
+released  what the paper's script computes: fp32, a picture at a time, the prompt through the text encoder for each,
+          the LoRA as matrices of its own beside the frozen ones, attention as matrix products and a softmax; read,
+          draw, write, one after the other
+ours      `utils.inference.draw_all`, which both inference scripts run: the LoRA fused into the weights, the prompt's
+          states computed once, fused attention, --batch pictures at a time, files read and written meanwhile
+
+Both draw the same PNG files with the same LoRA and write PNG files.
+"""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from diffusers.models.attention_processor import AttnProcessor
+from PIL import Image
+from torch import Tensor
+
+from benchmarks.models import models
+from benchmarks.side_by_side import DTYPES, compare, parser_of
+from dataloaders.images import Crop, read_rgb
+from utils.inference import draw_all
+from utils.lora import add_lora, fuse_lora, lora_parameters
+from utils.objectives import SingleStep
+from utils.visualize import map_to_uint8
+
+TASK = "normal"
+
+
+def released_pass(args: argparse.Namespace, device: str) -> Callable[[], None]:
+    """The released computation, restated from a description of its code: a function that draws all pictures."""
+    text_encoder, vae, unet = (part.to(device) for part in models(args))
+    unet.set_attn_processor(AttnProcessor())
+    a_lora(unet, args.rank)
+    files, out = pictures(args)
+    tokens = torch.ones(1, text_encoder.config.max_position_embeddings, dtype=torch.long, device=device)
+    t = torch.full((1,), 999, device=device)
+    scale = vae.config.scaling_factor
+
+    @torch.no_grad()
+    def draw() -> None:
+        for file in files:
+            picture = read_rgb(file)
+            rgb = Crop.of(*picture.size, args.resolution).picture(picture)[None].to(device)
+            text = text_encoder(tokens)[0]
+            z = unet(scale * vae.encode(rgb).latent_dist.mode(), t, text).sample
+            drawn = vae.decode(z / scale).sample[0].cpu()
+            Image.fromarray(map_to_uint8(TASK, drawn)).save(out / file.name)
+
+    return draw
+
+
+def our_pass(args: argparse.Namespace, device: str) -> Callable[[], None]:
+    """What inference_sd_single.py does once its models are loaded: a function that draws all pictures."""
+    text_encoder, vae, unet = models(args)
+    dtype = DTYPES[args.dtype]
+    a_lora(unet, args.rank)
+    fuse_lora(unet)
+    length = text_encoder.config.max_position_embeddings
+    with torch.no_grad():
+        text = text_encoder(torch.ones(1, length, dtype=torch.long))[0].to(device, dtype)
+    del text_encoder
+    vae.to(device, dtype)
+    unet.to(device, dtype)
+    if args.compile:
+        unet.compile()
+    files, out = pictures(args)
+    method = SingleStep(vae, text, 999)
+
+    def draw(rgb: Tensor, names: list[str]) -> tuple[Tensor, None]:
+        return method.sample(unet, rgb.to(device, dtype)), None
+
+    def draw_folder() -> None:
+        with redirect_stdout(StringIO()):  # its note on how many were drawn
+            mine = {file: file.name for file in files}
+            draw_all(mine, PartialState(cpu=device == "cpu"), draw, TASK, args.resolution, args.batch, str(out), False)
+
+    return draw_folder
+
+
+def a_lora(unet: torch.nn.Module, rank: int) -> None:
+    """A LoRA that does something."""
+    add_lora(unet, rank)
+    rng = torch.Generator().manual_seed(2)
+    for parameter in lora_parameters(unet):
+        parameter.data = 0.01 * torch.randn(parameter.shape, generator=rng).to(parameter.device)
+
+
+def pictures(args: argparse.Namespace) -> tuple[list[Path], Path]:
+    """--images PNG files of 4:3, random but smooth, and a folder to draw into."""
+    folder = Path(tempfile.mkdtemp())
+    rng, side = np.random.default_rng(1), args.resolution
+    for index in range(args.images):
+        rough = rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)
+        smooth = Image.fromarray(rough).resize((side * 4 // 3, side), Image.Resampling.BICUBIC)
+        smooth.save(folder / f"{index:04d}.png")
+    out = folder / "out"
+    out.mkdir()
+    return sorted(folder.glob("*.png")), out
+
+
+MAKERS = {"released": released_pass, "ours": our_pass}
+
+
+def parser() -> argparse.ArgumentParser:
+    flags = parser_of("benchmarks.inference", __doc__)
+    flags.add_argument("--images", type=int, default=4, help="pictures in the folder (4)")
+    return flags
+
+
+if __name__ == "__main__":
+    compare(parser(), "benchmarks.inference", MAKERS, sys.argv[1:])

@@ -1,0 +1,104 @@
+"""What is there for speed changes no result: compiled code, and the two sides of every benchmark."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import losses, python, run_here
+from diffusers import UNet2DConditionModel
+from PIL import Image
+
+from benchmarks import inference, train_step
+from utils import checkpoint, compiling
+from utils.errors import InputError
+from utils.lora import add_lora, lora_parameters
+
+
+def test_compiled_training_is_the_same(flags, bases, tmp_path, capsys):
+    shutil.copytree(bases["sd15"], tmp_path / "base")
+    config = UNet2DConditionModel.load_config(bases["sd15"], subfolder="unet")
+    config |= {"block_out_channels": (32,), "layers_per_block": 1, "mid_block_type": None}  # minutes less to compile
+    config |= {"down_block_types": ("CrossAttnDownBlock2D",), "up_block_types": ("CrossAttnUpBlock2D",)}
+    UNet2DConditionModel.from_config(config).save_pretrained(tmp_path / "base" / "unet")
+    script = "sd_single_diode_pseudo_normal.py"
+    more = ("--pretrained_model_name_or_path", tmp_path / "base", "--max_train_steps", 3, "--learning_rate", 1e-2)
+    run_here(script, flags(script, tmp_path / "plain", *more))
+    assert "UNet is compiled" not in capsys.readouterr().out
+    run_here(script, flags(script, tmp_path / "compiled", *more, "--compile"))
+    assert "UNet is compiled in its first pass" in capsys.readouterr().out
+    first, second = losses(tmp_path / "plain"), losses(tmp_path / "compiled")
+    assert len(first) == 3 and first.keys() == second.keys()
+    assert max(abs(first[step] - second[step]) for step in first) < 1e-3
+
+
+def test_what_cannot_be_compiled_is_said(monkeypatch):
+    from torch._inductor import config
+
+    monkeypatch.setattr(config.cpp, "cxx", ("no-such-compiler",))
+    monkeypatch.setenv("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")
+    torch._dynamo.reset()
+    with pytest.raises(InputError, match=r"--compile: this machine cannot .*apt install g"):
+        compiling.compile_unet(torch.nn.Linear(2, 2), torch.device("cpu"))
+
+
+def test_a_checkpoint_does_not_grow_with_the_base(tmp_path):
+    """Two UNets with the same attention layers, one of them 40 times as large: checkpoints of the same bytes."""
+    sizes, weights = [], []
+    for width in (32, 512):
+        unet = UNet2DConditionModel(
+            block_out_channels=(32, width), down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            mid_block_type=None, up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            norm_num_groups=8, cross_attention_dim=32,
+        )  # fmt: skip
+        optimizer = torch.optim.AdamW(add_lora(unet, 4))
+        lora_parameters(unet)[0].sum().backward()
+        optimizer.step()
+        folder = checkpoint.save(tmp_path / str(width), 1, 1, unet, {"optimizer": optimizer}, {}, {})
+        sizes.append(sum(file.stat().st_size for file in folder.iterdir()))
+        weights.append(sum(parameter.numel() for parameter in unet.parameters()))
+    assert weights[1] > 40 * weights[0] and abs(sizes[1] - sizes[0]) < 200
+
+
+def test_what_grows_is_measured_by_real_runs(tmp_path):
+    words = ["--work", tmp_path, "--counts", 120, "--rounds", 1, "--steps", 8, "--bases", "tiny"]
+    done = python("-m", "benchmarks.growth", *words, "--output", tmp_path / "numbers.json")
+    numbers = json.loads((tmp_path / "numbers.json").read_text())
+    assert numbers["images"]["120"]["step"]["median"] > 0 and "| 120 | " in done.stdout
+    assert numbers["checkpoints"]["tiny"]["checkpoint_bytes"] < 5 * numbers["checkpoints"]["tiny"]["lora_bytes"]
+
+
+@pytest.mark.parametrize("module", ["train_step", "inference"])
+def test_a_benchmark_runs_as_its_documentation_says(module, bases, tmp_path):
+    words = ["--base", bases["sd15"], "--resolution", 32, "--batch", 2, "--rounds", 1]
+    words += ["--output", tmp_path / "numbers.json"]
+    done = python("-m", f"benchmarks.{module}", *words)
+    numbers = json.loads((tmp_path / "numbers.json").read_text())
+    assert numbers["released"]["flop"] > numbers["ours"]["flop"] > 0
+    assert numbers["speedup"]["median"] > 0 and "| released |" in done.stdout and "threads" in done.stdout
+
+
+def test_both_sides_of_the_training_benchmark_train_the_same(bases, monkeypatch):
+    """From the same latents, released and ours see the same loss: the mode stands for the sample in both."""
+    args = train_step.parser().parse_args(["--base", str(bases["sd15"]), "--resolution", "32", "--batch", "2"])
+    seen = {}
+    for name, make in train_step.MAKERS.items():
+        monkeypatch.setattr(train_step, "descend", lambda loss, *_, name=name: seen.update({name: loss.item()}))
+        make(args, "cpu")()
+    assert abs(seen["released"] - seen["ours"]) < 0.02 * seen["released"]
+
+
+def test_both_sides_of_the_inference_benchmark_draw_the_same(bases, tmp_path, monkeypatch):
+    """To one grey level: so a fused LoRA draws what a LoRA beside the weights does."""
+    words = ["--base", str(bases["sd15"]), "--resolution", "32", "--batch", "3", "--images", "5"]
+    args = inference.parser().parse_args(words)
+    drawn = []
+    for name, make in inference.MAKERS.items():
+        (tmp_path / name).mkdir()
+        monkeypatch.setattr(inference.tempfile, "mkdtemp", lambda name=name: str(tmp_path / name))
+        make(args, "cpu")()
+        files = sorted((tmp_path / name / "out").rglob("*.png"))
+        drawn.append(np.stack([np.asarray(Image.open(file)) for file in files]).astype(int))
+    assert drawn[0].shape == (5, 32, 32, 3) and drawn[0].std() > 5
+    assert np.abs(drawn[0] - drawn[1]).max() <= 1

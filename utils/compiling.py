@@ -1,0 +1,28 @@
+"""--compile: the UNet through torch.compile, and a plain word where this machine cannot."""
+
+from contextlib import AbstractContextManager
+
+import torch
+from torch import nn
+
+from utils.errors import InputError, note
+
+
+def compile_unet(unet: nn.Module, device: torch.device) -> None:
+    """torch.compile `unet`, in place: its names, weights and LoRA stay as they are, its first pass takes a minute.
+
+    Raises InputError where nothing can be compiled: no C++ compiler for a CPU, no Triton for a GPU.
+    """
+    try:
+        torch.compile(torch.sin)(torch.zeros(2, device=device))
+    except Exception as error:  # each backend has its own zoo of them
+        reason = " ".join(str(error).split())[:150]
+        cure = "pip install triton" if device.type == "cuda" else "install a C++ compiler, as in: apt install g++"
+        raise InputError(f"--compile: this machine cannot ({reason}); {cure}, or leave the flag out") from None
+    note("the UNet is compiled in its first pass, which takes a minute or so")
+    unet.compile()
+
+
+def as_written() -> AbstractContextManager:
+    """Inside, what was compiled runs uncompiled: a validation's other shapes are not worth a compilation each."""
+    return torch.compiler.set_stance("force_eager")
