@@ -3,6 +3,7 @@
     python -m miniworld.demo                                    surface normals in a single step
     python -m miniworld.demo --task depth                       or albedo, or shading
     python -m miniworld.demo --method augunet                   in many steps
+    python -m miniworld.demo --page                             all that were run, on one page
 
 Every step runs the same command that a user with DIODE and Stable Diffusion runs. Beside the LoRA's error stand the
 errors of references, measured in the same run by the same command (`miniworld.references`).
@@ -18,21 +19,19 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import torch
-from PIL import Image
+from safetensors.torch import save_file
 
+from miniworld.demo_page import ROW_NAMES, compare, table, write_page
 from miniworld.references import random_twin, untrained_lora, write_codec_ceiling, write_mean_label
 from miniworld.tasks import TASKS, Task
-from utils.visualize import sheet, strip
+from utils.lora import SAFETENSORS, read_lora
 
 ROOT = Path(__file__).resolve().parent.parent
 BASE, DONOR = ROOT / "miniworld" / "mini-sd", ROOT / "miniworld" / "mini-ip2p"
 SCRIPTS = {"single": "sd_single", "augunet": "augunet"}
 DRAWERS = {"single": "inference_sd_single.py", "augunet": "inference_augunet.py"}
 SIDE, ROWS = 64, 6
-TIMESTEP = (
-    400  # of the single step. The paper's, 999, says "all noise": mini-sd's answer to that knows little of shape
-)
+TIMESTEP = 400  # of the single step. The paper's, 999, says "all noise": mini-sd's answer to it knows little of shape
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -44,11 +43,16 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--steps", type=int, default=300, help="training steps (default: 300)")
     add("--train", type=int, default=300, help="labelled scenes (default: 300)")
     add("--val", type=int, default=100, help="unseen scenes (default: 100)")
+    add("--keep", type=Path, help="also write the LoRA into this folder, in half precision, to be shipped")
+    add("--page", action="store_true", help="train nothing: gather the tables and pictures in --out")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
+    if args.page:
+        write_page(args.out)
+        return
     task, method = TASKS[args.task], args.method
     diode, out = args.out.resolve() / "DIODE", args.out.resolve() / f"{args.task}-{method}"
     shutil.rmtree(out, ignore_errors=True)
@@ -57,9 +61,7 @@ def main(argv: list[str] | None = None) -> None:
     size = ("--train", args.train, "--val", args.val, "--size", "128x96", "--truth")
     python("-m", "miniworld.scenes", "--root", diode, *size)
 
-    step(
-        f"2/4  train a LoRA for {args.steps} steps: on mini-sd, and at the same time on its randomly initialised twin"
-    )
+    step(f"2/4  train a LoRA for {args.steps} steps: on mini-sd, and meanwhile on its randomly initialised twin")
     bases = {"lora": BASE, "random": random_twin(BASE, out / "random-sd")}
     train(bases, args, diode, out)
 
@@ -77,37 +79,23 @@ def main(argv: list[str] | None = None) -> None:
     untrained_lora(BASE, DONOR if method == "augunet" else None, out / "untrained", told)
     for name in ("lora", "random", "untrained"):
         words = ["--lora", out / name, "--input_dir", pictures, "--output_dir", out / "drawn" / name]
-        words += [
-            "--pretrained_model_name_or_path",
-            bases.get(name, BASE),
-            "--resolution",
-            SIDE,
-            "--batch_size",
-            10,
-            "--npy",
-        ]
+        words += ["--pretrained_model_name_or_path", bases.get(name, BASE), "--resolution", SIDE]
+        words += ["--batch_size", 10, "--npy"]
         python(ROOT / DRAWERS[method], *words)
     write_mean_label(train_set, unseen, args.task, out / "drawn" / "mean")
     write_codec_ceiling(BASE, unseen, args.task, out / "drawn" / "ceiling")
 
     step("4/4  score")
     found = {name: score(name, args.task, task, diode, out) for name in ROW_NAMES}
-    text = table(found, task, args)
+    if args.keep:
+        keep(out / "lora", args.keep)
+    text = table(found, task, f"{args.val} unseen scenes, {args.task}, {method}")
     (out / "results.md").write_text(text + "\n")
     chosen = np.linspace(0, len(unseen) - 1, ROWS).astype(int).tolist()
     page = compare([unseen[index] for index in chosen], task, out / "drawn" / "lora" / args.task / "predicted")
     page.save(out / "demo.png")
     print(f"\n{text}\n\nRGB | ground truth | label | drawing, {ROWS} unseen pictures: {out / 'demo.png'}")
     print(f"report: {out / 'report' / 'index.html'}\nmini-sd shows the way, not Stable Diffusion's quality")
-
-
-ROW_NAMES = {
-    "lora": "LoRA on mini-sd",
-    "mean": "mean of the training labels, pixel by pixel",
-    "random": "the same LoRA on a randomly initialised UNet",
-    "untrained": "no training at all",
-    "ceiling": "the label itself, through the codec",
-}
 
 
 def train(bases: dict[str, Path], args: argparse.Namespace, diode: Path, out: Path) -> None:
@@ -137,29 +125,12 @@ def score(name: str, kind: str, task: Task, diode: Path, out: Path) -> dict:
     return json.loads((out / f"{name}.json").read_text())
 
 
-def table(found: dict[str, dict], task: Task, args: argparse.Namespace) -> str:
-    """Row -> result file as markdown, best row's interval beside the others'."""
-    lines = [f"| {args.val} unseen scenes, {args.task}, {args.method} | {' | '.join(task.metrics.values())} |"]
-    lines.append("|---" * (1 + len(task.metrics)) + "|")
-    for name, result in found.items():
-        cells = []
-        for metric in task.metrics:
-            low, high = result["intervals"][metric]
-            cells.append(f"{result['metrics'][metric]:.3g} [{low:.3g}, {high:.3g}]")
-        lines.append(f"| {ROW_NAMES[name]} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def compare(samples: list[dict], task: Task, folder: Path, zoom: int = 2) -> Image.Image:
-    """RGB | ground truth | label | what lies in `folder` for each sample, enlarged."""
-    rows = []
-    for sample in samples:
-        path = next(folder.glob(f"{Path(sample['stem']).name}_*.png"))
-        picture = np.array(Image.open(path).convert("RGB"))
-        drawing = torch.from_numpy(picture).permute(2, 0, 1) / 127.5 - 1
-        row = strip([sample["rgb"], task.picture(sample["gt"], sample["valid"]), sample["target"], drawing])
-        rows.append(row.resize((row.width * zoom, row.height * zoom), Image.Resampling.NEAREST))
-    return sheet(rows, ["RGB", "ground truth", "label", "drawing"])
+def keep(lora: Path, folder: Path) -> None:
+    """Copy the LoRA in half precision, with its base model named by its place in this repository."""
+    state, metadata, _ = read_lora(lora)
+    folder.mkdir(parents=True, exist_ok=True)
+    header = {**metadata, "base_model": BASE.relative_to(ROOT).as_posix()}
+    save_file({key: value.half() for key, value in state.items()}, folder / SAFETENSORS, header)
 
 
 def step(text: str) -> None:

@@ -45,8 +45,9 @@ def share_out(input_dir: str, task: str, device: str | None) -> tuple[dict[Path,
 def load_drawer(args: argparse.Namespace, job: Job, metadata: dict[str, str]) -> Base:
     """The base model with the LoRA in its weights, in fp32 on the CPU; a note where it was trained on another base."""
     base = load_base(job.model, args.revision)
-    if metadata.get("base_model", base.name) != base.name:
-        note(f"{args.lora} was trained on {metadata['base_model']}, drawing with {base.name}")
+    trained_on = metadata.get("base_model", base.name)
+    if base.name not in (trained_on, str(Path(trained_on).resolve())):
+        note(f"{args.lora} was trained on {trained_on}, drawing with {base.name}")
     load_attn_procs(base.unet, args.lora)
     fuse_lora(base.unet)
     return base

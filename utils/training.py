@@ -4,7 +4,6 @@ import argparse
 import math
 import time
 from collections.abc import Callable
-from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -12,22 +11,19 @@ import torch
 import transformers
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration, set_seed
-from diffusers.optimization import get_scheduler
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from utils import __version__, best, checkpoint, durable, hub, processes, provenance, signals, tracking
+from utils import checkpoint, durable, hub, processes, provenance, signals, tracking
 from utils.batches import EndlessBatches
-from utils.compiling import as_written, compile_unet
 from utils.errors import InputError, note
-from utils.finite import Skipped
 from utils.latent_cache import cached_or_not
 from utils.latents import NAMES
-from utils.lora import lora_parameters, save_lora
+from utils.lora import save_lora
 from utils.noise import generators
-from utils.scores import described
-from utils.validation import validate, write_panels
+from utils.reports import Reports
+from utils.training_state import TrainingState
 
 READ = ("rgb", "target", *NAMES)  # what of a batch a loss may read
 
@@ -83,69 +79,19 @@ def train(
     validation_samples, score, pictures: see `utils.validation.validate`.
     metadata: task, method, base model and so on, written into every LoRA file.
     """
-    output_dir, main = Path(args.output_dir), accelerator.is_main_process
+    main = accelerator.is_main_process
     if not len(train_set):
-        raise InputError(
-            f"no training images under {args.train_data_dir or args.manifest}: {'; '.join(train_set.notes)}"
-        )
+        where = args.train_data_dir or args.manifest
+        raise InputError(f"no training images under {where}: {'; '.join(train_set.notes)}")
     for text in train_set.notes:
         note(text)
 
-    # optimiser and schedule
-    accumulation = args.gradient_accumulation_steps
-    step_samples = args.train_batch_size * accumulation * accelerator.num_processes
-    max_steps = args.max_train_steps or math.ceil(args.num_train_epochs * len(train_set) / step_samples)
-    parameters = lora_parameters(unet)
-    optimizer = make_optimizer(args, parameters, step_samples, fused=accelerator.scaler is None)
-    # diffusers' "constant" ignores a warm-up without a word
-    kind = "constant_with_warmup" if args.lr_scheduler == "constant" and args.lr_warmup_steps else args.lr_scheduler
-    schedule = get_scheduler(kind, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=max_steps)
-    if args.gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
-    if args.compile:
-        compile_unet(unet, accelerator.device)
-    unet, optimizer = accelerator.prepare(unet, optimizer)
-    bare_unet = accelerator.unwrap_model(unet)
-
-    # resume
-    skipped = Skipped(args.max_nonfinite)
-    stateful = {"optimizer": optimizer, "schedule": schedule, "skipped": skipped}
-    if accelerator.scaler is not None:
-        stateful["scaler"] = accelerator.scaler
-    metadata = {"format_version": 1, **metadata, "rank": args.rank, "prompt": args.prompt}
-    metadata |= {"resolution": args.resolution, "project_version": __version__}
-    settings = {key: metadata[key] for key in ("task", "method", "base_model", "rank", "prompt", "resolution")}
-    settings |= {
-        "timestep": metadata.get("timestep"),
-        "seed": args.seed,
-        "images per step": step_samples,
-        "training data": train_set.fingerprint,
-    }
-    settings |= {name: getattr(args, name) for name in checkpoint.FREE} | {"processes": accelerator.num_processes}
-    base_lrs = schedule.base_lrs
-    sent: set[tuple[int, str]] = set()
-    step, seen, source, resumed_at = 0, 0, args.checkpoint, None
-    if source:
-        step, seen = checkpoint.load(source, bare_unet, stateful, settings, args.force_resume)
-        for group, lr, factor in zip(optimizer.param_groups, base_lrs, schedule.lr_lambdas):
-            group["lr"] = lr * factor(schedule.last_epoch)  # this run's flag, not the checkpoint's
-        schedule.base_lrs = base_lrs
-        note(f"resuming from {source} at step {step}")
-    elif args.resume_from_checkpoint:
-        note(f"no checkpoint in {output_dir} yet; starting from step 0")
-    if args.resume_from_checkpoint:
-        resumed_at = step if source else -1
-    if main:
-        checkpoint.clear(output_dir)
-        if resumed_at is None:
-            tracking.set_aside(output_dir)
-        else:
-            sent = tracking.forget_after(output_dir, resumed_at, args.validation_steps)
-            best.mark_best(output_dir, args.best_metric)  # a metric that is not there ends the run here
-    trained, everything = sum(p.numel() for p in parameters), sum(p.numel() for p in bare_unet.parameters())
-    config = {name: value for name, value in vars(args).items() if name != "hub_token"} | metadata
-    config |= {"lora_parameters": trained, "unet_parameters": everything, "images_per_step": step_samples}
-    config |= {"total_steps": max_steps, "training_images": len(train_set), "training_data": settings["training data"]}
+    # optimiser and schedule, from the start or from a checkpoint
+    state = TrainingState(args, accelerator, unet, train_set, metadata)
+    resumed_at, sent = state.resume()
+    max_steps, output_dir = state.max_steps, state.output_dir
+    config = {name: value for name, value in vars(args).items() if name != "hub_token"} | state.metadata
+    config |= state.counts | {"training_images": len(train_set), "training_data": state.settings["training data"]}
     config["validation_images"] = {split: len(items) for split, items in validation_samples.items()}
     config |= {"versions": provenance.versions(), **provenance.git_state()}
     tracking.start_trackers(
@@ -153,110 +99,71 @@ def train(
     )
 
     # data
-    batches = EndlessBatches(
-        len(train_set), args.train_batch_size, args.seed, accelerator.process_index, accelerator.num_processes,
-        start=seen,
-    )  # fmt: skip
-    workers = args.dataloader_num_workers
-    place = (accelerator.process_index, accelerator.num_processes)
-    cache_dir = Path(args.cache_dir or output_dir / "latent_cache")
-    samples = (
-        train_set if args.no_cache_latents else cached_or_not(train_set, objective.vae, cache_dir, workers, *place)
-    )
+    samples = maybe_cached(args, accelerator, train_set, objective.vae)
     resting = "cpu" if samples is not train_set else accelerator.device  # where the VAE is between validations
     objective.vae.to(resting)
+    batches = EndlessBatches(
+        len(train_set), args.train_batch_size, args.seed, accelerator.process_index, accelerator.num_processes,
+        start=state.seen,
+    )  # fmt: skip
     loader = DataLoader(
-        samples, batch_sampler=batches, num_workers=workers, pin_memory=accelerator.device.type == "cuda",
-        worker_init_fn=signals.ignore,
+        samples, batch_sampler=batches, num_workers=args.dataloader_num_workers,
+        pin_memory=accelerator.device.type == "cuda", worker_init_fn=signals.ignore,
     )  # fmt: skip
 
-    def report(step: int) -> None:
-        if main and not tracking.is_validated(output_dir, step):  # a resumed run may have been
-            objective.vae.to(accelerator.device)
-            with accelerator.autocast(), as_written():
-                scores, panels = validate(
-                    objective, bare_unet, validation_samples, score, pictures, accelerator.device,
-                    seed=args.seed + 100, batch_size=args.train_batch_size,
-                )  # fmt: skip
-            objective.vae.to(resting)
-            write_panels(panels, output_dir / "validation", step)  # first: the scores say that the panels are there
-            tracking.log_scalars(accelerator, output_dir, scores, step, complete=False)
-            tracking.log_panels(accelerator, panels, step)
-            tracking.log_best(accelerator, best.mark_best(output_dir, args.best_metric), step)
-            headline = next(iter(scores), "").rsplit("/")[-1]  # a metric's dictionary begins with the one to watch
-            shown = [f"{name[4:]} {value:.3f}" for name, value in scores.items() if name.endswith(f"/{headline}")]
-            tqdm.write(f"step {step}: {', '.join(shown)}")
-        accelerator.wait_for_everyone()
-
-    def save(step: int) -> Path | None:
-        written = None
-        if main:
-            described = {**metadata, "steps": step}
-            limit = args.checkpoints_total_limit
-            spare = best.best_folder(output_dir)
-            written = checkpoint.save(output_dir, step, seen, bare_unet, stateful, settings, described, limit, spare)
-        accelerator.wait_for_everyone()
-        return written
-
+    reports = Reports(state, objective, validation_samples, score, pictures, resting)
     uploads = None
     if args.push_to_hub and main:
-        images = max(map(len, validation_samples.values()), default=0)
-        protocol = f"{described(score)} Mean over {images} fixed images per split, at {args.resolution} px."
-        uploads = hub.Uploads(output_dir, args.hub_model_id, args.hub_token, metadata, protocol)
+        uploads = hub.Uploads(output_dir, args.hub_model_id, args.hub_token, state.metadata, reports.protocol)
 
     # train
     if main:
         print(
-            f"{len(train_set)} training images, {step_samples} a step, {max_steps} steps; LoRA of rank {args.rank}: "
-            f"{trained:,} parameters, {100 * trained / everything:.2f} % of the UNet; {accelerator.device}, "
+            f"{len(train_set)} training images, {state.step_samples} a step, {max_steps} steps; "
+            f"LoRA of rank {args.rank}: {config['lora_parameters']:,} parameters, "
+            f"{100 * config['lora_parameters'] / config['unet_parameters']:.2f} % of the UNet; {accelerator.device}, "
             f"{accelerator.num_processes} process(es), frozen parts in {frozen_dtype(accelerator)}"
         )
-    if step % args.validation_steps == 0 or step >= max_steps:  # also where a kill came between save and report
-        report(step)
+    if state.step % args.validation_steps == 0 or state.step >= max_steps:  # also where a kill came before a report
+        reports.validate()
     stop_because = ""
     deadline = time.monotonic() + args.max_hours * 3600 if args.max_hours else math.inf
-    bar = tqdm(total=max_steps, initial=step, desc="training", disable=not accelerator.is_local_main_process)
-    unet.train()
+    bar = tqdm(total=max_steps, initial=state.step, desc="training", disable=not accelerator.is_local_main_process)
+    state.unet.train()
     losses, stems, since = [], [], time.monotonic()
-    for micro_step, batch in zip(count(), loader if step < max_steps else ()):
+    for micro_step, batch in zip(count(), loader if state.step < max_steps else ()):
         noise = generators(args.seed, batches.first(micro_step), args.train_batch_size)
         maps = {key: batch[key].to(accelerator.device, non_blocking=True) for key in READ if key in batch}
-        with accelerator.accumulate(unet):
-            loss = objective.loss(unet, maps, noise)
+        with accelerator.accumulate(state.unet):
+            loss = objective.loss(state.unet, maps, noise)
             losses.append(loss.detach())
             stems.append(batch["stem"])
             accelerator.backward(loss)
-            if accelerator.sync_gradients:
-                # a list, which a second reader finds full; max_grad_norm 0 only measures
-                norm = float(accelerator.clip_grad_norm_(parameters, args.max_grad_norm or math.inf))
-                # all processes stop at the same step: when the first of them is asked to
-                stop_because = "--max_hours" if time.monotonic() > deadline else signals.asked() or ""
-                mean_loss, stop = agree(accelerator, torch.stack(losses).mean(), bool(stop_because))
-                usable = math.isfinite(mean_loss) and math.isfinite(norm)
-                if usable or accelerator.scaler is not None:  # a scaler skips by itself, and must hear of it
-                    optimizer.step()
-                optimizer.zero_grad()
-        if not accelerator.sync_gradients:
-            continue
+            if not accelerator.sync_gradients:
+                continue
+            # a list, which a second reader finds full; max_grad_norm 0 only measures
+            norm = float(accelerator.clip_grad_norm_(state.parameters, args.max_grad_norm or math.inf))
+            # all processes stop at the same step: when the first of them is asked to
+            stop_because = "--max_hours" if time.monotonic() > deadline else signals.asked() or ""
+            mean_loss, stop = agree(accelerator, torch.stack(losses).mean(), bool(stop_because))
+            usable, rate = math.isfinite(mean_loss) and math.isfinite(norm), state.optimizer.param_groups[0]["lr"]
+            state.update(usable)
 
-        step, seen = step + 1, seen + step_samples
-        rate = optimizer.param_groups[0]["lr"]
-        if usable and not accelerator.optimizer_step_was_skipped:
-            schedule.step()
-        speed = step_samples / (time.monotonic() - since)
+        step = state.step
+        speed = state.step_samples / (time.monotonic() - since)
         last = step >= max_steps or stop
         saving = last or step % args.checkpointing_steps == 0
         validating = step >= max_steps or (step % args.validation_steps == 0 and not stop)
         values = {"train_loss": mean_loss, "grad_norm": norm, "lr": rate, "samples_per_second": speed}
-        values |= {} if usable else {"skipped_updates": skipped.total + 1}
+        values |= {} if usable else {"skipped_updates": state.skipped.total + 1}
         tracking.log_scalars(accelerator, output_dir, values, step, complete=not validating)
-        skipped.count(step, mean_loss, norm, torch.stack(losses), stems, output_dir)
+        state.skipped.count(step, mean_loss, norm, torch.stack(losses), stems, output_dir)
         bar.update(1)
         bar.set_postfix(loss=f"{mean_loss:.4f}", lr=f"{rate:.1e}", refresh=False)
         losses, stems = [], []
-        written = save(step) if saving else None
+        written = state.save() if saving else None
         if validating:
-            report(step)
+            reports.validate()
         if uploads and written and not last:
             uploads.checkpoint(written, step)
         if last:
@@ -265,45 +172,32 @@ def train(
     bar.close()
 
     # finish
-    if main and step < max_steps:
+    if main and state.step < max_steps:
         why = stop_because or "another process"
         print(
-            f"stopped after step {step} of {max_steps} by {why}; saved: {checkpoint.last_good(output_dir)} in "
+            f"stopped after step {state.step} of {max_steps} by {why}; saved: {checkpoint.last_good(output_dir)} in "
             f"{output_dir}; to go on, run the same command with --resume_from_checkpoint latest"
         )
     elif main:
-        path = save_lora(bare_unet, output_dir, {**metadata, "steps": step}, with_bin=True)
-        print(f"{path}: LoRA after {step} steps")
+        path = save_lora(state.bare_unet, output_dir, state.described, with_bin=True)
+        print(f"{path}: LoRA after {state.step} steps")
     accelerator.end_training()
-    if uploads and step >= max_steps:
-        uploads.finish(step)
+    if uploads and state.step >= max_steps:
+        uploads.finish(state.step)
     signals.forget()
     durable.unlock(output_dir)
+
+
+def maybe_cached(args: argparse.Namespace, accelerator: Accelerator, train_set, vae: nn.Module) -> Dataset:
+    """The training set's latents, or itself where they are not wanted or cannot be kept."""
+    if args.no_cache_latents:
+        return train_set
+    folder = Path(args.cache_dir or Path(args.output_dir) / "latent_cache")
+    place = (accelerator.process_index, accelerator.num_processes)
+    return cached_or_not(train_set, vae, folder, args.dataloader_num_workers, *place)
 
 
 def agree(accelerator: Accelerator, loss: Tensor, stop: bool) -> tuple[float, bool]:
     """Mean of the processes' losses, and whether any of them wants to stop: one exchange for both."""
     mean, wish = accelerator.reduce(torch.stack([loss, loss.new_tensor(float(stop))]), reduction="mean").tolist()
     return mean, wish > 0
-
-
-def make_optimizer(
-    args: argparse.Namespace, parameters: list[nn.Parameter], step_samples: int, fused: bool
-) -> torch.optim.Optimizer:
-    """AdamW as flagged; --scale_lr multiplies the learning rate by the number of images in a step.
-
-    fused: one kernel for all parameters; not with a gradient scaler, whose skipped updates accelerate would not see.
-    """
-    kind = partial(torch.optim.AdamW, fused=fused)
-    if args.use_8bit_adam:
-        try:
-            from bitsandbytes.optim import AdamW8bit as kind
-        except ImportError:
-            raise InputError("--use_8bit_adam needs bitsandbytes: pip install bitsandbytes") from None
-    return kind(
-        parameters,
-        lr=args.learning_rate * (step_samples if args.scale_lr else 1),
-        betas=(args.adam_beta1, args.adam_beta2),
-        weight_decay=args.adam_weight_decay,
-        eps=args.adam_epsilon,
-    )

@@ -1,0 +1,67 @@
+"""What the demo shows: a table and a picture of one run, and a page of all."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+
+from miniworld.tasks import TASKS, Task
+from utils.visualize import CAPTION_HEIGHT, sheet, strip
+
+METHODS = ["single", "augunet"]
+SHOWN, GAP = 2, 12  # of the page: rows of each run, pixels between them
+ROW_NAMES = {
+    "lora": "LoRA on mini-sd",
+    "mean": "mean of the training labels, pixel by pixel",
+    "random": "the same LoRA on a randomly initialised UNet",
+    "untrained": "no training at all",
+    "ceiling": "the label itself, through the codec",
+}
+
+
+def table(found: dict[str, dict], task: Task, title: str) -> str:
+    """Row -> result file as markdown, best row's interval beside the others'."""
+    lines = [f"| {title} | {' | '.join(task.metrics.values())} |"]
+    lines.append("|---" * (1 + len(task.metrics)) + "|")
+    for name, result in found.items():
+        cells = []
+        for metric in task.metrics:
+            low, high = result["intervals"][metric]
+            cells.append(f"{result['metrics'][metric]:.3g} [{low:.3g}, {high:.3g}]")
+        lines.append(f"| {ROW_NAMES[name]} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def compare(samples: list[dict], task: Task, folder: Path, zoom: int = 2) -> Image.Image:
+    """RGB | ground truth | label | what lies in `folder` for each sample, enlarged."""
+    rows = []
+    for sample in samples:
+        path = next(folder.glob(f"{Path(sample['stem']).name}_*.png"))
+        picture = np.array(Image.open(path).convert("RGB"))
+        drawing = torch.from_numpy(picture).permute(2, 0, 1) / 127.5 - 1
+        row = strip([sample["rgb"], task.picture(sample["gt"], sample["valid"]), sample["target"], drawing])
+        rows.append(row.resize((row.width * zoom, row.height * zoom), Image.Resampling.NEAREST))
+    return sheet(rows, ["RGB", "ground truth", "label", "drawing"])
+
+
+def write_page(out: Path) -> None:
+    """The tables of all runs in `out` as one Markdown file, and the first rows of their pictures as one picture."""
+    runs = {(task, method): out / f"{task}-{method}" for task in TASKS for method in METHODS}
+    runs = {what: run for what, run in runs.items() if (run / "results.md").exists()}
+    if not runs:
+        sys.exit(f"error: {out} holds no run of the demo; make demo-all makes them")
+    (out / "all.md").write_text("\n".join((run / "results.md").read_text() for run in runs.values()))
+    tiles = {what: Image.open(run / "demo.png") for what, run in runs.items()}
+    width = next(iter(tiles.values())).width
+    height = CAPTION_HEIGHT + SHOWN * width // 4
+    right, down = width + GAP, CAPTION_HEIGHT + height + GAP
+    page = Image.new("RGB", (len(METHODS) * right, len(TASKS) * down), "white")
+    draw = ImageDraw.Draw(page)
+    for (task, method), tile in tiles.items():
+        left, top = METHODS.index(method) * right, list(TASKS).index(task) * down
+        draw.text((left + 2, top + 1), f"{task}, {method}", fill="black")
+        page.paste(tile.crop((0, 0, width, height)), (left, top + CAPTION_HEIGHT))
+    page.save(out / "all.jpg", quality=92)
+    print(f"{len(runs)} runs: {out / 'all.md'} and {out / 'all.jpg'}")
