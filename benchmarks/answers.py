@@ -171,8 +171,9 @@ def finish(axes, path: Path, text: str) -> str:
 def write_answers(answers: dict[str, list[dict]], recipe: dict, args: argparse.Namespace) -> None:
     """All tables and plots of what was asked into `args.docs`, and the numbers as paper_questions.json."""
     args.docs.mkdir(parents=True, exist_ok=True)
-    known = json.dumps({"recipe": recipe, "answers": answers})
-    args.docs.joinpath("paper_questions.json").write_text(known)
+    known = {name: [portable(result) for result in results] for name, results in answers.items()}
+    path = args.docs / "paper_questions.json"
+    path.write_text(json.dumps({"recipe": recipe, "answers": known}) + "\n")
     sections = [about(recipe, args)]
 
     def add(name: str, title: str, make) -> None:
@@ -193,6 +194,13 @@ def write_answers(answers: dict[str, list[dict]], recipe: dict, args: argparse.N
     text = "\n\n".join(sections)
     write_card(args.docs / "paper_questions.md", text)
     print(text)
+
+
+def portable(result: dict) -> dict:
+    """One training's numbers without this machine's paths, the errors to 4 digits."""
+    setting = {**result["setting"], "unet": Path(result["setting"]["unet"]).stem}
+    errors = [None if value is None else float(f"{value:.4g}") for value in result["errors"]]
+    return {**result, "setting": setting, "errors": errors}
 
 
 def about(recipe: dict, args: argparse.Namespace) -> str:

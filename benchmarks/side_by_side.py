@@ -10,6 +10,7 @@ import argparse
 import json
 import platform
 import resource
+import shlex
 import statistics
 import subprocess
 import sys
@@ -58,7 +59,8 @@ def compare(parser: argparse.ArgumentParser, module: str, makers: dict[str, Make
         for variant in VARIANTS:
             print(variant, where_time_goes(makers[variant](args, device)), sep="\n")
         return
-    result = {"command": ["python", "-m", module, *argv], **measure(args, argv, module, makers, device)}
+    told = [word for word in argv if word not in ("--output", str(args.output))]
+    result = {"command": shlex.join(["python", "-m", module, *told]), **measure(args, argv, module, makers, device)}
     print(table(result))
     if args.output:
         args.output.write_text(json.dumps(result, indent=1) + "\n")
