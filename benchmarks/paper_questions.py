@@ -26,7 +26,8 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.answers import write_answers
-from benchmarks.probe import PLACES, Recipe, Setting, load_task, probe, weights_crc
+from benchmarks.probe import PLACES, Recipe, Setting, load_task, probe
+from miniworld.generator import fingerprint
 from miniworld.tasks import TASKS
 from utils import durable
 from utils.errors import InputError, note, run
@@ -104,7 +105,7 @@ def main(argv: list[str] | None = None) -> None:
     recipe = Recipe(args.steps, args.batch, args.mixed_precision, args.resolution)
     data = args.data or render(args.work / "DIODE", args.train, args.val)
     base = load_base(args.base)
-    crc = zlib.crc32(f"{recipe} {data} {weights_crc(base.unet)} {weights_crc(base.vae)}".encode())
+    crc = zlib.crc32(f"{recipe} {data} {fingerprint(base.unet)} {fingerprint(base.vae)}".encode())
     folder = args.work / f"runs-{crc:08x}"
     folder.mkdir(parents=True, exist_ok=True)
 

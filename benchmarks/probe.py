@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from miniworld.generator import fingerprint
 from miniworld.tasks import TASKS, Task
 from utils.batches import EndlessBatches
 from utils.durable import replace
@@ -86,7 +87,7 @@ def load_task(root: Path, name: str, base: Base, recipe: Recipe, folder: Path, d
     options = {"resolution": recipe.resolution}
     sets = [task.dataset(root / task.folder, root / "pseudo" / name, split, **options) for split in ("train", "val")]
     train, unseen = sets
-    key = zlib.crc32(f"{train.fingerprint} {recipe} {weights_crc(base.vae)}".encode())
+    key = zlib.crc32(f"{train.fingerprint} {recipe} {fingerprint(base.vae)}".encode())
     path = folder / f"latents-{name}-{key:08x}.pt"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -99,14 +100,6 @@ def load_task(root: Path, name: str, base: Base, recipe: Recipe, folder: Path, d
         replace(path, lambda part: torch.save(whole, part))
     latents = torch.load(path, weights_only=True)
     return TaskData({key: value.to(device) for key, value in latents.items()}, [unseen[i] for i in range(len(unseen))])
-
-
-def weights_crc(module: nn.Module) -> int:
-    """A number that changes with the weights."""
-    crc = 0
-    for value in module.state_dict().values():
-        crc = zlib.crc32(value.contiguous().cpu().numpy().tobytes(), crc)
-    return crc
 
 
 def make_unet(base: Base, setting: Setting) -> UNet2DConditionModel:

@@ -101,7 +101,7 @@ def encode(vae: AutoencoderKL, x: Tensor) -> tuple[Tensor, Tensor]:
 def fingerprint(*modules: nn.Module) -> int:
     """A number that changes with the weights."""
     weights = (weight.detach().contiguous() for module in modules for weight in module.parameters())
-    return zlib.crc32(b"".join(weight.numpy().tobytes() for weight in weights))
+    return zlib.crc32(b"".join(weight.cpu().numpy().tobytes() for weight in weights))
 
 
 def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:

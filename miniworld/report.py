@@ -8,7 +8,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from miniworld.editor import condition_gain
 from miniworld.gates import Gate, codec_gates, distance, sheet_of_samples, table, unseen_scenes
-from miniworld.generator import Parts
+from miniworld.generator import Parts, fingerprint
 from miniworld.model_folder import load_generator
 from miniworld.wasserstein import sliced_wasserstein
 
@@ -50,7 +50,7 @@ def distances_along(parts: Parts, vae: AutoencoderKL, rgb, captions: list[str], 
     here, prompts = rgb[:DRAWN], captions[DRAWN : 2 * DRAWN]
     final = [part.state_dict() for part in (parts.unet, parts.text_encoder)]
     final = [{key: value.clone() for key, value in state.items()} for state in final]
-    known = folder / "distances.json"
+    known = folder / f"distances-{fingerprint(vae):08x}.json"  # samples are compared after decoding
     along = json.loads(known.read_text()) if known.exists() else {}
     for path in sorted(folder.glob("ema-*.pt")):
         step = str(int(path.stem.split("-")[1]))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dataloaders.diode import Diode, DiodeDepth, DiodeNormals
 from dataloaders.diode_colour import DiodeAlbedo, DiodeShading
+from utils.inference_args import PROMPTS
 from utils.scores import score_colour, score_depth, score_normals
 from utils.visualize import colour_picture, depth_picture, normals_picture
 
@@ -32,14 +33,14 @@ LINEAR = ("--pred_space", "srgb", "--gt_space", "linear")
 COLOUR = {"rmse": "RMSE after scale, linear", "ssim": "SSIM (higher is better)"}
 TASKS = {
     "normal": Task(
-        DiodeNormals, "normals", "surface normal", score_normals, normals_picture,
+        DiodeNormals, "normals", PROMPTS["normal"], score_normals, normals_picture,
         {"mean": "mean angle, degrees", "median": "median angle, degrees"}, ("--protocol", "pooled"),
     ),
     "depth": Task(
-        DiodeDepth, "depths", "depth map", score_depth, depth_picture,
+        DiodeDepth, "depths", PROMPTS["depth"], score_depth, depth_picture,
         {"abs_rel": "AbsRel after scale and shift", "delta1": "delta1, % (higher is better)"},
         ("--protocol", "diode", "--erode", "0"),
     ),
-    "albedo": Task(DiodeAlbedo, "truth/albedo", "albedo", score_colour, colour_picture, COLOUR, LINEAR),
-    "shading": Task(DiodeShading, "truth/shading", "shading", score_colour, colour_picture, COLOUR, LINEAR),
+    "albedo": Task(DiodeAlbedo, "truth/albedo", PROMPTS["albedo"], score_colour, colour_picture, COLOUR, LINEAR),
+    "shading": Task(DiodeShading, "truth/shading", PROMPTS["shading"], score_colour, colour_picture, COLOUR, LINEAR),
 }  # fmt: skip

@@ -1,10 +1,14 @@
 """A short training on mini-sd, by the real script, on labelled scenes; judged on scenes that it has not seen."""
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT, run_here
 
+import inference_sd_single
 from dataloaders.diode import DiodeNormals
 from miniworld import scenes
 from utils.lora import load_attn_procs
@@ -13,6 +17,7 @@ from utils.objectives import SingleStep
 from utils.scores import score_normals
 
 BASE = ROOT / "miniworld" / "mini-sd"
+SHIPPED = ROOT / "miniworld" / "mini-loras" / "normal"
 SCRIPT = "sd_single_diode_pseudo_normal.py"
 
 
@@ -51,6 +56,22 @@ def test_a_short_training_learns_what_normals_are(world, tmp_path):
     run_here(SCRIPT, [str(word) for word in words])
     samples = unseen(world)
     assert error(draw(tmp_path / "run", samples), samples) < 24
+
+
+def test_the_shipped_lora_draws_at_once(world, tmp_path, monkeypatch, capsys):
+    """By the inference script alone, told nothing but the LoRA: BOUND degrees when written."""
+    monkeypatch.chdir(ROOT)  # its base model is named by its place in the repository
+    val = DiodeNormals(world / "normals", world / "pseudo" / "normal", "val", resolution=64)
+    (tmp_path / "pictures").mkdir()
+    for stem in val.stems:
+        shutil.copy(val.rgb_path(stem), tmp_path / "pictures")
+    words = ["--lora", SHIPPED, "--input_dir", tmp_path / "pictures", "--output_dir", tmp_path, "--npy"]
+    inference_sd_single.main([str(word) for word in (*words, "--batch_size", 8)])
+    assert "was trained on" not in capsys.readouterr().out
+    folder = tmp_path / "normal" / "predicted"
+    drawn = [np.load(folder / f"{Path(stem).name}_normal.npy") for stem in val.stems]
+    samples = unseen(world)
+    assert error([torch.from_numpy(each).permute(2, 0, 1) for each in drawn], samples) < 99
 
 
 def test_the_bound_is_below_what_positions_alone_give(world):

@@ -10,20 +10,29 @@ from conftest import losses, python, run_here
 from diffusers import UNet2DConditionModel
 from PIL import Image
 
+import inference_sd_single
 from benchmarks import inference, train_step
 from utils import checkpoint, compiling
 from utils.errors import InputError
-from utils.lora import add_lora, lora_parameters
+from utils.lora import add_lora, lora_parameters, save_lora
+from utils.models import load_base
 
 
-def test_compiled_training_is_the_same(flags, bases, tmp_path, capsys):
-    shutil.copytree(bases["sd15"], tmp_path / "base")
+@pytest.fixture(scope="module")
+def small(bases, tmp_path_factory):
+    """A base whose UNet has one level: minutes less to compile."""
+    folder = tmp_path_factory.mktemp("small") / "base"
+    shutil.copytree(bases["sd15"], folder)
     config = UNet2DConditionModel.load_config(bases["sd15"], subfolder="unet")
-    config |= {"block_out_channels": (32,), "layers_per_block": 1, "mid_block_type": None}  # minutes less to compile
+    config |= {"block_out_channels": (32,), "layers_per_block": 1, "mid_block_type": None}
     config |= {"down_block_types": ("CrossAttnDownBlock2D",), "up_block_types": ("CrossAttnUpBlock2D",)}
-    UNet2DConditionModel.from_config(config).save_pretrained(tmp_path / "base" / "unet")
+    UNet2DConditionModel.from_config(config).save_pretrained(folder / "unet")
+    return folder
+
+
+def test_compiled_training_is_the_same(flags, small, tmp_path, capsys):
     script = "sd_single_diode_pseudo_normal.py"
-    more = ("--pretrained_model_name_or_path", tmp_path / "base", "--max_train_steps", 3, "--learning_rate", 1e-2)
+    more = ("--pretrained_model_name_or_path", small, "--max_train_steps", 3, "--learning_rate", 1e-2)
     run_here(script, flags(script, tmp_path / "plain", *more))
     assert "UNet is compiled" not in capsys.readouterr().out
     run_here(script, flags(script, tmp_path / "compiled", *more, "--compile"))
@@ -31,6 +40,23 @@ def test_compiled_training_is_the_same(flags, bases, tmp_path, capsys):
     first, second = losses(tmp_path / "plain"), losses(tmp_path / "compiled")
     assert len(first) == 3 and first.keys() == second.keys()
     assert max(abs(first[step] - second[step]) for step in first) < 1e-3
+
+
+def test_compiled_inference_draws_the_same(small, tmp_path, capsys):
+    unet = load_base(str(small)).unet
+    add_lora(unet, 2)
+    save_lora(unet, tmp_path / "lora", {"method": "single-step", "task": "albedo", "resolution": 32})
+    (tmp_path / "pictures").mkdir()
+    for index, colour in enumerate(["red", "teal", "olive"]):
+        Image.new("RGB", (40, 32), colour).save(tmp_path / "pictures" / f"{index}.png")
+    drawn = []
+    for more in ([], ["--compile"]):
+        out = tmp_path / f"out{len(more)}"
+        words = ["--lora", tmp_path / "lora", "--input_dir", tmp_path / "pictures", "--output_dir", out, *more]
+        inference_sd_single.main([str(w) for w in (*words, "--pretrained_model_name_or_path", small)])
+        drawn.append(np.stack([np.asarray(Image.open(file)) for file in sorted(out.rglob("*.png"))]).astype(int))
+    assert "UNet is compiled" in capsys.readouterr().out
+    assert drawn[0].shape == (3, 32, 32, 3) and np.abs(drawn[0] - drawn[1]).max() <= 1
 
 
 def test_what_cannot_be_compiled_is_said(monkeypatch):
