@@ -59,7 +59,7 @@ def test_a_short_training_learns_what_normals_are(world, tmp_path):
 
 
 def test_the_shipped_lora_draws_at_once(world, tmp_path, monkeypatch, capsys):
-    """By the inference script alone, told nothing but the LoRA: BOUND degrees when written."""
+    """By the inference script alone, told nothing but the LoRA: 16.7 degrees when written."""
     monkeypatch.chdir(ROOT)  # its base model is named by its place in the repository
     val = DiodeNormals(world / "normals", world / "pseudo" / "normal", "val", resolution=64)
     (tmp_path / "pictures").mkdir()
@@ -71,7 +71,7 @@ def test_the_shipped_lora_draws_at_once(world, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "normal" / "predicted"
     drawn = [np.load(folder / f"{Path(stem).name}_normal.npy") for stem in val.stems]
     samples = unseen(world)
-    assert error([torch.from_numpy(each).permute(2, 0, 1) for each in drawn], samples) < 99
+    assert error([torch.from_numpy(each).permute(2, 0, 1) for each in drawn], samples) < 18
 
 
 def test_the_bound_is_below_what_positions_alone_give(world):
