@@ -38,7 +38,7 @@ TASKS = {
     ),
     "depth": Task(
         DiodeDepth, "depths", PROMPTS["depth"], score_depth, depth_picture,
-        {"abs_rel": "AbsRel after scale and shift", "delta1": "delta1, % (higher is better)"},
+        {"abs_rel": "AbsRel after scale and shift", "delta1": "delta1 (higher is better)"},
         ("--protocol", "diode", "--erode", "0"),
     ),
     "albedo": Task(DiodeAlbedo, "truth/albedo", PROMPTS["albedo"], score_colour, colour_picture, COLOUR, LINEAR),
