@@ -11,7 +11,7 @@ from miniworld.tasks import TASKS, Task
 from utils.visualize import CAPTION_HEIGHT, sheet, strip
 
 METHODS = ["single", "augunet"]
-SHOWN, GAP = 2, 12  # of the page: rows of each run, pixels between them
+SHOWN, GAP = (0, 3), 12  # of the page: which rows of each run (a room, a yard), pixels between them
 ROW_NAMES = {
     "lora": "LoRA on mini-sd",
     "mean": "mean of the training labels, pixel by pixel",
@@ -47,7 +47,7 @@ def compare(samples: list[dict], task: Task, folder: Path, zoom: int = 2) -> Ima
 
 
 def write_page(out: Path) -> None:
-    """The tables of all runs in `out` as one Markdown file, and the first rows of their pictures as one picture."""
+    """The tables of all runs in `out` as one Markdown file, and some rows of their pictures as one picture."""
     runs = {(task, method): out / f"{task}-{method}" for task in TASKS for method in METHODS}
     runs = {what: run for what, run in runs.items() if (run / "results.md").exists()}
     if not runs:
@@ -55,13 +55,16 @@ def write_page(out: Path) -> None:
     (out / "all.md").write_text("\n".join((run / "results.md").read_text() for run in runs.values()))
     tiles = {what: Image.open(run / "demo.png") for what, run in runs.items()}
     width = next(iter(tiles.values())).width
-    height = CAPTION_HEIGHT + SHOWN * width // 4
-    right, down = width + GAP, CAPTION_HEIGHT + height + GAP
+    side = width // 4
+    right, down = width + GAP, 2 * CAPTION_HEIGHT + len(SHOWN) * side + GAP
     page = Image.new("RGB", (len(METHODS) * right, len(TASKS) * down), "white")
     draw = ImageDraw.Draw(page)
     for (task, method), tile in tiles.items():
         left, top = METHODS.index(method) * right, list(TASKS).index(task) * down
         draw.text((left + 2, top + 1), f"{task}, {method}", fill="black")
-        page.paste(tile.crop((0, 0, width, height)), (left, top + CAPTION_HEIGHT))
+        page.paste(tile.crop((0, 0, width, CAPTION_HEIGHT)), (left, top + CAPTION_HEIGHT))
+        for place, row in enumerate(SHOWN):
+            found = tile.crop((0, CAPTION_HEIGHT + row * side, width, CAPTION_HEIGHT + (row + 1) * side))
+            page.paste(found, (left, top + 2 * CAPTION_HEIGHT + place * side))
     page.save(out / "all.jpg", quality=92)
     print(f"{len(runs)} runs: {out / 'all.md'} and {out / 'all.jpg'}")

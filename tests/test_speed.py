@@ -17,6 +17,8 @@ from utils.errors import InputError
 from utils.lora import add_lora, lora_parameters, save_lora
 from utils.models import load_base
 
+compiles = pytest.mark.skipif(" " in torch.__file__, reason="torch.compile needs a path to PyTorch without spaces")
+
 
 @pytest.fixture(scope="module")
 def small(bases, tmp_path_factory):
@@ -30,6 +32,7 @@ def small(bases, tmp_path_factory):
     return folder
 
 
+@compiles
 def test_compiled_training_is_the_same(flags, small, tmp_path, capsys):
     script = "sd_single_diode_pseudo_normal.py"
     more = ("--pretrained_model_name_or_path", small, "--max_train_steps", 3, "--learning_rate", 1e-2)
@@ -42,6 +45,7 @@ def test_compiled_training_is_the_same(flags, small, tmp_path, capsys):
     assert max(abs(first[step] - second[step]) for step in first) < 1e-3
 
 
+@compiles
 def test_compiled_inference_draws_the_same(small, tmp_path, capsys):
     unet = load_base(str(small)).unet
     add_lora(unet, 2)
@@ -59,13 +63,18 @@ def test_compiled_inference_draws_the_same(small, tmp_path, capsys):
     assert drawn[0].shape == (3, 32, 32, 3) and np.abs(drawn[0] - drawn[1]).max() <= 1
 
 
-def test_what_cannot_be_compiled_is_said(monkeypatch):
+@pytest.mark.parametrize(
+    ("place", "cure"),
+    [("/env/torch/__init__.py", r"apt install g\+\+"), ("/my env/torch/__init__.py", "path with a space")],
+)
+def test_what_cannot_be_compiled_is_said(place, cure, monkeypatch):
     from torch._inductor import config
 
-    monkeypatch.setattr(config.cpp, "cxx", ("no-such-compiler",))
     monkeypatch.setenv("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")
+    monkeypatch.setattr(compiling, "TORCH", place)
     torch._dynamo.reset()
-    with pytest.raises(InputError, match=r"--compile: this machine cannot .*apt install g"):
+    broken = config.patch({"cpp.cxx": ("no-such-compiler",)})
+    with broken, pytest.raises(InputError, match=rf"--compile: this machine cannot .*{cure}"):
         compiling.compile_unet(torch.nn.Linear(2, 2), torch.device("cpu"))
 
 

@@ -7,6 +7,8 @@ from torch import nn
 
 from utils.errors import InputError, note
 
+TORCH = torch.__file__
+
 
 def compile_unet(unet: nn.Module, device: torch.device) -> None:
     """torch.compile `unet`, in place: its names, weights and LoRA stay as they are, its first pass takes a minute.
@@ -17,7 +19,12 @@ def compile_unet(unet: nn.Module, device: torch.device) -> None:
         torch.compile(torch.sin)(torch.zeros(2, device=device))
     except Exception as error:  # each backend has its own zoo of them
         reason = " ".join(str(error).split())[:150]
-        cure = "pip install triton" if device.type == "cuda" else "install a C++ compiler, as in: apt install g++"
+        if " " in TORCH:  # its compiler's command line falls apart there
+            cure = f"PyTorch must not lie in a path with a space ({TORCH})"
+        elif device.type == "cuda":
+            cure = "pip install triton"
+        else:
+            cure = "install a C++ compiler, as in: apt install g++"
         raise InputError(f"--compile: this machine cannot ({reason}); {cure}, or leave the flag out") from None
     note("the UNet is compiled in its first pass, which takes a minute or so")
     unet.compile()
