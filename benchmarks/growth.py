@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.models import sd15
-from benchmarks.side_by_side import processor
+from benchmarks.side_by_side import processor, shown, spread
 from miniworld import scenes
 from miniworld.random_sd import save_random_sd
 from utils import checkpoint
@@ -119,14 +119,6 @@ def weigh(base: str, tiny: Path, folder: Path, rounds: int) -> dict:
         "checkpoint_bytes": sum(file.stat().st_size for file in written.iterdir()),
         "seconds": spread(times),
     }
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
-
-
-def shown(values: dict[str, float], scale: float = 1) -> str:
-    return f"{scale * values['median']:.3g} [{scale * values['min']:.3g}, {scale * values['max']:.3g}]"
 
 
 def main(argv: list[str] | None = None) -> None:

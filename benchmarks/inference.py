@@ -28,7 +28,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.models import models
+from benchmarks.models import models, prompt_tokens
 from benchmarks.side_by_side import DTYPES, compare, parser_of
 from dataloaders.images import Crop, read_rgb
 from utils.inference import draw_all
@@ -45,7 +45,7 @@ def released_pass(args: argparse.Namespace, device: str) -> Callable[[], None]:
     unet.set_attn_processor(AttnProcessor())
     a_lora(unet, args.rank)
     files, out = pictures(args)
-    tokens = torch.ones(1, text_encoder.config.max_position_embeddings, dtype=torch.long, device=device)
+    tokens = prompt_tokens(text_encoder, 1)
     t = torch.full((1,), 999, device=device)
     scale = vae.config.scaling_factor
 
@@ -68,9 +68,8 @@ def our_pass(args: argparse.Namespace, device: str) -> Callable[[], None]:
     dtype = DTYPES[args.dtype]
     a_lora(unet, args.rank)
     fuse_lora(unet)
-    length = text_encoder.config.max_position_embeddings
     with torch.no_grad():
-        text = text_encoder(torch.ones(1, length, dtype=torch.long))[0].to(device, dtype)
+        text = text_encoder(prompt_tokens(text_encoder, 1))[0].to(device, dtype)
     del text_encoder
     vae.to(device, dtype)
     unet.to(device, dtype)

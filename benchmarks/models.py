@@ -4,6 +4,7 @@ import argparse
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from utils.models import load_base
@@ -28,3 +29,9 @@ def models(args: argparse.Namespace) -> tuple[CLIPTextModel, AutoencoderKL, UNet
         base = load_base(args.base)
         return base.text_encoder, base.vae, base.unet
     return tuple(part.requires_grad_(False).eval() for part in sd15())
+
+
+def prompt_tokens(text_encoder: CLIPTextModel, count: int) -> Tensor:
+    """Some prompt of full length, `count` times, where the text encoder is: (count,L)."""
+    length = text_encoder.config.max_position_embeddings
+    return torch.ones(count, length, dtype=torch.long, device=text_encoder.device)

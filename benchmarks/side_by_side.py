@@ -87,20 +87,20 @@ def measure(args: argparse.Namespace, argv: list[str], module: str, makers: dict
     for variant in VARIANTS:
         middle = statistics.median(times[variant])
         rows[variant] = {
-            "seconds": {"median": middle, "min": min(times[variant]), "max": max(times[variant])},
+            "seconds": spread(times[variant]),
             "images_per_second": getattr(args, "images", args.batch) / middle,
             "peak_gb": memory[variant],
             "flop": work[variant],
             "of_ceiling": work[variant] / middle / statistics.median(ceilings[variant]),
             "ceiling_flop_per_second": statistics.median(ceilings[variant]),
         }
-    ratios = sorted(a / b for a, b in zip(times["released"], times["ours"]))
+    ratios = [a / b for a, b in zip(times["released"], times["ours"])]
     return {
         "machine": torch.cuda.get_device_name() if device == "cuda" else processor(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         **rows,
-        "speedup": {"median": statistics.median(ratios), "min": ratios[0], "max": ratios[-1]},
+        "speedup": spread(ratios),
         "memory_ratio": memory["ours"] / memory["released"],
     }
 
@@ -161,6 +161,15 @@ def processor() -> str:
     return ", ".join([facts.get("model name", platform.machine()), *units])
 
 
+def spread(values: list[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def shown(values: dict[str, float], scale: float = 1) -> str:
+    """A `spread`, in other units."""
+    return f"{scale * values['median']:.3g} [{scale * values['min']:.3g}, {scale * values['max']:.3g}]"
+
+
 def table(result: dict) -> str:
     """Markdown."""
     lines = [
@@ -169,9 +178,8 @@ def table(result: dict) -> str:
     ]
     for variant in VARIANTS:
         row = result[variant]
-        time_ = row["seconds"]
         lines.append(
-            f"| {variant} | {time_['median']:.3g} [{time_['min']:.3g}, {time_['max']:.3g}] "
+            f"| {variant} | {shown(row['seconds'])} "
             f"| {row['images_per_second']:.3g} | {row['peak_gb']:.2f} | {row['flop'] / 1e12:.3g} "
             f"| {100 * row['of_ceiling']:.0f} % |"
         )

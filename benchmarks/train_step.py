@@ -19,7 +19,7 @@ import torch
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 
-from benchmarks.models import models
+from benchmarks.models import models, prompt_tokens
 from benchmarks.side_by_side import DTYPES, compare, parser_of
 from utils.latents import moments
 from utils.lora import add_lora
@@ -34,8 +34,7 @@ def released_step(args: argparse.Namespace, device: str) -> Callable[[], None]:
     parameters = add_lora(unet, args.rank)
     optimizer = torch.optim.AdamW(parameters, lr=1e-4)
     rgb, target = pictures(args, device)
-    length = text_encoder.config.max_position_embeddings
-    tokens = torch.ones(args.batch, length, dtype=torch.long, device=device)
+    tokens = prompt_tokens(text_encoder, args.batch)
     scale = vae.config.scaling_factor
 
     def step() -> None:
@@ -56,9 +55,8 @@ def our_step(args: argparse.Namespace, device: str) -> Callable[[], None]:
     rgb, target = pictures(args, device)
     vae.to(device)
     latents = {name: value.to(dtype) for name, value in moments(vae, {"rgb": rgb, "target": target}).items()}
-    length = text_encoder.config.max_position_embeddings
     with torch.no_grad():
-        text = text_encoder(torch.ones(1, length, dtype=torch.long))[0].to(device, dtype)
+        text = text_encoder(prompt_tokens(text_encoder, 1))[0].to(device, dtype)
     vae.to("cpu")
     unet.to(device, dtype)
     parameters = add_lora(unet, args.rank)

@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from miniworld.demo_page import ROW_NAMES, compare, table, write_page
 from miniworld.references import random_twin, untrained_lora, write_codec_ceiling, write_mean_label
 from miniworld.tasks import TASKS, Task
-from utils.lora import SAFETENSORS, read_lora
+from utils.lora import CONV_IN, SAFETENSORS, read_lora
 
 ROOT = Path(__file__).resolve().parent.parent
 BASE, DONOR = ROOT / "miniworld" / "mini-sd", ROOT / "miniworld" / "mini-ip2p"
@@ -126,11 +126,14 @@ def score(name: str, kind: str, task: Task, diode: Path, out: Path) -> dict:
 
 
 def keep(lora: Path, folder: Path) -> None:
-    """Copy the LoRA in half precision, with its base model named by its place in this repository."""
+    """Copy the LoRA in half precision, with its base model named by its place in this repository, and AugUNet's
+    conv_in."""
     state, metadata, _ = read_lora(lora)
     folder.mkdir(parents=True, exist_ok=True)
     header = {**metadata, "base_model": BASE.relative_to(ROOT).as_posix()}
     save_file({key: value.half() for key, value in state.items()}, folder / SAFETENSORS, header)
+    if (lora / CONV_IN).exists():
+        shutil.copy(lora / CONV_IN, folder)
 
 
 def step(text: str) -> None:

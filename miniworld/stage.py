@@ -6,6 +6,7 @@ cut off repeats nothing and misses nothing. Running the same command again resum
 """
 
 import json
+import math
 import os
 import time
 import zlib
@@ -48,7 +49,7 @@ class Stage:
 
     def rate(self, step: int) -> float:
         """Learning rate of step 0..steps-1: up, level, down. A longer run shares the steps before its descent."""
-        length = self.steps // self.cycles
+        length = math.ceil(self.steps / self.cycles)
         step %= length
         left = (length - step) / max(1, round(self.cooldown * length))
         return self.learning_rate * min(1.0, (step + 1) / self.warmup, left)

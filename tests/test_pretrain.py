@@ -245,6 +245,7 @@ def test_a_longer_run_shares_the_steps_before_the_descent(tmp_path, pairs):
     assert short.rate(999) < 0.01 * short.rate(500) and short.rate(0) < 0.02 * short.rate(500)
     twice = Stage("twice", tmp_path, {}, None, None, steps=2000, learning_rate=1e-3, cycles=2)
     assert [twice.rate(step) for step in range(2000)] == 2 * [short.rate(step) for step in range(1000)]
+    assert Stage("short", tmp_path, {}, None, None, steps=1, learning_rate=1e-3, cycles=2).rate(0) > 0
 
 
 # Measuring
