@@ -21,14 +21,15 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from utils import __version__, evaluation, pairing, report
-from utils.aggregation import ImageScore, frame_warning, make_rows, total_errors
-from utils.durable import replace
-from utils.evaluation import GroundTruthError, NothingToScore, PredictionError, Rules
-from utils.evaluation_args import parse_args
-from utils.metrics import unit_vectors
-from utils.pairing import Pair
-from utils.protocols import DEPTH_RULES
+from utils import __version__
+from utils.evaluation import pairing, report, scoring
+from utils.evaluation.aggregation import ImageScore, frame_warning, make_rows, total_errors
+from utils.evaluation.args import parse_args
+from utils.evaluation.pairing import Pair
+from utils.evaluation.scoring import GroundTruthError, NothingToScore, PredictionError, Rules
+from utils.maps.conventions import unit_vectors
+from utils.metrics.protocols import DEPTH_RULES
+from utils.system.atomic import replace
 
 HEADLINE = {"normal": "mean", "depth": "abs_rel", "albedo": "rmse", "shading": "rmse"}
 
@@ -91,7 +92,7 @@ def score_all(pairs: list[Pair], args: argparse.Namespace, rules: Rules, judgeme
 
     def attempt(pair: Pair):
         try:
-            return evaluation.score_pair(pair, rules, args.erode, judgements.get(pair.name), constant)
+            return scoring.score_pair(pair, rules, args.erode, judgements.get(pair.name), constant)
         except (GroundTruthError, PredictionError, NothingToScore) as error:
             return error
 
@@ -130,7 +131,7 @@ def constant_prediction(pairs: list[Pair], args: argparse.Namespace, rules: Rule
     if args.task == "depth" or args.gt_dir is None:
         return np.array(1.0)
     with ThreadPoolExecutor(args.workers) as pool:
-        sums, pixels = zip(*pool.map(lambda pair: evaluation.truth_sum(pair, rules), pairs))
+        sums, pixels = zip(*pool.map(lambda pair: scoring.truth_sum(pair, rules), pairs))
     try:
         mean = np.sum(np.array(sums), axis=0) / np.sum(pixels)
     except ValueError as error:
@@ -245,7 +246,7 @@ def rows_of(scores: list[tuple[ImageScore, ImageScore | None]], args: argparse.N
 def warnings_of(scores: list[ImageScore], task: str) -> list[str]:
     """What a reader of the numbers must hear first: wrong axes, stretched predictions."""
     warnings = []
-    if task == "normal" and (warning := frame_warning(scores, evaluation.AXIS_FLIPS)):
+    if task == "normal" and (warning := frame_warning(scores, scoring.AXIS_FLIPS)):
         warnings.append(warning)
     distorted = [score.name for score in scores if score.distorted]
     if distorted:

@@ -16,11 +16,12 @@ import argparse
 import torch
 from torch import Tensor
 
-from utils.ensemble import merge
 from utils.errors import InputError, run
-from utils.inference import draw_all, load_drawer, noise_of, place, share_out
-from utils.inference_args import check, dtype_of, fill_in, inference_parser
-from utils.models import load_donor, widen_conv_in
+from utils.inference.args import check, fill_in, inference_parser
+from utils.inference.ensemble import merge
+from utils.inference.run import draw_all, load_drawer, place, share_out
+from utils.models import dtype_of, load_donor, widen_conv_in
+from utils.noise import noise_of
 from utils.objectives import AugUNet, zero_snr_scheduler
 
 

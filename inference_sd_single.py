@@ -14,8 +14,9 @@ import argparse
 from torch import Tensor
 
 from utils.errors import run
-from utils.inference import draw_all, load_drawer, place, share_out
-from utils.inference_args import check, dtype_of, fill_in, inference_parser
+from utils.inference.args import check, fill_in, inference_parser
+from utils.inference.run import draw_all, load_drawer, place, share_out
+from utils.models import dtype_of
 from utils.objectives import SingleStep
 
 

@@ -18,17 +18,18 @@ import torch
 from accelerate import PartialState
 from PIL import Image
 
-from dataloaders.images import read_rgb
-from dataloaders.pictures import HOLES, find_pictures, measured_map
-from utils.args import Help
+from dataloaders.to_label import HOLES, find_pictures, measured_map
+from miniworld.reference_room import room_with_sphere
+from utils.cli import Help
 from utils.errors import InputError, note, run
-from utils.inference import noise_of
-from utils.inference_args import dtype_of
-from utils.labelling import label_all
-from utils.processes import start_missing, use_cpu
-from utils.protocols import FRAMES
-from utils.self_check import self_check
-from utils.teachers import load_teacher
+from utils.labels.loop import label_all
+from utils.labels.self_check import self_check
+from utils.labels.teachers import load_teacher
+from utils.maps.conventions import FRAMES
+from utils.maps.images import read_rgb
+from utils.models import dtype_of
+from utils.noise import noise_of
+from utils.system.processes import start_missing, use_cpu
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -99,7 +100,9 @@ def main(argv: list[str] | None = None) -> None:
 
     check = None
     if not args.skip_self_check:
-        check = self_check(lambda picture: ask(picture, "self-check"), teacher.quantity, args.frame)
+        check = self_check(
+            lambda picture: ask(picture, "self-check"), teacher.quantity, args.frame, room_with_sphere()
+        )
         note(f"self-check on a rendered floor, wall and sphere: {check}")
     described |= {"teacher": teacher.about, "conventions": teacher.conventions, "self_check": check}
 

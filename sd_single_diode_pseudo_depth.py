@@ -17,16 +17,16 @@ Labels are linear, inverted depth (near = white), so a drawing is depth up to sc
 
 from functools import partial
 
-from dataloaders.choose import open_data
 from dataloaders.diode import DiodeDepth
-from utils.args import parse, training_parser
+from dataloaders.open_data import open_data
 from utils.errors import run
 from utils.lora import add_lora, load_attn_procs
+from utils.maps.pictures import depth_picture, grey, nothing_measured
+from utils.metrics.scores import against_label, score_depth
 from utils.models import load_base
 from utils.objectives import SingleStep
-from utils.scores import against_label, score_depth
-from utils.training import frozen_dtype, start, train
-from utils.visualize import depth_picture, grey, nothing_measured
+from utils.training.args import parse, training_parser
+from utils.training.loop import frozen_dtype, start, train
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -15,16 +15,16 @@ The paper's command (about 5 h on one RTX 6000):
       --resume_from_checkpoint=latest --seed=1234
 """
 
-from dataloaders.choose import open_data
 from dataloaders.diode import DiodeNormals
-from utils.args import parse, training_parser
+from dataloaders.open_data import open_data
 from utils.errors import run
 from utils.lora import add_lora, load_attn_procs
+from utils.maps.pictures import normals_picture, nothing_measured
+from utils.metrics.scores import against_label, score_normals
 from utils.models import load_base
 from utils.objectives import SingleStep
-from utils.scores import against_label, score_normals
-from utils.training import frozen_dtype, start, train
-from utils.visualize import normals_picture, nothing_measured
+from utils.training.args import parse, training_parser
+from utils.training.loop import frozen_dtype, start, train
 
 
 def main(argv: list[str] | None = None) -> None:

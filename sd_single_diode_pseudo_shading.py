@@ -17,16 +17,16 @@ where there is any: --train_data_dir=<a folder of the same tree with *_shading.n
       --resume_from_checkpoint=latest --seed=1234
 """
 
-from dataloaders.choose import open_data
 from dataloaders.diode_colour import DiodeShading
-from utils.args import parse, training_parser
+from dataloaders.open_data import open_data
 from utils.errors import run
 from utils.lora import add_lora, load_attn_procs
+from utils.maps.pictures import colour_picture, nothing_measured
+from utils.metrics.scores import against_label, score_colour
 from utils.models import load_base
 from utils.objectives import SingleStep
-from utils.scores import against_label, score_colour
-from utils.training import frozen_dtype, start, train
-from utils.visualize import colour_picture, nothing_measured
+from utils.training.args import parse, training_parser
+from utils.training.loop import frozen_dtype, start, train
 
 
 def main(argv: list[str] | None = None) -> None:

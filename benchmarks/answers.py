@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from miniworld.gates import unseen_scenes
-from miniworld.model_folder import load_generator
-from miniworld.report import distances_along, write_card
+from miniworld.pretraining.gates import unseen_scenes
+from miniworld.pretraining.model_folder import load_generator
+from miniworld.pretraining.report import distances_along, write_card
 from miniworld.tasks import TASKS
 
 DRAWS = 4000

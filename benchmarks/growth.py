@@ -24,10 +24,10 @@ import torch
 from benchmarks.models import sd15
 from benchmarks.side_by_side import processor, shown, spread
 from miniworld import scenes
-from miniworld.random_sd import save_random_sd
-from utils import checkpoint
+from miniworld.pretraining.random_sd import save_random_sd
 from utils.lora import add_lora
 from utils.models import load_base
+from utils.training import checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = "sd_single_diode_pseudo_normal.py"

@@ -30,11 +30,11 @@ from torch import Tensor
 
 from benchmarks.models import models, prompt_tokens
 from benchmarks.side_by_side import DTYPES, compare, parser_of
-from dataloaders.images import Crop, read_rgb
-from utils.inference import draw_all
+from utils.inference.run import draw_all
 from utils.lora import add_lora, fuse_lora, lora_parameters
+from utils.maps.images import Crop, read_rgb
+from utils.maps.pictures import map_to_uint8
 from utils.objectives import SingleStep
-from utils.visualize import map_to_uint8
 
 TASK = "normal"
 

@@ -27,11 +27,11 @@ from tqdm import tqdm
 
 from benchmarks.answers import write_answers
 from benchmarks.probe import PLACES, Recipe, Setting, load_task, probe
-from miniworld.generator import fingerprint
+from miniworld.pretraining.generator import fingerprint
 from miniworld.tasks import TASKS
-from utils import durable
 from utils.errors import InputError, note, run
 from utils.models import load_base
+from utils.system import atomic
 
 RANKS = (1, 2, 4, 8, 16, 32)
 LABELS = (10, 25, 50, 100, 250, 500, 1000, 4000)
@@ -133,7 +133,7 @@ def answer(setting: Setting, jobs: int, base: str, data: Path, recipe: Recipe, w
         torch.set_num_threads(1)
     loaded, tasks = prepared(base, data, recipe, work)
     result = probe(loaded, tasks(setting.task), setting, recipe)
-    durable.replace(folder / f"{setting.name}.json", lambda part: part.write_text(json.dumps(result)))
+    atomic.replace(folder / f"{setting.name}.json", lambda part: part.write_text(json.dumps(result)))
 
 
 @cache

@@ -16,16 +16,16 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from miniworld.generator import fingerprint
+from miniworld.pretraining.generator import fingerprint
 from miniworld.tasks import TASKS, Task
-from utils.batches import EndlessBatches
-from utils.durable import replace
-from utils.latent_cache import Pictures
 from utils.latents import moments
 from utils.lora import add_lora
 from utils.models import Base
 from utils.noise import generators
 from utils.objectives import SingleStep
+from utils.system.atomic import replace
+from utils.training.batches import EndlessBatches
+from utils.training.latent_cache import Pictures
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ def released_step(args: argparse.Namespace, device: str) -> Callable[[], None]:
 
 
 def our_step(args: argparse.Namespace, device: str) -> Callable[[], None]:
-    """What utils/training.py computes in a step with the latent cache: a function that makes one step."""
+    """What utils/training/loop.py computes in a step with the latent cache: a function that makes one step."""
     text_encoder, vae, unet = models(args)
     dtype = DTYPES[args.dtype]
     rgb, target = pictures(args, device)

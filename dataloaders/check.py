@@ -20,12 +20,13 @@ import numpy as np
 import PIL
 from tqdm.auto import tqdm
 
-from dataloaders.dataset import same_aspect
-from dataloaders.images import read_label, read_rgb
-from dataloaders.samples import folder_samples, manifest_samples
-from utils import __version__, maps
+from dataloaders.base import same_aspect
+from dataloaders.listing import folder_samples, manifest_samples
+from utils import __version__
 from utils.errors import InputError, run
-from utils.pairing import listed_samples
+from utils.maps.diode_names import listed_samples
+from utils.maps.files import read_array, read_mask
+from utils.maps.images import read_label, read_rgb
 
 CHANNELS = {"depth": (1,), "mask": (1, 3), "normal": (3,), "albedo": (1, 3), "shading": (1, 3), "gt": (1, 3)}
 SHOWN = 20  # problems written out
@@ -178,7 +179,7 @@ def _size(role: str, path: Path) -> tuple[int, int]:
     """(width, height) of a file, read to its end; ValueError if it is not what its role needs."""
     if role in ("rgb", "label"):
         return (read_rgb if role == "rgb" else read_label)(path).size
-    array = maps.read_mask(path) if role == "mask" else maps.read_array(path)
+    array = read_mask(path) if role == "mask" else read_array(path)
     channels = array.shape[2] if array.ndim == 3 else 1
     if channels not in CHANNELS[role] or (role in ("depth", "normal") and array.dtype.kind != "f"):
         raise ValueError(f"{array.dtype} {array.shape} is no {role} map")

@@ -16,10 +16,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from dataloaders.dataset import Maps, fixed_samples
-from dataloaders.images import read_npy
+from dataloaders.base import Maps, fixed_samples
 from utils.errors import InputError
-from utils.pairing import SCENE_TYPES
+from utils.maps.diode_names import SCENE_TYPES
+from utils.maps.files import read_npy
 
 
 class Diode(Maps):
@@ -247,7 +247,7 @@ def _tree(root: Path, folder: str) -> dict[str, list[str]]:
 
 
 if __name__ == "__main__":
-    from dataloaders.diode_cli import main
+    from dataloaders.__main__ import main
     from utils.errors import run
 
     run(lambda: sys.exit(main()))

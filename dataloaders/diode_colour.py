@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from dataloaders.diode import Diode
-from dataloaders.images import read_npy
 from utils.errors import InputError
+from utils.maps.files import read_npy
 
 
 class DiodeColour(Diode):

@@ -113,14 +113,25 @@ def make_cases(python: str = sys.executable) -> None:
     offline = {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
     scenes = ("--train", 8, "--val", 4, "--size", "96x72", "--seed", 7)
     call(python, "-m", "miniworld.scenes", "--root", world, *scenes, log="scenes")
-    call(python, "-m", "miniworld.random_sd", "--out", base, log="random_sd")
+    call(python, "-m", "miniworld.pretraining.random_sd", "--out", base, log="random_sd")
     # a large rate, so that two steps change the output by more than the comparison's tolerance, many times over
     words = ["--pretrained_model_name_or_path", base, "--train_data_dir", world / "normals", "--output_dir", run]
     words += ["--pseudo_root", world / "pseudo" / "normal", "--resolution", 64, "--train_batch_size", 2]
     words += ["--max_train_steps", 2, "--learning_rate", 0.03, "--report_to", "none", "--validation_steps", 1000]
     call(python, "sd_single_diode_pseudo_normal.py", *words, log="train", env=offline)
     donor, words[words.index(run)] = CASES / "random-ip2p", CASES / "augunet"
-    call(python, "-m", "miniworld.random_sd", "--out", donor, "--in_channels", 8, "--seed", 1, log="random_ip2p")
+    call(
+        python,
+        "-m",
+        "miniworld.pretraining.random_sd",
+        "--out",
+        donor,
+        "--in_channels",
+        8,
+        "--seed",
+        1,
+        log="random_ip2p",
+    )
     say("training two steps with augunet_diode_pseudo_normal.py")
     call(python, "augunet_diode_pseudo_normal.py", *words, "--augment_from", donor, log="train-augunet", env=offline)
     for name in FORMATS:

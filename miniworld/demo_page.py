@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from miniworld.tasks import TASKS, Task
-from utils.visualize import CAPTION_HEIGHT, sheet, strip
+from utils.maps.pictures import CAPTION_HEIGHT, sheet, strip
 
 METHODS = ["single", "augunet"]
 SHOWN, GAP = (0, 3), 12  # of the page: which rows of each run (a room, a yard), pixels between them

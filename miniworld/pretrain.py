@@ -3,10 +3,10 @@
     python -m miniworld.pretrain --out miniworld/mini-sd            # train what is not trained yet, save, measure
     python -m miniworld.pretrain --out miniworld/mini-sd --report   # measure what lies there
 
-The stages: the picture codec, then its decoder alone (`miniworld.codec`); text encoder and UNet together
-(`miniworld.generator`); and a UNet that also reads a picture (`miniworld.editor`), saved beside --out as mini-ip2p.
-Checkpoints, logs, sample sheets and the UNet's snapshots along the training lie in --work. Interrupted, the same
-command goes on where it was cut off.
+The stages, each a module of `miniworld.pretraining`: the VAE, then its decoder alone (`vae`); text encoder and UNet
+together (`generator`); and a UNet that also reads a picture (`editor`), saved beside --out as mini-ip2p. Checkpoints,
+logs, sample sheets and the UNet's snapshots along the training lie in --work. Interrupted, the same command goes on
+where it was cut off.
 """
 
 import argparse
@@ -17,13 +17,13 @@ from pathlib import Path
 
 import torch
 
-from miniworld.codec import build_codec, codec_stage, decoder_stage, enlarge
-from miniworld.editor import build_editor, editor_stage
-from miniworld.generator import build_generator, encode_pictures, generator_stage
-from miniworld.model_folder import save_editor, save_generator
-from miniworld.picture_cache import cached_pictures
-from miniworld.report import report
-from miniworld.stage import run
+from miniworld.pretraining.codec import build_codec, codec_stage, decoder_stage, enlarge
+from miniworld.pretraining.editor import build_editor, editor_stage
+from miniworld.pretraining.generator import build_generator, encode_pictures, generator_stage
+from miniworld.pretraining.model_folder import save_editor, save_generator
+from miniworld.pretraining.picture_cache import cached_pictures
+from miniworld.pretraining.report import report
+from miniworld.pretraining.stage import run
 
 SIZE = 64  # pixels
 SCALING_FACTOR = 0.18215  # Stable Diffusion's

@@ -8,7 +8,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from dataloaders.diode import Diode
-from utils.inference import write
+from utils.inference.run import write
 from utils.latents import mode
 from utils.lora import add_lora, save_lora
 from utils.models import load_base, load_donor, widen_conv_in

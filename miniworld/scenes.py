@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from miniworld.diode_tree import DRAW, Settings, list_samples, meta_json, sample_paths, write_sample
-from miniworld.raycast import Rendering, trace
+from miniworld.render.diode_tree import DRAW, Settings, list_samples, meta_json, sample_paths, write_sample
+from miniworld.render.raycast import Rendering, trace
 
 KINDS = {"room": DRAW["indoors"], "yard": DRAW["outdoor"]}
 OWNED = ("depths", "normals", "pseudo", "truth", "diode_meta.json", "miniworld.json")
@@ -45,7 +45,7 @@ def stream(seed: int, size: int = 64, start: int = 0) -> Iterator[tuple[np.ndarr
 
 
 def write_tree(root: Path, settings: Settings, workers: int = 1, overwrite: bool = False) -> bool:
-    """Write the DIODE tree described in `miniworld.diode_tree` and say whether there was anything to do.
+    """Write the DIODE tree described in `miniworld.render.diode_tree` and say whether there was anything to do.
 
     `miniworld.json` holds the settings, and whether the tree is complete. A complete tree of the same settings is left
     alone, an interrupted one is written again; another setting raises FileExistsError unless `overwrite`, which

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from dataloaders.diode import Diode, DiodeDepth, DiodeNormals
 from dataloaders.diode_colour import DiodeAlbedo, DiodeShading
-from utils.inference_args import PROMPTS
-from utils.scores import score_colour, score_depth, score_normals
-from utils.visualize import colour_picture, depth_picture, normals_picture
+from utils.inference.args import PROMPTS
+from utils.maps.pictures import colour_picture, depth_picture, normals_picture
+from utils.metrics.scores import score_colour, score_depth, score_normals
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from safetensors.torch import load_file
 
 from miniworld import scenes
-from miniworld.random_sd import save_random_sd
+from miniworld.pretraining.random_sd import save_random_sd
 from utils.lora import SAFETENSORS
 
 ROOT = Path(__file__).resolve().parent.parent

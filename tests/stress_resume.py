@@ -31,10 +31,11 @@ from safetensors.torch import load_file
 
 import augunet_diode_pseudo_depth
 import sd_single_diode_pseudo_normal
-from miniworld.random_sd import save_random_sd
-from utils import checkpoint, durable
+from miniworld.pretraining.random_sd import save_random_sd
 from utils.errors import run
 from utils.lora import SAFETENSORS
+from utils.system import atomic
+from utils.training import checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 TIMED = {"samples_per_second"}  # the only values that may differ
@@ -182,7 +183,7 @@ def wait_on(ids: list[int], states: list[int | None], seconds: float) -> list[in
 def outcome(output: Path) -> dict[str, object]:
     """All that must be equal: name -> tensor, number or text."""
     last = checkpoint.find(output)[-1]
-    assert durable.damage(last) is None and not list(output.glob(".checkpoint-*")), "left half written"
+    assert atomic.damage(last) is None and not list(output.glob(".checkpoint-*")), "left half written"
     state = torch.load(last / checkpoint.STATE, weights_only=True)
     found = {f"final {key}": value for key, value in load_file(output / SAFETENSORS).items()}
     found |= {f"checkpoint {key}": value for key, value in load_file(last / SAFETENSORS).items()}

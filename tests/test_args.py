@@ -7,8 +7,8 @@ import shlex
 import pytest
 from conftest import ROOT, SCRIPTS
 
-from utils.args import parse, training_parser
 from utils.errors import InputError
+from utils.training.args import parse, training_parser
 
 NEEDED = ["--pretrained_model_name_or_path", "x", "--train_data_dir", "y", "--pseudo_root", "z"]
 RELEASED = """pretrained_model_name_or_path revision dataset_name train_data_dir validation_steps max_train_samples
@@ -124,7 +124,7 @@ def test_readme_commands_parse(monkeypatch):
     import inference_augunet
     import inference_sd_single
     import pseudo_label
-    from utils.evaluation_args import parse_args
+    from utils.evaluation.args import parse_args
 
     parsed = []
     for words in readme_commands():

@@ -29,14 +29,16 @@ from safetensors.torch import save, save_file
 
 import inference_sd_single
 from dataloaders.diode import DiodeDepth, DiodeNormals
-from dataloaders.images import read_label, read_npy, read_rgb
-from dataloaders.samples import complete, manifest_samples
-from miniworld.random_sd import build_unet
-from utils import checkpoint, durable
+from dataloaders.listing import complete, manifest_samples
+from miniworld.pretraining.random_sd import build_unet
 from utils.errors import InputError, run
 from utils.lora import BIN, SAFETENSORS, load_attn_procs, save_lora
-from utils.lora_cli import main as lora_main
+from utils.lora.__main__ import main as lora_main
+from utils.maps.files import read_npy
+from utils.maps.images import read_label, read_rgb
 from utils.models import load_base, load_donor, widen_conv_in
+from utils.system import atomic
+from utils.training import checkpoint
 
 SECONDS = 60  # for one case, on a busy machine
 MARK = "code-was-run"
@@ -760,9 +762,9 @@ def test_checkpoints_that_were_tampered_with(unet, tmp_path):
     for number, (name, content) in enumerate(contents.items()):
         folder = shutil.copytree(good, tmp_path / f"checkpoint-{number + 2}")
         put(folder / "training_state.pt", content)
-        put(folder / durable.MANIFEST, None)
-        durable.seal(folder)
-        assert durable.damage(folder) is None
+        put(folder / atomic.MANIFEST, None)
+        atomic.seal(folder)
+        assert atomic.damage(folder) is None
         call = lambda folder=folder: checkpoint.load(folder, trained, state, {"rank": 4})  # noqa: E731
         refused("checkpoint", name, call, "training_state.pt", "cannot be read")
     assert not (tmp_path / MARK).exists()

@@ -5,11 +5,11 @@ import itertools
 import pytest
 import torch
 
-from miniworld.random_sd import build_unet
-from utils import checkpoint
-from utils.batches import EndlessBatches
+from miniworld.pretraining.random_sd import build_unet
 from utils.errors import InputError
 from utils.lora import add_lora, lora_state
+from utils.training import checkpoint
+from utils.training.batches import EndlessBatches
 
 
 def run_of(unet) -> dict:

@@ -12,9 +12,9 @@ import inference_sd_single
 from dataloaders.diode import DiodeNormals
 from miniworld import scenes
 from utils.lora import load_attn_procs
+from utils.metrics.scores import score_normals
 from utils.models import load_base
 from utils.objectives import SingleStep
-from utils.scores import score_normals
 
 BASE = ROOT / "miniworld" / "mini-sd"
 SHIPPED = ROOT / "miniworld" / "mini-loras" / "normal"

@@ -14,9 +14,9 @@ from dataloaders.diode import validation_sets
 from dataloaders.diode_colour import DiodeAlbedo, DiodeShading
 from utils.errors import InputError
 from utils.lora import SAFETENSORS
-from utils.protocols import to_linear
-from utils.scores import against_label, score_colour
-from utils.visualize import colour_picture, map_to_values
+from utils.maps.conventions import to_linear
+from utils.maps.pictures import colour_picture, map_to_values
+from utils.metrics.scores import against_label, score_colour
 
 KINDS = {"albedo": DiodeAlbedo, "shading": DiodeShading}
 

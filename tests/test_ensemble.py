@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from utils.ensemble import align, merge, uncertainty_picture
+from utils.inference.ensemble import align, merge, uncertainty_picture
 
 
 def scene(side=40) -> torch.Tensor:

@@ -13,7 +13,10 @@ import pytest
 from PIL import Image
 
 import evaluate
-from utils import __version__, maps, metrics, pairing
+from utils import __version__
+from utils.evaluation import pairing
+from utils.maps.conventions import unit_vectors
+from utils.maps.files import read_array, read_colour, resize
 
 ROOT = Path(evaluate.__file__).parent
 RNG = np.random.default_rng(0)
@@ -37,7 +40,7 @@ def normals(angle=0.0, shape=SHAPE):
 
 
 def random_normals(shape=SHAPE):
-    return metrics.unit_vectors(RNG.normal(size=(*shape, 3))).astype(np.float32)
+    return unit_vectors(RNG.normal(size=(*shape, 3))).astype(np.float32)
 
 
 def depth(shape=SHAPE):
@@ -317,7 +320,7 @@ def test_resizing_keeps_normals_and_depth(tmp_path, run):
     save(tmp_path / "pred/a.npy", steps)
     assert run()[0]["metrics"] == pytest.approx(expected, rel=1e-4)
     ramp = np.arange(8.0)[None] * np.ones((4, 1))
-    doubled = maps.resize(ramp, (8, 16))
+    doubled = resize(ramp, (8, 16))
     np.testing.assert_allclose(doubled[3, 1:-1], np.arange(14) / 2 + 0.25)  # pixel centres, not corners
 
 
@@ -528,8 +531,8 @@ def test_colour_spaces(tmp_path, run, fail):
 def test_pictures_scale_to_one(tmp_path):
     for kind in (np.uint8, np.uint16):
         ends = np.array([[0, np.iinfo(kind).max]], kind)
-        assert maps.read_colour(save(tmp_path / "a.png", ends)).tolist() == [[0, 1]]
-    assert maps.read_colour(save(tmp_path / "a.npy", np.array([[0.25, 3.5]]))).tolist() == [[0.25, 3.5]]
+        assert read_colour(save(tmp_path / "a.png", ends)).tolist() == [[0, 1]]
+    assert read_colour(save(tmp_path / "a.npy", np.array([[0.25, 3.5]]))).tolist() == [[0.25, 3.5]]
 
 
 def test_grey_shading_takes_the_mean_of_a_coloured_prediction(tmp_path, run):
@@ -598,11 +601,11 @@ def test_pictures_that_would_be_read_wrongly(tmp_path):
         ("deep", "16-bit colour"),
     ):
         with pytest.raises(ValueError, match=words):
-            maps.read_array(tmp_path / f"{name}.png")
+            read_array(tmp_path / f"{name}.png")
     with pytest.raises(ValueError, match="cannot be read"):
-        maps.read_array(save(tmp_path / "objects.npy", np.array([{}], dtype=object)))
+        read_array(save(tmp_path / "objects.npy", np.array([{}], dtype=object)))
     with pytest.raises(ValueError, match="one image as"):
-        maps.read_array(save(tmp_path / "batch.npy", np.zeros((2, 4, 4, 3))))
+        read_array(save(tmp_path / "batch.npy", np.zeros((2, 4, 4, 3))))
 
 
 def test_names(tmp_path):

@@ -18,10 +18,10 @@ import pytest
 from conftest import ROOT, python, records
 from huggingface_hub import ModelCard
 
+from utils.hub.model_card import model_card
 from utils.lora import BIN, CONV_IN, SAFETENSORS
-from utils.model_card import model_card
+from utils.metrics.scores import against_label, described, score_depth, score_normals
 from utils.models import licence_of
-from utils.scores import against_label, described, score_depth, score_normals
 
 SINGLE, AUGUNET = "sd_single_diode_pseudo_normal.py", "augunet_diode_pseudo_depth.py"
 
@@ -242,7 +242,7 @@ def test_a_hub_that_is_down_is_told_once_and_costs_nothing(flags, tmp_path):
 
 
 def test_the_first_failure_is_told_once(tmp_path, capsys, monkeypatch):
-    from utils.hub import Uploads
+    from utils.hub.upload import Uploads
 
     uploads = Uploads(tmp_path, "me/run", None, {}, "")
     for step in (1, 2, 3):
@@ -256,7 +256,9 @@ def test_a_hub_that_never_answers_does_not_hold_the_run(flags, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         words = ["--max_train_steps", 3, "--checkpointing_steps", 1, "--push_to_hub"]
         words = flags(SINGLE, tmp_path / "run", *words)
-        program = "import sys, sd_single_diode_pseudo_normal as script; from utils import hub; hub.PATIENCE = 1; "
+        program = (
+            "import sys, sd_single_diode_pseudo_normal as script; from utils.hub import upload; upload.PATIENCE = 1; "
+        )
         started = time.monotonic()
         env = {**online(f"http://127.0.0.1:{silent.getsockname()[1]}"), "PYTHONPATH": str(ROOT)}
         done = python("-c", program + "script.main(sys.argv[1:])", *words, env=env)

@@ -5,8 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from dataloaders.images import Crop, list_pictures, read_label, read_npy, read_rgb
 from utils.errors import InputError
+from utils.maps.files import read_npy
+from utils.maps.images import Crop, list_pictures, read_label, read_rgb
 
 
 def noise(height: int, width: int, seed: int = 0) -> np.ndarray:

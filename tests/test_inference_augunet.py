@@ -9,12 +9,12 @@ from conftest import launch, python, random_lora
 from PIL import Image
 
 import inference_augunet
-from dataloaders.images import Crop, read_rgb
-from utils.ensemble import merge
 from utils.errors import InputError
-from utils.inference import noise_of
+from utils.inference.ensemble import merge
 from utils.lora import load_attn_procs, save_lora
+from utils.maps.images import Crop, read_rgb
 from utils.models import load_base, load_donor, widen_conv_in
+from utils.noise import noise_of
 from utils.objectives import AugUNet, zero_snr_scheduler
 
 SCRIPT = "inference_augunet.py"

@@ -5,10 +5,11 @@ import json
 import numpy as np
 import pytest
 
+from miniworld.reference_room import room_with_sphere
 from utils.errors import InputError
-from utils.labels import SKY_NORMAL, encode, fill, nearest, record, write_label
-from utils.protocols import FRAMES, convert_frame
-from utils.self_check import check_depth, check_normals, room_with_sphere, self_check
+from utils.labels.encoding import SKY_NORMAL, encode, fill, nearest, record, write_label
+from utils.labels.self_check import check_depth, check_normals, self_check
+from utils.maps.conventions import FRAMES, convert_frame
 
 
 def test_coding():
@@ -88,11 +89,11 @@ def test_flipped_axes_are_found(frame):
         return as_drawn
 
     if frame == "opengl":
-        found = self_check(predict, "normal", "opengl")
+        found = self_check(predict, "normal", "opengl", room_with_sphere())
         assert found["verdict"] == "agrees" and found["degrees"] < 15
     else:
         with pytest.raises(InputError, match=r"pass --frame (opencv|dsine)") as failure:
-            self_check(predict, "normal", "opengl")
+            self_check(predict, "normal", "opengl", room_with_sphere())
         fits = str(failure.value).rsplit(" ", 1)[1]
         assert FRAMES[fits] == FRAMES[frame]
 
@@ -110,10 +111,10 @@ def test_a_single_flipped_axis_is_named():
 def test_inverted_depth_is_found():
     scene = room_with_sphere()
     rng = np.random.default_rng(0)
-    assert self_check(lambda picture: scene.depth + 0.1, "depth", "opengl")["verdict"] == "agrees"
-    assert self_check(lambda picture: 1 / scene.depth, "disparity", "opengl")["verdict"] == "agrees"
+    assert self_check(lambda picture: scene.depth + 0.1, "depth", "opengl", scene)["verdict"] == "agrees"
+    assert self_check(lambda picture: 1 / scene.depth, "disparity", "opengl", scene)["verdict"] == "agrees"
     with pytest.raises(InputError, match=r"near comes out dark .* pass --predicts disparity"):
-        self_check(lambda picture: 1 / scene.depth, "depth", "opengl")
+        self_check(lambda picture: 1 / scene.depth, "depth", "opengl", scene)
     blind = check_depth(rng.integers(0, 255, (*scene.depth.shape, 3)), scene.depth, scene.valid)
     assert blind["verdict"] == "unclear"
 

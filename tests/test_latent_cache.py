@@ -13,15 +13,15 @@ import torch
 from conftest import ROOT, losses, python, run_here
 
 from dataloaders.diode import DiodeNormals
-from utils import latent_cache
-from utils.latent_cache import cached_latents, cached_or_not
 from utils.latents import NAMES, moments
 from utils.models import load_base
+from utils.training import latent_cache
+from utils.training.latent_cache import cached_latents, cached_or_not
 
 BUILD = """
 import sys, torch
 from dataloaders.diode import DiodeNormals
-from utils import latent_cache
+from utils.training import latent_cache
 from utils.models import load_base
 latent_cache.CHUNK = 2
 torch.set_num_threads(1)
@@ -188,7 +188,7 @@ def test_a_full_disk_costs_the_cache_not_the_training(diode, bases, flags, tmp_p
     """A limit on the size of files is what a full disk is to the cache: the space cannot be reserved."""
     script = "sd_single_diode_pseudo_normal.py"
     code = (
-        "import resource, sys; from utils import latent_cache, training; import runpy\n"
+        "import resource, sys; from utils.training import latent_cache, loop; import runpy\n"
         "def limited(path, size, reserve=latent_cache.reserve):\n"
         "    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))\n"
         "    try: reserve(path, size)\n"

@@ -9,7 +9,7 @@ from conftest import random_lora
 from diffusers import UNet2DConditionModel
 from packaging.version import Version
 
-from miniworld.random_sd import build_unet
+from miniworld.pretraining.random_sd import build_unet
 from utils.errors import InputError
 from utils.lora import (
     BIN,

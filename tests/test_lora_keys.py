@@ -11,11 +11,11 @@ from diffusers import UNet2DConditionModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from miniworld.random_sd import build_unet
+from miniworld.pretraining.random_sd import build_unet
 from utils.errors import InputError
 from utils.lora import CONV_IN, load_attn_procs, lora_state, read_lora, save_lora
-from utils.lora_cli import describe, main, sd_features
-from utils.lora_keys import FORMATS, key_format, make_key, parse_layers, split_key, to_format
+from utils.lora.__main__ import describe, main, sd_features
+from utils.lora.keys import FORMATS, key_format, make_key, parse_layers, split_key, to_format
 
 ARCHITECTURES = {
     768: {"cross_attention_dim": 768, "attention_head_dim": 8},

@@ -8,13 +8,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from utils import aggregation, metrics, protocols
+from utils.evaluation import aggregation
+from utils.maps.conventions import FRAMES, convert_frame, normal_valid, to_linear, to_srgb, unit_vectors
+from utils.metrics.colour import albedo_metrics, local_mse, ssim, whdr
+from utils.metrics.depth import align_depth, align_scale_shift, depth_metrics
+from utils.metrics.normals import angular_error, normal_metrics
+from utils.metrics.protocols import center_window, depth_valid, erode, kitti_window
 
 RNG = np.random.default_rng(0)
 
 
 def random_normals(*shape):
-    return metrics.unit_vectors(RNG.normal(size=(*shape, 3)))
+    return unit_vectors(RNG.normal(size=(*shape, 3)))
 
 
 def lit(shape=(60, 80)):
@@ -38,37 +43,37 @@ def lit(shape=(60, 80)):
     ],
 )
 def test_known_angles(pred, gt, angle):
-    assert metrics.angular_error(pred, gt) == pytest.approx(angle, abs=1e-13)
-    assert metrics.angular_error(np.float32(pred), np.float32(gt) * 7) == pytest.approx(angle, abs=1e-5)
+    assert angular_error(pred, gt) == pytest.approx(angle, abs=1e-13)
+    assert angular_error(np.float32(pred), np.float32(gt) * 7) == pytest.approx(angle, abs=1e-5)
 
 
 def test_equal_and_opposite_normals_are_exact():
     normals = random_normals(1000).astype(np.float32)
-    assert (metrics.angular_error(normals, normals) == 0).all()
-    assert (metrics.angular_error(normals, -normals) == 180).all()
+    assert (angular_error(normals, normals) == 0).all()
+    assert (angular_error(normals, -normals) == 180).all()
 
 
 def test_angles_agree_with_acos():
     pred, gt = random_normals(500), random_normals(500)
     acos = np.degrees(np.arccos(np.clip((pred * gt).sum(-1), -1, 1)))
-    np.testing.assert_allclose(metrics.angular_error(pred * 3, gt), acos, rtol=1e-9)
+    np.testing.assert_allclose(angular_error(pred * 3, gt), acos, rtol=1e-9)
 
 
 @pytest.mark.parametrize("bad", [[0, 0, 0], [np.nan, 0, 1], [np.inf, 0, 0], [np.inf, -np.inf, 1]])
 def test_no_direction_has_no_angle(bad):
     bad = np.array([bad, [1.0, 0, 0]])
     good = np.array([[1.0, 0, 0], [1.0, 0, 0]])
-    assert np.isnan(metrics.angular_error(bad, good)).tolist() == [True, False]
-    assert np.isnan(metrics.angular_error(good, bad)).tolist() == [True, False]
+    assert np.isnan(angular_error(bad, good)).tolist() == [True, False]
+    assert np.isnan(angular_error(good, bad)).tolist() == [True, False]
 
 
 def test_length_does_not_matter_even_at_the_ends_of_float64():
-    long = metrics.angular_error([[1e200, 0, 1e200], [1e-200, 0, 1e-200]], [[1e-200, 0, 0], [1e-200, 0, 0]])
+    long = angular_error([[1e200, 0, 1e200], [1e-200, 0, 1e-200]], [[1e-200, 0, 0], [1e-200, 0, 0]])
     np.testing.assert_allclose(long, 45, rtol=1e-12)
     turned = 1e200 * np.array([[math.sqrt(3) / 2, 0.5, 0]])  # products overflow: inf over inf would be 45 degrees
-    np.testing.assert_allclose(metrics.angular_error(turned, [[1e200, 0, 0]]), 30, rtol=1e-12)
+    np.testing.assert_allclose(angular_error(turned, [[1e200, 0, 0]]), 30, rtol=1e-12)
     huge, tiny = np.array([[1e200, 0, 1e200]]), np.array([[0, 1e-200, 0]])
-    assert metrics.angular_error(huge, huge * [[1, 1, -1]]) == metrics.angular_error(tiny, tiny[:, [1, 0, 2]]) == 90
+    assert angular_error(huge, huge * [[1, 1, -1]]) == angular_error(tiny, tiny[:, [1, 0, 2]]) == 90
 
 
 vectors = hnp.arrays(np.float64, (5, 3), elements=st.floats(-10, 10, width=32)).filter(
@@ -79,26 +84,26 @@ vectors = hnp.arrays(np.float64, (5, 3), elements=st.floats(-10, 10, width=32)).
 @given(vectors, vectors, st.floats(1e-3, 1e3))
 @settings(max_examples=50, deadline=None)
 def test_angle_properties(p, g, scale):
-    angle = metrics.angular_error(p, g)
+    angle = angular_error(p, g)
     assert ((angle >= 0) & (angle <= 180)).all()
-    np.testing.assert_allclose(metrics.angular_error(g, p), angle, atol=1e-9)
-    np.testing.assert_allclose(metrics.angular_error(scale * p, g), angle, atol=1e-9)
-    np.testing.assert_allclose(metrics.angular_error(-p, g), 180 - angle, atol=1e-9)
-    for frame in protocols.FRAMES:  # a frame is a rotation or a mirror: it moves both sides and no angle
-        moved = metrics.angular_error(protocols.convert_frame(p, frame), protocols.convert_frame(g, frame))
+    np.testing.assert_allclose(angular_error(g, p), angle, atol=1e-9)
+    np.testing.assert_allclose(angular_error(scale * p, g), angle, atol=1e-9)
+    np.testing.assert_allclose(angular_error(-p, g), 180 - angle, atol=1e-9)
+    for frame in FRAMES:  # a frame is a rotation or a mirror: it moves both sides and no angle
+        moved = angular_error(convert_frame(p, frame), convert_frame(g, frame))
         np.testing.assert_allclose(moved, angle, atol=1e-9)
 
 
 def test_valid_normals():
     gt = np.array([[[1.0, -1, 0], [0, 0, 0], [np.nan, 0, 1], [0, np.inf, 0], [0, 0, 1e-9]]])
-    assert metrics.normal_valid(gt).tolist() == [[True, False, False, False, True]]
-    assert metrics.normal_valid(gt, [[0, 1, 1, 1, 2]]).tolist() == [[False, False, False, False, True]]
+    assert normal_valid(gt).tolist() == [[True, False, False, False, True]]
+    assert normal_valid(gt, [[0, 1, 1, 1, 2]]).tolist() == [[False, False, False, False, True]]
     with pytest.raises(ValueError, match="mask of shape"):
-        metrics.normal_valid(gt, np.ones((5, 1)))
+        normal_valid(gt, np.ones((5, 1)))
 
 
 def test_normal_metrics_count_strictly_below():
-    scores = metrics.normal_metrics([0, 5, 7.5, 11.25, 22.5, 30, 60, 80])
+    scores = normal_metrics([0, 5, 7.5, 11.25, 22.5, 30, 60, 80])
     assert scores["mean"] == pytest.approx(216.25 / 8)
     assert scores["median"] == pytest.approx((11.25 + 22.5) / 2)
     assert scores["rmse"] == pytest.approx(math.sqrt((25 + 56.25 + 126.5625 + 506.25 + 900 + 3600 + 6400) / 8))
@@ -109,7 +114,7 @@ def test_normal_metrics_count_strictly_below():
 @pytest.mark.parametrize("angles", [[], [1, np.nan], [np.inf]])
 def test_normal_metrics_refuse_what_has_no_mean(angles):
     with pytest.raises(ValueError):
-        metrics.normal_metrics(angles)
+        normal_metrics(angles)
 
 
 # Depth
@@ -127,21 +132,21 @@ def assert_perfect(scores):
 def test_scaled_and_shifted_depth_is_perfect(scale, shift):
     gt = lit()
     everywhere = np.ones(gt.shape, bool)
-    assert_perfect(metrics.depth_metrics(scale * gt + shift, gt, everywhere, "depth", 1e-3, 80))
-    assert_perfect(metrics.depth_metrics(scale / gt + shift, gt, everywhere, "disparity"))
-    assert metrics.align_scale_shift(scale * gt + shift, gt, everywhere) == pytest.approx(
+    assert_perfect(depth_metrics(scale * gt + shift, gt, everywhere, "depth", 1e-3, 80))
+    assert_perfect(depth_metrics(scale / gt + shift, gt, everywhere, "disparity"))
+    assert align_scale_shift(scale * gt + shift, gt, everywhere) == pytest.approx(
         (1 / scale, -shift / scale), rel=1e-9
     )
 
 
 def test_disparity_is_not_depth():
     gt = lit()
-    assert metrics.depth_metrics(1 / gt, gt, gt > 0, "depth")["abs_rel"] > 0.01
+    assert depth_metrics(1 / gt, gt, gt > 0, "depth")["abs_rel"] > 0.01
 
 
 def test_depth_metrics_by_hand():
     pred, gt = np.array([[0.0, 0, 1, 1]]), np.array([[1.0, 3, 4, 8]])  # least squares: 2, 2, 6, 6
-    scores = metrics.depth_metrics(pred, gt, gt > 0)
+    scores = depth_metrics(pred, gt, gt > 0)
     logs = np.log([2, 2 / 3, 3 / 2, 3 / 4])
     expected = {
         "abs_rel": (1 + 1 / 3 + 2 / 4 + 2 / 8) / 4,
@@ -160,10 +165,8 @@ def test_depth_metrics_by_hand():
 def test_clipping_applies_after_alignment_and_stays_positive():
     pred, gt = np.array([[0.0, 0, 1, 1]]), np.array([[1.0, 3, 4, 8]])
     everywhere = gt > 0
-    assert metrics.align_depth(pred, gt, everywhere, min_depth=2.5, max_depth=5).tolist() == [[2.5, 2.5, 5, 5]]
-    falling = metrics.align_depth(
-        np.array([[0.0, 1, 2, 9]]), np.array([[9.0, 5, 1, 1]]), np.array([[1, 1, 1, 0]], bool)
-    )
+    assert align_depth(pred, gt, everywhere, min_depth=2.5, max_depth=5).tolist() == [[2.5, 2.5, 5, 5]]
+    falling = align_depth(np.array([[0.0, 1, 2, 9]]), np.array([[9.0, 5, 1, 1]]), np.array([[1, 1, 1, 0]], bool))
     assert falling[0, 3] == 1e-6  # 9 - 4 * 9 metres
 
 
@@ -171,12 +174,12 @@ def test_disparity_is_clipped_before_it_is_inverted():
     gt = np.array([[1.0, 2, 4, 4]])
     valid = np.array([[1, 1, 1, 0]], bool)
     pred = np.where(valid, 1 / gt, -5)
-    assert metrics.align_depth(pred, gt, valid, "disparity")[0, 3] == pytest.approx(1000)
+    assert align_depth(pred, gt, valid, "disparity")[0, 3] == pytest.approx(1000)
 
 
 def test_constant_depth_becomes_the_mean():
     gt = lit()
-    assert metrics.align_scale_shift(np.full(gt.shape, 0.1), gt, gt > 0) == (0, pytest.approx(gt.mean()))
+    assert align_scale_shift(np.full(gt.shape, 0.1), gt, gt > 0) == (0, pytest.approx(gt.mean()))
 
 
 @given(st.floats(0.01, 100), st.booleans(), st.floats(-100, 100))
@@ -184,9 +187,9 @@ def test_constant_depth_becomes_the_mean():
 def test_depth_scores_ignore_scale_and_shift(scale, negative, shift):
     gt = lit((20, 30))
     pred = gt + np.random.default_rng(3).normal(size=gt.shape)
-    before = metrics.depth_metrics(pred, gt, gt > 2, "depth", 0.5, 8)
+    before = depth_metrics(pred, gt, gt > 2, "depth", 0.5, 8)
     scale = -scale if negative else scale
-    assert metrics.depth_metrics(scale * pred + shift, gt, gt > 2, "depth", 0.5, 8) == pytest.approx(before, rel=1e-6)
+    assert depth_metrics(scale * pred + shift, gt, gt > 2, "depth", 0.5, 8) == pytest.approx(before, rel=1e-6)
 
 
 def test_fit_side_fits_on_a_nearest_neighbour_copy():
@@ -195,12 +198,10 @@ def test_fit_side_fits_on_a_nearest_neighbour_copy():
     seen = np.zeros(gt.shape, bool)
     seen[::4, ::4] = True  # 80 columns at most 20 a side: every fourth pixel
     pred[~seen] = 50.0
-    aligned = metrics.align_depth(pred, gt, gt > 0, fit_side=20)
+    aligned = align_depth(pred, gt, gt > 0, fit_side=20)
     np.testing.assert_allclose(aligned[seen], gt[seen], rtol=1e-9)
-    assert not np.allclose(metrics.align_depth(pred, gt, gt > 0)[seen], gt[seen])
-    np.testing.assert_array_equal(
-        metrics.align_depth(pred, gt, gt > 0, fit_side=80), metrics.align_depth(pred, gt, gt > 0)
-    )
+    assert not np.allclose(align_depth(pred, gt, gt > 0)[seen], gt[seen])
+    np.testing.assert_array_equal(align_depth(pred, gt, gt > 0, fit_side=80), align_depth(pred, gt, gt > 0))
 
 
 @pytest.mark.parametrize(
@@ -218,7 +219,7 @@ def test_fit_side_fits_on_a_nearest_neighbour_copy():
 def test_depth_errors(change, words):
     inputs = {"pred": np.ones((4, 5)), "gt": np.ones((4, 5)), "valid": np.ones((4, 5), bool)} | change
     with pytest.raises(ValueError, match=words):
-        metrics.depth_metrics(**inputs)
+        depth_metrics(**inputs)
 
 
 # Albedo and shading
@@ -233,14 +234,14 @@ def colours(seed=0, shape=(40, 50, 3)):
 def test_albedo_scores_ignore_scale(scale):
     gt, pred = colours(0), colours(1)
     everywhere = np.ones(gt.shape[:2], bool)
-    before = metrics.albedo_metrics(pred, gt, everywhere)
-    assert metrics.albedo_metrics(scale * pred, gt, everywhere) == pytest.approx(before, rel=1e-9)
+    before = albedo_metrics(pred, gt, everywhere)
+    assert albedo_metrics(scale * pred, gt, everywhere) == pytest.approx(before, rel=1e-9)
     assert before["si_mse"] == pytest.approx(before["rmse"] ** 2)
 
 
 def test_perfect_albedo():
     gt = colours()
-    scores = metrics.albedo_metrics(gt, gt, np.ones(gt.shape[:2], bool))
+    scores = albedo_metrics(gt, gt, np.ones(gt.shape[:2], bool))
     assert scores == pytest.approx(
         {"rmse": 0, "mae": 0, "psnr": math.inf, "ssim": 1, "si_mse": 0, "lmse": 0, "lmse_mit": 0}, abs=1e-12
     )
@@ -251,7 +252,7 @@ def test_albedo_by_hand():
     pred = gt.copy()
     gt[::2] += 0.1
     gt[1::2] -= 0.1  # the best scale of a constant is 1: errors of 0.1 everywhere
-    scores = metrics.albedo_metrics(pred, gt, np.ones((20, 20), bool))
+    scores = albedo_metrics(pred, gt, np.ones((20, 20), bool))
     assert (scores["rmse"], scores["mae"], scores["psnr"]) == pytest.approx((0.1, 0.1, 20.0))
     assert scores["lmse"] == pytest.approx(0.01)  # windows of two rows, stepping by one
     assert scores["lmse_mit"] == pytest.approx(0.01 / (0.25 + 0.01))
@@ -263,11 +264,11 @@ def test_local_scales_forgive_what_one_scale_cannot():
     pred[:, 50:] *= 3
     everywhere = np.ones(gt.shape, bool)
     # Of 19 columns of windows (10 wide, stepping by 5) one straddles the jump: the others fit exactly.
-    straddling = np.array([metrics.local_mse(pred[:, 45:55], gt[:, 45:55], everywhere[:, 45:55])[0]])
-    assert metrics.local_mse(pred[:, :50], gt[:, :50], everywhere[:, :50])[0] == pytest.approx(0, abs=1e-15)
-    assert metrics.local_mse(pred, gt, everywhere)[0] == pytest.approx(straddling[0] / 19)
-    assert metrics.albedo_metrics(pred, gt, everywhere)["si_mse"] > 0.05
-    assert metrics.local_mse(0 * gt, gt, everywhere)[1] == 1
+    straddling = np.array([local_mse(pred[:, 45:55], gt[:, 45:55], everywhere[:, 45:55])[0]])
+    assert local_mse(pred[:, :50], gt[:, :50], everywhere[:, :50])[0] == pytest.approx(0, abs=1e-15)
+    assert local_mse(pred, gt, everywhere)[0] == pytest.approx(straddling[0] / 19)
+    assert albedo_metrics(pred, gt, everywhere)["si_mse"] > 0.05
+    assert local_mse(0 * gt, gt, everywhere)[1] == 1
 
 
 def brute_force_ssim(pred, gt):
@@ -287,15 +288,15 @@ def brute_force_ssim(pred, gt):
 def test_ssim_is_the_published_sum():
     gt, pred = colours(0, (17, 19)), colours(1, (17, 19))
     everywhere = np.ones(gt.shape, bool)
-    assert metrics.ssim(pred, gt, everywhere) == pytest.approx(brute_force_ssim(pred, gt), rel=1e-10)
+    assert ssim(pred, gt, everywhere) == pytest.approx(brute_force_ssim(pred, gt), rel=1e-10)
     both = np.stack([pred, gt], 2), np.stack([gt, gt], 2)
-    assert metrics.ssim(*both, everywhere) == pytest.approx((brute_force_ssim(pred, gt) + 1) / 2, rel=1e-10)
+    assert ssim(*both, everywhere) == pytest.approx((brute_force_ssim(pred, gt) + 1) / 2, rel=1e-10)
 
 
 def test_masked_ssim_renormalises_its_windows():
     valid = np.random.default_rng(4).random((30, 30)) > 0.5
     flat = 2 * 0.3 * 0.6 + 1e-4, 0.3**2 + 0.6**2 + 1e-4  # constant pictures: only the luminance term is not 1
-    found = metrics.ssim(np.full((30, 30), 0.3), np.full((30, 30), 0.6), valid)
+    found = ssim(np.full((30, 30), 0.3), np.full((30, 30), 0.6), valid)
     assert found == pytest.approx(flat[0] / flat[1], rel=1e-9)
 
 
@@ -304,20 +305,20 @@ def test_masked_garbage_changes_nothing(garbage):
     valid = np.random.default_rng(5).random((40, 50)) > 0.3
     gt, pred = lit((40, 50)), lit((40, 50)) + colours(2, (40, 50))
     spoilt = [np.where(valid, m, garbage) for m in (pred, gt)]
-    assert metrics.depth_metrics(*spoilt, valid) == metrics.depth_metrics(pred, gt, valid)
+    assert depth_metrics(*spoilt, valid) == depth_metrics(pred, gt, valid)
     gt, pred = colours(0), colours(1)
     spoilt = [np.where(valid[..., None], m, garbage) for m in (pred, gt)]
-    assert metrics.albedo_metrics(*spoilt, valid) == metrics.albedo_metrics(pred, gt, valid)
+    assert albedo_metrics(*spoilt, valid) == albedo_metrics(pred, gt, valid)
 
 
 def test_albedo_errors():
     small = np.ones((8, 8))
     with pytest.raises(ValueError, match="at least 5 from the border"):
-        metrics.albedo_metrics(small, small, small > 0)
+        albedo_metrics(small, small, small > 0)
     with pytest.raises(ValueError, match="no window"):
-        metrics.local_mse(small, 0 * small, small > 0)
+        local_mse(small, 0 * small, small > 0)
     with pytest.raises(ValueError, match="mask is empty"):
-        metrics.albedo_metrics(small, small, small > 1)
+        albedo_metrics(small, small, small > 1)
 
 
 def judgements(*comparisons):
@@ -338,20 +339,20 @@ def test_whdr_by_hand():
         (0, 1, "2", -5.0),  # nor this
         (0, 1, None, None),  # no verdict
     )
-    assert metrics.whdr(albedo, said) == pytest.approx(6 / 10)
-    assert metrics.whdr(7 * albedo, said) == pytest.approx(6 / 10)
-    assert metrics.whdr(albedo, said, threshold=0.05) == pytest.approx((2 + 1) / 10)
+    assert whdr(albedo, said) == pytest.approx(6 / 10)
+    assert whdr(7 * albedo, said) == pytest.approx(6 / 10)
+    assert whdr(albedo, said, threshold=0.05) == pytest.approx((2 + 1) / 10)
 
 
 def test_whdr_errors():
     albedo = np.ones((4, 4))
     with pytest.raises(ValueError, match="no comparison counts"):
-        metrics.whdr(albedo, judgements((0, 3, "1", 1.0)))
+        whdr(albedo, judgements((0, 3, "1", 1.0)))
     for broken in ({}, [], judgements((0, 9, "1", 1.0)), {"intrinsic_points": [], "intrinsic_comparisons": [{}]}):
         with pytest.raises(ValueError, match="IIW"):
-            metrics.whdr(albedo, broken)
+            whdr(albedo, broken)
     with pytest.raises(ValueError, match="not finite"):
-        metrics.whdr(np.full((4, 4), np.nan), judgements((0, 1, "1", 1.0)))
+        whdr(np.full((4, 4), np.nan), judgements((0, 1, "1", 1.0)))
 
 
 # Protocol rules
@@ -363,49 +364,49 @@ def test_frames():
     left_wall = {"opencv": [1, 0, 0], "opengl": [1, 0, 0], "dsine": [-1, 0, 0]}  # it faces right
     for surface in (wall, floor, left_wall):
         for frame, normal in surface.items():
-            assert protocols.convert_frame(np.array(normal), frame).tolist() == surface["opencv"]
+            assert convert_frame(np.array(normal), frame).tolist() == surface["opencv"]
     normals = random_normals(10)
-    for frame in protocols.FRAMES:
-        np.testing.assert_array_equal(protocols.convert_frame(protocols.convert_frame(normals, frame), frame), normals)
+    for frame in FRAMES:
+        np.testing.assert_array_equal(convert_frame(convert_frame(normals, frame), frame), normals)
 
 
 def test_depth_crops():
     gt = np.full((480, 640), 3.0)
-    assert protocols.depth_valid(gt, "nyuv2").sum() == (471 - 45) * (601 - 41)
+    assert depth_valid(gt, "nyuv2").sum() == (471 - 45) * (601 - 41)
     gt[100:200] = 10.0  # the range is open
-    assert protocols.depth_valid(gt, "nyuv2").sum() == (471 - 45 - 100) * (601 - 41)
+    assert depth_valid(gt, "nyuv2").sum() == (471 - 45 - 100) * (601 - 41)
     with pytest.raises(ValueError, match="480x640"):
-        protocols.depth_valid(np.ones((481, 640)), "nyuv2")
-    assert protocols.kitti_window((375, 1242)) == (slice(23, 375), slice(13, 13 + 1216))
-    rows, cols = np.nonzero(protocols.depth_valid(np.full((352, 1216), 5.0), "kitti"))
+        depth_valid(np.ones((481, 640)), "nyuv2")
+    assert kitti_window((375, 1242)) == (slice(23, 375), slice(13, 13 + 1216))
+    rows, cols = np.nonzero(depth_valid(np.full((352, 1216), 5.0), "kitti"))
     assert (rows.min(), rows.max(), cols.min(), cols.max()) == (117, 320, 43, 1171)
     with pytest.raises(ValueError, match="smaller than"):
-        protocols.kitti_window((300, 1242))
-    assert protocols.center_window((768, 1024)) == (slice(0, 768), slice(128, 896))
-    assert protocols.center_window((5, 4)) == (slice(0, 4), slice(0, 4))
+        kitti_window((300, 1242))
+    assert center_window((768, 1024)) == (slice(0, 768), slice(128, 896))
+    assert center_window((5, 4)) == (slice(0, 4), slice(0, 4))
 
 
 def test_depth_validity():
     gt = np.array([[0.0, -1, np.nan, np.inf, 0.5, 400, 20]])
-    assert protocols.depth_valid(gt, "plain").tolist() == [[False] * 4 + [True] * 3]
-    assert protocols.depth_valid(gt, "diode", np.ones(gt.shape, bool)).tolist() == [[False] * 4 + [True] * 3]
-    assert protocols.depth_valid(gt, "scannet").tolist() == [[False] * 4 + [True, False, False]]
-    assert protocols.depth_valid(gt, "eth3d", gt != 20).tolist() == [[False] * 4 + [True, True, False]]
+    assert depth_valid(gt, "plain").tolist() == [[False] * 4 + [True] * 3]
+    assert depth_valid(gt, "diode", np.ones(gt.shape, bool)).tolist() == [[False] * 4 + [True] * 3]
+    assert depth_valid(gt, "scannet").tolist() == [[False] * 4 + [True, False, False]]
+    assert depth_valid(gt, "eth3d", gt != 20).tolist() == [[False] * 4 + [True, True, False]]
 
 
 def test_erosion():
     valid = np.ones((9, 11), bool)
-    assert protocols.erode(valid, 2).all()  # beyond the image counts as valid
+    assert erode(valid, 2).all()  # beyond the image counts as valid
     valid[4, 5] = False
     hole = np.zeros_like(valid)
     hole[2:7, 3:8] = True
-    assert (protocols.erode(valid, 2) == ~hole).all()
+    assert (erode(valid, 2) == ~hole).all()
 
 
 def test_colour_spaces():
-    assert protocols.to_linear(np.array(0.5)) == pytest.approx(0.21404114)
+    assert to_linear(np.array(0.5)) == pytest.approx(0.21404114)
     values = np.linspace(-0.2, 1.5, 200)
-    np.testing.assert_allclose(protocols.to_srgb(protocols.to_linear(values)), values, atol=1e-7)
+    np.testing.assert_allclose(to_srgb(to_linear(values)), values, atol=1e-7)
 
 
 # Sets of images
@@ -414,9 +415,7 @@ def test_colour_spaces():
 def image_score(angles, name="x"):
     angles = np.asarray(angles, np.float32)
     counts = np.bincount(aggregation.angle_bins(angles), minlength=aggregation.ANGLE_BINS)
-    return aggregation.ImageScore(
-        name, None, len(angles), (1, len(angles)), metrics.normal_metrics(angles), counts, angles
-    )
+    return aggregation.ImageScore(name, None, len(angles), (1, len(angles)), normal_metrics(angles), counts, angles)
 
 
 angle_lists = st.lists(st.lists(st.floats(0, 180, width=32), min_size=1, max_size=30), min_size=1, max_size=6)
@@ -426,7 +425,7 @@ angle_lists = st.lists(st.lists(st.floats(0, 180, width=32), min_size=1, max_siz
 @settings(max_examples=100, deadline=None)
 def test_pool_equals_one_long_image(lists):
     pooled = aggregation.pooled_metrics([image_score(angles) for angles in lists])
-    expected = metrics.normal_metrics(np.concatenate([np.asarray(a, np.float32) for a in lists]))
+    expected = normal_metrics(np.concatenate([np.asarray(a, np.float32) for a in lists]))
     assert pooled == pytest.approx(expected, rel=1e-9, abs=1e-9)
 
 

@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 
-from miniworld.random_sd import build_tokenizer, build_unet
+from miniworld.pretraining.random_sd import build_tokenizer, build_unet
 from utils.errors import InputError
 from utils.models import load_base, load_donor, resolve, widen_conv_in
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from miniworld.random_sd import build_scheduler, build_unet, build_vae
+from miniworld.pretraining.random_sd import build_scheduler, build_unet, build_vae
 from utils.latents import draw, mode, moments
 from utils.noise import gaussian, generators
 from utils.objectives import AugUNet, SingleStep, rescale, zero_snr_scheduler

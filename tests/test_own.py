@@ -17,8 +17,8 @@ from safetensors import safe_open
 
 from dataloaders.check import main as check
 from dataloaders.diode import DiodeNormals
-from dataloaders.own import OwnMaps, open_own
-from dataloaders.samples import folder_samples, manifest_samples, split_samples
+from dataloaders.folder import OwnMaps, open_own
+from dataloaders.listing import folder_samples, manifest_samples, split_samples
 from utils.errors import InputError
 from utils.lora import SAFETENSORS
 

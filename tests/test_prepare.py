@@ -11,8 +11,8 @@ from conftest import python
 from PIL import Image
 
 from dataloaders import prepare as preparation
+from dataloaders.__main__ import main
 from dataloaders.diode import DiodeDepth, DiodeNormals
-from dataloaders.diode_cli import main
 from utils.errors import InputError
 
 

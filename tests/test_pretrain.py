@@ -14,18 +14,34 @@ from conftest import ROOT
 from diffusers import StableDiffusionInstructPix2PixPipeline, StableDiffusionPipeline
 from torch import Generator
 
-from miniworld import codec, editor, generator, pretrain, scenes
-from miniworld.codec import build_codec, codec_batch, codec_stage, decoder_stage, enlarge, reconstruct, to_tensor
-from miniworld.diode_tree import encode_labels
-from miniworld.editor import build_editor, condition_gain, editor_stage
-from miniworld.gates import codec_gates, unseen_scenes
-from miniworld.generator import Parts, build_generator, encode_pictures, generator_loss, generator_stage, quick
-from miniworld.picture_cache import cached_pictures
-from miniworld.pictures import recolour, turn
-from miniworld.random_sd import build_text_encoder, build_unet
-from miniworld.report import BEGIN, CODEC_SCENES, END, write_card
-from miniworld.stage import Stage, run
-from miniworld.wasserstein import pyramid, sliced_wasserstein
+from miniworld import pretrain, scenes
+from miniworld.pretraining import codec, editor, generator
+from miniworld.pretraining.augment import recolour, turn
+from miniworld.pretraining.codec import (
+    build_codec,
+    codec_batch,
+    codec_stage,
+    decoder_stage,
+    enlarge,
+    reconstruct,
+    to_tensor,
+)
+from miniworld.pretraining.editor import build_editor, condition_gain, editor_stage
+from miniworld.pretraining.gates import codec_gates, unseen_scenes
+from miniworld.pretraining.generator import (
+    Parts,
+    build_generator,
+    encode_pictures,
+    generator_loss,
+    generator_stage,
+    quick,
+)
+from miniworld.pretraining.picture_cache import cached_pictures
+from miniworld.pretraining.random_sd import build_text_encoder, build_unet
+from miniworld.pretraining.report import BEGIN, CODEC_SCENES, END, write_card
+from miniworld.pretraining.stage import Stage, run
+from miniworld.pretraining.wasserstein import pyramid, sliced_wasserstein
+from miniworld.render.diode_tree import encode_labels
 
 MINI_SD, MINI_IP2P = ROOT / "miniworld" / "mini-sd", ROOT / "miniworld" / "mini-ip2p"
 PROMPTS = ("surface normal", "depth map", "albedo", "shading")
@@ -71,7 +87,7 @@ def tiny_stage(name: str, folder: Path, pairs, steps: int = 6):
 
 
 def test_the_cache_is_the_stream(tmp_path, monkeypatch):
-    monkeypatch.setattr("miniworld.picture_cache.CHUNK", 4)
+    monkeypatch.setattr("miniworld.pretraining.picture_cache.CHUNK", 4)
     cached_pictures(tmp_path, seed=3, count=4, size=SIDE)
     monkeypatch.setattr(scenes, "render", count_calls(scenes.render))
     rgb, captions = cached_pictures(tmp_path, seed=3, count=10, size=SIDE)
@@ -101,9 +117,9 @@ def test_no_stage_can_see_a_map(tmp_path, monkeypatch):
 
     render = scenes.render
     monkeypatch.setattr(scenes, "render", bare)
-    monkeypatch.setattr("miniworld.diode_tree.encode_labels", refuse)
-    monkeypatch.setattr("miniworld.gates.encode_labels", refuse)
-    monkeypatch.setattr("miniworld.picture_cache.CHUNK", 16)
+    monkeypatch.setattr("miniworld.render.diode_tree.encode_labels", refuse)
+    monkeypatch.setattr("miniworld.pretraining.gates.encode_labels", refuse)
+    monkeypatch.setattr("miniworld.pretraining.picture_cache.CHUNK", 16)
     monkeypatch.setattr(pretrain, "SIZE", SIDE)
     monkeypatch.setattr(pretrain, "build_codec", partial(build_codec, (8, 8, 8), 4))
     monkeypatch.setattr(pretrain, "build_generator", tiny_parts)

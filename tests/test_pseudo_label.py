@@ -24,10 +24,10 @@ from transformers import (
 import pseudo_label
 from dataloaders.check import main as check
 from dataloaders.diode import DiodeDepth, DiodeNormals
-from miniworld.random_sd import build_text_encoder, build_tokenizer, build_vae
+from miniworld.pretraining.random_sd import build_text_encoder, build_tokenizer, build_vae
 from utils.errors import InputError
-from utils.inference import noise_of
-from utils.protocols import to_srgb
+from utils.maps.conventions import to_srgb
+from utils.noise import noise_of
 
 
 def marigold(folder, task, targets=None, seed=0, **options):

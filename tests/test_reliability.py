@@ -17,12 +17,13 @@ from conftest import ROOT, distance, launch, lora, losses, python, records, run_
 
 import sd_single_diode_pseudo_normal
 from dataloaders.diode import DiodeNormals
-from miniworld.random_sd import build_unet
-from utils import checkpoint, durable, signals
-from utils.batches import EndlessBatches
+from miniworld.pretraining.random_sd import build_unet
 from utils.errors import InputError
 from utils.lora import SAFETENSORS, add_lora
 from utils.objectives import SingleStep
+from utils.system import atomic, signals
+from utils.training import checkpoint
+from utils.training.batches import EndlessBatches
 
 SCRIPT = "sd_single_diode_pseudo_normal.py"
 RESUME = ["--resume_from_checkpoint", "latest"]
@@ -56,9 +57,9 @@ DAMAGES = {
     "one bit of the optimiser": lambda folder: flip(folder / checkpoint.STATE),
     "one bit of the LoRA": lambda folder: flip(folder / SAFETENSORS),
     "no LoRA": lambda folder: (folder / SAFETENSORS).unlink(),
-    "no manifest": lambda folder: (folder / durable.MANIFEST).unlink(),
-    "half a manifest": lambda folder: os.truncate(folder / durable.MANIFEST, 40),
-    "an empty manifest": lambda folder: (folder / durable.MANIFEST).write_text("{}"),
+    "no manifest": lambda folder: (folder / atomic.MANIFEST).unlink(),
+    "half a manifest": lambda folder: os.truncate(folder / atomic.MANIFEST, 40),
+    "an empty manifest": lambda folder: (folder / atomic.MANIFEST).write_text("{}"),
     "no files": lambda folder: [path.unlink() for path in folder.iterdir()],
 }
 
@@ -112,8 +113,8 @@ def test_a_full_disk_costs_one_checkpoint(saved, capsys):
 
 
 def test_metrics_survive_a_full_disk(tmp_path, capsys):
-    from utils.best import read_metrics
-    from utils.tracking import _append
+    from utils.tracking.metrics_file import read_metrics
+    from utils.tracking.trackers import _append
 
     file, line = tmp_path / "metrics.jsonl", json.dumps({"step": 1, "x": "y" * 50}) + "\n"
     _append(file, line)
@@ -129,8 +130,9 @@ def test_metrics_survive_a_full_disk(tmp_path, capsys):
 
 
 def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
-    durable.lock(tmp_path)
-    program = f"from pathlib import Path; from utils import durable as d, errors as e; here = Path({str(tmp_path)!r})"
+    atomic.lock(tmp_path)
+    program = "from pathlib import Path; from utils import errors as e; from utils.system import atomic as d; "
+    program += f"here = Path({str(tmp_path)!r})"
     done = python("-c", f"{program}; e.run(lambda: d.lock(here))", check=False)
     assert done.returncode == 2 and "another process is training into it" in done.stderr
 
@@ -190,7 +192,7 @@ def test_a_signal_finishes_the_step_and_leaves_a_checkpoint(number, flags, whole
 
 def test_a_second_signal_ends_at_once():
     program = (
-        "import os, signal, time; from utils import signals; signals.listen()\n"
+        "import os, signal, time; from utils.system import signals; signals.listen()\n"
         "print('ready', flush=True); time.sleep(60); print('first', signals.asked(), flush=True); time.sleep(60)"
     )
     for launched, expected in ((False, True), (True, False)):  # under a launcher the echo of the first is no second
@@ -232,7 +234,7 @@ def test_signals_under_accelerate_launch(processes, flags, tmp_path):
     text = log.read_text()
     assert "by SIGTERM; saved: checkpoint-" in text and "Traceback" not in text, text
     last = checkpoint.find(tmp_path / "run")[-1]
-    assert durable.damage(last) is None and max(losses(tmp_path / "run")) == checkpoint.step_of(last)
+    assert atomic.damage(last) is None and max(losses(tmp_path / "run")) == checkpoint.step_of(last)
 
 
 def test_a_launcher_alone_that_is_killed_stops_its_run(flags, tmp_path):

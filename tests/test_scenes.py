@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from miniworld import scenes
-from miniworld.diode_tree import (
+from miniworld.render.diode_tree import (
     WORLD_VERSION,
     Settings,
     depth_range,
@@ -19,10 +19,11 @@ from miniworld.diode_tree import (
     render_sample,
     sample_paths,
 )
-from miniworld.materials import Material, to_linear, to_srgb
-from miniworld.raycast import ENCLOSURE, SKY, hidden, trace
-from miniworld.shapes import Sphere
-from miniworld.world import NUMBERS
+from miniworld.render.materials import Material
+from miniworld.render.raycast import ENCLOSURE, SKY, hidden, trace
+from miniworld.render.shapes import Sphere
+from miniworld.render.world import NUMBERS
+from utils.maps.conventions import to_linear, to_srgb
 
 CASES = [(kind, seed) for kind in ("room", "yard") for seed in range(6)]
 SETTINGS = Settings(train=10, val=6, width=40, height=30, seed=3)

@@ -8,12 +8,13 @@ import torch
 from bad_files import malicious_npy, malicious_pickle, malicious_zip
 from conftest import ROOT, launch, records
 
-from dataloaders.images import read_npy, read_rgb
-from utils import checkpoint, durable
 from utils.errors import InputError
 from utils.lora import read_lora
-from utils.maps import read_array
+from utils.maps.files import read_array, read_npy
+from utils.maps.images import read_rgb
 from utils.models import load_base
+from utils.system import atomic
+from utils.training import checkpoint
 
 TOKEN = "hf_" + "NeverToBeSeenAnywhere" + "x" * 13
 KEY = "0123456789abcdef" * 2 + "01234567"  # of the length that wandb asks for
@@ -89,7 +90,7 @@ def test_a_malicious_file_is_refused_by_every_loader(make, tmp_path):
     for reader in (read_rgb, read_array):
         with pytest.raises(ValueError):
             reader(tmp_path / "x.png")
-    durable.seal(folder)
+    atomic.seal(folder)
     with pytest.raises(InputError):
         checkpoint.load(folder, torch.nn.Linear(1, 1), {}, {})
     for part in ("unet", "vae", "text_encoder"):

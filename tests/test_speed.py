@@ -12,10 +12,11 @@ from PIL import Image
 
 import inference_sd_single
 from benchmarks import inference, train_step
-from utils import checkpoint, compiling
 from utils.errors import InputError
 from utils.lora import add_lora, lora_parameters, save_lora
 from utils.models import load_base
+from utils.system import compiling
+from utils.training import checkpoint
 
 compiles = pytest.mark.skipif(" " in torch.__file__, reason="torch.compile needs a path to PyTorch without spaces")
 

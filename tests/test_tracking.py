@@ -14,10 +14,11 @@ import pytest
 from conftest import ROOT, lora, python, records, run_here
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from utils import best, tracking
-from utils.args import training_parser
 from utils.errors import InputError
-from utils.provenance import git_state
+from utils.system.provenance import git_state
+from utils.tracking import metrics_file, trackers
+from utils.training import best
+from utils.training.args import training_parser
 
 SCRIPT = "sd_single_diode_pseudo_depth.py"
 
@@ -86,14 +87,14 @@ def upload(output) -> dict:
 
 KILLED = """
 import os, signal, sys, time
-from utils import tracking
-log = tracking.log_scalars
+from utils.tracking import trackers
+log = trackers.log_scalars
 def log_and_die(accelerator, output_dir, values, step, complete):
     log(accelerator, output_dir, values, step, complete)
     if step == 3 and "train_loss" in values:
         time.sleep(3)  # what wandb has not written to disk by now dies too
         os.kill(os.getpid(), signal.SIGKILL)
-tracking.log_scalars = log_and_die
+trackers.log_scalars = log_and_die
 import sd_single_diode_pseudo_depth as script
 script.main(sys.argv[1:])
 """
@@ -203,12 +204,12 @@ def test_tensorboard_shows_the_same(flags, killed):
 def test_a_run_with_parts_not_uploaded_stays_offline(flags, killed, tmp_path, monkeypatch, capsys):
     """Otherwise the later part would stand in front of the earlier one in wandb."""
     output, _ = killed(flags)
-    assert tracking.not_uploaded(output) == []  # `wandb sync` has left its mark
+    assert trackers.not_uploaded(output) == []  # `wandb sync` has left its mark
     copy = shutil.copytree(output, tmp_path / "run", symlinks=True)
     for mark in copy.glob("wandb/offline-run-*/*.synced"):
         mark.unlink()
     monkeypatch.delenv("WANDB_MODE")
-    monkeypatch.setattr(tracking, "wandb_mode", lambda: ("online", ""))
+    monkeypatch.setattr(trackers, "wandb_mode", lambda: ("online", ""))
     words = flags(SCRIPT, copy, "--max_train_steps", 4, "--resume_from_checkpoint", "latest", "--rank", 4)
     words[words.index("--report_to") + 1] = "wandb"
     run_here(SCRIPT, words)
@@ -276,7 +277,7 @@ def test_git_state(tmp_path):
 
 def test_wandb_goes_offline_without_login(monkeypatch, tmp_path):
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
-    assert tracking.wandb_mode({}) == ("offline", "not logged in: run `wandb login` or set WANDB_API_KEY")
+    assert trackers.wandb_mode({}) == ("offline", "not logged in: run `wandb login` or set WANDB_API_KEY")
 
 
 def test_wandb_goes_offline_without_network():
@@ -284,32 +285,32 @@ def test_wandb_goes_offline_without_network():
         unused.bind(("127.0.0.1", 0))  # bound, never listening: a connection is refused
         url = f"http://127.0.0.1:{unused.getsockname()[1]}"
         started = time.monotonic()
-        mode, reason = tracking.wandb_mode({"WANDB_API_KEY": "x" * 40, "WANDB_BASE_URL": url})
+        mode, reason = trackers.wandb_mode({"WANDB_API_KEY": "x" * 40, "WANDB_BASE_URL": url})
     assert mode == "offline" and "cannot be reached" in reason and time.monotonic() - started < 10
 
 
 def test_wandb_goes_online_when_it_can():
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}"
-        assert tracking.wandb_mode({"WANDB_API_KEY": "x" * 40, "WANDB_BASE_URL": url}) == ("online", "")
+        assert trackers.wandb_mode({"WANDB_API_KEY": "x" * 40, "WANDB_BASE_URL": url}) == ("online", "")
 
 
 def test_the_users_mode_wins():
-    assert tracking.wandb_mode({"WANDB_MODE": "disabled"}) == ("disabled", "")
+    assert trackers.wandb_mode({"WANDB_MODE": "disabled"}) == ("disabled", "")
 
 
 def test_run_id_is_kept(tmp_path):
-    made = tracking.wandb_id(tmp_path)
-    assert len(made) == 8 and tracking.wandb_id(tmp_path) == made
+    made = trackers.wandb_id(tmp_path)
+    assert len(made) == 8 and trackers.wandb_id(tmp_path) == made
     (tmp_path / "wandb_id.txt").write_text("abcd1234\n")  # as the released code left it
-    assert tracking.wandb_id(tmp_path) == "abcd1234"
+    assert trackers.wandb_id(tmp_path) == "abcd1234"
 
 
 def test_metrics_past_the_checkpoint_are_dropped(tmp_path):
     file = tmp_path / best.METRICS
     lines = [json.dumps({"step": step, "loss": 0.5}) + "\n" for step in (1, 2, 3)]
     file.write_text("".join(lines) + '{"step": 4, "tra')  # killed while writing
-    assert tracking.forget_after(tmp_path, 2, validation_steps=5) == {(3, "loss")}
+    assert metrics_file.forget_after(tmp_path, 2, validation_steps=5) == {(3, "loss")}
     assert file.read_text() == "".join(lines[:2])
 
 
@@ -320,4 +321,4 @@ def test_metrics_past_the_checkpoint_are_dropped(tmp_path):
 def test_what_wandb_is_not_told_twice(tmp_path, last, dropped):
     lines = [*({"step": step, "loss": 0.5} for step in (1, 2, 3, 4)), last]
     (tmp_path / best.METRICS).write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert tracking.forget_after(tmp_path, 2, validation_steps=4) == dropped
+    assert metrics_file.forget_after(tmp_path, 2, validation_steps=4) == dropped

@@ -33,7 +33,7 @@ def test_ranks_hold_equal_weights(more, flags, tmp_path):
     program = tmp_path / "ranks.py"
     program.write_text(
         "import sys, os, torch\n"
-        "import utils.training as training, sd_single_diode_pseudo_normal as script\n"
+        "import utils.training.loop as training, sd_single_diode_pseudo_normal as script\n"
         "from utils.lora import lora_state\n"
         "prepare = training.Accelerator.prepare\n"
         "def spy(self, unet, optimizer):\n"

@@ -52,7 +52,7 @@ def _close_bars() -> None:
 
 
 def _tell_launcher(error: Exception) -> None:
-    """Leave the error where torchrun and `processes.supervise` look for the reason of a failure."""
+    """Leave the error where torchrun and `system.processes.supervise` look for the reason of a failure."""
     if "TORCHELASTIC_ERROR_FILE" in os.environ:
         from torch.distributed.elastic.multiprocessing.errors import get_error_handler  # slow to import
 

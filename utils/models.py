@@ -165,3 +165,8 @@ def widen_conv_in(unet: UNet2DConditionModel, donor: nn.Conv2d) -> None:
     new.load_state_dict({"weight": weight, "bias": old.bias})
     unet.conv_in = new.to(old.weight).requires_grad_(False)
     unet.register_to_config(in_channels=new.in_channels)
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """ "bf16" -> torch.bfloat16, and so on."""
+    return {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[name]

@@ -1,5 +1,7 @@
 """Noise that is a function of (seed, number of the sample): the same in every process, on every device."""
 
+import hashlib
+
 import torch
 from torch import Generator, Tensor
 
@@ -22,3 +24,12 @@ def _mix(seed: int, number: int) -> int:
     x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
     x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & (2**64 - 1)
     return (x ^ (x >> 31)) >> 1
+
+
+def noise_of(seed: int, name: str, member: int) -> Generator:
+    """The noise of one picture's one drawing, by (seed, file name, member of the ensemble) alone.
+
+    So it depends neither on the batch, nor on the process, nor on which other pictures lie in the folder.
+    """
+    digest = hashlib.sha256(f"{seed}/{member}/{name}".encode()).digest()
+    return Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)

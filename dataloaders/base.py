@@ -1,0 +1,142 @@
+"""What all data sets of intrinsic maps have in common: how files become items for training and validation."""
+
+import hashlib
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+from torch.utils.data import Dataset
+
+from utils.errors import InputError
+from utils.maps.conventions import to_linear
+from utils.maps.images import Crop, read_label, read_rgb
+
+PROBES = 8  # pictures and labels whose content goes into a fingerprint
+
+
+class Maps(Dataset):
+    """Pictures, labels and ground truth by name; a subclass says which files they are and how truth is read.
+
+    Item `index`, or `(index, epoch)` where a new random crop is wanted each epoch, is a dict with
+        rgb, target  float32 (3,R,R) in [-1,1]: the picture and its pseudo label
+        gt           float32 (C,R,R), measured values in the subclass's unit, arbitrary where not valid
+        valid        bool (1,R,R), where gt is measured
+        stem         str, the sample's name
+
+    Where `measured` is False there is no truth at all, and the label stands in for it (`label_as_truth`).
+    """
+
+    task: ClassVar[str]  # normal, depth, albedo or shading
+
+    def __init__(self, resolution: int, center_crop: bool, seed: int):
+        self.resolution, self.center_crop, self.seed = resolution, center_crop, seed
+        self.stems: list[str] = []
+        self.notes: list[str] = []
+
+    def rgb_path(self, stem: str) -> Path:
+        raise NotImplementedError
+
+    def label_path(self, stem: str) -> Path:
+        raise NotImplementedError
+
+    def ground_truth(self, stem: str) -> tuple[np.ndarray, np.ndarray] | None:
+        """Measured values (H,W,C) and where they are valid, bool (H,W); None if this sample has none."""
+        raise NotImplementedError
+
+    @property
+    def measured(self) -> bool:
+        """Whether gt is the truth, not the label."""
+        return True
+
+    @property
+    def reference(self) -> str:
+        """What validation compares with, for the checkpoint's metadata."""
+        return "ground truth" if self.measured else "pseudo label"
+
+    def __len__(self) -> int:
+        return len(self.stems)
+
+    def keep(self, stems: list[str], num_images: int | None, first: int | None) -> None:
+        """Hold these samples; `num_images`: a subset of this size drawn by the seed; then only the `first` so many."""
+        if num_images is not None and num_images < len(stems):
+            chosen = np.random.default_rng([self.seed, len(stems)]).choice(len(stems), num_images, replace=False)
+            stems = [stems[i] for i in sorted(chosen)]
+        self.stems = stems[:first]
+
+    @property
+    def fingerprint(self) -> str:
+        """Which samples this is, in which order, how they are cropped, and what 8 of their pictures and labels hold
+        (other labels go by the same names); not where they lie on disk."""
+        digest = hashlib.sha256("\n".join([*self.stems, str(self.center_crop)]).encode(errors="surrogateescape"))
+        for stem in self.stems[:: -(-len(self) // PROBES) or 1]:
+            for path in (self.rgb_path(stem), self.label_path(stem)):
+                try:
+                    digest.update(path.read_bytes())
+                except OSError as error:
+                    raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+        return f"{len(self)} images {digest.hexdigest()[:12]}"
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict:
+        index, epoch = key if isinstance(key, tuple) else (key, 0)
+        stem = self.stems[index]
+        rgb, label = read_rgb(self.rgb_path(stem)), read_label(self.label_path(stem))
+        self._check_frame(self.label_path(stem), label.size, rgb.size)
+        rng = None if self.center_crop else np.random.default_rng([self.seed, index, epoch])
+        crop = Crop.of(*rgb.size, self.resolution, rng)
+        label_crop = crop if same_aspect(label.size, rgb.size) else Crop.of(*label.size, self.resolution)
+        target = label_crop.picture(label)
+        gt, valid = self._truth(stem, rgb.size, crop) if self.measured else label_as_truth(self.task, target)
+        return {"rgb": crop.picture(rgb), "target": target, "gt": gt, "valid": valid, "stem": stem}
+
+    def _truth(self, stem: str, size: tuple[int, int], crop: Crop) -> tuple[Tensor, Tensor]:
+        """gt float32 (C,R,R) and valid (1,R,R) of a picture of `size` (width, height)."""
+        found = self.ground_truth(stem)
+        if found is None:
+            blank = torch.zeros(1 if self.task == "depth" else 3, self.resolution, self.resolution)
+            return blank, torch.zeros_like(blank[:1], dtype=torch.bool)
+        gt, valid = found
+        if (gt.shape[1], gt.shape[0]) != size:
+            raise InputError(
+                f"{self.truth_name(stem)}: {gt.shape[1]}x{gt.shape[0]} ground truth beside a {size[0]}x{size[1]} "
+                "picture"
+            )
+        values = torch.from_numpy(crop.array(gt).astype(np.float32)).permute(2, 0, 1).contiguous()
+        return values, torch.from_numpy(crop.array(valid))[None]
+
+    def truth_name(self, stem: str) -> str:
+        """The file of a sample's truth, for messages."""
+        raise NotImplementedError
+
+    def _check_frame(self, path: Path, label: tuple[int, int], rgb: tuple[int, int]) -> None:
+        """A label shows the whole picture, or, being square (as Omnidata's are), the picture's centre square."""
+        if same_aspect(label, rgb) or (label[0] == label[1] and self.center_crop):
+            return
+        cure = "labels of centre squares need --center_crop" if label[0] == label[1] else "make the label anew"
+        raise InputError(f"{path}: a {label[0]}x{label[1]} label does not cover a {rgb[0]}x{rgb[1]} picture; {cure}")
+
+
+def same_aspect(a: tuple[int, int], b: tuple[int, int]) -> bool:
+    """Whether two sizes have one shape, up to one pixel of rounding."""
+    return abs(a[0] * b[1] - a[1] * b[0]) <= max(*a, *b)
+
+
+def label_as_truth(task: str, target: Tensor) -> tuple[Tensor, Tensor]:
+    """A label (3,R,R) in [-1,1], decoded to the unit of gt, and valid (1,R,R).
+
+    normal: unit vectors. albedo, shading: linear light. depth: nothing is valid, because a label tells no metres.
+    """
+    everywhere = torch.ones_like(target[:1], dtype=torch.bool)
+    if task == "depth":
+        return torch.zeros_like(target[:1]), ~everywhere
+    if task == "normal":
+        return normalize(target, dim=0, eps=1e-12), (target != 0).any(0, keepdim=True)
+    return torch.from_numpy(to_linear(target.double().numpy() / 2 + 0.5)).float(), everywhere
+
+
+def fixed_samples(dataset: Maps, count: int, seed: int) -> list[dict]:
+    """`count` items (fewer if there are fewer) chosen by `seed` alone."""
+    chosen = np.random.default_rng([seed, len(dataset)]).permutation(len(dataset))[:count]
+    return [dataset[int(index)] for index in sorted(chosen)]

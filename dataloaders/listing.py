@@ -1,0 +1,138 @@
+"""Lists your own pictures and labels: of a folder, or of a manifest with one JSON object a line.
+
+    <root>/images/<any folders>/<stem>.<png, jpg, ...>        <root>/labels/<same folders>/<stem>.png
+    <root>/gt/<same>/<stem>.npy or .png (optional)            <root>/masks/<same>/<stem>.npy or .png (optional)
+
+    {"image": "a/1.jpg", "label": "b/1.png", "gt": "c/1.npy", "mask": "d/1.png", "split": "val", "name": "1"}
+
+In a manifest only image and label are needed; paths are relative to the manifest.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from utils.errors import InputError
+from utils.maps.images import PICTURES
+
+SPLITS = ("train", "val")
+KEYS = {"image", "label", "gt", "mask", "split", "name"}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The files of one picture. split: train, val, or None where --val_fraction decides."""
+
+    stem: str
+    rgb: Path
+    label: Path
+    gt: Path | None = None
+    mask: Path | None = None
+    split: str | None = None
+
+
+def folder_samples(root: Path, label_root: Path | None = None) -> list[Sample]:
+    """The samples below `root`, by relative path without ending; labels from `label_root` if it is not root/labels.
+
+    Where images/ holds both train/ and val/, these are the splits. Raises InputError for missing folders and for two
+    files of one name; a sample without label gets the path that its label should have.
+    """
+    roots = {"rgb": root / "images", "label": label_root or root / "labels", "gt": root / "gt", "mask": root / "masks"}
+    for role, hint in (("rgb", "--train_data_dir holds images/ and labels/"), ("label", "or pass --pseudo_root")):
+        if not roots[role].is_dir():
+            raise InputError(f"{roots[role]}: no such folder; {hint}")
+    endings = {"rgb": PICTURES, "label": PICTURES, "gt": (".npy", ".png"), "mask": (".npy", ".png")}
+    files = {role: _by_stem(folder, endings[role]) for role, folder in roots.items()}
+    if not files["rgb"]:
+        raise InputError(f"{roots['rgb']}: no pictures ({', '.join(PICTURES)}) in it")
+    tops = {stem.split("/")[0] for stem in files["rgb"] if "/" in stem}
+    by_folder = tops >= set(SPLITS)
+    strays = sorted(stem for stem in files["rgb"] if by_folder and stem.split("/")[0] not in SPLITS)
+    if strays:
+        raise InputError(f"{roots['rgb'] / strays[0]}: images/ holds train/ and val/, so every picture lies in one")
+    return [
+        Sample(
+            stem, path, files["label"].get(stem, roots["label"] / f"{stem}.png"), files["gt"].get(stem),
+            files["mask"].get(stem), stem.split("/")[0] if by_folder else None,
+        )
+        for stem, path in files["rgb"].items()
+    ]  # fmt: skip
+
+
+def manifest_samples(path: Path) -> list[Sample]:
+    """The samples that the manifest lists. InputError names the line that is wrong."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--manifest {path}: cannot be read ({error})") from None
+    samples: dict[str, Sample] = {}
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            sample = _parse(path.parent, line, f"{path}:{number}")
+            if sample.stem in samples:
+                raise InputError(f'{path}:{number}: a second sample called {sample.stem}; give each a "name"')
+            samples[sample.stem] = sample
+    if not samples:
+        raise InputError(f"{path}: lists no sample")
+    if len({sample.split is None for sample in samples.values()}) > 1:
+        raise InputError(f"{path}: some lines have a split and some have none; give it to all or to none")
+    return list(samples.values())
+
+
+def split_samples(samples: list[Sample], fraction: float, seed: int) -> dict[str, list[Sample]]:
+    """ "train", "val" -> samples: as they say themselves, or `fraction` of them, at least 1, drawn by `seed` as val.
+
+    Who is drawn depends on names: a sample added later changes the split of few others.
+    """
+    if samples and samples[0].split is not None:
+        return {split: [sample for sample in samples if sample.split == split] for split in SPLITS}
+    drawn = sorted(samples, key=lambda sample: hashlib.sha256(f"{seed}/{sample.stem}".encode()).digest())
+    count = max(1, round(fraction * len(drawn))) if fraction and len(drawn) > 1 else 0
+    return {"val": drawn[:count], "train": drawn[count:]}
+
+
+def complete(samples: list[Sample], skip_missing: bool, notes: list[str]) -> list[Sample]:
+    """The samples whose files are all there. InputError with their number and three names unless `skip_missing`."""
+    lost = {
+        sample.stem: path
+        for sample in samples
+        for path in (sample.rgb, sample.label, sample.gt, sample.mask)
+        if path is not None and not os.path.isfile(path)
+    }
+    if lost and (not skip_missing or len(lost) == len(samples)):
+        names = ", ".join(map(str, list(lost.values())[:3]))
+        raise InputError(f"{len(lost)} of {len(samples)} samples lack a file, e.g. {names}; --skip_missing leaves out")
+    if lost:
+        notes.append(f"left out {len(lost)} of {len(samples)} samples that lack a file (--skip_missing)")
+    return [sample for sample in samples if sample.stem not in lost]
+
+
+def _by_stem(root: Path, endings: tuple[str, ...]) -> dict[str, Path]:
+    """Relative path without ending -> file, sorted; nothing where there is no such folder."""
+    found: dict[str, Path] = {}
+    for path in sorted(root.rglob("*")):
+        if path.suffix.lower() in endings and not path.name.startswith("."):
+            stem = path.relative_to(root).with_suffix("").as_posix()
+            if stem in found:
+                raise InputError(f"{found[stem]} and {path} have one name: remove or rename one of them")
+            found[stem] = path
+    return found
+
+
+def _parse(folder: Path, line: str, where: str) -> Sample:
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: not JSON ({error})") from None
+    if not isinstance(entry, dict) or not all(isinstance(value, str) and value for value in entry.values()):
+        raise InputError(f'{where}: expected an object of strings, as {{"image": "a.jpg", "label": "a.png"}}')
+    if not {"image", "label"} <= entry.keys() <= KEYS:
+        wrong = sorted(entry.keys() - KEYS) or sorted({"image", "label"} - entry.keys())
+        raise InputError(f"{where}: {'unknown key' if entry.keys() - KEYS else 'no'} {wrong[0]!r}")
+    if entry.get("split", "val") not in SPLITS:
+        raise InputError(f"{where}: split {entry['split']!r} is neither train nor val")
+    paths = {key: folder / entry[key] for key in ("image", "label", "gt", "mask") if key in entry}
+    stem = entry.get("name", Path(entry["image"]).with_suffix("").as_posix())
+    return Sample(stem, paths["image"], paths["label"], paths.get("gt"), paths.get("mask"), entry.get("split"))

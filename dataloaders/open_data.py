@@ -1,0 +1,36 @@
+"""From the data flags to a training set and its validation samples: DIODE, a folder of your own, or a manifest."""
+
+import argparse
+from pathlib import Path
+
+from dataloaders.base import Maps
+from dataloaders.diode import Diode, validation_sets
+from dataloaders.folder import open_own
+from dataloaders.listing import folder_samples, manifest_samples
+
+
+def open_data(args: argparse.Namespace, kind: type[Diode]) -> tuple[Maps, dict[str, list[dict]]]:
+    """The training set of `kind`'s task, and split -> samples that are drawn at every validation.
+
+    args: the data flags of `utils.training.args.training_parser`. Pseudo labels are the targets; ground truth is read
+    for validation only. Raises InputError where files are missing.
+    """
+    options = {
+        "resolution": args.resolution,
+        "center_crop": args.center_crop,
+        "num_images": args.num_train_imgs,
+        "first": args.max_train_samples,
+    }
+    if args.dataset == "diode":
+        train = kind(
+            args.train_data_dir, args.pseudo_root, "train", tuple(args.scene_types.split(",")), seed=args.seed,
+            list_from=args.list_from, skip_missing=args.skip_missing, **options,
+        )  # fmt: skip
+        return train, validation_sets(train)
+    if args.dataset == "folder":
+        samples = folder_samples(Path(args.train_data_dir), args.pseudo_root and Path(args.pseudo_root))
+    else:
+        samples = manifest_samples(Path(args.manifest))
+    return open_own(
+        samples, kind.task, args.val_fraction, args.seed, args.skip_missing, frame=args.gt_frame, **options
+    )

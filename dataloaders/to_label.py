@@ -1,0 +1,62 @@
+"""Pictures to label: DIODE's or a folder's, and what DIODE measured of them."""
+
+from pathlib import Path
+
+import numpy as np
+
+from dataloaders.diode import read_depth, read_normals
+from utils.errors import InputError
+from utils.labels.encoding import SKY_NORMAL, fill
+from utils.maps.diode_names import SCENE_TYPES
+from utils.maps.images import PICTURES
+
+HOLES = {  # how `measured_map` closes them
+    "normal": {
+        "teacher": "normals as DIODE measured them, converted from x right, y up, z toward the viewer",
+        "labels": "normals, x right, y down, z forward (opencv)",
+        "invalid pixels": "nearest valid pixel; outdoors, with nothing valid above them, sky: facing the viewer",
+    },
+    "depth": {
+        "teacher": "depth in metres as DIODE measured it",
+        "labels": "near = white, linear in depth, between each picture's 2nd and 98th percentile of valid pixels",
+        "invalid pixels": "nearest valid pixel; outdoors, with nothing valid above them, sky: as far as the farthest",
+    },
+}
+
+
+def find_pictures(root: Path, output_dir: Path, splits: list[str], scene_types: list[str]) -> dict[str, Path]:
+    """Name of the label, without ending -> picture; sorted. DIODE's (below root/depths) or all below `root`.
+
+    What lies in `output_dir` is no picture to label. Raises InputError where there is none, or two of one name.
+    """
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder (from --input_dir)")
+    diode = (root / "depths").is_dir()
+    unknown = [name for name in scene_types if name not in SCENE_TYPES]
+    if diode and unknown:
+        raise InputError(f"--scene_types: {unknown[0]!r} is not out of {', '.join(SCENE_TYPES)}")
+    base = root / "depths" if diode else root
+    folders = [base / split / kind for split in splits for kind in scene_types] if diode else [base]
+    found: dict[str, Path] = {}
+    for path in sorted(path for folder in folders for path in folder.rglob("*")):
+        hidden = path.name.startswith(".") or output_dir.resolve() in path.resolve().parents
+        if hidden or path.suffix.lower() not in PICTURES or not path.is_file():
+            continue
+        name = path.relative_to(base).with_suffix("").as_posix()
+        if name in found:
+            raise InputError(f"{found[name]} and {path} would get one label: rename one of them")
+        found[name] = path
+    if not found:
+        raise InputError(f"{base}: no pictures ({', '.join(PICTURES)}) in it")
+    return found
+
+
+def measured_map(root: Path, name: str, task: str) -> tuple[np.ndarray, np.ndarray]:
+    """DIODE's normals (H,W,3) or depth (H,W) of one picture, holes closed (`HOLES`), and where it was valid."""
+    outdoors = name.split("/")[1:2] == ["outdoor"]
+    if task == "normal":
+        values, valid = read_normals(root / "normals" / f"{name}_normal.npy")
+        return fill(values, valid, outdoors, SKY_NORMAL), valid
+    values, valid = read_depth(root / "depths" / f"{name}_depth.npy")
+    farthest = values[valid].max(initial=0)
+    return fill(values, valid, outdoors, farthest)[..., 0].astype(np.float64), valid

@@ -1,0 +1,113 @@
+"""The report of `miniworld.pretrain`: gates, distance along the training, contact sheet, and the model cards."""
+
+import json
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+
+from miniworld.pretraining.editor import condition_gain
+from miniworld.pretraining.gates import Gate, codec_gates, distance, sheet_of_samples, table, unseen_scenes
+from miniworld.pretraining.generator import Parts, fingerprint
+from miniworld.pretraining.model_folder import load_generator
+from miniworld.pretraining.wasserstein import sliced_wasserstein
+
+CODEC_SCENES = 256
+DRAWN = 128
+SHOWN = 30
+BEGIN, END = "<!-- report -->", "<!-- end of report -->"
+TITLES = {
+    "vae": "codec",
+    "decoder": "its decoder alone",
+    "unet": "text encoder and UNet",
+    "ip2p": "UNet that reads a picture",
+}
+
+
+def report(out: Path, work: Path, sheet: Path, seed: int) -> None:
+    """Measure, print, draw the sheet; where the training's logs are at hand, write the tables into the model card."""
+    parts, vae = load_generator(out)
+    maps, seen, captions = unseen_scenes(seed, CODEC_SCENES)
+    gates = codec_gates(vae, maps, seen)
+    along = distances_along(parts, vae, maps["rgb"], captions, work / "unet", seed)
+    gates += distance_gates(along)
+    editor = UNet2DConditionModel.from_pretrained(out.parent / "mini-ip2p", subfolder="unet")
+    gain = condition_gain(editor, parts, vae, maps["rgb"][:64], captions[:64])
+    gates.append(
+        Gate("mini-ip2p's error with another scene's picture / with its own", f"{gain:.2f}", "above 1", gain > 1)
+    )
+    sheet_of_samples(parts, vae, captions[:SHOWN], sheet, seed)
+    text = "\n\n".join([table(gates), trend(along), hours(work)])
+    print(text)
+    print(f"\nsamples: {sheet}")
+    if (work / "unet" / "log.jsonl").exists():  # else there is less to tell than the card knows
+        write_card(out / "README.md", text)
+
+
+def distances_along(parts: Parts, vae: AutoencoderKL, rgb, captions: list[str], folder: Path, seed: int) -> dict:
+    """Step -> distances per level, of each snapshot and of the final model ("final"); "scenes": other scenes."""
+    other = rgb[DRAWN : 2 * DRAWN]
+    here, prompts = rgb[:DRAWN], captions[DRAWN : 2 * DRAWN]
+    final = [part.state_dict() for part in (parts.unet, parts.text_encoder)]
+    final = [{key: value.clone() for key, value in state.items()} for state in final]
+    known = folder / f"distances-{fingerprint(vae):08x}.json"  # samples are compared after decoding
+    along = json.loads(known.read_text()) if known.exists() else {}
+    for path in sorted(folder.glob("ema-*.pt")):
+        step = str(int(path.stem.split("-")[1]))
+        if step not in along:
+            state = torch.load(path, weights_only=True)
+            parts.unet.load_state_dict(state["unet"])
+            parts.text_encoder.load_state_dict(state["text_encoder"])
+            along[step] = distance(parts, vae, here, prompts, seed)
+            known.write_text(json.dumps(along))
+    parts.unet.load_state_dict(final[0])
+    parts.text_encoder.load_state_dict(final[1])
+    return along | {"final": distance(parts, vae, here, prompts, seed), "scenes": sliced_wasserstein(other, here)}
+
+
+def distance_gates(along: dict) -> list[Gate]:
+    """The final distance beside that of other scenes; whether it fell: Spearman's rank correlation with the step."""
+    steps = sorted((step for step in along if step.isdigit()), key=int)
+    means = {name: sum(levels) / len(levels) for name, levels in along.items()}
+    gates = [
+        Gate("sliced Wasserstein distance of samples, mean of levels", f"{means['final']:.1f}"),
+        Gate("the same of other scenes (the floor)", f"{means['scenes']:.1f}"),
+    ]
+    if len(steps) > 2:
+        order = torch.tensor([means[step] for step in steps]).argsort().argsort().double()
+        rho = torch.corrcoef(torch.stack([order, torch.arange(len(steps)).double()]))[0, 1].item()
+        name = f"rank correlation of distance and step, {len(steps)} snapshots"
+        gates.append(Gate(name, f"{rho:.2f}", "falling", rho < 0))
+    return gates
+
+
+def trend(along: dict) -> str:
+    """Distances per level along the training, as markdown."""
+    rows = []
+    for name in sorted(along, key=lambda name: (not name.isdigit(), name.zfill(9))):
+        levels = along[name]
+        rows.append(f"| {name} | {' | '.join(f'{value:.1f}' for value in (*levels, sum(levels) / len(levels)))} |")
+    head = f"Sliced Wasserstein distance x 1000, {DRAWN} samples without guidance against as many scenes:"
+    return "\n".join([head, "", "| UNet steps | 64 px | 32 px | 16 px | mean |", "|---|---|---|---|---|", *rows])
+
+
+def hours(work: Path) -> str:
+    """Steps and wall time of each stage from its log, as markdown; "" if the logs are not there."""
+    rows = []
+    for stage, title in TITLES.items():
+        path = work / stage / "log.jsonl"
+        if path.exists():
+            records = [json.loads(line) for line in path.read_text().splitlines()]
+            seconds, last = 0.0, 0
+            for record in records:
+                seconds += record["seconds_per_step"] * (record["step"] - last)
+                last = record["step"]
+            rows.append(f"| {title} | {last} | {seconds / 3600:.2f} |")
+    return "\n".join(["| stage | steps | hours |", "|---|---|---|", *rows]) if rows else ""
+
+
+def write_card(path: Path, text: str) -> None:
+    """Put the text between the card's two marks; the rest of the card is written by hand."""
+    card = path.read_text() if path.exists() else f"{BEGIN}\n{END}\n"
+    before, rest = card.split(BEGIN)
+    path.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.split(END)[1]}")

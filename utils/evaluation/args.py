@@ -1,0 +1,75 @@
+"""The evaluator's command line."""
+
+import argparse
+import math
+from pathlib import Path
+
+from utils.maps.conventions import FRAMES
+from utils.metrics.protocols import DEPTH_RULES
+
+PROTOCOLS = {  # the first is the default
+    "normal": ("pooled", "per_image"),
+    "depth": tuple(DEPTH_RULES),
+    "albedo": ("scale_aligned",),
+    "shading": ("scale_aligned",),
+}
+ONLY_FOR = {
+    "pred_frame": ("normal",),
+    "gt_frame": ("normal",),
+    "align": ("depth",),
+    "gt_depth_scale": ("depth",),
+    "pred_space": ("albedo", "shading"),
+    "gt_space": ("albedo", "shading"),
+    "whdr": ("albedo",),
+}
+
+
+def parse_args(description: str, argv: list[str] | None = None) -> argparse.Namespace:
+    """Parse and check all flags; exits with a usage line where they do not go together."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("--task", required=True, choices=tuple(PROTOCOLS))
+    add("--protocol", help="; ".join(f"{task}: {', '.join(names)}" for task, names in PROTOCOLS.items()))
+    add("--pred_dir", type=Path, required=True, help="predictions: <name>[_<task>].npy or .png, in any subfolders")
+    add("--gt_dir", type=Path, help="ground truth with the same relative names, or DIODE's normals or depths folder")
+    add("--mask_dir", type=Path, help="masks, not zero = valid; otherwise <stem>_depth_mask.npy beside the truth")
+    add("--output", type=Path, default=Path("metrics.json"), help="result file (default: metrics.json)")
+    add("--report", type=Path, metavar="DIR", help="also write DIR/index.html, one page that needs no server")
+    add("--baseline", choices=("mean",), help="also score a constant: the mean normal, depth or colour of the truth")
+    add("--allow_missing", action="store_true", help="leave out and count predictions that are missing or unusable")
+    add("--pred_frame", choices=tuple(FRAMES), help="axes of predicted normals (default: opencv, what we predict)")
+    add("--gt_frame", choices=tuple(FRAMES), help="axes of true normals (default: opengl for DIODE, else opencv)")
+    add("--align", choices=("depth", "disparity"), help="what scale and shift are fitted in (default: depth)")
+    add("--gt_depth_scale", type=float, help="units per metre of 16-bit .png depth: KITTI 256, NYUv2 1000")
+    add("--pred_space", choices=("srgb", "linear"), help="colour space of predictions (default: srgb)")
+    add("--gt_space", choices=("srgb", "linear"), help="colour space of the truth, and of the scores (default: srgb)")
+    add("--whdr", type=Path, help="IIW judgements: one .json, or a folder of <name>.json; needs no --gt_dir")
+    add("--by_stem", action="store_true", help="pair by file stem alone: inference writes one flat folder")
+    add("--center_crop", action="store_true", help="score the truth's centre square, which is what inference draws")
+    add("--erode", type=int, help="second row with masks shrunk by that many pixels (default: 5 for diode, else 0)")
+    add("--diode_set", choices=("disk", "meta"), help="DIODE: all files found (default), or those in diode_meta.json")
+    add("--bootstrap", type=int, default=1000, help="resamples of images for the intervals, 0 = none (default: 1000)")
+    add("--seed", type=int, default=0, help="of the bootstrap (default: 0)")
+    add("--workers", type=int, default=2, help="threads that read and score images (default: 2)")
+    args = parser.parse_args(argv)
+    for flag, tasks in ONLY_FOR.items():
+        if getattr(args, flag) is not None and args.task not in tasks:
+            parser.error(f"--{flag} means nothing for --task {args.task}, only for {' and '.join(tasks)}")
+    args.protocol = args.protocol or PROTOCOLS[args.task][0]
+    if args.protocol not in PROTOCOLS[args.task]:
+        parser.error(f"--task {args.task} has no protocol {args.protocol}: use {', '.join(PROTOCOLS[args.task])}")
+    if args.gt_dir is None and args.whdr is None:
+        parser.error("--gt_dir is needed (only --whdr does without)")
+    if args.gt_dir is None and args.mask_dir is not None:
+        parser.error("--mask_dir needs --gt_dir: judgements know no mask")
+    if args.whdr is not None and args.center_crop:
+        parser.error("--whdr places its points in the whole picture: it cannot go with --center_crop")
+    if args.gt_depth_scale is not None and not 0 < args.gt_depth_scale < math.inf:
+        parser.error("--gt_depth_scale must be a positive number of units per metre")
+    if args.erode is None:
+        args.erode = 5 if args.protocol == "diode" else 0
+    if args.erode < 0 or args.bootstrap < 0 or args.workers < 1:
+        parser.error("--erode and --bootstrap must not be negative, --workers at least 1")
+    return args

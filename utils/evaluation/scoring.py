@@ -1,0 +1,280 @@
+"""Scores one image: reads its files, brings both sides into one frame, size and colour space, calls the metrics."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from utils.evaluation.aggregation import ANGLE_BINS, ImageScore, angle_bins
+from utils.evaluation.pairing import Pair
+from utils.maps.conventions import convert_frame, convert_space, unit_vectors
+from utils.maps.files import read_colour, read_depth, read_mask, read_metric_depth, read_normals, resize
+from utils.metrics.colour import albedo_metrics, align_scale, whdr
+from utils.metrics.depth import align_depth, depth_metrics
+from utils.metrics.normals import angular_error, normal_metrics
+from utils.metrics.protocols import DEPTH_RULES, center_window, depth_valid, erode, kitti_window
+
+RELATIVE_BINS = 1001  # depth and colour errors: bins of 0.001, the last holds everything from 1 up
+AXIS_FLIPS = list(itertools.product((1.0, -1.0), repeat=3))
+FLIP_SAMPLES = 2048  # pixels per image that the frame check looks at
+
+
+class Rules(NamedTuple):
+    """Everything that decides a score besides the files. Names and values are those of the command line."""
+
+    task: str
+    protocol: str
+    pred_frame: str = "opencv"
+    gt_frame: str = "opencv"
+    align: str = "depth"
+    gt_depth_scale: float | None = None
+    pred_space: str = "srgb"
+    gt_space: str = "srgb"
+    center_crop: bool = False
+
+
+class Truth(NamedTuple):
+    """Ground truth of one image: normals (H, W, 3) in opencv axes, depth (H, W) in metres, or colour; valid (H, W).
+
+    full: (height, width) of its file; window: the part of the file that was kept, as two slices.
+    """
+
+    gt: np.ndarray
+    valid: np.ndarray
+    full: tuple[int, int]
+    window: tuple[slice, slice]
+
+
+class GroundTruthError(ValueError):
+    """A ground truth or mask that cannot be used: never excused, the message names the file."""
+
+
+class PredictionError(ValueError):
+    """A prediction that is missing or cannot be scored: the message names the file."""
+
+
+class NothingToScore(ValueError):
+    """An image without enough valid ground truth: left out and counted."""
+
+
+def load_truth(pair: Pair, rules: Rules) -> Truth:
+    """The ground truth of one image under `rules`, cropped as they say. GroundTruthError names the file."""
+    mask = None if pair.mask is None else _read(read_mask, pair.mask, GroundTruthError)
+    if rules.task == "normal":
+        gt, valid = _read(read_normals, pair.gt, GroundTruthError)
+        gt = convert_frame(gt, rules.gt_frame)
+    elif rules.task == "depth":
+        gt = _read(read_metric_depth, pair.gt, GroundTruthError, rules.gt_depth_scale)
+        valid = np.ones(gt.shape, bool)
+    else:
+        gt = _read(read_colour, pair.gt, GroundTruthError)
+        valid = np.isfinite(gt) if gt.ndim == 2 else np.isfinite(gt).all(axis=2)
+    full = valid.shape
+    if mask is not None:
+        if mask.shape != full:
+            raise GroundTruthError(f"{pair.mask}: mask of shape {mask.shape} does not fit {pair.gt}, {full}")
+        valid = valid & mask
+    window = np.s_[0 : full[0], 0 : full[1]]
+    if rules.task == "depth":
+        try:
+            if rules.protocol == "kitti":
+                window = kitti_window(full)
+            inside = np.zeros(full, bool)
+            inside[window] = depth_valid(gt[window], rules.protocol, valid[window])
+            valid = inside
+        except ValueError as error:
+            raise GroundTruthError(f"{pair.gt}: {error}") from error
+    if rules.center_crop:
+        window = center_window(full)
+    return Truth(gt[window], valid[window], full, window)
+
+
+def load_prediction(pair: Pair, rules: Rules, truth: Truth | None) -> tuple[np.ndarray, bool]:
+    """(prediction in the ground truth's frame, size, channels and colour space; was its shape distorted for that?).
+
+    truth: None (colour only) leaves size and channels as they are. PredictionError names the file.
+    """
+    if rules.task == "normal":
+        pred, _ = _read(read_normals, pair.prediction, PredictionError)
+        pred = convert_frame(pred, rules.pred_frame)
+        if pred.shape[:2] not in (truth.gt.shape[:2], truth.full):
+            pred = unit_vectors(pred)  # so that no long vector outweighs its neighbours in the resize
+    elif rules.task == "depth":
+        pred = _read(read_depth, pair.prediction, PredictionError)
+    else:
+        pred = _read(read_colour, pair.prediction, PredictionError)
+        pred = convert_space(pred, rules.pred_space, rules.gt_space)
+        if truth is None:
+            return (pred if pred.ndim == 3 else pred[..., None]), False
+        if pred.ndim == 3 and truth.gt.ndim == 2:
+            pred = pred.mean(axis=2)
+        elif pred.ndim == 2 and truth.gt.ndim == 3:
+            raise PredictionError(f"{pair.prediction}: is grey, but {pair.gt} has colours: predict 3 channels")
+    return fit_to(pred, truth)
+
+
+def fit_to(pred: np.ndarray, truth: Truth) -> tuple[np.ndarray, bool]:
+    """(pred in the size of `truth.gt`, was it distorted?).
+
+    A prediction shows either what was kept of the ground truth or its whole picture: the one whose proportions are
+    nearer. It is resized to that (bilinear, antialiased when shrinking) and, of the whole, the window is kept.
+    Distorted means that neither has its proportions to within 2 %.
+    """
+    kept, shape = truth.gt.shape[:2], pred.shape[:2]
+    if shape == kept:
+        return pred, False
+    kept_off, full_off = (abs(np.log(shape[1] / shape[0] * size[0] / size[1])) for size in (kept, truth.full))
+    if shape == truth.full or full_off < kept_off:
+        whole = pred if shape == truth.full else resize(pred, truth.full)
+        return whole[truth.window], full_off > 0.02
+    return resize(pred, kept), kept_off > 0.02
+
+
+def score(
+    pair: Pair, pred: np.ndarray, gt: np.ndarray, valid: np.ndarray, rules: Rules, distorted: bool
+) -> ImageScore:
+    """The metrics of one image and its histogram of errors.
+
+    Raises NothingToScore when too little ground truth is valid, PredictionError when the prediction has no value on
+    a pixel that counts: leaving such pixels out would flatter it.
+    """
+    pixels = int(np.count_nonzero(valid))
+    if pixels == 0:
+        raise NothingToScore("no valid pixel")
+    if rules.task == "normal":
+        values, angles, flips = _score_normals(pair, pred, gt, valid)
+        errors = np.bincount(angle_bins(angles), minlength=ANGLE_BINS)
+        angles = angles if rules.protocol == "pooled" else None  # 4 bytes per pixel, for the pooled median alone
+    else:
+        _reject(pair, ~np.isfinite(pred[valid]), "NaN or inf")
+        angles = flips = None
+        try:
+            values, errors = (_score_depth if rules.task == "depth" else _score_colour)(pred, gt, valid, rules)
+        except ValueError as error:
+            raise NothingToScore(str(error)) from error
+        errors = np.bincount(np.minimum(errors * 1000, RELATIVE_BINS - 1).astype(int), minlength=RELATIVE_BINS)
+    return ImageScore(
+        pair.name, pair.scene_type, pixels, valid.shape, values, errors.astype(np.uint32), angles, flips, distorted
+    )
+
+
+def compare(pred: np.ndarray, gt: np.ndarray, valid: np.ndarray, rules: Rules) -> tuple[np.ndarray, np.ndarray]:
+    """(prediction as it was scored, error map (H, W)): degrees for normals, |p - g| / g for depth, else mean |p - g|.
+
+    Values outside `valid` mean nothing.
+    """
+    if rules.task == "normal":
+        return pred, angular_error(pred, gt)
+    if rules.task == "depth":
+        rule = DEPTH_RULES[rules.protocol]
+        aligned = align_depth(pred, gt, valid, rules.align, rule.min_depth, rule.max_depth, rule.fit_side)
+        return aligned, np.abs(aligned - gt) / np.where(valid, gt, 1)
+    scaled = align_scale(pred, gt, valid) * np.asarray(pred, np.float64)
+    error = np.abs(scaled - gt)
+    return scaled, error if error.ndim == 2 else error.mean(axis=2)
+
+
+def score_pair(
+    pair: Pair, rules: Rules, radius: int = 0, judgements: Path | None = None, constant: np.ndarray | None = None
+) -> tuple[ImageScore, ImageScore | None]:
+    """(score of one image, score with its mask eroded by `radius` or None when nothing is left or asked for).
+
+    judgements: IIW file that adds `whdr`, and is all there is to score without a ground truth.
+    constant: scored in the prediction's place, one number or one per channel, in the frame and space of the truth.
+    Raises GroundTruthError, PredictionError or NothingToScore.
+    """
+    if pair.prediction is None:
+        raise PredictionError(f"{pair.name}: no prediction")
+    if pair.gt is None and judgements is None:
+        raise NothingToScore("no judgements")
+    truth = None if pair.gt is None else load_truth(pair, rules)
+    if truth is not None and not truth.valid.any():
+        raise NothingToScore("no valid pixel")
+    distorted = False
+    if constant is None or truth is None:
+        pred, distorted = load_prediction(pair, rules, truth)
+    if constant is not None:
+        pred = np.broadcast_to(constant, (pred if truth is None else truth.gt).shape)
+    shrunk = None
+    if truth is None:
+        plain = ImageScore(pair.name, pair.scene_type, pred[..., 0].size, pred.shape[:2], {})
+    else:
+        plain = score(pair, pred, truth.gt, truth.valid, rules, distorted)
+        if radius:
+            try:
+                shrunk = score(pair, pred, truth.gt, erode(truth.valid, radius), rules, distorted)
+            except NothingToScore:
+                shrunk = None  # the row of eroded masks states how many images it holds
+    if judgements is not None:
+        plain.metrics["whdr"] = _score_judgements(pair, pred, judgements, rules)
+    return plain, shrunk
+
+
+def truth_sum(pair: Pair, rules: Rules) -> tuple[np.ndarray, int]:
+    """(sum of the valid ground truth, pixels): unit normals (3,), or colour (3,) or grey () as stored."""
+    truth = load_truth(pair, rules)
+    values = truth.gt[truth.valid]
+    if rules.task == "normal":
+        values = unit_vectors(values)
+    return values.sum(axis=0), len(values)
+
+
+def _score_normals(
+    pair: Pair, pred: np.ndarray, gt: np.ndarray, valid: np.ndarray
+) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
+    """(metrics, float32 angles of the valid pixels, mean error of a sample after each of the AXIS_FLIPS)."""
+    pred, gt = pred.reshape(-1, 3), gt.reshape(-1, 3)
+    if not valid.all():
+        chosen = np.flatnonzero(valid)  # five times faster than indexing rows with a mask
+        pred, gt = pred.take(chosen, axis=0), gt.take(chosen, axis=0)
+    angles = angular_error(pred, gt)
+    _reject(pair, np.isnan(angles), "NaN, inf or the zero vector")
+    step = -(-len(gt) // FLIP_SAMPLES)
+    sample, truth = pred[::step], gt[::step]
+    flips = np.array([angular_error(sample * np.array(signs), truth).mean() for signs in AXIS_FLIPS])
+    return normal_metrics(angles), angles.astype(np.float32), flips
+
+
+def _score_depth(
+    pred: np.ndarray, gt: np.ndarray, valid: np.ndarray, rules: Rules
+) -> tuple[dict[str, float], np.ndarray]:
+    """(metrics, relative errors of the valid pixels)."""
+    if np.count_nonzero(valid) < 3:
+        raise ValueError("fewer than 3 valid pixels: scale and shift would fit them perfectly")
+    rule = DEPTH_RULES[rules.protocol]
+    values = depth_metrics(pred, gt, valid, rules.align, rule.min_depth, rule.max_depth, rule.fit_side)
+    return values, compare(pred, gt, valid, rules)[1][valid]
+
+
+def _score_colour(
+    pred: np.ndarray, gt: np.ndarray, valid: np.ndarray, rules: Rules
+) -> tuple[dict[str, float], np.ndarray]:
+    """(metrics, mean absolute errors of the valid pixels)."""
+    return albedo_metrics(pred, gt, valid), compare(pred, gt, valid, rules)[1][valid]
+
+
+def _score_judgements(pair: Pair, pred: np.ndarray, path: Path, rules: Rules) -> float:
+    """WHDR of one albedo prediction (H, W) or (H, W, 3) in `rules.gt_space`."""
+    _reject(pair, ~np.isfinite(pred), "NaN or inf")
+    try:
+        return whdr(convert_space(pred, rules.gt_space, "linear"), json.loads(path.read_text()))
+    except (OSError, ValueError) as error:
+        raise GroundTruthError(f"{path}: {error}") from error
+
+
+def _reject(pair: Pair, bad: np.ndarray, what: str) -> None:
+    if bad.any():
+        name = pair.prediction or pair.name
+        raise PredictionError(f"{name}: {what} on {np.count_nonzero(bad)} of {bad.size} scored values")
+
+
+def _read(reader, path: Path, kind: type[ValueError], *rest):
+    """reader(path, *rest), its ValueError turned into `kind` with the file's name."""
+    try:
+        return reader(path, *rest)
+    except ValueError as error:
+        raise kind(f"{path}: {error}") from error

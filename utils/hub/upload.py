@@ -1,0 +1,106 @@
+"""Upload of a run to the model hub: LoRA, model card, scores and panels, in the background and never at its cost."""
+
+import shutil
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from huggingface_hub import HfApi
+from safetensors.torch import load_file
+
+from utils.errors import note
+from utils.hub.model_card import model_card
+from utils.lora import BIN, CONV_IN, SAFETENSORS
+from utils.tracking.metrics_file import BEST, METRICS, read_metrics
+
+PATIENCE = 600  # seconds that the end of a run waits for an upload
+STALE = [CONV_IN, "validation/*"]  # deleted in the repository where a new upload does not bring them
+
+
+class Uploads:
+    """One run's uploads. At most one at a time: a checkpoint that comes while one is under way is not uploaded.
+
+    metadata: as in the LoRA's header, without the steps. protocol: how the validation's scores were measured.
+    """
+
+    def __init__(
+        self, output_dir: Path, repo_id: str | None, token: str | None, metadata: Mapping[str, object], protocol: str
+    ):
+        self.output_dir, self.repo_id, self.token = output_dir, repo_id or output_dir.resolve().name, token
+        self.metadata, self.protocol = metadata, protocol
+        self.thread: threading.Thread | None = None
+        self.reason = ""  # why the last upload failed
+        self.warned = False
+
+    def checkpoint(self, folder: Path, step: int) -> None:
+        """Begin to upload the LoRA in `folder`; return at once. The first failure of a run is told, once."""
+        if self.reason and not self.warned:
+            self.warned = True
+            note(f"--push_to_hub failed ({self.reason}); training goes on, and the next checkpoint tries again")
+        if not self._is_busy():
+            self._start(folder, step)
+
+    def finish(self, step: int) -> None:
+        """Upload the finished LoRA and wait for it, PATIENCE seconds at most; print the address, or why it failed."""
+        if not self._is_busy(PATIENCE):
+            self._start(self.output_dir, step)
+        if self._is_busy(PATIENCE):
+            self.reason = f"no answer within {PATIENCE} s"
+        if self.reason:
+            folder = self.output_dir / "hub"
+            note(
+                f"--push_to_hub failed ({self.reason}); the run is complete; later: hf upload {self.repo_id} {folder}"
+            )
+
+    def _is_busy(self, patience: float = 0) -> bool:
+        if self.thread is not None:
+            self.thread.join(patience)
+        return self.thread is not None and self.thread.is_alive()
+
+    def _start(self, folder: Path, step: int) -> None:
+        """Copy what is to be uploaded, so that nothing prunes it meanwhile, and send it in a thread of its own."""
+        last, self.thread, self.reason = folder == self.output_dir, None, ""
+        try:
+            stage(self.output_dir, folder)
+            self._write_card(step)
+        except Exception as error:  # a full disk must not end the training either
+            self.reason = " ".join(str(error).split())[:300]
+            return
+        self.thread = threading.Thread(target=self._send, args=(step, last), daemon=True)
+        self.thread.start()
+
+    def _write_card(self, step: int) -> None:
+        staged = self.output_dir / "hub"
+        validations = [line for line in read_metrics(self.output_dir) if any(name.startswith("val/") for name in line)]
+        scored = max((line for line in validations if line["step"] <= step), key=lambda line: line["step"], default={})
+        protocol = f"{self.protocol} Measured after step {scored.get('step')}."
+        panels = sorted(f"validation/{path.name}" for path in (staged / "validation").iterdir())
+        card = model_card(self.repo_id, {**self.metadata, "steps": step}, scored, protocol, panels)
+        (staged / "README.md").write_text(card)
+
+    def _send(self, step: int, last: bool) -> None:
+        try:
+            api = HfApi(token=self.token)
+            self.repo_id = api.create_repo(self.repo_id, exist_ok=True).repo_id  # now with its owner
+            self._write_card(step)
+            message = f"End of training, step {step}" if last else f"Step {step}"
+            staged = self.output_dir / "hub"
+            api.upload_folder(repo_id=self.repo_id, folder_path=staged, commit_message=message, delete_patterns=STALE)
+            if last:
+                print(f"uploaded to {api.endpoint}/{self.repo_id}")
+        except Exception as error:  # network, rights, quota: whatever it is, the run itself is safe on disk
+            self.reason = " ".join(str(error).split())[:300]
+
+
+def stage(output_dir: Path, folder: Path) -> None:
+    """Copy into `<output_dir>/hub/`: the LoRA in `folder`, the scalars so far, and each split's newest panel."""
+    staged = output_dir / "hub"
+    shutil.rmtree(staged, ignore_errors=True)
+    (staged / "validation").mkdir(parents=True)
+    for path in (folder / SAFETENSORS, folder / CONV_IN, output_dir / METRICS, output_dir / BEST):
+        if path.is_file():
+            shutil.copy(path, staged)
+    torch.save(load_file(staged / SAFETENSORS), staged / BIN)
+    for path in sorted((output_dir / "validation").glob("*_*.png")):  # by step; the newest overwrites the others
+        shutil.copy(path, staged / "validation" / path.name.split("_", 1)[1])

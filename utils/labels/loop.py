@@ -1,0 +1,57 @@
+"""The loop that labels pictures: shared out over processes, going on where it was, recorded in provenance.json."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from tqdm.auto import tqdm
+
+from utils.errors import InputError, note
+from utils.labels.encoding import encode, finish, record, write_label
+
+
+def label_all(
+    pictures: dict[str, Path],
+    draw: Callable[[str], tuple[np.ndarray, np.ndarray | None]],
+    quantity: str,
+    described: dict,
+    state: PartialState,
+    output_dir: Path,
+    with_npy: bool,
+    overwrite: bool,
+) -> None:
+    """Label every picture that has no label yet; exit with status 1 if one of any process failed.
+
+    pictures: name -> file. draw: name -> values of `quantity` and where measured (see `utils.labels.encoding.encode`).
+    described: what provenance.json keeps, and what a later run into the same folder must share.
+    """
+    if state.is_main_process:
+        record(output_dir, described, overwrite)
+    state.wait_for_everyone()
+    done, there, failed = 0, 0, []
+    mine = list(pictures)[state.process_index :: state.num_processes]
+    endings = (".npy", ".png") if with_npy else (".png",)
+    for name in tqdm(mine, desc=f"labelling {described['task']}", disable=not state.is_local_main_process):
+        target = output_dir / name
+        if not overwrite and all(os.path.isfile(f"{target}{ending}") for ending in endings):
+            there += 1
+            continue
+        try:
+            values, measured = draw(name)
+            write_label(target, encode(quantity, values, measured), values if with_npy else None)
+            done += 1
+        except InputError as error:
+            failed.append(str(error) if str(pictures[name]) in str(error) else f"{pictures[name]}: {error}")
+    done, there, failed = sum(gather_object([done])), sum(gather_object([there])), gather_object(failed)
+    if state.is_main_process:
+        counts = {"pictures": len(pictures), "labelled in the last run": done, "there before": there}
+        finish(output_dir, described, {**counts, "failed": len(failed), "complete": not failed})
+    note(f"{output_dir}: {done} labelled, {there} were there, {len(failed)} failed")
+    if failed:
+        if state.is_main_process:
+            print(f"error: {len(failed)} pictures have no label:", *failed, sep="\n  ", file=sys.stderr)
+        sys.exit(1)

@@ -1,0 +1,166 @@
+"""Models that draw pseudo labels, behind one call, each with its conventions turned into this project's.
+
+What they predict, by their documentation:
+    Marigold depth      affine-invariant, 0 = near plane, 1 = far plane; or disparity, as its config says
+    Marigold normals    unit vectors, x right, y up, z toward the viewer (opengl)
+    Marigold IID        `target_properties` of the config names each target's colour space: appearance's albedo is
+                        sRGB, lighting's albedo and shading are linear, up to one scale
+    ZoeDepth, GLPN, DepthPro, metric Depth Anything    depth in metres
+    relative Depth Anything, DPT (MiDaS)               disparity up to scale and shift: no depth can be had from it
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import diffusers
+import numpy as np
+import torch
+import transformers
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from PIL import Image
+from torch import Generator
+from torch.nn.functional import interpolate
+
+from utils.errors import InputError
+from utils.labels.teacher import Teacher, about, accept, depth_said
+from utils.maps.conventions import convert_frame, to_srgb
+
+NAMED = {  # (task, --teacher) -> hub name
+    ("depth", "zoedepth"): "Intel/zoedepth-nyu-kitti",
+    ("depth", "depth-anything-v2"): "depth-anything/Depth-Anything-V2-Metric-Indoor-Large-hf",
+    ("depth", "marigold"): "prs-eth/marigold-depth-v1-1",
+    ("normal", "marigold"): "prs-eth/marigold-normals-v1-1",
+    ("albedo", "marigold-iid"): "prs-eth/marigold-iid-appearance-v1-1",
+    ("shading", "marigold-iid"): "prs-eth/marigold-iid-lighting-v1-1",
+}
+PIPELINES = {
+    "depth": diffusers.MarigoldDepthPipeline,
+    "normal": diffusers.MarigoldNormalsPipeline,
+    "albedo": diffusers.MarigoldIntrinsicsPipeline,
+    "shading": diffusers.MarigoldIntrinsicsPipeline,
+}
+METRIC, RELATIVE = ("zoedepth", "glpn", "depth_pro"), ("dpt",)  # transformers' model types
+
+
+def load_teacher(
+    task: str,
+    teacher: str,
+    revision: str | None,
+    device: torch.device,
+    dtype: torch.dtype,
+    steps: int | None = None,
+    resolution: int | None = None,
+    frame: str = "opengl",
+    predicts: str | None = None,
+) -> Teacher:
+    """A named teacher, a hub name or a local folder; Marigold pipelines for every task, transformers' for depth.
+
+    steps, resolution: of Marigold; None: its config's. frame: the axes of its normals. predicts: "depth" or
+    "disparity", where that is not known or not what its type says.
+    Raises InputError where it cannot be loaded or does not predict `task`.
+    """
+    name = NAMED.get((task, teacher), teacher)
+    if not Path(name).is_dir() and name.count("/") != 1:
+        known = ", ".join(alias for each, alias in NAMED if each == task)
+        raise InputError(f"--teacher {teacher}: no such folder, nor owner/model; named for {task}: {known}")
+    where = {"revision": revision, "token": None}
+    try:
+        kind = diffusers.DiffusionPipeline.load_config(name, **where).get("_class_name")
+    except OSError as error:
+        cause = error.__context__  # the hub's answer: only "no such file" in a repository that is there means that
+        absent = isinstance(cause, EntryNotFoundError) and not isinstance(cause, LocalEntryNotFoundError)
+        if not Path(name).is_dir() and not absent:
+            raise InputError(f"--teacher {name}: cannot be loaded: {' '.join(str(error).split())[:300]}") from None
+        kind = None  # no model_index.json: not of diffusers
+    try:
+        if kind is None:
+            if task != "depth":
+                raise InputError(f"{name}: --task {task} needs a {PIPELINES[task].__name__} (model_index.json)")
+            return _transformers_depth(name, revision, device, dtype, predicts)
+        if kind != PIPELINES[task].__name__:
+            raise InputError(f"{name}: a {kind}; --task {task} needs a {PIPELINES[task].__name__}")
+        pipe = PIPELINES[task].from_pretrained(name, torch_dtype=dtype, **where).to(device)
+    except InputError:
+        raise
+    except Exception as error:  # OSError, HTTP errors, SafetensorError, missing files, ...: not to be had
+        raise InputError(f"--teacher {name}: cannot be loaded: {' '.join(str(error).split())[:300]}") from None
+    pipe.set_progress_bar_config(disable=True)
+
+    def call(picture: Image.Image, noise: list[Generator]) -> np.ndarray:
+        generators = [Generator(device).manual_seed(one.initial_seed()) for one in noise]
+        try:
+            drawn = pipe(
+                picture, num_inference_steps=steps, processing_resolution=resolution, ensemble_size=len(noise),
+                generator=generators,
+            )  # fmt: skip
+        except (ImportError, ValueError) as error:  # scipy for ensembles of depth, resolutions that do not fit
+            raise InputError(f"{name}: {' '.join(str(error).split())[:300]}") from None
+        return drawn.prediction.astype(np.float64)
+
+    return _marigold(task, call, pipe, about(name, revision, kind), frame, predicts)
+
+
+def _marigold(task: str, call: Callable, pipe, who: dict[str, str], frame: str, predicts: str | None) -> Teacher:
+    """The Marigold pipeline's predictions in this project's conventions."""
+    if task == "normal":
+
+        def predict(picture: Image.Image, noise: list[Generator]) -> np.ndarray:
+            return convert_frame(call(picture, noise)[0], frame)
+
+        said = {"teacher": f"normals, axes {frame}", "labels": "normals, x right, y down, z forward (opencv)"}
+        return Teacher(predict, "normal", who, said)
+    if task == "depth":
+        quantity = predicts or pipe.config.prediction_type
+        if quantity not in ("depth", "disparity"):
+            raise InputError(f"{who['name']}: predicts {quantity!r}; say --predicts depth or disparity")
+        accept(who["name"], quantity, predicts)
+        return Teacher(lambda *args: call(*args)[0, ..., 0], quantity, who, depth_said(quantity, "affine-invariant"))
+    properties = pipe.target_properties or {}
+    names = properties.get("target_names", [])
+    if task not in names:
+        raise InputError(f"{who['name']}: predicts {', '.join(names) or 'unnamed targets'}, not {task}")
+    space = properties[task].get("prediction_space", "srgb")
+    scaled = bool(properties[task].get("up_to_scale", False))
+    if space not in ("srgb", "linear"):
+        raise InputError(f"{who['name']}: its {task} is in {space!r}, of which there is no conversion to sRGB")
+
+    def colours(picture: Image.Image, noise: list[Generator]) -> np.ndarray:
+        values = call(picture, noise)[names.index(task)]
+        values = values / max(np.percentile(values, 99), 1e-6) if scaled else values
+        return np.clip(to_srgb(values) if space == "linear" else values, 0, 1)
+
+    said = {"teacher": f"{task}, {space}{', up to scale' if scaled else ''}", "labels": f"{task}, sRGB-coded"}
+    said |= {"scale": "each picture's 99th percentile in linear light is 1"} if scaled else {}
+    return Teacher(colours, task, who, said)
+
+
+def _transformers_depth(
+    name: str, revision: str | None, device: torch.device, dtype: torch.dtype, predicts: str | None
+) -> Teacher:
+    """One of transformers' depth-estimation models."""
+    pipe = transformers.pipeline("depth-estimation", model=name, revision=revision, device=device)
+    pipe.model.to(dtype)
+    config, quantity = pipe.model.config, predicts
+    if quantity is None:
+        metric = config.model_type in METRIC or getattr(config, "depth_estimation_type", None) == "metric"
+        relative = config.model_type in RELATIVE or getattr(config, "depth_estimation_type", None) == "relative"
+        if not metric and not relative:
+            raise InputError(
+                f"{name}: what a {config.model_type} predicts is not known; say --predicts depth or disparity"
+            )
+        quantity = "depth" if metric else "disparity"
+    accept(name, quantity, predicts)
+
+    def predict(picture: Image.Image, noise: list[Generator]) -> np.ndarray:
+        outputs = pipe.forward(pipe.preprocess(picture))
+        if config.model_type != "zoedepth":
+            return pipe.postprocess(outputs)["predicted_depth"].squeeze().double().cpu().numpy()
+        # the library's own needs torchvision for this: undo the reflected border that the image processor added
+        border = [int(3 * (side / 2) ** 0.5) if pipe.image_processor.do_pad else 0 for side in picture.size]
+        size = [picture.height + 2 * border[1], picture.width + 2 * border[0]]
+        whole = interpolate(outputs["predicted_depth"][None].float().cpu(), size, mode="bicubic")[0, 0]
+        return whole.double().numpy()[border[1] : border[1] + picture.height, border[0] : border[0] + picture.width]
+
+    who = about(name, revision, type(pipe.model).__name__)
+    who |= {"commit": config._commit_hash} if getattr(config, "_commit_hash", None) else {}
+    return Teacher(predict, quantity, who, depth_said(quantity, "metres" if quantity == "depth" else "affine"))

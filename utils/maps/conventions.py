@@ -1,0 +1,66 @@
+"""What a map's values mean: camera axes of normals, validity, colour spaces."""
+
+from __future__ import annotations
+
+import numpy as np
+
+# Signs that take a normal of that frame to opencv (x right, y down, z forward). Each is its own inverse.
+FRAMES = {
+    "opencv": (1, 1, 1),
+    "omnidata": (1, 1, 1),  # what the released code trains on; undocumented, taken as opencv
+    "opengl": (1, -1, -1),  # right, up, toward the viewer: Marigold, DIODE's files
+    "dsine": (-1, -1, -1),  # left, up, back: outward normals in opencv axes
+}
+
+
+def unit_vectors(vectors) -> np.ndarray:
+    """Vectors (..., 3) scaled to length 1, float64; NaN where the vector is zero or not finite."""
+    vectors = np.asarray(vectors, dtype=np.float64)
+    with np.errstate(all="ignore"):
+        # Dividing by the largest component first keeps squares of very long or short vectors inside float64's range.
+        vectors = vectors / np.abs(vectors).max(axis=-1, keepdims=True)
+        return vectors / np.sqrt(np.einsum("...i,...i->...", vectors, vectors))[..., None]
+
+
+def normal_valid(gt, mask=None) -> np.ndarray:
+    """Pixels with a ground-truth normal: mask (if any) and every component finite and norm(gt) > 0.
+
+    gt: (..., 3) float normals; mask: (...) of any dtype, true = valid. Returns bool (...).
+    A normal whose components merely sum to zero is valid. Raises ValueError on shapes that do not fit.
+    """
+    gt = np.asarray(gt)
+    if gt.ndim == 0 or gt.shape[-1] != 3:
+        raise ValueError(f"normals need a last axis of 3, not shape {gt.shape}")
+    x, y, z = np.moveaxis(gt, -1, 0)  # plane by plane: reductions over a last axis of 3 are several times slower
+    valid = np.isfinite(x) & np.isfinite(y) & np.isfinite(z) & ((x != 0) | (y != 0) | (z != 0))
+    if mask is None:
+        return valid
+    mask = np.asarray(mask)
+    if mask.shape != valid.shape:
+        raise ValueError(f"mask of shape {mask.shape} does not fit normals of shape {gt.shape}")
+    return valid & mask.astype(bool)
+
+
+def convert_frame(normals: np.ndarray, frame: str) -> np.ndarray:
+    """Normals (..., 3) of `frame` in opencv axes (or back: the signs are their own inverse)."""
+    signs = FRAMES[frame]
+    return normals if signs == (1, 1, 1) else normals * np.array(signs, dtype=normals.dtype)
+
+
+def to_linear(srgb: np.ndarray) -> np.ndarray:
+    """sRGB to linear light, IEC 61966-2-1; any shape, nominal range [0, 1], odd around 0."""
+    size = np.abs(srgb)
+    return np.sign(srgb) * np.where(size <= 0.04045, size / 12.92, ((size + 0.055) / 1.055) ** 2.4)
+
+
+def to_srgb(linear: np.ndarray) -> np.ndarray:
+    """Linear light to sRGB, the inverse of `to_linear`."""
+    size = np.abs(linear)
+    return np.sign(linear) * np.where(size <= 0.0031308, size * 12.92, 1.055 * size ** (1 / 2.4) - 0.055)
+
+
+def convert_space(image: np.ndarray, source: str, target: str) -> np.ndarray:
+    """`image` from colour space `source` to `target`, each srgb or linear."""
+    if source == target:
+        return image
+    return to_linear(image) if target == "linear" else to_srgb(image)

@@ -1,0 +1,102 @@
+"""Tensors to pictures: what the panels show and what inference writes."""
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from utils.maps.conventions import to_srgb
+
+CAPTION_HEIGHT = 16  # pixels
+
+
+def to_uint8(picture: Tensor) -> np.ndarray:
+    """(3,H,W) in [-1,1], clamped -> uint8 (H,W,3), truncated as the released code does: 255 (x / 2 + 0.5)."""
+    pixels = picture.detach().float().clamp(-1, 1).cpu().permute(1, 2, 0).numpy()
+    return (255 * (pixels * 0.5 + 0.5)).astype(np.uint8)
+
+
+def depth_to_uint8(picture: Tensor) -> np.ndarray:
+    """(3,H,W), not clamped -> uint8 (H,W): min-max over all three channels, mean over channels, truncated.
+
+    The released inference's rule. A constant picture has no range to stretch and comes out black.
+    """
+    picture = picture.detach().float()
+    low, high = picture.min(), picture.max()
+    stretched = (picture - low) / (high - low).clamp(min=torch.finfo(torch.float32).tiny)
+    return (stretched.mean(0).cpu().numpy() * 255.0).astype(np.uint8)
+
+
+def map_to_uint8(task: str, drawn: Tensor) -> np.ndarray:
+    """A drawing (3,H,W), not clamped -> the picture that inference writes for `task`."""
+    return depth_to_uint8(drawn) if task == "depth" else to_uint8(drawn)
+
+
+def map_to_values(task: str, drawn: Tensor) -> np.ndarray:
+    """A drawing (3,H,W), not clamped -> float32 values of `task`.
+
+    normal: unit vectors (H,W,3), x right, y down, z forward. depth: (H,W), affine in metres, near = large.
+    albedo, shading: (H,W,3) sRGB-coded, about [0,1], not clamped.
+    """
+    if task == "depth":
+        return drawn.float().mean(0).cpu().numpy()
+    values = unit_normals(drawn) if task == "normal" else drawn.float() / 2 + 0.5
+    return values.permute(1, 2, 0).cpu().numpy()
+
+
+def grey(picture: Tensor) -> Tensor:
+    """(3,H,W) -> its mean over channels, three times: how a panel shows a depth prediction."""
+    return picture.mean(0, keepdim=True).expand(3, -1, -1)
+
+
+def unit_normals(picture: Tensor) -> Tensor:
+    """A drawn normal map (3,H,W), not clamped -> unit vectors (3,H,W) in the label's frame."""
+    return torch.nn.functional.normalize(picture.float(), dim=0, eps=1e-12)
+
+
+def normals_picture(gt: Tensor, valid: Tensor) -> Tensor:
+    """Ground-truth normals (3,H,W), valid (1,H,W) -> picture (3,H,W) in [-1,1], invalid pixels black."""
+    return torch.where(valid, gt, -1.0)
+
+
+def depth_picture(gt: Tensor, valid: Tensor) -> Tensor:
+    """Depth (1,H,W) in metres, valid (1,H,W) -> label-like picture (3,H,W) in [-1,1]: near = white, invalid black.
+
+    Linear between the 1st and 99th percentile of the valid depths, clipped: no value wraps around, no invalid zero
+    moves the range (both happen in the released code).
+    """
+    if not valid.any():
+        return torch.full((3, *gt.shape[1:]), -1.0)
+    near, far = np.percentile(gt[valid].double().numpy(), [1, 99])
+    shade = 1 - ((gt - near) / max(far - near, 1e-6)).clamp(0, 1)
+    return torch.where(valid, 2 * shade - 1, -1.0).expand(3, -1, -1)
+
+
+def colour_picture(gt: Tensor, valid: Tensor) -> Tensor:
+    """Albedo or shading (3,H,W), linear in [0,1], valid (1,H,W) -> sRGB-coded picture in [-1,1], invalid black."""
+    coded = torch.from_numpy(to_srgb(gt.clamp(0, 1).double().numpy())).float()
+    return torch.where(valid, 2 * coded - 1, -1.0)
+
+
+def nothing_measured(gt: Tensor, valid: Tensor) -> Tensor:
+    """A black picture (3,H,W): what the ground-truth column shows where gt is only the label."""
+    return torch.full((3, *gt.shape[1:]), -1.0)
+
+
+def strip(pictures: list[Tensor]) -> Image.Image:
+    """Pictures (3,H,W) in [-1,1] side by side."""
+    return Image.fromarray(np.hstack([to_uint8(picture) for picture in pictures]))
+
+
+def sheet(rows: list[Image.Image], columns: list[str]) -> Image.Image:
+    """Strips of one width under each other, with the columns' names above."""
+    width, side = rows[0].width, rows[0].width // len(columns)
+    page = Image.new("RGB", (width, CAPTION_HEIGHT + sum(row.height for row in rows)), "white")
+    draw = ImageDraw.Draw(page)
+    for i, name in enumerate(columns):
+        draw.text((i * side + 2, 1), name, fill="black")
+    top = CAPTION_HEIGHT
+    for row in rows:
+        page.paste(row, (0, top))
+        top += row.height
+    return page

@@ -1,0 +1,80 @@
+"""Several processes without a GPU: accelerate's launcher does not start them, so we do."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+import torch
+
+from utils.errors import InputError
+from utils.system import signals
+
+
+def start_missing() -> None:
+    """Replace this process by the number of processes that `accelerate launch --num_processes N` was asked for.
+
+    On a machine without a GPU the launcher starts one process, whatever N is, and says nothing; with --multi_gpu it
+    starts N that do not know of each other. Here the first case is mended by `supervise`, the second by `use_cpu`.
+
+    Raises:
+        InputError: several machines were asked for, which needs torchrun.
+    """
+    if "WORLD_SIZE" in os.environ or "MASTER_ADDR" not in os.environ:
+        return
+    words = psutil.Process().parent().cmdline()
+    asked = {
+        name: words[i].partition("=")[2] or words[i + 1]
+        for i, word in enumerate(words)
+        for name in ("--num_processes", "--num_machines")
+        if word.partition("=")[0] == name
+    }
+    if int(asked.get("--num_machines", 1)) > 1:
+        raise InputError("several machines without GPUs: start with torchrun --nnodes ... --nproc_per_node ...")
+    if int(asked.get("--num_processes", 1)) > 1:
+        sys.exit(supervise([sys.executable, *sys.argv], int(asked["--num_processes"])))
+
+
+def supervise(command: list[str], count: int) -> int:
+    """Run `command` in `count` processes that know of each other, pass signals on; the exit status of all together.
+
+    When one fails, the others are ended at once, and its error is the last thing printed: theirs are its echo.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    shared |= {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", 1)}
+    with tempfile.TemporaryDirectory() as folder:
+        running = []
+        for number in signals.STOPPING:  # before there is a process that could miss one
+            signal.signal(number, lambda number, _: [process.send_signal(number) for process in running])
+        signals.follow_parent()
+        for rank in range(count):
+            own = {"RANK": rank, "LOCAL_RANK": rank, "TORCHELASTIC_ERROR_FILE": Path(folder, f"{rank}.json")}
+            words = {name: str(value) for name, value in (shared | own).items()}
+            running.append(subprocess.Popen(command, env={**os.environ, **words}))
+        while None in (states := [process.poll() for process in running]) and not any(states):
+            time.sleep(0.05)
+        for process in running:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+        failed = next((rank for rank, state in enumerate(states) if state), None)
+        if failed is None:
+            return 0
+        told = min(Path(folder).glob("*.json"), key=lambda path: path.stat().st_mtime_ns, default=None)
+        failed = int(told.stem) if told else failed
+        reason = json.loads(told.read_text())["message"]["message"] if told else f"ended with {states[failed]}"
+        print(f"error: process {failed} of {count} failed and ended all: {reason}", file=sys.stderr, flush=True)
+        return 2 if reason.startswith("InputError") else 1
+
+
+def use_cpu() -> bool:
+    """Whether accelerate must be told to join these processes on the CPU."""
+    return int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.accelerator.is_available()

@@ -1,0 +1,185 @@
+"""The latents of a training set on disk, encoded once: what the frozen VAE says of a picture never changes.
+
+<cache_dir>/<key>/latents.bin    (N,3,4,h,w): E(rgb).mode(), mean and std of E(target)'s posterior, in the VAE's dtype
+<cache_dir>/<key>/done.bin       (N,) bytes, 1 where a sample's latents are on disk
+<cache_dir>/<key>/about.json     what the key was made of
+
+The key holds all that changes a latent: the VAE's weights and dtype, the resolution, the crop, and every file's name,
+size and time. A sample is marked as done after its bytes have reached the disk, and samples are encoded alike by
+whoever comes first: so a killed build goes on, and processes or runs that build at once disturb nobody.
+"""
+
+import hashlib
+import json
+import math
+import os
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
+
+from utils.errors import note
+from utils.latents import NAMES, moments
+from utils.system import signals
+
+CHUNK = 32  # samples read, written and marked together
+PIXELS = 4 * 512**2  # encoded at once: what a batch of 4 takes in training, so that the cache takes no more memory
+
+
+class CachedLatents(Dataset):
+    """A training set whose items are latents (utils/latents.py), each (4,h,w), read from the disk's cache."""
+
+    def __init__(self, folder: Path, stems: list[str], shape: tuple[int, ...], dtype: torch.dtype):
+        self.folder, self.stems, self.shape, self.dtype = folder, stems, (len(NAMES), *shape), dtype
+        self.values = self.done = None
+
+    def __len__(self) -> int:
+        return len(self.stems)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict:
+        index = key[0] if isinstance(key, tuple) else key
+        if self.values is None:
+            self.open("r")
+        values = torch.from_numpy(np.array(self.values[index])).view(self.dtype)
+        return {**dict(zip(NAMES, values)), "stem": self.stems[index]}
+
+    def open(self, mode: str) -> None:
+        """Map the files into memory; in a worker process this happens at its first item."""
+        kind = np.int16 if self.dtype.itemsize == 2 else np.int32  # numpy knows no bfloat16
+        self.values = np.memmap(self.folder / "latents.bin", kind, mode, shape=(len(self), *self.shape))
+        self.done = np.memmap(self.folder / "done.bin", np.uint8, mode, shape=(len(self),))
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "values": None, "done": None}  # a map does not travel to workers; its path does
+
+
+def cached_or_not(train_set, vae: AutoencoderKL, cache_dir: Path, workers: int = 0, rank: int = 0, world: int = 1):
+    """The training set's `cached_latents`, or itself where they would not be the same or have no place; a note says
+    so."""
+    if not train_set.center_crop:
+        note("random crops: latents are not cached, every step encodes its pictures")
+        return train_set
+    try:
+        return cached_latents(train_set, vae, cache_dir, workers, rank, world)
+    except OSError as error:
+        note(f"no latent cache, every step encodes its pictures: {cache_dir}: {error.strerror} (--cache_dir)")
+        return train_set
+
+
+def cached_latents(
+    train_set, vae: AutoencoderKL, cache_dir: Path, workers: int = 0, rank: int = 0, world: int = 1
+) -> CachedLatents:
+    """Build what is missing of the cache of `train_set`, a `dataloaders.base.Maps`, and open it.
+
+    Each of `world` processes begins with its own share. Raises OSError: the disk is full or cannot be written.
+    """
+    about = describe(train_set, vae)
+    folder = cache_dir / hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
+    side = train_set.resolution // 2 ** (len(vae.config.block_out_channels) - 1)
+    shape = (vae.config.latent_channels, side, side)
+    folder.mkdir(parents=True, exist_ok=True)
+    reserve(folder / "latents.bin", len(train_set) * len(NAMES) * math.prod(shape) * vae.dtype.itemsize)
+    reserve(folder / "done.bin", len(train_set))
+    draft = folder / f"about.{os.getpid()}"
+    draft.write_text(json.dumps({**about, "files": len(about["files"])}, indent=1))
+    draft.replace(folder / "about.json")
+    cache = CachedLatents(folder, train_set.stems, shape, vae.dtype)
+    cache.open("r+")
+    build(cache, train_set, vae, workers, rank, world)
+    cache.values = cache.done = None  # from here on it is only read
+    return cache
+
+
+def build(cache: CachedLatents, train_set, vae: AutoencoderKL, workers: int, rank: int, world: int) -> None:
+    """Encode what is not done, this process's share first: who is quick helps the others out."""
+    chunks = np.array_split(np.arange(len(cache)), -(-len(cache) // CHUNK))
+    chunks = [chunk for turn in range(world) for chunk in chunks[(rank + turn) % world :: world]]
+    missing = [chunk for chunk in chunks if not cache.done[chunk].all()]
+    loader = DataLoader(Pictures(train_set), batch_sampler=missing, num_workers=workers, worker_init_fn=signals.ignore)
+    bar = tqdm(total=len(missing), desc="encoding latents", unit=f"x{CHUNK}", disable=rank > 0 or not missing)
+    for chunk, batch in zip(missing, loader):
+        if signals.asked():
+            bar.close()
+            note(f"stopped by {signals.asked()} while encoding latents; the same command goes on where it was")
+            sys.exit(0)
+        bar.update(1)
+        if cache.done[chunk].all():  # another process was here meanwhile
+            continue
+        stacked = encode(vae, batch, max(1, PIXELS // train_set.resolution**2))
+        cache.values[chunk] = stacked.view(torch.int16 if stacked.element_size() == 2 else torch.int32).numpy()
+        cache.values.flush()
+        cache.done[chunk] = 1
+    bar.close()
+
+
+def encode(vae: AutoencoderKL, batch: dict[str, Tensor], at_once: int) -> Tensor:
+    """The latents of a batch of rgb and target (B,3,R,R), `at_once` after one another: (B,3,4,h,w) on the CPU."""
+    parts = []
+    for some in zip(*(batch[name].split(at_once) for name in batch)):
+        latents = moments(vae, {name: value.to(vae.device) for name, value in zip(batch, some)})
+        parts.append(torch.stack([latents[name] for name in NAMES], dim=1).cpu())
+    return torch.cat(parts)
+
+
+class Pictures(Dataset):
+    """A training set without its ground truth."""
+
+    def __init__(self, train_set):
+        self.train_set = train_set
+
+    def __len__(self) -> int:
+        return len(self.train_set)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        sample = self.train_set[index]
+        return {"rgb": sample["rgb"], "target": sample["target"]}
+
+
+def reserve(path: Path, size: int) -> None:
+    """Make a file of `size` zero bytes, all of them on the disk, unless it is there: no write into it can fail later.
+
+    Two processes may do so at once: who comes second takes the first one's file.
+    """
+    if path.exists() and path.stat().st_size == size:
+        return
+    draft = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        with draft.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+        with suppress(FileExistsError):
+            os.link(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def describe(train_set, vae: AutoencoderKL) -> dict:
+    """All that a latent depends on, fit for JSON."""
+    files = []
+    for stem in train_set.stems:
+        for path in (train_set.rgb_path(stem), train_set.label_path(stem)):
+            status = os.stat(path)
+            files.append([str(path.resolve()), status.st_size, status.st_mtime_ns])
+    return {
+        "vae": weights_hash(vae),
+        "dtype": str(vae.dtype),
+        "data": type(train_set).__name__,
+        "resolution": train_set.resolution,
+        "crop": "centre",
+        "files": files,
+    }
+
+
+def weights_hash(vae: AutoencoderKL) -> str:
+    """SHA-256 of the encoder's weights, on whatever device they are."""
+    digest = hashlib.sha256()
+    for name, value in sorted(vae.state_dict().items()):
+        if not name.startswith(("decoder.", "post_quant_conv.")):
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
