@@ -27,6 +27,7 @@ from utils.evaluation.aggregation import ImageScore, frame_warning, make_rows, t
 from utils.evaluation.args import parse_args
 from utils.evaluation.pairing import Pair
 from utils.evaluation.scoring import GroundTruthError, NothingToScore, PredictionError, Rules
+from utils.maps import diode_names
 from utils.maps.conventions import unit_vectors
 from utils.metrics.protocols import DEPTH_RULES
 from utils.system.atomic import replace
@@ -41,8 +42,8 @@ def find_pairs(args: argparse.Namespace, notes: list[str]) -> list[Pair]:
         pairs = [Pair(name, path, None) for name, path in sorted(found.items())]
         counts = {"npy_preferred_over_png": doubles, "predictions_without_gt": 0}
     else:
-        root = pairing.diode_root(args.gt_dir)
-        listed = pairing.listed_samples(root) if root else None
+        root = diode_names.diode_root(args.gt_dir)
+        listed = diode_names.listed_samples(root) if root else None
         if args.diode_set and not root:
             raise FileNotFoundError(
                 f"--diode_set: no diode_meta.json beside the normals or depths folder {args.gt_dir}"
@@ -50,7 +51,7 @@ def find_pairs(args: argparse.Namespace, notes: list[str]) -> list[Pair]:
         wanted = listed if args.diode_set == "meta" else None
         pairs, counts = pairing.pair_maps(args.task, args.pred_dir, args.gt_dir, args.mask_dir, wanted, args.by_stem)
         if root:
-            inside = sum(pairing.sample_of(pair.gt) in listed for pair in pairs)
+            inside = sum(diode_names.sample_of(pair.gt) in listed for pair in pairs)
             source = "diode_meta.json" if args.diode_set == "meta" else "all on disk"
             notes.append(f"DIODE: {len(pairs)} images asked for ({source}); diode_meta.json lists {inside} of them")
             missing = sum(pair.prediction is None for pair in pairs)
@@ -186,7 +187,7 @@ def describe_settings(args: argparse.Namespace, rules: Rules, pairs: list[Pair],
 
 def make_rules(args: argparse.Namespace) -> Rules:
     """The rules of scoring, with the defaults filled in."""
-    diode = args.gt_dir is not None and pairing.diode_root(args.gt_dir) is not None
+    diode = args.gt_dir is not None and diode_names.diode_root(args.gt_dir) is not None
     return Rules(
         task=args.task,
         protocol=args.protocol,
@@ -240,7 +241,7 @@ def evaluate(args: argparse.Namespace) -> dict:
 
 
 def rows_of(scores: list[tuple[ImageScore, ImageScore | None]], args: argparse.Namespace) -> list[dict]:
-    return make_rows(scores, pairing.SCENE_TYPES, args.protocol == "pooled", args.erode, args.bootstrap, args.seed)
+    return make_rows(scores, diode_names.SCENE_TYPES, args.protocol == "pooled", args.erode, args.bootstrap, args.seed)
 
 
 def warnings_of(scores: list[ImageScore], task: str) -> list[str]:

@@ -113,19 +113,18 @@ def test_a_full_disk_costs_one_checkpoint(saved, capsys):
 
 
 def test_metrics_survive_a_full_disk(tmp_path, capsys):
-    from utils.tracking.metrics_file import read_metrics
-    from utils.tracking.trackers import _append
+    from utils.tracking.metrics_file import append, read_metrics
 
     file, line = tmp_path / "metrics.jsonl", json.dumps({"step": 1, "x": "y" * 50}) + "\n"
-    _append(file, line)
+    append(file, line)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(line) + 10, before[1]))
     try:
-        _append(file, line)
+        append(file, line)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert "could not be written" in capsys.readouterr().err
-    _append(file, line)
+    append(file, line)
     assert file.read_text() == 2 * line and len(read_metrics(tmp_path)) == 2
 
 

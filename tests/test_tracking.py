@@ -234,7 +234,7 @@ def fake_run(folder, metric: str, values: dict[int, float], checkpoints: tuple[i
         (folder / f"checkpoint-{step}").mkdir()
         (folder / f"checkpoint-{step}" / "training_state.pt").touch()
     lines = [{"step": step, metric: value} for step, value in values.items()]
-    (folder / best.METRICS).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / metrics_file.METRICS).write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 @pytest.mark.parametrize(("metric", "values", "checkpoints", "step"), [
@@ -307,7 +307,7 @@ def test_run_id_is_kept(tmp_path):
 
 
 def test_metrics_past_the_checkpoint_are_dropped(tmp_path):
-    file = tmp_path / best.METRICS
+    file = tmp_path / metrics_file.METRICS
     lines = [json.dumps({"step": step, "loss": 0.5}) + "\n" for step in (1, 2, 3)]
     file.write_text("".join(lines) + '{"step": 4, "tra')  # killed while writing
     assert metrics_file.forget_after(tmp_path, 2, validation_steps=5) == {(3, "loss")}
@@ -320,5 +320,5 @@ def test_metrics_past_the_checkpoint_are_dropped(tmp_path):
 ])  # fmt: skip
 def test_what_wandb_is_not_told_twice(tmp_path, last, dropped):
     lines = [*({"step": step, "loss": 0.5} for step in (1, 2, 3, 4)), last]
-    (tmp_path / best.METRICS).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / metrics_file.METRICS).write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert metrics_file.forget_after(tmp_path, 2, validation_steps=4) == dropped
