@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import records, run_here
+from helpers import records, run_here
 from PIL import Image
 from safetensors import safe_open
 
