@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from utils.cli import Parser
+from utils.cli import Parser, path_flag
 from utils.errors import InputError, note, run
 from utils.lora import CONV_IN, read_lora
 from utils.lora.keys import FORMATS, Layer, key_format, parse_layers, split_module, to_format
@@ -173,7 +173,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = Parser(prog="python -m utils.lora", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     look = commands.add_parser("inspect", help="format, rank, layers, metadata, norms per block, fitting base model")
-    look.add_argument("source", type=Path, help="a .safetensors or .bin file, or a folder that holds one")
+    look.add_argument("source", type=path_flag, help="a .safetensors or .bin file, or a folder that holds one")
     look.add_argument("--json", action="store_true", help="print JSON")
     change = commands.add_parser(
         "convert",
@@ -182,8 +182,10 @@ def main(argv: list[str] | None = None) -> None:
         "ComfyUI. peft: for load_lora_adapter. kohya: sd-scripts, WebUI, ComfyUI. Weights keep their bits, unless "
         "kohya's alpha differs from the rank and the other format cannot say so.",
     )
-    change.add_argument("source", metavar="IN", type=Path, help="a file of any known format, or a folder with one")
-    change.add_argument("out", metavar="OUT", type=Path, help="a .safetensors or .bin file")
+    change.add_argument(
+        "source", metavar="IN", type=path_flag, help="a file of any known format, or a folder with one"
+    )
+    change.add_argument("out", metavar="OUT", type=path_flag, help="a .safetensors or .bin file")
     change.add_argument("--format", required=True, choices=FORMATS, help="the key names to write")
     args = parser.parse_args(argv)
     if args.command == "convert":
