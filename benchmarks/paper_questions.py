@@ -28,8 +28,8 @@ from tqdm import tqdm
 from benchmarks.answers import write_answers
 from benchmarks.probe import PLACES, Recipe, Setting, load_task, probe
 from miniworld.pretraining.generator import fingerprint
-from miniworld.tasks import TASKS
 from utils.errors import InputError, note, run
+from utils.intrinsics import INTRINSICS
 from utils.models import load_base
 from utils.system import atomic
 
@@ -71,7 +71,7 @@ def plan(args: argparse.Namespace) -> dict[str, list[Setting]]:
     usual = Setting(labels=args.labels, learning_rate=args.learning_rate, timestep=args.timestep)
     both = ("pretrained", "random")
     asked: dict[str, list[Setting]] = {
-        "1": [replace(usual, task=task, unet=unet) for task in TASKS for unet in both],
+        "1": [replace(usual, task=task, unet=unet) for task in INTRINSICS for unet in both],
         "2": [replace(usual, rank=rank) for rank in RANKS],
         "3": [replace(usual, labels=labels) for labels in LABELS if labels <= args.train],
         "4": [replace(usual, unet=str(path)) for path in snapshots(args)],
@@ -113,7 +113,7 @@ def main(argv: list[str] | None = None) -> None:
     todo = {one.name: one for settings in asked.values() for one in settings}
     missing = [one for name, one in todo.items() if not (folder / f"{name}.json").exists()]
     used = {one.task for one in missing}
-    for task in [task for task in TASKS if task in used]:  # encode once, before the processes need it
+    for task in [task for task in INTRINSICS if task in used]:  # encode once, before the processes need it
         load_task(data, task, base, recipe, args.work)
     del base
     common = (args.base, data, recipe, args.work, folder)

@@ -9,13 +9,24 @@ import math
 import os
 import sys
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 
 from utils.cli import Help
 from utils.errors import InputError
 from utils.maps.conventions import FRAMES
+from utils.tracking.settings import TrackingSettings
+from utils.training.settings import OptimizerSettings, RunSettings, Settings
 
 TRACKERS = ("wandb", "tensorboard")
+SINGLE_STEP_REFUSES = {
+    "noise_offset": "a single step has no noise; leave it out",
+    "prediction_type": "a single step predicts the label's latents, whatever the base predicts; leave it out",
+}
+AUGUNET_REFUSES = {
+    "prediction_type": "where the last step is pure noise, only velocity says anything there; leave it out",
+    "timestep": "diffusion runs through all timesteps; leave it out",
+}
 
 
 def training_parser(description: str) -> argparse.ArgumentParser:
@@ -167,6 +178,21 @@ def parse(
     if args.local_rank >= 0:
         os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     return args
+
+
+def settings_of(args: argparse.Namespace) -> Settings:
+    """The parsed flags as plain values for the loop. The flags of data and model stay with the script."""
+
+    def pick(kind: type) -> dict[str, object]:
+        return {field.name: getattr(args, field.name) for field in fields(kind) if hasattr(args, field.name)}
+
+    run = pick(RunSettings) | {
+        "output_dir": Path(args.output_dir),
+        "cache_dir": args.cache_dir and Path(args.cache_dir),
+    }
+    flags = {name: value for name, value in vars(args).items() if name != "hub_token"}
+    tracking = pick(TrackingSettings) | {"trackers": tuple(args.trackers), "tags": tuple(args.tags), "flags": flags}
+    return Settings(RunSettings(**run), OptimizerSettings(**pick(OptimizerSettings)), TrackingSettings(**tracking))
 
 
 def _refuse_dead_flags(args: argparse.Namespace) -> None:
