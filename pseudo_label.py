@@ -24,7 +24,7 @@ from utils.errors import InputError, note, run
 from utils.labels.loop import label_all
 from utils.labels.self_check import self_check
 from utils.labels.teachers import load_teacher
-from utils.maps.conventions import FRAMES
+from utils.maps.frames import FRAMES
 from utils.maps.images import read_rgb
 from utils.models import dtype_of
 from utils.noise import noise_of

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from utils.cli import Parser, path_flag
 from utils.intrinsics import ALBEDO, INTRINSICS
-from utils.maps.conventions import FRAMES
+from utils.maps.frames import FRAMES
 from utils.metrics.depth_rules import DEPTH_RULES
 
 PROTOCOLS = {  # by kind of intrinsic; the first is the default

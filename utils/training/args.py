@@ -15,7 +15,8 @@ from pathlib import Path
 
 from utils.cli import Parser, expand
 from utils.errors import InputError, note
-from utils.maps.conventions import FRAMES
+from utils.lora.targets import parse_targets
+from utils.maps.frames import FRAMES
 from utils.tracking.settings import TrackingSettings
 from utils.training.settings import OptimizerSettings, RunSettings, Settings
 
@@ -70,6 +71,8 @@ def _model_flags(group) -> None:
     add("--revision", help="branch, tag or commit of the hub model")
     add("--rank", type=int, default=8, help="rank of the LoRA; the released code's default is 4, its commands use 8 "
         "(default: 8)")  # fmt: skip
+    add("--lora_targets", default="attention", help="layers that the LoRA sits on: attention (the paper's place), all, "
+        "or a comma-separated choice of attention,feedforward,projection,conv,time")  # fmt: skip
     add("--lora_path", type=expand, help="start from this LoRA (.safetensors, .bin or an output folder)")
     add("--unified_prompt", help="the one prompt of every image")
     add("--empty_prompt", action="store_true", help="an empty prompt instead of --unified_prompt")
@@ -189,6 +192,7 @@ def parse(parser: Parser, argv: list[str] | None = None) -> argparse.Namespace:
         args.max_train_steps = None  # the script's default number of steps must not win over epochs asked for
     if args.max_train_steps is None and args.num_train_epochs is None:
         raise InputError("no length: pass --max_train_steps or --num_train_epochs")
+    args.lora_targets = ",".join(parse_targets(args.lora_targets))
     args.trackers = _trackers(args.report_to)
     if not args.output_dir.strip():
         raise InputError("--output_dir is empty: name a folder")
