@@ -71,7 +71,7 @@ def _model_flags(group) -> None:
     add("--revision", help="branch, tag or commit of the hub model")
     add("--rank", type=int, default=8, help="rank of the LoRA; the released code's default is 4, its commands use 8 "
         "(default: 8)")  # fmt: skip
-    add("--lora_targets", default="attention", help="layers that the LoRA sits on: attention (the paper's place), all, "
+    add("--lora_targets", default="attention", help="layers the LoRA sits on: attention (the paper's place), all, "
         "or a comma-separated choice of attention,feedforward,projection,conv,time")  # fmt: skip
     add("--lora_path", type=expand, help="start from this LoRA (.safetensors, .bin or an output folder)")
     add("--unified_prompt", help="the one prompt of every image")
