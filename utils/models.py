@@ -46,7 +46,8 @@ class Base:
 
     def timestep(self, wanted: int | None = None) -> int:
         """The timestep of a single step: the schedule's last, T-1, unless another is wanted; InputError if it has none
-        of that number."""
+        of that number.
+        """
         last = self.scheduler.config.num_train_timesteps - 1
         if wanted is not None and not 0 <= wanted <= last:
             raise InputError(f"--timestep={wanted}: the schedule of {self.name} has 0 to {last}")

@@ -61,7 +61,8 @@ class CachedLatents(Dataset):
 
 def cached_or_not(train_set, vae: AutoencoderKL, cache_dir: Path, workers: int = 0, rank: int = 0, world: int = 1):
     """The training set's `cached_latents`, or itself where they would not be the same or have no place; a note says
-    so."""
+    so.
+    """
     if not train_set.center_crop:
         note("random crops: latents are not cached, every step encodes its pictures")
         return train_set

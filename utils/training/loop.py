@@ -241,7 +241,8 @@ def describe(objective: Objective, base: Base, train_set, run: RunSettings) -> d
 
 def begin_records(run: RunSettings, step: int | None) -> set[tuple[int, str]]:
     """Clear away what an interrupted run left half done. Returns the (step, scalar) that the trackers already have of
-    the steps after `step`, the checkpoint's; None: there is none."""
+    the steps after `step`, the checkpoint's; None: there is none.
+    """
     checkpoint.clear(run.output_dir)
     if run.resume_from_checkpoint is None:
         metrics_file.set_aside(run.output_dir)
