@@ -69,8 +69,8 @@ def refuse_whole_tree(pairs: list[Pair], args: argparse.Namespace) -> None:
         if inside and all(pair.prediction is None for pair in inside):
             other = args.gt_dir / next(name for name in splits if name != split)
             raise InputError(
-                f"--gt_dir {args.gt_dir} holds train/ and val/, and none of the {len(inside)} images of {split}/ has a "
-                f"prediction: pass --gt_dir {other}"
+                f"--gt_dir {args.gt_dir} holds train/ and val/, and none of the {len(inside)} images of {split}/ "
+                f"has a prediction: pass --gt_dir {other}"
             )
 
 
