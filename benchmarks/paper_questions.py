@@ -28,6 +28,7 @@ from tqdm import tqdm
 from benchmarks.answers import write_answers
 from benchmarks.probe import PLACES, Recipe, Setting, load_task, probe
 from miniworld.pretraining.generator import fingerprint
+from utils.cli import Parser
 from utils.errors import InputError, note, run
 from utils.intrinsics import INTRINSICS
 from utils.models import load_base
@@ -40,10 +41,9 @@ RATES = (0.25, 1, 4)  # times the usual learning rate
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m benchmarks.paper_questions",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("--base", default="miniworld/mini-sd", help="Stable Diffusion: a folder or a hub name (miniworld/mini-sd)")

@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 from dataloaders.base import same_aspect
 from dataloaders.listing import folder_samples, manifest_samples
 from utils import __version__
+from utils.cli import Parser
 from utils.errors import InputError, run
 from utils.maps.diode_names import listed_samples
 from utils.maps.files import read_array, read_mask
@@ -155,7 +156,7 @@ def finish(samples: list[Files], notes: list[str], workers: int) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     add = parser.add_argument
     add("--dataset", choices=["diode", "folder", "manifest"], default="diode")
     add("--train_data_dir", type=Path, help="DIODE's normals/ or depths/ folder, or a folder of your own")

@@ -25,6 +25,7 @@ from dataloaders.diode import Diode
 from miniworld.demo_page import ROW_NAMES, compare, table, write_page
 from miniworld.references import random_control, untrained_lora, write_mean_label, write_vae_ceiling
 from miniworld.tasks import evaluation_flags
+from utils.cli import Parser
 from utils.intrinsics import INTRINSICS, Intrinsic
 from utils.lora import CONV_IN, SAFETENSORS, read_lora
 
@@ -37,7 +38,7 @@ TIMESTEP = 400  # of the single step. The paper's, 999, says "all noise": mini-s
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     add = parser.add_argument
     add("--out", type=Path, default=Path("demo"), help="folder for everything (default: demo)")
     add("--task", choices=INTRINSICS, default="normal", help="what to predict (default: normal)")

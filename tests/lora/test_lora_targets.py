@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from conftest import random_lora
+from helpers import random_lora
 from safetensors.torch import load_file, save_file
 
 from miniworld.pretraining.random_sd import build_unet
@@ -25,11 +25,9 @@ from utils.lora.__main__ import main
 from utils.lora.keys import parse_layers, to_format
 from utils.lora.targets import ALL, kind_of, parse_targets
 from utils.models import widen_conv_in
-from utils.system.compiling import compile_unet
 
 CHANNELS = (32, 32, 64)
 CHOICES = ["feedforward", "projection", "conv", "time", "attention,conv", "all"]
-IDENTITY = {"to_q", "to_k", "to_v", "to_out"}
 
 
 def base(seed: int = 3, **options):
@@ -78,8 +76,8 @@ def test_targets_are_read_in_the_canonical_order(text, kinds):
 
 
 @pytest.mark.parametrize(("text", "message"), [
-    ("fedforward", r"^--lora_targets=fedforward: .* did you mean feedforward\?"),
-    ("attention,convs", r"'convs' is no kind of layer; did you mean conv\?"),
+    ("fedforward", r"^--lora_targets=fedforward: .*, did you mean feedforward\?"),
+    ("attention,convs", r"'convs' is no kind of layer, did you mean conv\?"),
     ("al", r"did you mean all\?"),
     ("all,conv", "all stands alone"),
     ("xyz", r"'xyz' is no kind of layer \(all, or some of attention,feedforward"),
@@ -132,7 +130,7 @@ def test_the_default_is_attention_with_the_same_first_weights_as_ever():
                 layer, target = name.removesuffix(".0").rsplit(".", 1)
                 drawn = torch.nn.init.normal_(torch.empty(4, module.in_features), std=1 / 4)
                 assert torch.equal(state[f"unet.{layer}.processor.{target}_lora.down.weight"], drawn), name
-    assert len(state) == 2 * 4 * len(unet.attn_processors) // 1
+    assert len(state) == 2 * 4 * len(unet.attn_processors)
 
 
 # files
@@ -184,7 +182,15 @@ def test_peft_and_kohya_keys_and_the_keys_of_late_2023_are_the_same_function(cho
     original = load_file(tmp_path / SAFETENSORS)
     for to, suffix in (("kohya", "safetensors"), ("peft", "bin")):  # each from the one before
         out = tmp_path / f"{to}.{suffix}"
-        main(["convert", str(out.with_name("kohya.safetensors") if to == "peft" else tmp_path), str(out), "--format", to])
+        main(
+            [
+                "convert",
+                str(out.with_name("kohya.safetensors") if to == "peft" else tmp_path),
+                str(out),
+                "--format",
+                to,
+            ]
+        )
         fresh = base()
         load_attn_procs(fresh, out)
         assert torch.equal(forward(fresh), expected)
@@ -263,7 +269,7 @@ def test_a_layer_or_a_key_without_partner_is_refused_and_nothing_is_loaded(chang
 @pytest.mark.parametrize(("declared", "message"), [
     ("attention,conv", "holds time layers, but its metadata says lora_targets=attention,conv"),
     ("all", r"of the UNet's .* layers are not in it"),
-    ("convolutions", r"x.safetensors: lora_targets in its metadata=convolutions: .*did you mean conv\?"),
+    ("convolutions", r"x.safetensors: lora_targets in its metadata=convolutions: .*, did you mean conv\?"),
 ])  # fmt: skip
 def test_a_file_must_hold_what_its_metadata_declares(declared, message, tmp_path):
     state = lora_state(with_random_lora(base(), ("attention", "conv", "time")))

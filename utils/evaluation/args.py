@@ -4,6 +4,7 @@ import argparse
 import math
 from pathlib import Path
 
+from utils.cli import Parser
 from utils.intrinsics import ALBEDO, INTRINSICS
 from utils.maps.conventions import FRAMES
 from utils.metrics.protocols import DEPTH_RULES
@@ -26,9 +27,7 @@ ONLY_FOR = {  # flag -> the intrinsics that it means something for
 
 def parse_args(description: str, argv: list[str] | None = None) -> argparse.Namespace:
     """Parse and check all flags; exits with a usage line where they do not go together."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = Parser(description=description)
     add = parser.add_argument
     add("--task", required=True, choices=tuple(INTRINSICS))
     add("--protocol", help="; ".join(f"{kind}: {', '.join(names)}" for kind, names in PROTOCOLS.items()))

@@ -4,7 +4,7 @@ import argparse
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from utils.cli import Help
+from utils.cli import Parser
 from utils.errors import InputError, note
 from utils.intrinsics import DEPTH, INTRINSICS, Intrinsic
 from utils.lora import LoraFile, read_lora
@@ -25,7 +25,7 @@ class Job:
 
 def inference_parser(description: str, lora: str, model: str) -> argparse.ArgumentParser:
     """The flags that both inference scripts share. lora, model: the defaults."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=Help, allow_abbrev=False)
+    parser = Parser(description=description)
     parser.set_defaults(default_model=model)
     add = parser.add_argument
     add(

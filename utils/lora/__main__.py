@@ -1,9 +1,9 @@
 """`python -m utils.lora inspect` and `convert`: look into a LoRA file, and write it under other key names."""
 
-import argparse
 import json
 from pathlib import Path
 
+from utils.cli import Parser
 from utils.errors import InputError, note, run
 from utils.lora.files import CONV_IN, read_lora
 from utils.lora.inspection import describe, table
@@ -51,7 +51,7 @@ def _write(state: dict, metadata: dict[str, str], path: Path, suffix: str) -> No
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m utils.lora", description=__doc__)
+    parser = Parser(prog="python -m utils.lora", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     look = commands.add_parser(
         "inspect", help="format, rank, kinds of layers, metadata, norms per block, fitting base model"

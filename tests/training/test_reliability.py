@@ -13,7 +13,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, distance, launch, lora, losses, python, records, run_here
+from helpers import ROOT, distance, launch, lora, losses, python, records, run_here
 
 import sd_single_diode_pseudo_normal
 from dataloaders.diode import DiodeNormals
