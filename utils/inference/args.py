@@ -4,7 +4,7 @@ import argparse
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from utils.cli import Parser
+from utils.cli import Parser, expand
 from utils.errors import InputError, note
 from utils.intrinsics import DEPTH, INTRINSICS, Intrinsic
 from utils.lora import LoraFile, read_lora
@@ -31,11 +31,11 @@ def inference_parser(description: str, lora: str, model: str) -> argparse.Argume
     add(
         "--task", choices=list(INTRINSICS), help="what to predict (default: what the LoRA's metadata says, else depth)"
     )
-    add("--lora", default=lora, help="LoRA: .safetensors, .bin or the output folder of a training script")
-    add("--input_dir", default="./my_dataset", help="folder of pictures (png, jpg, jpeg, webp, bmp, tif)")
-    add("--output_dir", default="./output", help="maps go to <output_dir>/<task>/predicted/")
-    add("--pretrained_model_name_or_path", help="Stable Diffusion: local folder or hub name (default: the "
-        f"one the LoRA was made for, else {model})")  # fmt: skip
+    add("--lora", type=expand, default=lora, help="LoRA: .safetensors, .bin or the output folder of a training script")
+    add("--input_dir", type=expand, default="./my_dataset", help="folder of pictures (png, jpg, jpeg, webp, bmp, tif)")
+    add("--output_dir", type=expand, default="./output", help="maps go to <output_dir>/<task>/predicted/")
+    add("--pretrained_model_name_or_path", type=expand, help="Stable Diffusion: local folder or hub name (default: "
+        f"the one the LoRA was made for, else {model})")  # fmt: skip
     add("--revision", help="branch, tag or commit of the hub model")
     add("--prompt", help="of the text encoder (default: what the LoRA's metadata says, else the paper's)")
     add("--resolution", type=int, help="side of the square in pixels (default: the training's, else 512)")

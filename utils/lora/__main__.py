@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from utils.cli import Parser
+from utils.cli import Parser, path_flag
 from utils.errors import InputError, note, run
 from utils.lora.files import CONV_IN, read_lora
 from utils.lora.inspection import describe, table
@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> None:
     look = commands.add_parser(
         "inspect", help="format, rank, kinds of layers, metadata, norms per block, fitting base model"
     )
-    look.add_argument("source", type=Path, help="a .safetensors or .bin file, or a folder that holds one")
+    look.add_argument("source", type=path_flag, help="a .safetensors or .bin file, or a folder that holds one")
     look.add_argument("--json", action="store_true", help="print JSON")
     change = commands.add_parser(
         "convert",
@@ -66,8 +66,10 @@ def main(argv: list[str] | None = None) -> None:
         "sd-scripts, WebUI, ComfyUI. Only peft and kohya can name other layers than attention's. Weights keep their "
         "bits, unless kohya's alpha differs from the rank and the other format cannot say so.",
     )
-    change.add_argument("source", metavar="IN", type=Path, help="a file of any known format, or a folder with one")
-    change.add_argument("out", metavar="OUT", type=Path, help="a .safetensors or .bin file")
+    change.add_argument(
+        "source", metavar="IN", type=path_flag, help="a file of any known format, or a folder with one"
+    )
+    change.add_argument("out", metavar="OUT", type=path_flag, help="a .safetensors or .bin file")
     change.add_argument("--format", required=True, choices=FORMATS, help="the key names to write")
     args = parser.parse_args(argv)
     if args.command == "convert":

@@ -58,7 +58,8 @@ def lora_targets(unet: nn.Module) -> tuple[str, ...]:
 
 def lora_state(unet: nn.Module) -> dict[str, Tensor]:
     """The LoRA's weights as fp32 CPU tensors: under format B keys (`diffusers`) where it sits on attention alone, for
-    the most loaders read those; else under format D (`peft`), which has names for all layers."""
+    the most loaders read those; else under format D (`peft`), which has names for all layers.
+    """
     to, state = "diffusers" if lora_targets(unet) == ATTENTION else "peft", {}
     for name, module in _lora_modules(unet).items():
         for part, layers in (("down", module.lora_A), ("up", module.lora_B)):
@@ -95,6 +96,7 @@ def load_attn_procs(unet: nn.Module, source: str | Path | LoraFile | Mapping[str
     """Load a LoRA in any key format, on any kinds of layers, into `unet`, adding the layers if it has none yet.
 
     Args:
+        unet: diffusers' UNet2DConditionModel.
         source: a .safetensors or .bin file, a folder with one of them, what `read_lora` read, or a state dict.
 
     The file must cover every layer of the kinds that its metadata declares (`lora_targets`) or, where that is silent,
@@ -136,7 +138,8 @@ def load_attn_procs(unet: nn.Module, source: str | Path | LoraFile | Mapping[str
 
 def fuse_lora(unet: nn.Module) -> None:
     """Add the LoRA to the frozen weights, W <- W + up down, and remove its layers, in place: the same function for
-    less work. To be called while the weights are fp32: in half precision the sum would lose bits of the LoRA."""
+    less work. To be called while the weights are fp32: in half precision the sum would lose bits of the LoRA.
+    """
     unet.fuse_lora()
     unet.unload_lora()
 
