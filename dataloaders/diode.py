@@ -104,7 +104,11 @@ class Diode(Maps):
             raise InputError(f"--scene_types: {unknown or 'nothing'} is not out of {', '.join(SCENE_TYPES)}")
         for folder, flag in ((self.root, "--train_data_dir"), (self.pseudo_root, "--pseudo_root")):
             if not os.path.isdir(folder):
-                raise InputError(f"{folder}: no such folder (from {flag})")
+                what = "a file, not a folder" if os.path.isfile(folder) else "no such folder"
+                raise InputError(f"{folder}: {what} (from {flag})")
+        if (self.root / "depths").is_dir():
+            inside = [name for name in (self.intrinsic.truth_folder, "depths") if (self.root / name).is_dir()]
+            raise InputError(f"--train_data_dir={self.root}: this is DIODE's root; pass {self.root / inside[0]}")
         if not os.path.isdir(self.rgb_root):
             raise InputError(
                 f"{self.rgb_root}: no such folder; DIODE's pictures are read from depths/ beside normals/"

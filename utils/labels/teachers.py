@@ -22,6 +22,7 @@ from torch import Generator
 from torch.nn.functional import interpolate
 
 from utils.errors import InputError
+from utils.hub.names import require
 from utils.labels.teacher import Teacher, about, accept, depth_said
 from utils.maps.conventions import convert_frame, to_srgb
 
@@ -64,6 +65,8 @@ def load_teacher(
         known = ", ".join(alias for each, alias in NAMED if each == task)
         raise InputError(f"--teacher {teacher}: no such folder, nor owner/model; named for {task}: {known}")
     where = {"revision": revision, "token": None}
+    if not Path(name).is_dir():
+        where["local_files_only"] = require(name, revision)
     try:
         kind = diffusers.DiffusionPipeline.load_config(name, **where).get("_class_name")
     except OSError as error:

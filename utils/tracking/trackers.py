@@ -53,7 +53,10 @@ def start_trackers(
             "resume": "allow",
             "mode": mode,
             "dir": output_dir,
-            "settings": wandb.Settings(x_transaction_log_flush_interval=1),  # 15 s of curve would die with a process
+            "settings": wandb.Settings(
+                silent="WANDB_SILENT" not in os.environ or None,  # its own summary of the run is longer than ours
+                x_transaction_log_flush_interval=1,  # 15 s of curve would die with a process
+            ),
         }
         if reason:
             note(f"wandb is offline ({reason}); upload later with: wandb sync {output_dir}/wandb/offline-run-*")

@@ -134,6 +134,10 @@ def train(
     )  # fmt: skip
     uploads = upload.begin(settings.tracking, output_dir, metadata, validation.protocol) if main else None
 
+    if state.step_samples > len(train_set):
+        note(
+            f"a step has {state.step_samples} images and the training set {len(train_set)}: it sees some of them twice"
+        )
     if main:
         print(summary(state, run, accelerator, len(train_set)))
     if state.step % run.validation_steps == 0 or state.step >= state.max_steps:  # also where a kill came before it
