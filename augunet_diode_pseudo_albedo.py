@@ -1,12 +1,12 @@
 """Albedo from Stable Diffusion 2.1 by diffusion (AugUNet of Intrinsic LoRA, arXiv 2311.17137).
 
-The frozen UNet gets InstructPix2Pix's 8-channel conv_in and reads the noisy label beside the picture; a LoRA on its
+The frozen UNet gets InstructPix2Pix's 8-channel conv_in and reads the noisy label beside the image; a LoRA on its
 attention layers learns the label's velocity, on a schedule that ends in pure noise (arXiv 2305.08891):
 
     z0 = s E(label)   z_t = a z0 + sigma eps   v = a eps - sigma z0
     loss = mse( unet([z_t, E(rgb)], t, "albedo"), v )         prediction = 25 steps of DPM-Solver++, guidance 3
 
-Labels are sRGB-coded, as the picture is, so a drawing is albedo up to one scale. DIODE measures none: with
+Labels are sRGB-coded, as the image is, so a prediction is albedo up to one scale. DIODE measures none: with
 --train_data_dir=DIODE/depths validation compares with the labels (val/<split>/label_*). Truth, where there is any:
 --train_data_dir=<a folder of the same tree with *_albedo.npy, linear>. The paper's recipe for the other maps:
 
@@ -19,34 +19,33 @@ Labels are sRGB-coded, as the picture is, so a drawing is albedo up to one scale
       --resume_from_checkpoint=latest --seed=1234
 """
 
-from dataloaders.diode_colour import DiodeAlbedo
-from dataloaders.open_data import open_data
 from utils.errors import run
-from utils.lora import add_lora, load_attn_procs
-from utils.maps.pictures import colour_picture, nothing_measured
-from utils.metrics.scores import against_label, score_colour
-from utils.models import load_base, load_donor, widen_conv_in
-from utils.objectives import AugUNet, zero_snr_scheduler
-from utils.training.args import parse, training_parser
-from utils.training.loop import frozen_dtype, start, train
+from utils.intrinsics import ALBEDO
+from utils.training.args import AUGUNET_REFUSES, parse, settings_of, training_parser
 
 
 def main(argv: list[str] | None = None) -> None:
     # The paper's recipe
-    parser = training_parser(__doc__)
-    parser.set_defaults(unified_prompt="albedo", max_train_steps=50_000, prediction_type="v_prediction")
+    parser = training_parser(__doc__, AUGUNET_REFUSES)
+    parser.set_defaults(unified_prompt=ALBEDO.prompt, max_train_steps=50_000, prediction_type="v_prediction")
     parser.add_argument(
         "--augment_from",
         default="timbrooks/instruct-pix2pix",
-        help="InstructPix2Pix, whose conv_in reads the picture: a local folder or a hub name",
+        help="InstructPix2Pix, whose conv_in reads the image: a local folder or a hub name",
     )
-    reason = "where the last step is pure noise, only velocity says anything there; leave it out"
-    alone = "diffusion draws at all timesteps; leave it out"
-    args = parse(parser, argv, refuse={"prediction_type": reason, "timestep": alone})
-    accelerator = start(args)
+    args = parse(parser, argv)
 
-    # Data: pictures, pseudo labels as targets, ground truth for validation only
-    train_set, validation_samples = open_data(args, DiodeAlbedo)
+    from dataloaders.open_data import open_data  # only now: PyTorch takes seconds to import, --help should not
+    from utils.lora import add_lora, load_attn_procs
+    from utils.models import load_base, load_donor, widen_conv_in
+    from utils.objectives import AugUNet, zero_snr_scheduler
+    from utils.training.loop import frozen_dtype, start, train
+
+    settings = settings_of(args)
+    accelerator, resume_from = start(settings)
+
+    # Data: images, pseudo labels as targets, ground truth for validation only
+    train_set, validation_samples = open_data(args, ALBEDO)
 
     # Model: everything frozen but the LoRA
     base = load_base(args.pretrained_model_name_or_path, args.revision)
@@ -57,31 +56,13 @@ def main(argv: list[str] | None = None) -> None:
         load_attn_procs(base.unet, args.lora_path)
 
     # Objective
-    scheduler = zero_snr_scheduler(base.scheduler)
     prompt, empty_prompt = base.encode_prompt(args.prompt), base.encode_prompt("")
-    objective = AugUNet(base.vae, prompt, empty_prompt, scheduler, args.noise_offset)
+    objective = AugUNet(
+        base.vae, prompt, empty_prompt, zero_snr_scheduler(base.scheduler), args.noise_offset,
+        augment_from=args.augment_from,
+    )  # fmt: skip
 
-    measured = train_set.measured
-    train(
-        args,
-        accelerator,
-        objective,
-        base.unet,
-        train_set,
-        validation_samples,
-        score=score_colour if measured else against_label(score_colour),
-        pictures=(colour_picture if measured else nothing_measured, lambda drawn: drawn),
-        metadata={
-            "task": "albedo",
-            "method": "augunet",
-            "base_model": base.name,
-            "revision": args.revision,
-            "augment_from": args.augment_from,
-            "schedule": "v-prediction, zero terminal SNR",
-            "colour_space": "sRGB-coded, up to one scale; scored in linear light",
-            "validated_against": train_set.reference,
-        },
-    )
+    train(settings, accelerator, resume_from, objective, base, train_set, validation_samples)
 
 
 if __name__ == "__main__":

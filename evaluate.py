@@ -27,12 +27,11 @@ from utils.evaluation.aggregation import ImageScore, frame_warning, make_rows, t
 from utils.evaluation.args import parse_args
 from utils.evaluation.pairing import Pair
 from utils.evaluation.scoring import GroundTruthError, NothingToScore, PredictionError, Rules
+from utils.intrinsics import INTRINSICS, Intrinsic
 from utils.maps import diode_names
 from utils.maps.conventions import unit_vectors
 from utils.metrics.protocols import DEPTH_RULES
 from utils.system.atomic import replace
-
-HEADLINE = {"normal": "mean", "depth": "abs_rel", "albedo": "rmse", "shading": "rmse"}
 
 
 def find_pairs(args: argparse.Namespace, notes: list[str]) -> list[Pair]:
@@ -61,7 +60,7 @@ def find_pairs(args: argparse.Namespace, notes: list[str]) -> list[Pair]:
         notes.append(f"{counts['npy_preferred_over_png']} predictions exist as .npy and .png: scored the .npy")
     if counts["predictions_without_gt"]:
         notes.append(f"{counts['predictions_without_gt']} predictions have no ground truth and were not scored")
-    if args.task == "depth" and DEPTH_RULES[args.protocol].needs_mask:
+    if INTRINSICS[args.task].kind == "depth" and DEPTH_RULES[args.protocol].needs_mask:
         without = [str(pair.gt) for pair in pairs if pair.mask is None]
         if without:
             raise FileNotFoundError(
@@ -129,7 +128,7 @@ def constant_prediction(pairs: list[Pair], args: argparse.Namespace, rules: Rule
 
     Depth gets a plain 1, and so do bare judgements: fitting scale and shift turns it into each image's mean depth.
     """
-    if args.task == "depth" or args.gt_dir is None:
+    if rules.intrinsic.kind == "depth" or args.gt_dir is None:
         return np.array(1.0)
     with ThreadPoolExecutor(args.workers) as pool:
         sums, pixels = zip(*pool.map(lambda pair: scoring.truth_sum(pair, rules), pairs))
@@ -137,20 +136,19 @@ def constant_prediction(pairs: list[Pair], args: argparse.Namespace, rules: Rule
         mean = np.sum(np.array(sums), axis=0) / np.sum(pixels)
     except ValueError as error:
         raise ValueError("--baseline mean: some ground truth is grey and some has colours") from error
-    if args.task == "normal" and not np.linalg.norm(mean) > 1e-6:
+    if rules.intrinsic.kind == "normals" and not np.linalg.norm(mean) > 1e-6:
         raise ValueError("--baseline mean: the mean normal vanishes, there is no constant to predict")
-    return unit_vectors(mean) if args.task == "normal" else mean
+    return unit_vectors(mean) if rules.intrinsic.kind == "normals" else mean
 
 
 def describe_settings(args: argparse.Namespace, rules: Rules, pairs: list[Pair], scores: list) -> dict:
     """Everything needed to say what the numbers mean."""
     masks = sum(pair.mask is not None for pair in pairs)
     rule = {
-        "normal": "finite and longer than 0 (.npy), not black (.png)",
+        "normals": "finite and longer than 0 (.npy), not black (.png)",
         "depth": "finite and > 0",
-        "albedo": "finite",
-        "shading": "finite",
-    }[args.task]
+        "colour": "finite",
+    }[rules.intrinsic.kind]
     settings = {
         "version": __version__,
         "pred_dir": str(args.pred_dir),
@@ -165,9 +163,9 @@ def describe_settings(args: argparse.Namespace, rules: Rules, pairs: list[Pair],
     }
     if args.gt_dir is None:
         settings["mask_rule"] = "comparisons with a verdict, a positive score and two opaque points"
-    if args.task == "normal":
+    if rules.intrinsic.kind == "normals":
         settings |= {"pred_frame": rules.pred_frame, "gt_frame": rules.gt_frame}
-    elif args.task == "depth":
+    elif rules.intrinsic.kind == "depth":
         depth = DEPTH_RULES[args.protocol]
         if depth.in_range:
             settings["mask_rule"] += f", and {depth.min_depth} < depth < {depth.max_depth}"
@@ -189,14 +187,14 @@ def make_rules(args: argparse.Namespace) -> Rules:
     """The rules of scoring, with the defaults filled in."""
     diode = args.gt_dir is not None and diode_names.diode_root(args.gt_dir) is not None
     return Rules(
-        task=args.task,
+        intrinsic=INTRINSICS[args.task],
         protocol=args.protocol,
         pred_frame=args.pred_frame or "opencv",
         gt_frame=args.gt_frame or ("opengl" if diode else "opencv"),
         align=args.align or "depth",
         gt_depth_scale=args.gt_depth_scale,
-        pred_space=args.pred_space or "srgb",
-        gt_space=args.gt_space or "srgb",
+        pred_space=args.pred_space or INTRINSICS[args.task].coding,
+        gt_space=args.gt_space or INTRINSICS[args.task].coding,
         center_crop=args.center_crop,
     )
 
@@ -220,7 +218,7 @@ def evaluate(args: argparse.Namespace) -> dict:
         "rows": rows_of(scores, args),
         "per_image": [describe_image(plain) for plain, _ in scores],
         "left_out": left_out,
-        "warnings": warnings_of([plain for plain, _ in scores], args.task),
+        "warnings": warnings_of([plain for plain, _ in scores], rules.intrinsic),
         "notes": notes,
         "settings": describe_settings(args, rules, pairs, scores),
     }
@@ -236,7 +234,8 @@ def evaluate(args: argparse.Namespace) -> dict:
         result["baseline"] = {"constant": constant.tolist(), "rows": rows_of(scores, args)}
         result["baseline"] |= {key: result["baseline"]["rows"][0][key] for key in ("metrics", "intervals")}
     if args.report:
-        report.write(args.report, result, HEADLINE[args.task] if args.gt_dir else "whdr", errors, pairs, rules)
+        headline = next(iter(rules.intrinsic.scores)) if args.gt_dir else "whdr"
+        report.write(args.report, result, headline, errors, pairs, rules)
     return result
 
 
@@ -244,10 +243,10 @@ def rows_of(scores: list[tuple[ImageScore, ImageScore | None]], args: argparse.N
     return make_rows(scores, diode_names.SCENE_TYPES, args.protocol == "pooled", args.erode, args.bootstrap, args.seed)
 
 
-def warnings_of(scores: list[ImageScore], task: str) -> list[str]:
+def warnings_of(scores: list[ImageScore], intrinsic: Intrinsic) -> list[str]:
     """What a reader of the numbers must hear first: wrong axes, stretched predictions."""
     warnings = []
-    if task == "normal" and (warning := frame_warning(scores, scoring.AXIS_FLIPS)):
+    if intrinsic.kind == "normals" and (warning := frame_warning(scores, scoring.AXIS_FLIPS)):
         warnings.append(warning)
     distorted = [score.name for score in scores if score.distorted]
     if distorted:

@@ -19,7 +19,7 @@ from torch import Tensor
 from utils.errors import InputError, run
 from utils.inference.args import check, fill_in, inference_parser
 from utils.inference.ensemble import merge
-from utils.inference.run import draw_all, load_drawer, place, share_out
+from utils.inference.run import load_fused, place, predict_all, share_out
 from utils.models import dtype_of, load_donor, widen_conv_in
 from utils.noise import noise_of
 from utils.objectives import AugUNet, zero_snr_scheduler
@@ -44,10 +44,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     job, metadata = fill_in(args, "augunet")
-    mine, state = share_out(args.input_dir, job.task, args.device)
+    mine, state = share_out(args.input_dir, job.intrinsic, args.device)
 
     # Model: the LoRA brings its conv_in along, or it is made anew as in training
-    base = load_drawer(args, job, metadata)
+    base = load_fused(args, job, metadata)
     if base.unet.config.in_channels == base.unet.config.out_channels:
         widen_conv_in(base.unet, load_donor(args.augment_from or "timbrooks/instruct-pix2pix"))
     elif args.augment_from:
@@ -63,18 +63,18 @@ def main(argv: list[str] | None = None) -> None:
         guidance_scale=args.guidance_scale,
     )
 
-    def draw(rgb: Tensor, names: list[str]) -> tuple[Tensor, Tensor | None]:
+    def predict(rgb: Tensor, names: list[str]) -> tuple[Tensor, Tensor | None]:
         rgb = rgb.to(device, dtype)
         members = torch.stack([
-            method.sample(base.unet, rgb, [noise_of(args.seed, name, member) for name in names]).float().cpu()
+            method.predict(base.unet, rgb, [noise_of(args.seed, name, member) for name in names]).float().cpu()
             for member in range(args.ensemble_size)
         ])  # fmt: skip
         if args.ensemble_size == 1:
             return members[0], None
-        merged, doubts = zip(*(merge(members[:, i], job.task) for i in range(len(names))))
+        merged, doubts = zip(*(merge(members[:, i], job.intrinsic) for i in range(len(names))))
         return torch.stack(merged), torch.stack(doubts)
 
-    draw_all(mine, state, draw, job.task, job.resolution, args.batch_size, args.output_dir, args.npy)
+    predict_all(mine, state, predict, job.intrinsic, job.resolution, args.batch_size, args.output_dir, args.npy)
 
 
 if __name__ == "__main__":

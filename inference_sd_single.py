@@ -15,7 +15,7 @@ from torch import Tensor
 
 from utils.errors import run
 from utils.inference.args import check, fill_in, inference_parser
-from utils.inference.run import draw_all, load_drawer, place, share_out
+from utils.inference.run import load_fused, place, predict_all, share_out
 from utils.models import dtype_of
 from utils.objectives import SingleStep
 
@@ -30,20 +30,20 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     job, metadata = fill_in(args, "single-step")
-    mine, state = share_out(args.input_dir, job.task, args.device)
+    mine, state = share_out(args.input_dir, job.intrinsic, args.device)
 
     # Model
-    base = load_drawer(args, job, metadata)
+    base = load_fused(args, job, metadata)
     dtype = dtype_of(args.dtype)
     device = place(base, state, args)
     trained_at = int(metadata["timestep"]) if "timestep" in metadata else None
     timestep = base.timestep(trained_at if args.timestep is None else args.timestep)
     method = SingleStep(base.vae, base.encode_prompt(job.prompt), timestep)
 
-    def draw(rgb: Tensor, names: list[str]) -> tuple[Tensor, None]:
-        return method.sample(base.unet, rgb.to(device, dtype)), None
+    def predict(rgb: Tensor, names: list[str]) -> tuple[Tensor, None]:
+        return method.predict(base.unet, rgb.to(device, dtype)), None
 
-    draw_all(mine, state, draw, job.task, job.resolution, args.batch_size, args.output_dir, args.npy)
+    predict_all(mine, state, predict, job.intrinsic, job.resolution, args.batch_size, args.output_dir, args.npy)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from PIL import Image
 
 from dataloaders.to_label import HOLES, find_pictures, measured_map
 from miniworld.reference_room import room_with_sphere
-from utils.cli import Help
+from utils.cli import Parser
 from utils.errors import InputError, note, run
 from utils.labels.loop import label_all
 from utils.labels.self_check import self_check
@@ -33,7 +33,7 @@ from utils.system.processes import start_missing, use_cpu
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help, allow_abbrev=False)
+    parser = Parser(description=__doc__)
     add = parser.add_argument
     add("--task", choices=["normal", "depth", "albedo", "shading"], required=True, help="what to label")
     add("--from", dest="source", choices=["teacher", "ground_truth"], default="teacher", help="ground_truth: DIODE's "

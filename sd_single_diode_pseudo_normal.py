@@ -1,6 +1,6 @@
 """Surface normals from Stable Diffusion 1.5 in a single UNet pass (Intrinsic LoRA, arXiv 2311.17137).
 
-A LoRA on the frozen UNet's attention layers learns to draw the label's latents from the picture's:
+A LoRA on the frozen UNet's attention layers learns to predict the label's latents from the image's:
 
     loss = mse( unet(s E(rgb), t = T-1, "surface normal"), s E(label) )        prediction = D(unet(...) / s)
 
@@ -15,34 +15,28 @@ The paper's command (about 5 h on one RTX 6000):
       --resume_from_checkpoint=latest --seed=1234
 """
 
-from dataloaders.diode import DiodeNormals
-from dataloaders.open_data import open_data
 from utils.errors import run
-from utils.lora import add_lora, load_attn_procs
-from utils.maps.pictures import normals_picture, nothing_measured
-from utils.metrics.scores import against_label, score_normals
-from utils.models import load_base
-from utils.objectives import SingleStep
-from utils.training.args import parse, training_parser
-from utils.training.loop import frozen_dtype, start, train
+from utils.intrinsics import NORMAL
+from utils.training.args import SINGLE_STEP_REFUSES, parse, settings_of, training_parser
 
 
 def main(argv: list[str] | None = None) -> None:
     # The paper's recipe
-    parser = training_parser(__doc__)
-    parser.set_defaults(unified_prompt="surface normal", max_train_steps=20_000, num_train_imgs=4_000)
-    args = parse(
-        parser,
-        argv,
-        refuse={
-            "noise_offset": "a single step draws no noise; leave it out",
-            "prediction_type": "a single step predicts the label's latents, whatever the base predicts; leave it out",
-        },
-    )
-    accelerator = start(args)
+    parser = training_parser(__doc__, SINGLE_STEP_REFUSES)
+    parser.set_defaults(unified_prompt=NORMAL.prompt, max_train_steps=20_000, num_train_imgs=4_000)
+    args = parse(parser, argv)
 
-    # Data: pictures, pseudo labels as targets, ground truth for validation only
-    train_set, validation_samples = open_data(args, DiodeNormals)
+    from dataloaders.open_data import open_data  # only now: PyTorch takes seconds to import, --help should not
+    from utils.lora import add_lora, load_attn_procs
+    from utils.models import load_base
+    from utils.objectives import SingleStep
+    from utils.training.loop import frozen_dtype, start, train
+
+    settings = settings_of(args)
+    accelerator, resume_from = start(settings)
+
+    # Data: images, pseudo labels as targets, ground truth for validation only
+    train_set, validation_samples = open_data(args, NORMAL)
 
     # Model: everything frozen but the LoRA
     base = load_base(args.pretrained_model_name_or_path, args.revision)
@@ -52,29 +46,9 @@ def main(argv: list[str] | None = None) -> None:
         load_attn_procs(base.unet, args.lora_path)
 
     # Objective
-    timestep = base.timestep(args.timestep)
-    objective = SingleStep(base.vae, base.encode_prompt(args.prompt), timestep)
+    objective = SingleStep(base.vae, base.encode_prompt(args.prompt), base.timestep(args.timestep))
 
-    measured = train_set.measured
-    train(
-        args,
-        accelerator,
-        objective,
-        base.unet,
-        train_set,
-        validation_samples,
-        score=score_normals if measured else against_label(score_normals),
-        pictures=(normals_picture if measured else nothing_measured, lambda drawn: drawn),
-        metadata={
-            "task": "normal",
-            "method": "single-step",
-            "base_model": base.name,
-            "revision": args.revision,
-            "timestep": timestep,
-            "frame": "opencv (x right, y down, z forward)",
-            "validated_against": train_set.reference,
-        },
-    )
+    train(settings, accelerator, resume_from, objective, base, train_set, validation_samples)
 
 
 if __name__ == "__main__":

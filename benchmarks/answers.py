@@ -11,7 +11,7 @@ import torch
 from miniworld.pretraining.gates import unseen_scenes
 from miniworld.pretraining.model_folder import load_generator
 from miniworld.pretraining.report import distances_along, write_card
-from miniworld.tasks import TASKS
+from utils.intrinsics import INTRINSICS
 
 DRAWS = 4000
 UNETS = {"pretrained": "pretrained", "random": "randomly initialised"}
@@ -19,7 +19,7 @@ UNETS = {"pretrained": "pretrained", "random": "randomly initialised"}
 
 def headline(task: str) -> str:
     """What the task's error is called."""
-    return next(iter(TASKS[task].metrics.values()))
+    return next(iter(INTRINSICS[task].scores.values()))
 
 
 def matrix(results: list[dict]) -> np.ndarray:
@@ -73,7 +73,7 @@ def table(head: tuple[str, ...], rows: list[tuple]) -> str:
 
 def control(results: list[dict]) -> str:
     rows = []
-    for task in TASKS:
+    for task in INTRINSICS:
         pair = {unet: [one for one in results if one["setting"]["task"] == task and one["setting"]["unet"] == unet]
                 for unet in UNETS}  # fmt: skip
         ratio = resample(matrix(pair["random"])) / resample(matrix(pair["pretrained"]))

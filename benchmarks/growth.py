@@ -25,6 +25,7 @@ from benchmarks.models import sd15
 from benchmarks.side_by_side import processor, shown, spread
 from miniworld import scenes
 from miniworld.pretraining.random_sd import save_random_sd
+from utils.cli import Parser
 from utils.lora import add_lora
 from utils.models import load_base
 from utils.training import checkpoint
@@ -36,9 +37,7 @@ STEPS, SETTLED = 60, 5  # of a launch; of them not timed
 
 
 def parser() -> argparse.ArgumentParser:
-    flags = argparse.ArgumentParser(
-        prog="python -m benchmarks.growth", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    flags = Parser(prog="python -m benchmarks.growth", description=__doc__)
     add = flags.add_argument
     add("--work", type=Path, default=Path("output/growth"), help="data, models and runs (output/growth)")
     add("--counts", type=int, nargs="+", default=[1000, 5000, 25000], help="images listed (1000 5000 25000)")

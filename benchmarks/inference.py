@@ -1,4 +1,4 @@
-"""A folder of pictures drawn: the released computation beside ours, interleaved in one process.
+"""A folder of images predicted: the released computation beside ours, interleaved in one process.
 
     python -m benchmarks.inference                                       # Stable Diffusion 1.5's size, random weights
     python -m benchmarks.inference --base miniworld/mini-sd --resolution 64 --batch 16 --images 64
@@ -6,11 +6,11 @@
 
 released  what the paper's script computes: fp32, a picture at a time, the prompt through the text encoder for each,
           the LoRA as matrices of its own beside the frozen ones, attention as matrix products and a softmax; read,
-          draw, write, one after the other
-ours      `utils.inference.draw_all`, which both inference scripts run: the LoRA fused into the weights, the prompt's
-          states computed once, fused attention, --batch pictures at a time, files read and written meanwhile
+          predict, write, one after the other
+ours      `utils.inference.run.predict_all`, which both inference scripts run: the LoRA fused into the weights, the
+          prompt's states computed once, fused attention, --batch pictures at a time, files read and written meanwhile
 
-Both draw the same PNG files with the same LoRA and write PNG files.
+Both predict the same PNG files with the same LoRA and write PNG files.
 """
 
 import argparse
@@ -30,17 +30,16 @@ from torch import Tensor
 
 from benchmarks.models import models, prompt_tokens
 from benchmarks.side_by_side import DTYPES, compare, parser_of
-from utils.inference.run import draw_all
+from utils.inference.run import predict_all
+from utils.intrinsics import NORMAL
 from utils.lora import add_lora, fuse_lora, lora_parameters
 from utils.maps.images import Crop, read_rgb
-from utils.maps.pictures import map_to_uint8
+from utils.maps.pictures import prediction_to_uint8
 from utils.objectives import SingleStep
-
-TASK = "normal"
 
 
 def released_pass(args: argparse.Namespace, device: str) -> Callable[[], None]:
-    """The released computation, restated from a description of its code: a function that draws all pictures."""
+    """The released computation, restated from a description of its code: a function that predicts all images."""
     text_encoder, vae, unet = (part.to(device) for part in models(args))
     unet.set_attn_processor(AttnProcessor())
     a_lora(unet, args.rank)
@@ -50,20 +49,20 @@ def released_pass(args: argparse.Namespace, device: str) -> Callable[[], None]:
     scale = vae.config.scaling_factor
 
     @torch.no_grad()
-    def draw() -> None:
+    def predict() -> None:
         for file in files:
             picture = read_rgb(file)
             rgb = Crop.of(*picture.size, args.resolution).picture(picture)[None].to(device)
             text = text_encoder(tokens)[0]
             z = unet(scale * vae.encode(rgb).latent_dist.mode(), t, text).sample
-            drawn = vae.decode(z / scale).sample[0].cpu()
-            Image.fromarray(map_to_uint8(TASK, drawn)).save(out / file.name)
+            prediction = vae.decode(z / scale).sample[0].cpu()
+            Image.fromarray(prediction_to_uint8(prediction, NORMAL)).save(out / file.name)
 
-    return draw
+    return predict
 
 
 def our_pass(args: argparse.Namespace, device: str) -> Callable[[], None]:
-    """What inference_sd_single.py does once its models are loaded: a function that draws all pictures."""
+    """What inference_sd_single.py does once its models are loaded: a function that predicts all images."""
     text_encoder, vae, unet = models(args)
     dtype = DTYPES[args.dtype]
     a_lora(unet, args.rank)
@@ -78,15 +77,16 @@ def our_pass(args: argparse.Namespace, device: str) -> Callable[[], None]:
     files, out = pictures(args)
     method = SingleStep(vae, text, 999)
 
-    def draw(rgb: Tensor, names: list[str]) -> tuple[Tensor, None]:
-        return method.sample(unet, rgb.to(device, dtype)), None
+    def predict(rgb: Tensor, names: list[str]) -> tuple[Tensor, None]:
+        return method.predict(unet, rgb.to(device, dtype)), None
 
-    def draw_folder() -> None:
-        with redirect_stdout(StringIO()):  # its note on how many were drawn
+    def predict_folder() -> None:
+        with redirect_stdout(StringIO()):  # its note on how many there were
             mine = {file: file.name for file in files}
-            draw_all(mine, PartialState(cpu=device == "cpu"), draw, TASK, args.resolution, args.batch, str(out), False)
+            state = PartialState(cpu=device == "cpu")
+            predict_all(mine, state, predict, NORMAL, args.resolution, args.batch, str(out), False)
 
-    return draw_folder
+    return predict_folder
 
 
 def a_lora(unet: torch.nn.Module, rank: int) -> None:
@@ -98,7 +98,7 @@ def a_lora(unet: torch.nn.Module, rank: int) -> None:
 
 
 def pictures(args: argparse.Namespace) -> tuple[list[Path], Path]:
-    """--images PNG files of 4:3, random but smooth, and a folder to draw into."""
+    """--images PNG files of 4:3, random but smooth, and a folder to write into."""
     folder = Path(tempfile.mkdtemp())
     rng, side = np.random.default_rng(1), args.resolution
     for index in range(args.images):

@@ -28,8 +28,9 @@ from tqdm import tqdm
 from benchmarks.answers import write_answers
 from benchmarks.probe import PLACES, Recipe, Setting, load_task, probe
 from miniworld.pretraining.generator import fingerprint
-from miniworld.tasks import TASKS
+from utils.cli import Parser
 from utils.errors import InputError, note, run
+from utils.intrinsics import INTRINSICS
 from utils.models import load_base
 from utils.system import atomic
 
@@ -40,10 +41,9 @@ RATES = (0.25, 1, 4)  # times the usual learning rate
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m benchmarks.paper_questions",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("--base", default="miniworld/mini-sd", help="Stable Diffusion: a folder or a hub name (miniworld/mini-sd)")
@@ -71,7 +71,7 @@ def plan(args: argparse.Namespace) -> dict[str, list[Setting]]:
     usual = Setting(labels=args.labels, learning_rate=args.learning_rate, timestep=args.timestep)
     both = ("pretrained", "random")
     asked: dict[str, list[Setting]] = {
-        "1": [replace(usual, task=task, unet=unet) for task in TASKS for unet in both],
+        "1": [replace(usual, task=task, unet=unet) for task in INTRINSICS for unet in both],
         "2": [replace(usual, rank=rank) for rank in RANKS],
         "3": [replace(usual, labels=labels) for labels in LABELS if labels <= args.train],
         "4": [replace(usual, unet=str(path)) for path in snapshots(args)],
@@ -113,7 +113,7 @@ def main(argv: list[str] | None = None) -> None:
     todo = {one.name: one for settings in asked.values() for one in settings}
     missing = [one for name, one in todo.items() if not (folder / f"{name}.json").exists()]
     used = {one.task for one in missing}
-    for task in [task for task in TASKS if task in used]:  # encode once, before the processes need it
+    for task in [task for task in INTRINSICS if task in used]:  # encode once, before the processes need it
         load_task(data, task, base, recipe, args.work)
     del base
     common = (args.base, data, recipe, args.work, folder)

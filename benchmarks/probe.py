@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from dataloaders.diode import Diode
 from miniworld.pretraining.generator import fingerprint
-from miniworld.tasks import TASKS, Task
+from utils.intrinsics import INTRINSICS, Intrinsic
 from utils.latents import moments
 from utils.lora import add_lora
+from utils.metrics.scores import score_of
 from utils.models import Base
 from utils.noise import generators
 from utils.objectives import SingleStep
@@ -83,10 +85,11 @@ class TaskData:
 
 def load_task(root: Path, name: str, base: Base, recipe: Recipe, folder: Path, device: str = "cpu") -> TaskData:
     """Encode the training set of a DIODE-like tree once (kept in `folder`) and read its validation set."""
-    task = TASKS[name]
-    options = {"resolution": recipe.resolution}
-    sets = [task.dataset(root / task.folder, root / "pseudo" / name, split, **options) for split in ("train", "val")]
-    train, unseen = sets
+    intrinsic = INTRINSICS[name]
+    train, unseen = (
+        Diode(intrinsic, root / intrinsic.truth_folder, root / "pseudo" / name, split, resolution=recipe.resolution)
+        for split in ("train", "val")
+    )
     key = zlib.crc32(f"{train.fingerprint} {recipe} {fingerprint(base.vae)}".encode())
     path = folder / f"latents-{name}-{key:08x}.pt"
     if not path.exists():
@@ -149,26 +152,28 @@ def autocast(recipe: Recipe, device: torch.device):
     return torch.autocast(device.type, torch.bfloat16, enabled=recipe.mixed_precision == "bf16")
 
 
-def errors(unet: nn.Module, objective: SingleStep, data: TaskData, task: Task, recipe: Recipe) -> list[float | None]:
+def errors(
+    unet: nn.Module, objective: SingleStep, data: TaskData, intrinsic: Intrinsic, recipe: Recipe
+) -> list[float | None]:
     """The task's metric of every unseen picture; None where it cannot be scored."""
-    found = []
+    found, score = [], score_of(intrinsic, "diode")
     for first in range(0, len(data.unseen), 20):
         samples = data.unseen[first : first + 20]
         rgb = torch.stack([sample["rgb"] for sample in samples]).to(unet.device)
         with torch.no_grad(), autocast(recipe, unet.device):
-            drawn = objective.sample(unet, rgb).float().cpu()
-        scores = [task.score(one, sample["gt"], sample["valid"]) for one, sample in zip(drawn, samples)]
-        found += [None if score is None else score[next(iter(task.metrics))] for score in scores]
+            predictions = objective.predict(unet, rgb).float().cpu()
+        scores = [score(one, sample["gt"], sample["valid"]) for one, sample in zip(predictions, samples)]
+        found += [None if each is None else each[next(iter(intrinsic.scores))] for each in scores]
     return found
 
 
 def probe(base: Base, data: TaskData, setting: Setting, recipe: Recipe) -> dict:
     """Train and score one setting: its parameters, first and last losses, and the error of every unseen picture."""
-    task = TASKS[setting.task]
+    intrinsic = INTRINSICS[setting.task]
     unet = make_unet(base, setting)
     everything = sum(parameter.numel() for parameter in unet.parameters())
     parameters = place_lora(unet, setting)
-    objective = SingleStep(base.vae, base.encode_prompt(task.prompt), setting.timestep)
+    objective = SingleStep(base.vae, base.encode_prompt(intrinsic.prompt), setting.timestep)
     losses = train(unet, parameters, objective, data.latents, setting, recipe)
     trained = sum(parameter.numel() for parameter in parameters)
     return {
@@ -176,5 +181,5 @@ def probe(base: Base, data: TaskData, setting: Setting, recipe: Recipe) -> dict:
         "parameters": trained,
         "share": trained / everything,
         "losses": [losses[0], float(np.mean(losses[-10:]))],
-        "errors": errors(unet, objective, data, task, recipe),
+        "errors": errors(unet, objective, data, intrinsic, recipe),
     }

@@ -22,6 +22,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
+from utils.cli import Parser
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SIDE = 4096  # of the ceiling's matrices
 VARIANTS = ("released", "ours")
@@ -31,9 +33,7 @@ Make = Callable[[argparse.Namespace, str], Callable[[], object]]
 
 def parser_of(module: str, description: str) -> argparse.ArgumentParser:
     """The flags that every comparison has."""
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {module}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog=f"python -m {module}", description=description)
     add = parser.add_argument
     add("--base", help="Stable Diffusion folder; left out: Stable Diffusion 1.5's architecture with random weights")
     add("--resolution", type=int, default=512, help="pixels (512)")

@@ -1,11 +1,11 @@
 """The command line of `python -m dataloaders.diode`."""
 
-import argparse
 import os
 from pathlib import Path
 
 from dataloaders.check import diode_files, finish
 from dataloaders.prepare import prepare
+from utils.cli import Parser
 from utils.errors import InputError
 
 DESCRIPTION = """DIODE on disk.
@@ -20,10 +20,9 @@ its exit status is 1 if anything is.
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m dataloaders.diode",
         description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True)
     add = commands.add_parser("prepare", help="unpack the official archives").add_argument

@@ -2,7 +2,6 @@
 
 import hashlib
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -11,8 +10,10 @@ from torch.nn.functional import normalize
 from torch.utils.data import Dataset
 
 from utils.errors import InputError
+from utils.intrinsics import Intrinsic
 from utils.maps.conventions import to_linear
 from utils.maps.images import Crop, read_label, read_rgb
+from utils.metrics.scores import Score, against_label, score_of
 
 PROBES = 8  # pictures and labels whose content goes into a fingerprint
 
@@ -29,9 +30,8 @@ class Maps(Dataset):
     Where `measured` is False there is no truth at all, and the label stands in for it (`label_as_truth`).
     """
 
-    task: ClassVar[str]  # normal, depth, albedo or shading
-
-    def __init__(self, resolution: int, center_crop: bool, seed: int):
+    def __init__(self, intrinsic: Intrinsic, resolution: int, center_crop: bool, seed: int):
+        self.intrinsic = intrinsic
         self.resolution, self.center_crop, self.seed = resolution, center_crop, seed
         self.stems: list[str] = []
         self.notes: list[str] = []
@@ -50,6 +50,12 @@ class Maps(Dataset):
     def measured(self) -> bool:
         """Whether gt is the truth, not the label."""
         return True
+
+    @property
+    def score(self) -> Score:
+        """What a prediction scores here: against ground truth, or, where nothing is measured, against the label."""
+        score = score_of(self.intrinsic)
+        return score if self.measured else against_label(score)
 
     @property
     def reference(self) -> str:
@@ -88,14 +94,14 @@ class Maps(Dataset):
         crop = Crop.of(*rgb.size, self.resolution, rng)
         label_crop = crop if same_aspect(label.size, rgb.size) else Crop.of(*label.size, self.resolution)
         target = label_crop.picture(label)
-        gt, valid = self._truth(stem, rgb.size, crop) if self.measured else label_as_truth(self.task, target)
+        gt, valid = self._truth(stem, rgb.size, crop) if self.measured else label_as_truth(self.intrinsic, target)
         return {"rgb": crop.picture(rgb), "target": target, "gt": gt, "valid": valid, "stem": stem}
 
     def _truth(self, stem: str, size: tuple[int, int], crop: Crop) -> tuple[Tensor, Tensor]:
         """gt float32 (C,R,R) and valid (1,R,R) of a picture of `size` (width, height)."""
         found = self.ground_truth(stem)
         if found is None:
-            blank = torch.zeros(1 if self.task == "depth" else 3, self.resolution, self.resolution)
+            blank = torch.zeros(1 if self.intrinsic.kind == "depth" else 3, self.resolution, self.resolution)
             return blank, torch.zeros_like(blank[:1], dtype=torch.bool)
         gt, valid = found
         if (gt.shape[1], gt.shape[0]) != size:
@@ -123,17 +129,18 @@ def same_aspect(a: tuple[int, int], b: tuple[int, int]) -> bool:
     return abs(a[0] * b[1] - a[1] * b[0]) <= max(*a, *b)
 
 
-def label_as_truth(task: str, target: Tensor) -> tuple[Tensor, Tensor]:
+def label_as_truth(intrinsic: Intrinsic, target: Tensor) -> tuple[Tensor, Tensor]:
     """A label (3,R,R) in [-1,1], decoded to the unit of gt, and valid (1,R,R).
 
-    normal: unit vectors. albedo, shading: linear light. depth: nothing is valid, because a label tells no metres.
+    Normals: unit vectors. Colours: linear. Depth: nothing is valid, because a label tells no metres.
     """
     everywhere = torch.ones_like(target[:1], dtype=torch.bool)
-    if task == "depth":
+    if intrinsic.kind == "depth":
         return torch.zeros_like(target[:1]), ~everywhere
-    if task == "normal":
+    if intrinsic.kind == "normals":
         return normalize(target, dim=0, eps=1e-12), (target != 0).any(0, keepdim=True)
-    return torch.from_numpy(to_linear(target.double().numpy() / 2 + 0.5)).float(), everywhere
+    values = target.double().numpy() / 2 + 0.5
+    return torch.from_numpy(to_linear(values) if intrinsic.coding == "srgb" else values).float(), everywhere
 
 
 def fixed_samples(dataset: Maps, count: int, seed: int) -> list[dict]:

@@ -23,12 +23,13 @@ from tqdm.auto import tqdm
 from dataloaders.base import same_aspect
 from dataloaders.listing import folder_samples, manifest_samples
 from utils import __version__
+from utils.cli import Parser
 from utils.errors import InputError, run
 from utils.maps.diode_names import listed_samples
 from utils.maps.files import read_array, read_mask
 from utils.maps.images import read_label, read_rgb
 
-CHANNELS = {"depth": (1,), "mask": (1, 3), "normal": (3,), "albedo": (1, 3), "shading": (1, 3), "gt": (1, 3)}
+CHANNELS = {"depth": (1,), "mask": (1, 3), "normal": (3,), "gt": (1, 3)}
 SHOWN = 20  # problems written out
 
 
@@ -114,10 +115,7 @@ def diode_files(root: Path, pseudo_root: Path | None, notes: list[str]) -> Itera
         raise InputError(f"{depths}: no such folder; --root is the folder that holds depths/ and normals/")
     stems = {path.relative_to(depths).with_suffix("").as_posix() for path in depths.rglob("*.png")}
     if (root / "diode_meta.json").is_file():
-        try:
-            listed = listed_samples(root)
-        except ValueError as error:
-            raise InputError(str(error)) from None
+        listed = listed_samples(root)
         here = {stem.split("/")[0] for stem in stems}
         absent = {stem for stem in listed if stem.split("/")[0] not in here}  # a split that was never unpacked
         notes.append(f"{len(stems - listed)} pictures on disk are not in diode_meta.json, which lists {len(listed)}")
@@ -158,7 +156,7 @@ def finish(samples: list[Files], notes: list[str], workers: int) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     add = parser.add_argument
     add("--dataset", choices=["diode", "folder", "manifest"], default="diode")
     add("--train_data_dir", type=Path, help="DIODE's normals/ or depths/ folder, or a folder of your own")

@@ -3,32 +3,38 @@
     <root>/diode_meta.json                                              [split][scene type][scene][scan] -> stems
     <root>/depths/<split>/<indoors|outdoor>/scene_X/scan_Y/<stem>.png, <stem>_depth.npy, <stem>_depth_mask.npy
     <root>/normals/<same tree>/<stem>_normal.npy
+    <root>/<any folder>/<same tree>/<stem>_<intrinsic>.npy              linear albedo, shading, ... DIODE has none
     <pseudo_root>/<same tree>/<stem>.png                                8-bit labels, the training target
 
-Ground truth is never a target: it is read along for validation.
+Ground truth is never a target: it is read along for validation. DIODE measures neither albedo nor shading: where no
+folder of measured values is given, the label stands in for them, and every score says so.
 """
 
-import json
 import os
 import sys
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 
 from dataloaders.base import Maps, fixed_samples
 from utils.errors import InputError
-from utils.maps.diode_names import SCENE_TYPES
+from utils.intrinsics import Intrinsic
+from utils.maps.diode_names import SCENE_TYPES, listed_samples
 from utils.maps.files import read_npy
+from utils.metrics.scores import Score, score_of
+
+KNOWN_GAP = "train/indoors/scene_00000/scan_00007"  # 181 images in diode_meta.json, and no normals of any
 
 
 class Diode(Maps):
-    """RGB, pseudo label and ground truth of one DIODE split; a subclass reads its ground truth.
+    """RGB, pseudo label and ground truth of one DIODE split.
 
-    Items are those of `Maps`, named <split>/<scene type>/<scene>/<scan>/<stem>.
+    Items are those of `Maps`, named <split>/<scene type>/<scene>/<scan>/<stem>. gt of normals: `read_normals`; of
+    depth: `read_depth`; of a colour: `read_colour`.
 
     Args:
-        root: DIODE's `normals/` or `depths/` folder, the one that holds this subclass's ground truth.
+        root: the folder that holds the ground truth: DIODE's `normals/` or `depths/`, or one of the same tree beside
+            `depths/` or one deeper. For a colour also `depths/` itself: then nothing is measured (`measured`).
         pseudo_root: root of the labels' tree.
         split: "train" or "val".
         scene_types: out of "indoors", "outdoor".
@@ -42,11 +48,9 @@ class Diode(Maps):
         InputError: nothing to read, or samples lack label or ground truth (count and three names in the message).
     """
 
-    suffix: ClassVar[str]  # of the ground-truth file that must exist
-    folder: ClassVar[str]  # of the DIODE root that holds it
-
     def __init__(
         self,
+        intrinsic: Intrinsic,
         root: str | Path,
         pseudo_root: str | Path,
         split: str,
@@ -63,9 +67,27 @@ class Diode(Maps):
         above = self.root.parent  # DIODE's root, or one folder below it (truth/albedo)
         self.diode = above.parent if (above.parent / "depths").is_dir() and not (above / "depths").is_dir() else above
         self.rgb_root = self.diode / "depths"
-        super().__init__(resolution, center_crop, seed)
+        super().__init__(intrinsic, resolution, center_crop, seed)
         self.list_from, self.skip_missing = list_from, skip_missing
         self.keep(self._check(self._list(split, scene_types)), num_images, first)
+        if not self.measured:
+            self.notes.append(
+                f"DIODE measures no {intrinsic.name}: val/<split>/label_* compare predictions with PSEUDO LABELS, not "
+                f"with ground truth (--train_data_dir=<folder of *{intrinsic.suffix}> would)"
+            )
+
+    @property
+    def measured(self) -> bool:
+        return self.intrinsic.kind != "colour" or self.root.resolve() != self.rgb_root.resolve()
+
+    @property
+    def score(self) -> Score:
+        """Depth by DIODE's own range."""
+        return score_of(self.intrinsic, "diode") if self.measured else super().score
+
+    def ground_truth(self, stem: str) -> tuple[np.ndarray, np.ndarray]:
+        readers = {"normals": read_normals, "depth": read_depth, "colour": read_colour}
+        return readers[self.intrinsic.kind](self.root / f"{stem}{self.intrinsic.suffix}")
 
     def rgb_path(self, stem: str) -> Path:
         return self.rgb_root / f"{stem}.png"
@@ -74,7 +96,7 @@ class Diode(Maps):
         return self.pseudo_root / f"{stem}.png"
 
     def truth_name(self, stem: str) -> str:
-        return f"{self.root / stem}{self.suffix}"
+        return f"{self.root / stem}{self.intrinsic.suffix}"
 
     def _list(self, split: str, scene_types: tuple[str, ...]) -> list[str]:
         """Names of the split's samples, in a fixed order."""
@@ -97,7 +119,8 @@ class Diode(Maps):
         ]
         if self.list_from == "disk":
             return sorted(on_disk)
-        listed = _stems_of_meta(self.diode / "diode_meta.json", split, scene_types)
+        every = listed_samples(self.diode)
+        listed = [stem for kind in scene_types for stem in every if stem.startswith(f"{split}/{kind}/")]
         for scene_type in scene_types:
             if not any(stem.startswith(f"{split}/{scene_type}/") for stem in listed):
                 self.notes.append(f"{split}: diode_meta.json lists no {scene_type} images")
@@ -120,6 +143,9 @@ class Diode(Maps):
                     seen[scan] = _names(root / scan)
                 if name + suffix not in seen[scan]:
                     missing.setdefault(f"{root}/.../*{suffix}", []).append(stem)
+        if gap := self._known_gap(missing):
+            stems = [stem for stem in stems if stem not in gap]
+            self.notes.append(f"left out {len(gap)} images of {KNOWN_GAP}: DIODE has no normals for that scan")
         lost = set().union(*missing.values()) if missing else set()
         if stems and len(lost) == len(stems) and not self.skip_missing:
             pattern, names = next(iter(missing.items()))
@@ -135,36 +161,36 @@ class Diode(Maps):
             self.notes.append(f"left out {len(lost)} of {len(stems)} samples that lack a file (--skip_missing)")
         return [stem for stem in stems if stem not in lost]
 
+    def _known_gap(self, missing: dict[str, list[str]]) -> set[str]:
+        """The samples of the one scan that DIODE itself has no normals for; taken out of `missing`.
+
+        Only if nothing but its normals is missing, and of all of it: anything else is a damaged copy.
+        """
+        pattern = f"{self.root}/.../*{self.intrinsic.suffix}"
+        lost = missing.get(pattern, [])
+        gap = {stem for stem in lost if stem.startswith(KNOWN_GAP + "/")}
+        if (
+            self.intrinsic.kind != "normals"
+            or not gap
+            or (os.path.isdir(self.root / KNOWN_GAP) and _names(self.root / KNOWN_GAP))
+        ):
+            return set()
+        missing[pattern] = [stem for stem in lost if stem not in gap]
+        if not missing[pattern]:
+            del missing[pattern]
+        return gap
+
     def _needed(self) -> list[tuple[Path, str]]:
         """(root, suffix) of each file that a sample is made of."""
-        return [(self.rgb_root, ".png"), (self.pseudo_root, ".png"), (self.root, self.suffix)]
+        needed = [(self.rgb_root, ".png"), (self.pseudo_root, ".png")]
+        needed += [(self.root, self.intrinsic.suffix)] if self.measured else []
+        return needed + ([(self.root, "_depth_mask.npy")] if self.intrinsic.kind == "depth" else [])
 
     def _no_file(self, pattern: str, stems: list[str]) -> str:
         cure = "is --pseudo_root the folder that holds train/ and val/?"
-        if pattern.endswith(self.suffix):
-            cure = f"is --train_data_dir DIODE's {self.folder}/ folder?"
+        if pattern.endswith(self.intrinsic.suffix):
+            cure = f"is --train_data_dir DIODE's {self.intrinsic.truth_folder}/ folder?"
         return f"no {pattern} for any of {len(stems)} samples (e.g. {', '.join(stems[:3])}): {cure}"
-
-
-class DiodeNormals(Diode):
-    """gt: unit normals (3,R,R) in the label's frame, see `read_normals`."""
-
-    task, suffix, folder = "normal", "_normal.npy", "normals"
-
-    def ground_truth(self, stem: str) -> tuple[np.ndarray, np.ndarray]:
-        return read_normals(self.root / f"{stem}{self.suffix}")
-
-
-class DiodeDepth(Diode):
-    """gt: depth (1,R,R) in metres, see `read_depth`."""
-
-    task, suffix, folder = "depth", "_depth.npy", "depths"
-
-    def ground_truth(self, stem: str) -> tuple[np.ndarray, np.ndarray]:
-        return read_depth(self.root / f"{stem}{self.suffix}")
-
-    def _needed(self) -> list[tuple[Path, str]]:
-        return [*super()._needed(), (self.root, "_depth_mask.npy")]
 
 
 def read_normals(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -198,6 +224,16 @@ def read_depth(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return depth[..., None], valid
 
 
+def read_colour(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Linear float values (H,W) or (H,W,3) -> ((H,W,3), nominal range [0,1], scale arbitrary; where finite)."""
+    values = read_npy(path)
+    values = values[..., None] if values.ndim == 2 else values
+    if values.ndim != 3 or values.shape[2] not in (1, 3) or values.dtype.kind != "f":
+        raise InputError(f"{path}: {values.dtype} {values.shape}, expected linear float (H, W) or (H, W, 3)")
+    valid = np.isfinite(values).all(axis=2)
+    return np.broadcast_to(np.where(valid[..., None], values, 0), (*valid.shape, 3)), valid
+
+
 def validation_sets(train: Diode) -> dict[str, list[dict]]:
     """Four fixed samples each of the training images and of DIODE's indoor and outdoor validation images.
 
@@ -209,29 +245,11 @@ def validation_sets(train: Diode) -> dict[str, list[dict]]:
         if not (train.rgb_root / "val" / scene_type).is_dir():
             train.notes.append(f"validation: no {scene_type} images under {train.rgb_root / 'val'}; panel left out")
             continue
-        sets[scene_type] = type(train)(
-            train.root, train.pseudo_root, "val", (scene_type,), train.resolution, seed=train.seed,
+        sets[scene_type] = Diode(
+            train.intrinsic, train.root, train.pseudo_root, "val", (scene_type,), train.resolution, seed=train.seed,
             list_from=train.list_from, skip_missing=train.skip_missing,
         )  # fmt: skip
     return {name: fixed_samples(dataset, 4, train.seed) for name, dataset in sets.items() if len(dataset)}
-
-
-def _stems_of_meta(path: Path, split: str, scene_types: tuple[str, ...]) -> list[str]:
-    try:
-        meta = json.loads(path.read_text())
-        return [
-            f"{split}/{scene_type}/{scene}/{scan}/{stem}"
-            for scene_type in scene_types
-            for scene, scans in meta.get(split, {}).get(scene_type, {}).items()
-            for scan, stems in scans.items()
-            for stem in stems
-        ]
-    except FileNotFoundError:
-        raise InputError(
-            f"{path}: no such file; it belongs beside normals/ and depths/ (or use --list_from disk)"
-        ) from None
-    except (ValueError, AttributeError, TypeError, OSError, RecursionError) as error:
-        raise InputError(f"{path}: not DIODE's list of names ({' '.join(str(error).split())})") from None
 
 
 def _names(folder: Path) -> set[str]:

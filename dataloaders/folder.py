@@ -1,4 +1,4 @@
-"""Your own pictures and labels as a data set of any task; `dataloaders.listing` says how their files are found.
+"""Your own images and labels as a data set of any intrinsic; `dataloaders.listing` says how their files are found.
 
 Ground truth (gt/): normals as vectors (.npy) or 8-bit pictures, depth .npy in metres, albedo and shading linear .npy
 or sRGB-coded .png. Masks: not zero = valid. Where a sample has no truth it is not scored.
@@ -12,21 +12,22 @@ import numpy as np
 from dataloaders.base import Maps, fixed_samples
 from dataloaders.listing import Sample, complete, split_samples
 from utils.errors import InputError
+from utils.intrinsics import Intrinsic
 from utils.maps.conventions import convert_frame, to_linear, unit_vectors
 from utils.maps.files import read_colour, read_mask, read_metric_depth, read_normals
 
 
-class OwnMaps(Maps):
-    """Some of your samples, decoded for one task.
+class FolderMaps(Maps):
+    """Some of your samples, decoded for one intrinsic.
 
-    Args: task: normal, depth, albedo or shading. measured: whether any sample of the whole data has truth; one that
+    Args: measured: whether any sample of the whole data has truth; one that
     has none is then not scored. frame: the axes of true normals (utils/maps/conventions.py). Others: see `Diode`.
     """
 
     def __init__(
         self,
         samples: list[Sample],
-        task: str,
+        intrinsic: Intrinsic,
         measured: bool,
         frame: str = "opencv",
         resolution: int = 512,
@@ -35,8 +36,8 @@ class OwnMaps(Maps):
         num_images: int | None = None,
         first: int | None = None,
     ):
-        super().__init__(resolution, center_crop, seed)
-        self.task, self.frame, self._measured = task, frame, measured
+        super().__init__(intrinsic, resolution, center_crop, seed)
+        self.frame, self._measured = frame, measured
         self.samples = {sample.stem: sample for sample in samples}
         self.keep(sorted(self.samples), num_images, first)
 
@@ -57,9 +58,12 @@ class OwnMaps(Maps):
         sample = self.samples[stem]
         if sample.gt is None:
             return None
-        values, valid = _read(_READERS[self.task], sample.gt)
-        if self.task == "normal":
+        readers = {"normals": _normals, "depth": _depth, "colour": _colour}
+        values, valid = _read(readers[self.intrinsic.kind], sample.gt)
+        if self.intrinsic.kind == "normals":
             values = convert_frame(values, self.frame)
+        elif sample.gt.suffix == ".png" and self.intrinsic.coding == "srgb":
+            values = to_linear(values)
         if sample.mask is not None:
             mask = _read(read_mask, sample.mask)
             if mask.shape != valid.shape:
@@ -68,23 +72,24 @@ class OwnMaps(Maps):
         return np.where(valid[..., None], values, 0), valid
 
 
-def open_own(
-    samples: list[Sample], task: str, fraction: float, seed: int, skip_missing: bool = False, **options
-) -> tuple[OwnMaps, dict[str, list[dict]]]:
+def open_folder(
+    samples: list[Sample], intrinsic: Intrinsic, fraction: float, seed: int, skip_missing: bool = False, **options
+) -> tuple[FolderMaps, dict[str, list[dict]]]:
     """Training set, and four fixed samples each of it and of the held-out ones ("train", "val").
 
-    options: frame, resolution, center_crop, num_images, first of `OwnMaps`.
+    options: frame, resolution, center_crop, num_images, first of `FolderMaps`.
     """
     notes: list[str] = []
     samples = complete(samples, skip_missing, notes)
     parts = split_samples(samples, fraction, seed)
     with_truth = sum(sample.gt is not None for sample in samples)
-    train = OwnMaps(parts["train"], task, with_truth > 0, seed=seed, **options)
+    train = FolderMaps(parts["train"], intrinsic, with_truth > 0, seed=seed, **options)
     fixed = {"frame": train.frame, "resolution": train.resolution, "seed": seed}
-    val = OwnMaps(parts["val"], task, with_truth > 0, **fixed)
+    val = FolderMaps(parts["val"], intrinsic, with_truth > 0, **fixed)
     notes.append(f"{len(parts['train'])} samples to train on, {len(val)} held out; {with_truth} have ground truth")
     if not with_truth:
-        scores = "nothing is scored" if task == "depth" else "val/<split>/label_* compare drawings with LABELS"
+        labels = "val/<split>/label_* compare predictions with LABELS"
+        scores = "nothing is scored" if intrinsic.kind == "depth" else labels
         notes.append(f"no ground truth: {scores}; gt/<same name>.npy (or a manifest's gt) would be used")
     train.notes = notes
     return train, {name: fixed_samples(part, 4, seed) for name, part in (("train", train), ("val", val)) if len(part)}
@@ -113,8 +118,4 @@ def _depth(path: Path) -> tuple[np.ndarray, np.ndarray]:
 def _colour(path: Path) -> tuple[np.ndarray, np.ndarray]:
     values = read_colour(path)
     values = np.repeat(values[..., None], 3, axis=2) if values.ndim == 2 else values
-    values = to_linear(values) if path.suffix == ".png" else values
     return values, np.isfinite(values).all(axis=2)
-
-
-_READERS = {"normal": _normals, "depth": _depth, "albedo": _colour, "shading": _colour}

@@ -5,12 +5,14 @@ from pathlib import Path
 
 from dataloaders.base import Maps
 from dataloaders.diode import Diode, validation_sets
-from dataloaders.folder import open_own
+from dataloaders.folder import open_folder
 from dataloaders.listing import folder_samples, manifest_samples
+from utils.errors import InputError
+from utils.intrinsics import Intrinsic
 
 
-def open_data(args: argparse.Namespace, kind: type[Diode]) -> tuple[Maps, dict[str, list[dict]]]:
-    """The training set of `kind`'s task, and split -> samples that are drawn at every validation.
+def open_data(args: argparse.Namespace, intrinsic: Intrinsic) -> tuple[Maps, dict[str, list[dict]]]:
+    """The training set, and split -> samples that are predicted at every validation.
 
     args: the data flags of `utils.training.args.training_parser`. Pseudo labels are the targets; ground truth is read
     for validation only. Raises InputError where files are missing.
@@ -22,15 +24,19 @@ def open_data(args: argparse.Namespace, kind: type[Diode]) -> tuple[Maps, dict[s
         "first": args.max_train_samples,
     }
     if args.dataset == "diode":
-        train = kind(
-            args.train_data_dir, args.pseudo_root, "train", tuple(args.scene_types.split(",")), seed=args.seed,
-            list_from=args.list_from, skip_missing=args.skip_missing, **options,
+        train: Maps = Diode(
+            intrinsic, args.train_data_dir, args.pseudo_root, "train", tuple(args.scene_types.split(",")),
+            seed=args.seed, list_from=args.list_from, skip_missing=args.skip_missing, **options,
         )  # fmt: skip
-        return train, validation_sets(train)
-    if args.dataset == "folder":
-        samples = folder_samples(Path(args.train_data_dir), args.pseudo_root and Path(args.pseudo_root))
+        validation = validation_sets(train)
     else:
-        samples = manifest_samples(Path(args.manifest))
-    return open_own(
-        samples, kind.task, args.val_fraction, args.seed, args.skip_missing, frame=args.gt_frame, **options
-    )
+        if args.dataset == "folder":
+            samples = folder_samples(Path(args.train_data_dir), args.pseudo_root and Path(args.pseudo_root))
+        else:
+            samples = manifest_samples(Path(args.manifest))
+        train, validation = open_folder(
+            samples, intrinsic, args.val_fraction, args.seed, args.skip_missing, frame=args.gt_frame, **options
+        )
+    if not len(train):
+        raise InputError(f"no training images under {args.train_data_dir or args.manifest}: {'; '.join(train.notes)}")
+    return train, validation

@@ -14,6 +14,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from utils.errors import InputError, note
+from utils.maps.diode_names import listed_samples, read_meta
 
 MD5 = {  # as published at diode-dataset.org
     "depths": {"val": "5c895d09201b88973c8fe4552a67dd85", "train": "3a94632398fe1d002d89f11743f748b1"},
@@ -78,11 +79,8 @@ def complete_meta(root: Path) -> tuple[int, int]:
     A list that is there is never changed otherwise: DIODE's own leaves out images on purpose.
     """
     path = root / "diode_meta.json"
-    try:
-        meta = json.loads(path.read_text()) if path.is_file() else {}
-        known = {(split, kind) for split, kinds in meta.items() for kind, scenes in kinds.items() if scenes}
-    except (ValueError, AttributeError) as error:
-        raise InputError(f"{path}: not DIODE's list of names ({error}); move it away to have it made anew") from None
+    meta = read_meta(root) if path.is_file() else {}
+    known = {(split, kind) for split, kinds in meta.items() for kind, scenes in kinds.items() if scenes}
     added = 0
     for picture in sorted((root / "depths").rglob("*.png")):
         split, kind, scene, scan = picture.relative_to(root / "depths").parts[:-1]
@@ -92,10 +90,7 @@ def complete_meta(root: Path) -> tuple[int, int]:
             added += 1
     if added:
         _write_json(path, meta)
-    listed = (
-        stems for kinds in meta.values() for scenes in kinds.values() for s in scenes.values() for stems in s.values()
-    )
-    return added, sum(map(len, listed))
+    return added, len(listed_samples(root)) if path.is_file() else 0
 
 
 def prepare(root: Path, archives: dict[str, list[Path]], skip_md5: bool = False) -> None:

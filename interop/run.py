@@ -164,7 +164,7 @@ def measure(name: str, python: Path) -> dict:
         env["PYTHONPATH"] = str(ROOT)
         call(python, ROOT / "interop" / "ours.py", CASES, TRAINED, out, log=f"ours-{name}", env=env)
         result["results"] |= json.loads(out.read_text())
-        tests = ("tests/test_lora.py", "tests/test_lora_keys.py")
+        tests = ("tests/lora/test_lora.py", "tests/lora/test_lora_keys.py")
         call(python, "-m", "pytest", "-p", "no:cacheprovider", "-rs", *tests, log=f"tests-{name}", env=env)
         result["tests"] = (WORK / f"tests-{name}.log").read_text().strip().splitlines()[-1].strip("= ")
     return result
@@ -242,7 +242,7 @@ def main() -> None:
     (WORK / "interop.json").write_text(json.dumps(measured, indent=1))
     print(table(measured))
     for name, result in measured.items():
-        print(f"tests/test_lora*.py on {name}: {result['tests'] or 'not run: it has no peft'}")
+        print(f"tests/lora on {name}: {result['tests'] or 'not run: it has no peft'}")
     if not args.only:
         write_readme(table(measured))
     broken = broken_promises(measured)

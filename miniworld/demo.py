@@ -1,4 +1,4 @@
-"""The project's whole way in minutes: render scenes, train a LoRA, draw maps of unseen pictures, score them, look.
+"""The project's whole way in minutes: render scenes, train a LoRA, predict maps of unseen images, score them, look.
 
     python -m miniworld.demo                                    surface normals in a single step
     python -m miniworld.demo --task depth                       or albedo, or shading
@@ -21,24 +21,27 @@ from pathlib import Path
 import numpy as np
 from safetensors.torch import save_file
 
+from dataloaders.diode import Diode
 from miniworld.demo_page import ROW_NAMES, compare, table, write_page
-from miniworld.references import random_twin, untrained_lora, write_codec_ceiling, write_mean_label
-from miniworld.tasks import TASKS, Task
+from miniworld.references import random_control, untrained_lora, write_mean_label, write_vae_ceiling
+from miniworld.tasks import evaluation_flags
+from utils.cli import Parser
+from utils.intrinsics import INTRINSICS, Intrinsic
 from utils.lora import CONV_IN, SAFETENSORS, read_lora
 
 ROOT = Path(__file__).resolve().parent.parent
 BASE, DONOR = ROOT / "miniworld" / "mini-sd", ROOT / "miniworld" / "mini-ip2p"
 SCRIPTS = {"single": "sd_single", "augunet": "augunet"}
-DRAWERS = {"single": "inference_sd_single.py", "augunet": "inference_augunet.py"}
+INFERENCE = {"single": "inference_sd_single.py", "augunet": "inference_augunet.py"}
 SIDE, ROWS = 64, 6
 TIMESTEP = 400  # of the single step. The paper's, 999, says "all noise": mini-sd's answer to it knows little of shape
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     add = parser.add_argument
     add("--out", type=Path, default=Path("demo"), help="folder for everything (default: demo)")
-    add("--task", choices=TASKS, default="normal", help="what to draw (default: normal)")
+    add("--task", choices=INTRINSICS, default="normal", help="what to predict (default: normal)")
     add("--method", choices=SCRIPTS, default="single", help="one UNet pass, or diffusion (default: single)")
     add("--steps", type=int, default=300, help="training steps (default: 300)")
     add("--train", type=int, default=300, help="labelled scenes (default: 300)")
@@ -53,7 +56,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.page:
         write_page(args.out)
         return
-    task, method = TASKS[args.task], args.method
+    intrinsic, method = INTRINSICS[args.task], args.method
     diode, out = args.out.resolve() / "DIODE", args.out.resolve() / f"{args.task}-{method}"
     shutil.rmtree(out, ignore_errors=True)
 
@@ -61,40 +64,41 @@ def main(argv: list[str] | None = None) -> None:
     size = ("--train", args.train, "--val", args.val, "--size", "128x96", "--truth")
     python("-m", "miniworld.scenes", "--root", diode, *size)
 
-    step(f"2/4  train a LoRA for {args.steps} steps: on mini-sd, and meanwhile on its randomly initialised twin")
-    bases = {"lora": BASE, "random": random_twin(BASE, out / "random-sd")}
+    step(f"2/4  train a LoRA for {args.steps} steps: on mini-sd, and meanwhile on a randomly initialised copy of it")
+    bases = {"lora": BASE, "random": random_control(BASE, out / "random-sd")}
     train(bases, args, diode, out)
 
-    step("3/4  draw what training has not seen")
+    step("3/4  predict what training has not seen")
     train_set, unseen = (
-        task.dataset(diode / task.folder, diode / "pseudo" / args.task, split, resolution=SIDE)
+        Diode(intrinsic, diode / intrinsic.truth_folder, diode / "pseudo" / args.task, split, resolution=SIDE)
         for split in ("train", "val")
     )
     pictures = out / "unseen"
     pictures.mkdir()
     for stem in unseen.stems:
         shutil.copy(unseen.rgb_root / f"{stem}.png", pictures)
-    told = {"task": args.task, "method": {"single": "single-step"}.get(method, method), "steps": 0}
-    told |= {"timestep": TIMESTEP} if method == "single" else {}
-    untrained_lora(BASE, DONOR if method == "augunet" else None, out / "untrained", told)
+    header = {"task": args.task, "method": {"single": "single-step"}.get(method, method), "steps": 0}
+    header |= {"timestep": TIMESTEP} if method == "single" else {}
+    untrained_lora(BASE, DONOR if method == "augunet" else None, out / "untrained", header)
     for name in ("lora", "random", "untrained"):
-        words = ["--lora", out / name, "--input_dir", pictures, "--output_dir", out / "drawn" / name]
+        words = ["--lora", out / name, "--input_dir", pictures, "--output_dir", out / "predictions" / name]
         words += ["--pretrained_model_name_or_path", bases.get(name, BASE), "--resolution", SIDE]
         words += ["--batch_size", 10, "--npy"]
-        python(ROOT / DRAWERS[method], *words)
-    write_mean_label(train_set, unseen, args.task, out / "drawn" / "mean")
-    write_codec_ceiling(BASE, unseen, args.task, out / "drawn" / "ceiling")
+        python(ROOT / INFERENCE[method], *words)
+    write_mean_label(train_set, unseen, intrinsic, out / "predictions" / "mean")
+    write_vae_ceiling(BASE, unseen, intrinsic, out / "predictions" / "ceiling")
 
     step("4/4  score")
-    found = {name: score(name, args.task, task, diode, out) for name in ROW_NAMES}
+    found = {name: score(name, intrinsic, diode, out) for name in ROW_NAMES}
     if args.keep:
         keep(out / "lora", args.keep)
-    text = table(found, task, f"{args.val} unseen scenes, {args.task}, {method}")
+    text = table(found, intrinsic, f"{args.val} unseen scenes, {args.task}, {method}")
     (out / "results.md").write_text(text + "\n")
     chosen = np.linspace(0, len(unseen) - 1, ROWS).astype(int).tolist()
-    page = compare([unseen[index] for index in chosen], task, out / "drawn" / "lora" / args.task / "predicted")
+    predicted = out / "predictions" / "lora" / args.task / "predicted"
+    page = compare([unseen[index] for index in chosen], intrinsic, predicted)
     page.save(out / "demo.png")
-    print(f"\n{text}\n\nRGB | ground truth | label | drawing, {ROWS} unseen pictures: {out / 'demo.png'}")
+    print(f"\n{text}\n\nRGB | ground truth | label | prediction, {ROWS} unseen images: {out / 'demo.png'}")
     print(f"report: {out / 'report' / 'index.html'}\nmini-sd shows the way, not Stable Diffusion's quality")
 
 
@@ -107,7 +111,12 @@ def train(bases: dict[str, Path], args: argparse.Namespace, diode: Path, out: Pa
         words += [ROOT / f"{SCRIPTS[args.method]}_diode_pseudo_{args.task}.py"]
         words += ["--pretrained_model_name_or_path", base]
         words += ["--augment_from", DONOR] if args.method == "augunet" else ["--timestep", TIMESTEP]
-        words += ["--train_data_dir", diode / TASKS[args.task].folder, "--pseudo_root", diode / "pseudo" / args.task]
+        words += [
+            "--train_data_dir",
+            diode / INTRINSICS[args.task].truth_folder,
+            "--pseudo_root",
+            diode / "pseudo" / args.task,
+        ]
         words += ["--output_dir", out / name, "--resolution", SIDE, "--max_train_steps", args.steps, "--rank", 16]
         words += ["--train_batch_size", 16, "--learning_rate", 4e-3, "--lr_scheduler", "linear", "--report_to", "none"]
         running.append(begin(*words, log=out / f"{name}.log" if running else None))
@@ -116,10 +125,11 @@ def train(bases: dict[str, Path], args: argparse.Namespace, diode: Path, out: Pa
             sys.exit(log.read_text() if log else process.returncode)
 
 
-def score(name: str, kind: str, task: Task, diode: Path, out: Path) -> dict:
+def score(name: str, intrinsic: Intrinsic, diode: Path, out: Path) -> dict:
     """evaluate.py on one row's maps -> its result file."""
-    words = ["--task", kind, *task.evaluation, "--pred_dir", out / "drawn" / name / kind / "predicted"]
-    words += ["--gt_dir", diode / task.folder / "val", "--by_stem", "--center_crop"]
+    words = ["--task", intrinsic.name, *evaluation_flags(intrinsic)]
+    words += ["--pred_dir", out / "predictions" / name / intrinsic.name / "predicted"]
+    words += ["--gt_dir", diode / intrinsic.truth_folder / "val", "--by_stem", "--center_crop"]
     words += ["--output", out / f"{name}.json"] + (["--report", out / "report"] if name == "lora" else [])
     python(ROOT / "evaluate.py", *words, quiet=True)
     return json.loads((out / f"{name}.json").read_text())

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from miniworld.tasks import TASKS, Task
-from utils.maps.pictures import CAPTION_HEIGHT, sheet, strip
+from utils.intrinsics import INTRINSICS, Intrinsic
+from utils.maps.pictures import CAPTION_HEIGHT, sheet, strip, truth_picture
 
 METHODS = ["single", "augunet"]
 SHOWN, GAP = (0, 3), 12  # of the page: which rows of each run (a room, a yard), pixels between them
@@ -17,38 +17,39 @@ ROW_NAMES = {
     "mean": "mean of the training labels, pixel by pixel",
     "random": "the same LoRA on a randomly initialised UNet",
     "untrained": "no training at all",
-    "ceiling": "the label itself, through the codec",
+    "ceiling": "the label itself, through the VAE",
 }
 
 
-def table(found: dict[str, dict], task: Task, title: str) -> str:
+def table(found: dict[str, dict], intrinsic: Intrinsic, title: str) -> str:
     """Row -> result file as markdown, best row's interval beside the others'."""
-    lines = [f"| {title} | {' | '.join(task.metrics.values())} |"]
-    lines.append("|---" * (1 + len(task.metrics)) + "|")
+    lines = [f"| {title} | {' | '.join(intrinsic.scores.values())} |"]
+    lines.append("|---" * (1 + len(intrinsic.scores)) + "|")
     for name, result in found.items():
         cells = []
-        for metric in task.metrics:
+        for metric in intrinsic.scores:
             low, high = result["intervals"][metric]
             cells.append(f"{result['metrics'][metric]:.3g} [{low:.3g}, {high:.3g}]")
         lines.append(f"| {ROW_NAMES[name]} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def compare(samples: list[dict], task: Task, folder: Path, zoom: int = 2) -> Image.Image:
+def compare(samples: list[dict], intrinsic: Intrinsic, folder: Path, zoom: int = 2) -> Image.Image:
     """RGB | ground truth | label | what lies in `folder` for each sample, enlarged."""
     rows = []
     for sample in samples:
         path = next(folder.glob(f"{Path(sample['stem']).name}_*.png"))
         picture = np.array(Image.open(path).convert("RGB"))
-        drawing = torch.from_numpy(picture).permute(2, 0, 1) / 127.5 - 1
-        row = strip([sample["rgb"], task.picture(sample["gt"], sample["valid"]), sample["target"], drawing])
+        prediction = torch.from_numpy(picture).permute(2, 0, 1) / 127.5 - 1
+        truth = truth_picture(sample["gt"], sample["valid"], intrinsic)
+        row = strip([sample["rgb"], truth, sample["target"], prediction])
         rows.append(row.resize((row.width * zoom, row.height * zoom), Image.Resampling.NEAREST))
-    return sheet(rows, ["RGB", "ground truth", "label", "drawing"])
+    return sheet(rows, ["RGB", "ground truth", "label", "prediction"])
 
 
 def write_page(out: Path) -> None:
     """The tables of all runs in `out` as one Markdown file, and some rows of their pictures as one picture."""
-    runs = {(task, method): out / f"{task}-{method}" for task in TASKS for method in METHODS}
+    runs = {(task, method): out / f"{task}-{method}" for task in INTRINSICS for method in METHODS}
     runs = {what: run for what, run in runs.items() if (run / "results.md").exists()}
     if not runs:
         sys.exit(f"error: {out} holds no run of the demo; make demo-all makes them")
@@ -57,10 +58,10 @@ def write_page(out: Path) -> None:
     width = next(iter(tiles.values())).width
     side = width // 4
     right, down = width + GAP, 2 * CAPTION_HEIGHT + len(SHOWN) * side + GAP
-    page = Image.new("RGB", (len(METHODS) * right, len(TASKS) * down), "white")
+    page = Image.new("RGB", (len(METHODS) * right, len(INTRINSICS) * down), "white")
     draw = ImageDraw.Draw(page)
     for (task, method), tile in tiles.items():
-        left, top = METHODS.index(method) * right, list(TASKS).index(task) * down
+        left, top = METHODS.index(method) * right, list(INTRINSICS).index(task) * down
         draw.text((left + 2, top + 1), f"{task}, {method}", fill="black")
         page.paste(tile.crop((0, 0, width, CAPTION_HEIGHT)), (left, top + CAPTION_HEIGHT))
         for place, row in enumerate(SHOWN):

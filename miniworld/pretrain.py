@@ -24,6 +24,7 @@ from miniworld.pretraining.model_folder import save_editor, save_generator
 from miniworld.pretraining.picture_cache import cached_pictures
 from miniworld.pretraining.report import report
 from miniworld.pretraining.stage import run
+from utils.cli import Parser
 
 SIZE = 64  # pixels
 SCALING_FACTOR = 0.18215  # Stable Diffusion's
@@ -31,10 +32,9 @@ STAGES = ("vae", "decoder", "unet", "ip2p")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m miniworld.pretrain",
         description=__doc__.split("\n\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
     add("--out", type=Path, default=Path("miniworld/mini-sd"), help="Stable Diffusion folder; mini-ip2p lies beside")

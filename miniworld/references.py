@@ -1,4 +1,4 @@
-"""What a trained LoRA's error has to be seen beside: maps drawn without a pretrained generator, or untrained."""
+"""What a trained LoRA's error has to be seen beside: maps predicted without a pretrained generator, or untrained."""
 
 import shutil
 from pathlib import Path
@@ -9,13 +9,14 @@ from torch import Tensor
 
 from dataloaders.diode import Diode
 from utils.inference.run import write
+from utils.intrinsics import Intrinsic
 from utils.latents import mode
 from utils.lora import add_lora, save_lora
 from utils.models import load_base, load_donor, widen_conv_in
 from utils.objectives import decode
 
 
-def random_twin(base: Path, folder: Path, seed: int = 0) -> Path:
+def random_control(base: Path, folder: Path, seed: int = 0) -> Path:
     """A copy of the model folder `base` whose UNet has the same shape and fresh random weights."""
     shutil.copytree(base, folder, ignore=shutil.ignore_patterns("unet"))
     with torch.random.fork_rng(devices=[]):
@@ -34,27 +35,27 @@ def untrained_lora(base: Path, donor: Path | None, folder: Path, metadata: dict[
     save_lora(unet, folder, metadata)
 
 
-def write_mean_label(train_set: Diode, unseen: Diode, task: str, folder: Path) -> None:
+def write_mean_label(train_set: Diode, unseen: Diode, intrinsic: Intrinsic, folder: Path) -> None:
     """The mean of all training labels, pixel by pixel, as everyone's answer."""
     total = sum(train_set[index]["target"].double() for index in range(len(train_set)))
-    write_maps({stem: (total / len(train_set)).float() for stem in unseen.stems}, task, folder)
+    write_maps({stem: (total / len(train_set)).float() for stem in unseen.stems}, intrinsic, folder)
 
 
-def write_codec_ceiling(base: Path, unseen: Diode, task: str, folder: Path) -> None:
-    """The label after E and D: the best that any drawing in latents can be."""
+def write_vae_ceiling(base: Path, unseen: Diode, intrinsic: Intrinsic, folder: Path) -> None:
+    """The label after E and D: the best that any prediction in latents can be."""
     vae = load_base(str(base)).vae
-    drawn = {}
+    predictions = {}
     for index in range(len(unseen)):
         sample = unseen[index]
         with torch.inference_mode():
             z = vae.config.scaling_factor * mode(vae, sample["target"][None])
-            drawn[sample["stem"]] = decode(vae, z)[0]
-    write_maps(drawn, task, folder)
+            predictions[sample["stem"]] = decode(vae, z)[0]
+    write_maps(predictions, intrinsic, folder)
 
 
-def write_maps(maps: dict[str, Tensor], task: str, folder: Path) -> None:
+def write_maps(maps: dict[str, Tensor], intrinsic: Intrinsic, folder: Path) -> None:
     """Stem -> (3,R,R), written where and as the inference scripts write."""
-    target = folder / task / "predicted"
+    target = folder / intrinsic.name / "predicted"
     target.mkdir(parents=True)
-    for stem, drawn in maps.items():
-        write(drawn, task, target / f"{Path(stem).name}_{task}.png", with_npy=True)
+    for stem, prediction in maps.items():
+        write(prediction, intrinsic, target / f"{Path(stem).name}_{intrinsic.name}.png", with_npy=True)

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from miniworld.render.diode_tree import DRAW, Settings, list_samples, meta_json, sample_paths, write_sample
 from miniworld.render.raycast import Rendering, trace
+from utils.cli import Parser
 
 KINDS = {"room": DRAW["indoors"], "yard": DRAW["outdoor"]}
 OWNED = ("depths", "normals", "pseudo", "truth", "diode_meta.json", "miniworld.json")
@@ -121,11 +122,10 @@ def count(text: str) -> int:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m miniworld.scenes",
         description="Render rooms and yards with exact depth and normals in DIODE's layout, and dense "
         "8-bit pseudo labels beside them (pseudo/normal, pseudo/depth, pseudo/albedo, pseudo/shading).",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument(
         "--root",

@@ -1,7 +1,7 @@
 """What a loss reads of a batch: latents. They are constant, since the VAE is frozen, so a batch may also bring them.
 
     rgb_mode                  E(rgb).mode()                 (B,4,h,w)
-    target_mean, target_std   of E(target)'s posterior      (B,4,h,w) each; the target is drawn anew in every step
+    target_mean, target_std   of E(target)'s posterior      (B,4,h,w) each; the target is sampled anew in every step
 
 None is scaled by the VAE's scaling factor.
 """
@@ -28,7 +28,7 @@ def moments(vae: AutoencoderKL, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     return {"rgb_mode": mode(vae, batch["rgb"]), "target_mean": target.mean, "target_std": target.std}
 
 
-def draw(vae: AutoencoderKL, batch: dict[str, Tensor], noise: list[Generator]) -> tuple[Tensor, Tensor]:
+def training_latents(vae: AutoencoderKL, batch: dict[str, Tensor], noise: list[Generator]) -> tuple[Tensor, Tensor]:
     """E(rgb).mode() and E(target).sample(), neither scaled, from pictures or from their `moments`."""
     if "rgb_mode" not in batch:
         batch = moments(vae, batch)

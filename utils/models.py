@@ -33,7 +33,8 @@ COMPONENTS = {  # subfolder -> a file that it must hold
 class Base:
     """A Stable Diffusion, all parts frozen and in eval mode.
 
-    name: hub name, or absolute path of the folder. scheduler: carries the training noise schedule.
+    name: hub name, or absolute path of the folder; revision: of the hub model. scheduler: carries the training noise
+    schedule.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Base:
     vae: AutoencoderKL
     unet: UNet2DConditionModel
     scheduler: DDIMScheduler
+    revision: str | None = None
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> "Base":
         """Move and cast UNet and VAE, in place. The text encoder stays on the CPU: it has one prompt to read."""
@@ -93,7 +95,7 @@ def load_base(name: str, revision: str | None = None) -> Base:
         )
     for component in ("text_encoder", "vae", "unet"):
         parts[component].requires_grad_(False).eval().float()  # transformers keeps the file's precision
-    return Base(str(Path(name).resolve()) if Path(name).is_dir() else name, **parts)
+    return Base(str(Path(name).resolve()) if Path(name).is_dir() else name, **parts, revision=revision)
 
 
 def licence_of(name: str) -> str | None:

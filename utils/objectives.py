@@ -1,26 +1,47 @@
-"""The paper's two methods, side by side: how each trains (`loss`) and how each draws (`sample`).
+"""The paper's two methods, side by side: how each trains (`loss`) and how each predicts (`predict`).
 
 Notation: E, D the VAE's encoder and decoder, s its scaling factor, c the prompt's CLIP states, T the schedule's number
 of steps. All noise comes from one generator per sample (`noise`), so that a sample's noise does not depend on how the
 batch is cut into processes and micro-steps.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DPMSolverMultistepScheduler
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from utils.latents import draw, mode
+from utils.latents import mode, training_latents
 from utils.noise import gaussian
+
+
+class Objective(Protocol):
+    """What the loop needs of a method.
+
+    vae: the frozen VAE, which the loop moves between devices. metadata: the method in the header of its LoRA files:
+    "method", and what else inference must know.
+    """
+
+    vae: AutoencoderKL
+
+    @property
+    def metadata(self) -> Mapping[str, object]: ...
+
+    def loss(self, unet: nn.Module, batch: dict[str, Tensor], noise: list[Generator]) -> Tensor:
+        """A scalar in fp32, of rgb and target (B,3,H,W) in [-1,1], or of their latents (utils/latents.py)."""
+
+    def predict(self, unet: nn.Module, rgb: Tensor, noise: list[Generator]) -> Tensor:
+        """rgb (B,3,H,W) in [-1,1] -> map (B,3,H,W) about [-1,1], not clamped."""
 
 
 @dataclass
 class SingleStep:
     """One UNet pass from picture to map: D(unet(s E(rgb), T-1, c) / s) (arXiv 2311.17137).
 
-    t is constant, T-1 in the paper, and there is no noise at all: the UNet is asked to draw its answer at once, and
+    t is constant, T-1 in the paper, and there is no noise at all: the UNet has to predict its answer at once, and
     the schedule plays no part.
     """
 
@@ -28,20 +49,24 @@ class SingleStep:
     prompt: Tensor  # c (1,77,D)
     timestep: int  # T-1 in the paper
 
+    @property
+    def metadata(self) -> dict[str, object]:
+        return {"method": "single-step", "timestep": self.timestep}
+
     def loss(self, unet: nn.Module, batch: dict[str, Tensor], noise: list[Generator]) -> Tensor:
         """mse(unet(s E(rgb).mode(), T-1, c), s E(target).sample()), a scalar in fp32.
 
         batch: rgb, target (B,3,H,W) in [-1,1], or their latents (utils/latents.py). The target is sampled, the input
         is the mode, as in the released code.
         """
-        rgb, target = draw(self.vae, batch, noise)
-        return F.mse_loss(self._predict(unet, rgb).float(), self.vae.config.scaling_factor * target.float())
+        rgb, target = training_latents(self.vae, batch, noise)
+        return F.mse_loss(self._latents(unet, rgb).float(), self.vae.config.scaling_factor * target.float())
 
-    def sample(self, unet: nn.Module, rgb: Tensor, noise: list[Generator] | None = None) -> Tensor:
+    def predict(self, unet: nn.Module, rgb: Tensor, noise: list[Generator] | None = None) -> Tensor:
         """rgb (B,3,H,W) in [-1,1] -> map (B,3,H,W) about [-1,1], not clamped. Deterministic; `noise` is not used."""
-        return decode(self.vae, self._predict(unet, mode(self.vae, rgb)))
+        return decode(self.vae, self._latents(unet, mode(self.vae, rgb)))
 
-    def _predict(self, unet: nn.Module, rgb: Tensor) -> Tensor:
+    def _latents(self, unet: nn.Module, rgb: Tensor) -> Tensor:
         """unet(s rgb, t, c) of the picture's latents (B,4,h,w), not scaled."""
         z = self.vae.config.scaling_factor * rgb
         t = torch.full((len(z),), self.timestep, device=z.device)
@@ -64,6 +89,12 @@ class AugUNet:
     steps: int = 25
     guidance_scale: float = 3.0
     guidance_rescale: float = 0.7
+    augment_from: str | None = None  # where conv_in's image channels came from, for the metadata
+
+    @property
+    def metadata(self) -> dict[str, object]:
+        source = {} if self.augment_from is None else {"augment_from": self.augment_from}
+        return {"method": "augunet", "schedule": "v-prediction, zero terminal SNR", **source}
 
     def loss(self, unet: nn.Module, batch: dict[str, Tensor], noise: list[Generator]) -> Tensor:
         """mse(unet([z_t, E(rgb).mode()], t, c), v), a scalar in fp32.
@@ -72,7 +103,7 @@ class AugUNet:
         t uniform in 0..T-1. batch: rgb, target (B,3,H,W) in [-1,1], or their latents (utils/latents.py).
         """
         # cond is not scaled: so conv_in's image channels were trained, in InstructPix2Pix
-        cond, target = draw(self.vae, batch, noise)
+        cond, target = training_latents(self.vae, batch, noise)
         z0 = self.vae.config.scaling_factor * target
         eps = gaussian(z0.shape, noise, z0)
         if self.noise_offset:
@@ -84,7 +115,7 @@ class AugUNet:
         prediction = unet(torch.cat([z_t, cond], dim=1), t, self.prompt.expand(len(z0), -1, -1)).sample
         return F.mse_loss(prediction.float(), v.float())
 
-    def sample(self, unet: nn.Module, rgb: Tensor, noise: list[Generator]) -> Tensor:
+    def predict(self, unet: nn.Module, rgb: Tensor, noise: list[Generator]) -> Tensor:
         """rgb (B,3,H,W) in [-1,1] -> map (B,3,H,W) about [-1,1], not clamped.
 
         DPM-Solver++ (arXiv 2211.01095), order 2, midpoint, from pure noise at t = T-1.

@@ -8,7 +8,6 @@ it is the control for anything that claims to come from a *pretrained* generator
     python -m miniworld.pretraining.random_sd --out random-ip2p --in_channels 8     # like InstructPix2Pix's
 """
 
-import argparse
 import json
 import tempfile
 from collections import Counter
@@ -21,6 +20,8 @@ import torch
 import transformers
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from utils.cli import Parser
 
 WORDS = """
 a an and with of the in on by room yard walls wall floor ceiling ground sky lamp sun light plain striped checked
@@ -176,7 +177,7 @@ def save_random_sd(
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--out", required=True, type=Path, help="folder to write")
     parser.add_argument("--seed", type=int, default=0, help="seed of the random weights (default: 0)")
     parser.add_argument("--prediction_type", choices=["epsilon", "v_prediction"], default="epsilon")

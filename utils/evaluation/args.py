@@ -4,34 +4,33 @@ import argparse
 import math
 from pathlib import Path
 
+from utils.cli import Parser
+from utils.intrinsics import ALBEDO, INTRINSICS
 from utils.maps.conventions import FRAMES
 from utils.metrics.protocols import DEPTH_RULES
 
-PROTOCOLS = {  # the first is the default
-    "normal": ("pooled", "per_image"),
+PROTOCOLS = {  # by kind of intrinsic; the first is the default
+    "normals": ("pooled", "per_image"),
     "depth": tuple(DEPTH_RULES),
-    "albedo": ("scale_aligned",),
-    "shading": ("scale_aligned",),
+    "colour": ("scale_aligned",),
 }
-ONLY_FOR = {
-    "pred_frame": ("normal",),
-    "gt_frame": ("normal",),
-    "align": ("depth",),
-    "gt_depth_scale": ("depth",),
-    "pred_space": ("albedo", "shading"),
-    "gt_space": ("albedo", "shading"),
-    "whdr": ("albedo",),
-}
+ONLY_FOR = {  # flag -> the intrinsics that it means something for
+    flag: tuple(one.name for one in INTRINSICS.values() if one.kind == kind)
+    for kind, flags in {
+        "normals": ("pred_frame", "gt_frame"),
+        "depth": ("align", "gt_depth_scale"),
+        "colour": ("pred_space", "gt_space"),
+    }.items()
+    for flag in flags
+} | {"whdr": (ALBEDO.name,)}
 
 
 def parse_args(description: str, argv: list[str] | None = None) -> argparse.Namespace:
     """Parse and check all flags; exits with a usage line where they do not go together."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = Parser(description=description)
     add = parser.add_argument
-    add("--task", required=True, choices=tuple(PROTOCOLS))
-    add("--protocol", help="; ".join(f"{task}: {', '.join(names)}" for task, names in PROTOCOLS.items()))
+    add("--task", required=True, choices=tuple(INTRINSICS))
+    add("--protocol", help="; ".join(f"{kind}: {', '.join(names)}" for kind, names in PROTOCOLS.items()))
     add("--pred_dir", type=Path, required=True, help="predictions: <name>[_<task>].npy or .png, in any subfolders")
     add("--gt_dir", type=Path, help="ground truth with the same relative names, or DIODE's normals or depths folder")
     add("--mask_dir", type=Path, help="masks, not zero = valid; otherwise <stem>_depth_mask.npy beside the truth")
@@ -57,9 +56,10 @@ def parse_args(description: str, argv: list[str] | None = None) -> argparse.Name
     for flag, tasks in ONLY_FOR.items():
         if getattr(args, flag) is not None and args.task not in tasks:
             parser.error(f"--{flag} means nothing for --task {args.task}, only for {' and '.join(tasks)}")
-    args.protocol = args.protocol or PROTOCOLS[args.task][0]
-    if args.protocol not in PROTOCOLS[args.task]:
-        parser.error(f"--task {args.task} has no protocol {args.protocol}: use {', '.join(PROTOCOLS[args.task])}")
+    protocols = PROTOCOLS[INTRINSICS[args.task].kind]
+    args.protocol = args.protocol or protocols[0]
+    if args.protocol not in protocols:
+        parser.error(f"--task {args.task} has no protocol {args.protocol}: use {', '.join(protocols)}")
     if args.gt_dir is None and args.whdr is None:
         parser.error("--gt_dir is needed (only --whdr does without)")
     if args.gt_dir is None and args.mask_dir is not None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
+from utils.intrinsics import INTRINSICS
 from utils.maps.diode_names import SCENE_TYPES, sample_of
 
-TASKS = ("normal", "depth", "albedo", "shading")
 MASK_SUFFIXES = ("_depth_mask", "_mask")
 
 
@@ -38,7 +38,7 @@ def find_maps(folder: Path, task: str, what: str, by_stem: bool = False) -> tupl
         if path.suffix not in (".npy", ".png") or path.stem.endswith(MASK_SUFFIXES):
             continue
         stem = path.stem.removesuffix("_pred")
-        other = next((other for other in TASKS if other != task and stem.endswith(f"_{other}")), None)
+        other = next((other for other in INTRINSICS if other != task and stem.endswith(f"_{other}")), None)
         if other:
             bare = stem.removesuffix(f"_{other}")
             elsewhere.add(bare if by_stem else (path.parent / bare).relative_to(folder).as_posix())
@@ -64,7 +64,7 @@ def find_maps(folder: Path, task: str, what: str, by_stem: bool = False) -> tupl
 def find_mask(name: str, gt: Path | None, folder: Path | None) -> Path | None:
     """The mask of one image: in `folder` if given, else `<stem>_depth_mask.npy` beside its ground truth, else None."""
     if folder is not None:
-        tails = ("", *MASK_SUFFIXES, *(f"_{task}" for task in TASKS))
+        tails = ("", *MASK_SUFFIXES, *(f"_{task}" for task in INTRINSICS))
         candidates = [folder / f"{name}{tail}{suffix}" for tail in tails for suffix in (".npy", ".png")]
     elif gt is not None:
         candidates = [gt.with_name(f"{name.rsplit('/', 1)[-1]}_depth_mask.npy")]

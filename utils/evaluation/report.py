@@ -15,6 +15,7 @@ from utils.evaluation import scoring
 from utils.evaluation.aggregation import BINS_PER_DEGREE
 from utils.evaluation.pairing import Pair
 from utils.evaluation.scoring import Rules
+from utils.intrinsics import INTRINSICS
 from utils.maps.conventions import unit_vectors
 from utils.metrics.common import higher_is_better
 from utils.metrics.normals import NORMAL_THRESHOLDS
@@ -22,11 +23,10 @@ from utils.metrics.normals import NORMAL_THRESHOLDS
 PICTURE_WIDTH = 420
 INVALID = (70, 74, 82)
 ERROR_COLOURS = ((13, 8, 55), (98, 20, 122), (196, 51, 92), (247, 138, 43), (252, 244, 170))
-UNITS = {
-    "normal": {"mean": "°", "median": "°", "rmse": "°", "below": "%"},
+UNITS = {  # of metrics, by kind of intrinsic
+    "normals": {"mean": "°", "median": "°", "rmse": "°", "below": "%"},
     "depth": {"rmse": "m", "sq_rel": "m", "silog": "× 100"},
-    "albedo": {"psnr": "dB"},
-    "shading": {"psnr": "dB"},
+    "colour": {"psnr": "dB"},
 }
 
 
@@ -43,11 +43,10 @@ class ErrorAxis(NamedTuple):
 
 
 AXES = {
-    "normal": ErrorAxis("angular error", "°", BINS_PER_DEGREE, 20, 180.0, 60.0, NORMAL_THRESHOLDS),
+    "normals": ErrorAxis("angular error", "°", BINS_PER_DEGREE, 20, 180.0, 60.0, NORMAL_THRESHOLDS),
     "depth": ErrorAxis("relative error |p − g| / g", "", 1000, 10, 1.0, 0.5, (0.05, 0.1, 0.25)),
-    "albedo": ErrorAxis("absolute error", "", 1000, 10, 1.0, 0.3, (0.05, 0.1, 0.25)),
+    "colour": ErrorAxis("absolute error", "", 1000, 10, 1.0, 0.3, (0.05, 0.1, 0.25)),
 }
-AXES["shading"] = AXES["albedo"]
 
 
 def as_text(result: dict) -> str:
@@ -83,7 +82,7 @@ def write(
     parts += ["<h2>Summary</h2>", _summary(result)]
     parts += [f"<p class=small>{escape(note)}.</p>" for note in result["notes"]]
     if errors["prediction"] is not None:
-        axis = AXES[rules.task]
+        axis = AXES[rules.intrinsic.kind]
         parts += ["<h2>Errors of all valid pixels</h2>", f"<div class=charts>{_charts(axis, errors)}</div>"]
     parts += [
         f"<h2>Best, median and worst image by {escape(headline)}</h2>",
@@ -105,7 +104,7 @@ def _lead(result: dict) -> str:
 
 def _summary(result: dict) -> str:
     keys = list(result["metrics"])
-    units = UNITS[result["task"]]
+    units = UNITS[INTRINSICS[result["task"]].kind]
     head = ""
     for key in keys:
         arrow = "↑" if higher_is_better(key) else "↓"
@@ -234,11 +233,11 @@ def _example(kind: str, image: dict, headline: str, pair: Pair, rules: Rules) ->
     truth = scoring.load_truth(pair, rules)
     gt, valid = truth.gt, truth.valid
     pred, error = scoring.compare(scoring.load_prediction(pair, rules, truth)[0], gt, valid, rules)
-    axis = AXES[rules.task]
-    if rules.task == "normal":
+    axis = AXES[rules.intrinsic.kind]
+    if rules.intrinsic.kind == "normals":
         note = "RGB = (n + 1) / 2, x right, y down, z forward"
         pictures = [(_colour_picture((unit_vectors(map_) + 1) / 2, valid), note) for map_ in (pred, gt)]
-    elif rules.task == "depth":
+    elif rules.intrinsic.kind == "depth":
         near, far = np.percentile(gt[valid], [2, 98])
         note = f"white {near:.2f} m, black {far:.2f} m"
         span = max(far - near, 1e-9)

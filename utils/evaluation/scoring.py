@@ -11,6 +11,7 @@ import numpy as np
 
 from utils.evaluation.aggregation import ANGLE_BINS, ImageScore, angle_bins
 from utils.evaluation.pairing import Pair
+from utils.intrinsics import Intrinsic
 from utils.maps.conventions import convert_frame, convert_space, unit_vectors
 from utils.maps.files import read_colour, read_depth, read_mask, read_metric_depth, read_normals, resize
 from utils.metrics.colour import albedo_metrics, align_scale, whdr
@@ -26,7 +27,7 @@ FLIP_SAMPLES = 2048  # pixels per image that the frame check looks at
 class Rules(NamedTuple):
     """Everything that decides a score besides the files. Names and values are those of the command line."""
 
-    task: str
+    intrinsic: Intrinsic
     protocol: str
     pred_frame: str = "opencv"
     gt_frame: str = "opencv"
@@ -64,10 +65,10 @@ class NothingToScore(ValueError):
 def load_truth(pair: Pair, rules: Rules) -> Truth:
     """The ground truth of one image under `rules`, cropped as they say. GroundTruthError names the file."""
     mask = None if pair.mask is None else _read(read_mask, pair.mask, GroundTruthError)
-    if rules.task == "normal":
+    if rules.intrinsic.kind == "normals":
         gt, valid = _read(read_normals, pair.gt, GroundTruthError)
         gt = convert_frame(gt, rules.gt_frame)
-    elif rules.task == "depth":
+    elif rules.intrinsic.kind == "depth":
         gt = _read(read_metric_depth, pair.gt, GroundTruthError, rules.gt_depth_scale)
         valid = np.ones(gt.shape, bool)
     else:
@@ -79,7 +80,7 @@ def load_truth(pair: Pair, rules: Rules) -> Truth:
             raise GroundTruthError(f"{pair.mask}: mask of shape {mask.shape} does not fit {pair.gt}, {full}")
         valid = valid & mask
     window = np.s_[0 : full[0], 0 : full[1]]
-    if rules.task == "depth":
+    if rules.intrinsic.kind == "depth":
         try:
             if rules.protocol == "kitti":
                 window = kitti_window(full)
@@ -98,12 +99,12 @@ def load_prediction(pair: Pair, rules: Rules, truth: Truth | None) -> tuple[np.n
 
     truth: None (colour only) leaves size and channels as they are. PredictionError names the file.
     """
-    if rules.task == "normal":
+    if rules.intrinsic.kind == "normals":
         pred, _ = _read(read_normals, pair.prediction, PredictionError)
         pred = convert_frame(pred, rules.pred_frame)
         if pred.shape[:2] not in (truth.gt.shape[:2], truth.full):
             pred = unit_vectors(pred)  # so that no long vector outweighs its neighbours in the resize
-    elif rules.task == "depth":
+    elif rules.intrinsic.kind == "depth":
         pred = _read(read_depth, pair.prediction, PredictionError)
     else:
         pred = _read(read_colour, pair.prediction, PredictionError)
@@ -145,15 +146,16 @@ def score(
     pixels = int(np.count_nonzero(valid))
     if pixels == 0:
         raise NothingToScore("no valid pixel")
-    if rules.task == "normal":
+    if rules.intrinsic.kind == "normals":
         values, angles, flips = _score_normals(pair, pred, gt, valid)
         errors = np.bincount(angle_bins(angles), minlength=ANGLE_BINS)
         angles = angles if rules.protocol == "pooled" else None  # 4 bytes per pixel, for the pooled median alone
     else:
         _reject(pair, ~np.isfinite(pred[valid]), "NaN or inf")
         angles = flips = None
+        score_one = _score_depth if rules.intrinsic.kind == "depth" else _score_colour
         try:
-            values, errors = (_score_depth if rules.task == "depth" else _score_colour)(pred, gt, valid, rules)
+            values, errors = score_one(pred, gt, valid, rules)
         except ValueError as error:
             raise NothingToScore(str(error)) from error
         errors = np.bincount(np.minimum(errors * 1000, RELATIVE_BINS - 1).astype(int), minlength=RELATIVE_BINS)
@@ -167,9 +169,9 @@ def compare(pred: np.ndarray, gt: np.ndarray, valid: np.ndarray, rules: Rules) -
 
     Values outside `valid` mean nothing.
     """
-    if rules.task == "normal":
+    if rules.intrinsic.kind == "normals":
         return pred, angular_error(pred, gt)
-    if rules.task == "depth":
+    if rules.intrinsic.kind == "depth":
         rule = DEPTH_RULES[rules.protocol]
         aligned = align_depth(pred, gt, valid, rules.align, rule.min_depth, rule.max_depth, rule.fit_side)
         return aligned, np.abs(aligned - gt) / np.where(valid, gt, 1)
@@ -218,7 +220,7 @@ def truth_sum(pair: Pair, rules: Rules) -> tuple[np.ndarray, int]:
     """(sum of the valid ground truth, pixels): unit normals (3,), or colour (3,) or grey () as stored."""
     truth = load_truth(pair, rules)
     values = truth.gt[truth.valid]
-    if rules.task == "normal":
+    if rules.intrinsic.kind == "normals":
         values = unit_vectors(values)
     return values.sum(axis=0), len(values)
 

@@ -13,6 +13,7 @@ from utils.errors import note
 from utils.hub.model_card import model_card
 from utils.lora import BIN, CONV_IN, SAFETENSORS
 from utils.tracking.metrics_file import BEST, METRICS, read_metrics
+from utils.tracking.settings import TrackingSettings
 
 PATIENCE = 600  # seconds that the end of a run waits for an upload
 STALE = [CONV_IN, "validation/*"]  # deleted in the repository where a new upload does not bring them
@@ -91,6 +92,15 @@ class Uploads:
                 print(f"uploaded to {api.endpoint}/{self.repo_id}")
         except Exception as error:  # network, rights, quota: whatever it is, the run itself is safe on disk
             self.reason = " ".join(str(error).split())[:300]
+
+
+def begin(
+    tracking: TrackingSettings, output_dir: Path, metadata: Mapping[str, object], protocol: str
+) -> Uploads | None:
+    """The run's `Uploads`, or None without --push_to_hub."""
+    if not tracking.push_to_hub:
+        return None
+    return Uploads(output_dir, tracking.hub_model_id, tracking.hub_token, metadata, protocol)
 
 
 def stage(output_dir: Path, folder: Path) -> None:

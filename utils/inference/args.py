@@ -1,22 +1,22 @@
-"""What the inference scripts are asked to do: their shared flags, and what the LoRA's own metadata fills in."""
+"""The inference scripts' shared flags, and what the LoRA's own metadata fills in."""
 
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.cli import Help
+from utils.cli import Parser
 from utils.errors import InputError, note
+from utils.intrinsics import DEPTH, INTRINSICS, Intrinsic
 from utils.lora import read_lora
 
-PROMPTS = {"normal": "surface normal", "depth": "depth map", "albedo": "albedo", "shading": "shading"}
 SCRIPTS = {"single-step": "inference_sd_single.py", "augunet": "inference_augunet.py"}
 
 
 @dataclass(frozen=True)
 class Job:
-    """task, prompt, resolution in pixels, and the base model: a local folder or hub name."""
+    """What to predict, prompt, resolution in pixels, and the base model: a local folder or hub name."""
 
-    task: str
+    intrinsic: Intrinsic
     prompt: str
     resolution: int
     model: str
@@ -24,18 +24,20 @@ class Job:
 
 def inference_parser(description: str, lora: str, model: str) -> argparse.ArgumentParser:
     """The flags that both inference scripts share. lora, model: the defaults."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=Help, allow_abbrev=False)
+    parser = Parser(description=description)
     parser.set_defaults(default_model=model)
     add = parser.add_argument
-    add("--task", choices=list(PROMPTS), help="what to draw; left out: what the LoRA's metadata says, else depth")
+    add(
+        "--task", choices=list(INTRINSICS), help="what to predict (default: what the LoRA's metadata says, else depth)"
+    )
     add("--lora", default=lora, help="LoRA: .safetensors, .bin or the output folder of a training script")
     add("--input_dir", default="./my_dataset", help="folder of pictures (png, jpg, jpeg, webp, bmp, tif)")
     add("--output_dir", default="./output", help="maps go to <output_dir>/<task>/predicted/")
-    add("--pretrained_model_name_or_path", help="Stable Diffusion: local folder or hub name; left out: the one "
-        f"the LoRA was made for, else {model}")  # fmt: skip
+    add("--pretrained_model_name_or_path", help="Stable Diffusion: local folder or hub name (default: the "
+        f"one the LoRA was made for, else {model})")  # fmt: skip
     add("--revision", help="branch, tag or commit of the hub model")
-    add("--prompt", help="left out: what the LoRA's metadata says, else the paper's prompt for the task")
-    add("--resolution", type=int, help="side of the square in pixels; left out: the training's, else 512")
+    add("--prompt", help="of the text encoder (default: what the LoRA's metadata says, else the paper's)")
+    add("--resolution", type=int, help="side of the square in pixels (default: the training's, else 512)")
     add("--batch_size", type=int, default=1, help="pictures per UNet pass; other sizes than 1 may differ from it by "
         "one grey level (rounding)")  # fmt: skip
     add("--npy", action="store_true", help="also write float32 maps: unit normals (H,W,3) with x right, y down, z "
@@ -43,7 +45,7 @@ def inference_parser(description: str, lora: str, model: str) -> argparse.Argume
     add("--dtype", choices=["fp32", "fp16", "bf16"], default="fp32", help="of the computation")
     add("--compile", action="store_true", help="torch.compile the UNet; for many pictures: the first ones take a "
         "minute or so")  # fmt: skip
-    add("--device", help="such as cuda:1 or cpu; left out: a GPU if there is one")
+    add("--device", help="such as cuda:1 or cpu; (default: a GPU if there is one)")
     return parser
 
 
@@ -58,22 +60,22 @@ def check(args: argparse.Namespace, at_least_one: tuple[str, ...] = ("batch_size
 
 
 def fill_in(args: argparse.Namespace, method: str) -> tuple[Job, dict[str, str]]:
-    """What is to be drawn and with which model, and the LoRA's metadata (empty for .bin files).
+    """What is to be predicted and with which model, and the LoRA's metadata (empty for .bin files).
 
     Raises InputError where the LoRA was made for another method, or for a base model that is not here.
     """
     _, metadata, _ = read_lora(args.lora)
     made_for = metadata.get("method", method)
     if made_for != method:
-        raise InputError(f"{args.lora}: made for {made_for}: draw with {SCRIPTS.get(made_for, 'its own script')}")
+        raise InputError(f"{args.lora}: made for {made_for}: run {SCRIPTS.get(made_for, 'its own script')}")
     trained_for = metadata.get("task")
-    task = args.task or trained_for or "depth"
-    prompt = metadata.get("prompt", PROMPTS[task])
-    if trained_for not in (None, task):
-        note(f"{args.lora} was trained for {trained_for}, drawing {task} as asked")
-        prompt = PROMPTS[task]
+    intrinsic = INTRINSICS[args.task or trained_for or DEPTH.name]
+    prompt = metadata.get("prompt", intrinsic.prompt)
+    if trained_for not in (None, intrinsic.name):
+        note(f"{args.lora} was trained for {trained_for}, predicting {intrinsic.name} because of --task")
+        prompt = intrinsic.prompt
     prompt = args.prompt if args.prompt is not None else prompt
     model = args.pretrained_model_name_or_path or metadata.get("base_model", args.default_model)
     if args.pretrained_model_name_or_path is None and Path(model).is_absolute() and not Path(model).exists():
         raise InputError(f"{args.lora}: made for {model}, which is not here; pass --pretrained_model_name_or_path")
-    return Job(task, prompt, args.resolution or int(metadata.get("resolution", 512)), model), metadata
+    return Job(intrinsic, prompt, args.resolution or int(metadata.get("resolution", 512)), model), metadata

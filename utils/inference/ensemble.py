@@ -1,39 +1,40 @@
-"""Several drawings of one picture into one map and an uncertainty: each member began with other noise."""
+"""Several predictions of one image into one map and an uncertainty: each member began with other noise."""
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from utils.intrinsics import Intrinsic
 from utils.maps.pictures import unit_normals
 
-WHITE = {"normal": 45.0, "depth": 0.5, "albedo": 0.5, "shading": 0.5}  # the uncertainty that a picture shows as white
+WHITE_DEGREES, WHITE = 45.0, 0.5  # the uncertainty that a picture shows as white: of normals, of all else
 ROUNDS = 10  # of alignment; the members' scales settle in two or three
 
 
-def merge(drawings: Tensor, task: str) -> tuple[Tensor, Tensor]:
-    """Drawings (N,3,H,W) of one picture, not clamped -> (map (3,H,W), uncertainty (H,W)), both float32 on the CPU.
+def merge(predictions: Tensor, intrinsic: Intrinsic) -> tuple[Tensor, Tensor]:
+    """Predictions (N,3,H,W) of one image, not clamped -> (map (3,H,W), uncertainty (H,W)), both float32 on the CPU.
 
-    normal: the mean direction; uncertainty is the members' mean angle to it, in degrees.
-    depth: mean over channels, each member aligned by scale and shift, then the median; uncertainty is the median
+    Normals: the mean direction; uncertainty is the members' mean angle to it, in degrees.
+    Depth: mean over channels, each member aligned by scale and shift, then the median; uncertainty is the median
     absolute deviation, in units of the map.
-    albedo, shading: the median of each channel; uncertainty is the channels' mean median absolute deviation.
+    Colours: the median of each channel; uncertainty is the channels' mean median absolute deviation.
 
     A member that went astray moves a median not at all, as long as it has company of more than its own kind.
     """
-    drawings = drawings.float().cpu()
-    if task == "normal":
-        return merge_normals(drawings)
-    if task == "depth":
-        drawings = align(drawings.mean(1))[:, None]
-    merged = _median(drawings)
-    doubt = _median((drawings - merged).abs()).mean(0)
-    return merged.expand(3, -1, -1).clone(), doubt
+    predictions = predictions.float().cpu()
+    if intrinsic.kind == "normals":
+        return merge_normals(predictions)
+    if intrinsic.kind == "depth":
+        predictions = align(predictions.mean(1))[:, None]
+    merged = _median(predictions)
+    uncertainty = _median((predictions - merged).abs()).mean(0)
+    return merged.expand(3, -1, -1).clone(), uncertainty
 
 
-def merge_normals(drawings: Tensor) -> tuple[Tensor, Tensor]:
+def merge_normals(predictions: Tensor) -> tuple[Tensor, Tensor]:
     """(N,3,H,W) -> (unit mean direction (3,H,W), mean angle to it (H,W) in degrees)."""
-    members = torch.stack([unit_normals(one) for one in drawings])
+    members = torch.stack([unit_normals(one) for one in predictions])
     merged = normalize(members.sum(0), dim=0, eps=1e-12)
     # by sine and cosine: acos alone turns rounding near 0 into hundredths of a degree
     sine = torch.linalg.cross(members, merged.expand_as(members), dim=1).norm(dim=1)
@@ -61,9 +62,10 @@ def align(members: Tensor) -> Tensor:
     return (scale * flat / target.std().clamp(min=1e-12) * spread + mean).reshape(members.shape).float()
 
 
-def uncertainty_picture(doubt: Tensor, task: str) -> np.ndarray:
-    """Uncertainty (H,W) -> uint8 (H,W): black = none, white = WHITE[task] or more, alike for every picture."""
-    return (doubt / WHITE[task]).clamp(0, 1).mul(255).round().byte().numpy()
+def uncertainty_picture(uncertainty: Tensor, intrinsic: Intrinsic) -> np.ndarray:
+    """Uncertainty (H,W) -> uint8 (H,W): black = none, white = 45 degrees, or 0.5 of other units, or more."""
+    white = WHITE_DEGREES if intrinsic.kind == "normals" else WHITE
+    return (uncertainty / white).clamp(0, 1).mul(255).round().byte().numpy()
 
 
 def _median(members: Tensor) -> Tensor:

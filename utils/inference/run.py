@@ -1,4 +1,4 @@
-"""A folder of pictures in, a folder of maps out: sharing out, reading, drawing, writing for both inference scripts."""
+"""A folder of images in, a folder of maps out: what both inference scripts share."""
 
 import argparse
 import sys
@@ -15,19 +15,20 @@ from tqdm.auto import tqdm
 from utils.errors import InputError, note
 from utils.inference.args import Job
 from utils.inference.ensemble import uncertainty_picture
+from utils.intrinsics import Intrinsic
 from utils.lora import fuse_lora, load_attn_procs
 from utils.maps.images import PICTURES, Crop, list_pictures, read_rgb
-from utils.maps.pictures import map_to_uint8, map_to_values
+from utils.maps.pictures import prediction_to_uint8, prediction_to_values
 from utils.models import Base, dtype_of, load_base
 from utils.system.atomic import make_folder, save_npy, save_png
 from utils.system.compiling import compile_unet
 from utils.system.processes import start_missing, use_cpu
 
 IO_THREADS = 4
-Draw = Callable[[Tensor, list[str]], tuple[Tensor, Tensor | None]]
+Predict = Callable[[Tensor, list[str]], tuple[Tensor, Tensor | None]]
 
 
-def share_out(input_dir: str, task: str, device: str | None) -> tuple[dict[Path, str], PartialState]:
+def share_out(input_dir: str, intrinsic: Intrinsic, device: str | None) -> tuple[dict[Path, str], PartialState]:
     """This process's pictures and the names of their maps, and the processes. Starts those that are missing.
 
     Raises InputError for a folder without pictures, or with two that would write the same map.
@@ -35,18 +36,18 @@ def share_out(input_dir: str, task: str, device: str | None) -> tuple[dict[Path,
     files = list_pictures(input_dir)
     if not files:
         raise InputError(f"{input_dir}: no pictures ({', '.join(PICTURES)}) in this folder")
-    names = output_names(files, task)
+    names = output_names(files, intrinsic.name)
     start_missing()
     state = PartialState(cpu=device == "cpu" or use_cpu())
     return {file: names[file] for file in files[state.process_index :: state.num_processes]}, state
 
 
-def load_drawer(args: argparse.Namespace, job: Job, metadata: dict[str, str]) -> Base:
+def load_fused(args: argparse.Namespace, job: Job, metadata: dict[str, str]) -> Base:
     """The base model with the LoRA in its weights, in fp32 on the CPU; a note where it was trained on another base."""
     base = load_base(job.model, args.revision)
     trained_on = metadata.get("base_model", base.name)
     if base.name not in (trained_on, str(Path(trained_on).resolve())):
-        note(f"{args.lora} was trained on {trained_on}, drawing with {base.name}")
+        note(f"{args.lora} was trained on {trained_on}, predicting with {base.name}")
     load_attn_procs(base.unet, args.lora)
     fuse_lora(base.unet)
     return base
@@ -61,26 +62,26 @@ def place(base: Base, state: PartialState, args: argparse.Namespace) -> torch.de
     return device
 
 
-def draw_all(
+def predict_all(
     mine: dict[Path, str],
     state: PartialState,
-    draw: Draw,
-    task: str,
+    predict: Predict,
+    intrinsic: Intrinsic,
     resolution: int,
     batch_size: int,
     output_dir: str,
     with_npy: bool,
 ) -> None:
-    """Draw and write every picture of this process; exit with status 1 if any of all processes' could not be read.
+    """Predict and write every image of this process; exit with status 1 if any of all processes' could not be read.
 
-    draw: rgb (B,3,R,R) in [-1,1] and the pictures' file names -> maps (B,3,R,R), and their uncertainties (B,R,R) or
-    None. Maps go to <output_dir>/<task>/predicted/, uncertainties to <output_dir>/<task>/uncertainty/.
+    predict: rgb (B,3,R,R) in [-1,1] and the images' file names -> maps (B,3,R,R), and their uncertainties (B,R,R) or
+    None. Maps go to <output_dir>/<intrinsic>/predicted/, uncertainties to <output_dir>/<intrinsic>/uncertainty/.
     """
-    folder = Path(output_dir) / task / "predicted"
+    folder = Path(output_dir) / intrinsic.name / "predicted"
     make_folder(folder, "--output_dir")
     files, failed = list(mine), []
     chunks = [files[first : first + batch_size] for first in range(0, len(files), batch_size)]
-    bar = tqdm(total=len(files), desc=f"drawing {task}", disable=not state.is_local_main_process)
+    bar = tqdm(total=len(files), desc=f"predicting {intrinsic.name}", disable=not state.is_local_main_process)
     writing: list[Future] = []
     with ThreadPoolExecutor(IO_THREADS) as pool:  # the next pictures are read and the last maps written meanwhile
         reading = [pool.submit(read_batch, chunk, resolution, failed) for chunk in chunks[:1]]
@@ -90,23 +91,23 @@ def draw_all(
                 reading.append(pool.submit(read_batch, following, resolution, failed))
             if batch:
                 with torch.inference_mode():
-                    drawn, doubt = draw(torch.stack(list(batch.values())), [path.name for path in batch])
-                drawn = drawn.float().cpu()
+                    maps, uncertainties = predict(torch.stack(list(batch.values())), [path.name for path in batch])
+                maps = maps.float().cpu()
                 wait(writing)
                 writing = [
-                    pool.submit(write, drawn[i], task, folder / mine[path], with_npy) for i, path in enumerate(batch)
+                    pool.submit(write, one, intrinsic, folder / mine[path], with_npy) for one, path in zip(maps, batch)
                 ]
-                for i, path in enumerate(batch if doubt is not None else ()):
+                for i, path in enumerate(batch if uncertainties is not None else ()):
                     place_of = folder.with_name("uncertainty") / mine[path]
-                    writing.append(pool.submit(write_uncertainty, doubt[i], task, place_of))
+                    writing.append(pool.submit(write_uncertainty, uncertainties[i], intrinsic, place_of))
             bar.update(len(chunk))
         wait(writing)
     bar.close()
     total, failed = sum(gather_object([len(files)])), gather_object(failed)
-    note(f"{total - len(failed)} of {total} pictures drawn: {folder}")
+    note(f"{total - len(failed)} of {total} images predicted: {folder}")
     if failed:
         if state.is_main_process:
-            print(f"error: {len(failed)} pictures could not be read:", *failed, sep="\n  ", file=sys.stderr)
+            print(f"error: {len(failed)} images could not be read:", *failed, sep="\n  ", file=sys.stderr)
         sys.exit(1)
 
 
@@ -127,11 +128,11 @@ def pick_device(wanted: str | None, default: torch.device) -> torch.device:
     return device
 
 
-def output_names(files: list[Path], task: str) -> dict[Path, str]:
-    """Input file -> <stem>_<task>.png. Raises InputError where two inputs would write the same file."""
+def output_names(files: list[Path], suffix: str) -> dict[Path, str]:
+    """Input file -> <stem>_<suffix>.png. Raises InputError where two inputs would write the same file."""
     names: dict[str, Path] = {}
     for file in files:
-        name = f"{file.stem}_{task}.png"
+        name = f"{file.stem}_{suffix}.png"
         if name in names:
             raise InputError(f"{names[name]} and {file} would both be written as {name}: rename one of them")
         names[name] = file
@@ -150,15 +151,15 @@ def read_batch(files: list[Path], resolution: int, failed: list[str]) -> dict[Pa
     return batch
 
 
-def write(drawn: Tensor, task: str, path: Path, with_npy: bool) -> None:
-    """Write one map (3,R,R) as the released script does, and as float32 .npy where asked for; whole or not at all."""
+def write(prediction: Tensor, intrinsic: Intrinsic, path: Path, with_npy: bool) -> None:
+    """Write one map (3,R,R) as the released script does, and as float32 .npy where wanted; each file atomically."""
     if with_npy:
-        save_npy(path.with_suffix(".npy"), map_to_values(task, drawn))
-    save_png(path, map_to_uint8(task, drawn))
+        save_npy(path.with_suffix(".npy"), prediction_to_values(prediction, intrinsic))
+    save_png(path, prediction_to_uint8(prediction, intrinsic))
 
 
-def write_uncertainty(doubt: Tensor, task: str, path: Path) -> None:
+def write_uncertainty(uncertainty: Tensor, intrinsic: Intrinsic, path: Path) -> None:
     """Write one uncertainty (R,R) as float32 .npy and as a picture of fixed scale (`uncertainty_picture`)."""
     make_folder(path.parent, "--output_dir")
-    save_npy(path.with_suffix(".npy"), doubt.numpy())
-    save_png(path, uncertainty_picture(doubt, task))
+    save_npy(path.with_suffix(".npy"), uncertainty.numpy())
+    save_png(path, uncertainty_picture(uncertainty, intrinsic))

@@ -1,6 +1,5 @@
 """`python -m utils.lora inspect` and `convert`: look into a LoRA file, and write it under other key names."""
 
-import argparse
 import json
 import math
 from collections import Counter
@@ -11,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from utils.cli import Parser
 from utils.errors import InputError, note, run
 from utils.lora import CONV_IN, read_lora
 from utils.lora.keys import FORMATS, Layer, key_format, parse_layers, split_module, to_format
@@ -170,7 +170,7 @@ def _listed(values) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m utils.lora", description=__doc__)
+    parser = Parser(prog="python -m utils.lora", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     look = commands.add_parser("inspect", help="format, rank, layers, metadata, norms per block, fitting base model")
     look.add_argument("source", type=Path, help="a .safetensors or .bin file, or a folder that holds one")

@@ -3,6 +3,10 @@
 import json
 from pathlib import Path
 
+from utils.errors import InputError
+
+Meta = dict[str, dict[str, dict[str, dict[str, list[str]]]]]  # [split][scene type][scene][scan] -> stems
+
 SCENE_TYPES = ("indoors", "outdoor")  # DIODE's folder names: one plural, one singular
 
 
@@ -21,17 +25,33 @@ def sample_of(gt: Path) -> str:
     return "/".join((*gt.resolve().parts[-5:-1], stem))
 
 
-def listed_samples(root: Path) -> set[str]:
-    """Every sample that diode_meta.json (split, scene type, scene, scan) lists; ValueError if it is malformed."""
+def read_meta(root: Path) -> Meta:
+    """diode_meta.json of a DIODE root. Raises InputError where it is missing or malformed."""
     path = root / "diode_meta.json"
     try:
-        return {
-            "/".join((split, scene_type, scene, scan, stem))
-            for split, scene_types in json.loads(path.read_text()).items()
-            for scene_type, scenes in scene_types.items()
-            for scene, scans in scenes.items()
-            for scan, stems in scans.items()
-            for stem in stems
-        }
-    except (ValueError, AttributeError, TypeError, RecursionError) as error:
-        raise ValueError(f"{path} is not DIODE's list of samples: {error}") from error
+        meta = json.loads(path.read_text())
+        _names_in(meta)
+        return meta
+    except FileNotFoundError:
+        raise InputError(
+            f"{path}: no such file; it belongs beside normals/ and depths/ (or use --list_from disk)"
+        ) from None
+    except (ValueError, AttributeError, TypeError, OSError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path}: not DIODE's list of names ({reason}); move it away to have it made anew") from None
+
+
+def listed_samples(root: Path) -> set[str]:
+    """Every sample that diode_meta.json lists: `split/scene_type/scene/scan/stem`. See `read_meta` for errors."""
+    return set(_names_in(read_meta(root)))
+
+
+def _names_in(meta: Meta) -> list[str]:
+    return [
+        "/".join((split, scene_type, scene, scan, stem))
+        for split, scene_types in meta.items()
+        for scene_type, scenes in scene_types.items()
+        for scene, scans in scenes.items()
+        for scan, stems in scans.items()
+        for stem in stems
+    ]

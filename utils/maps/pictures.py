@@ -1,10 +1,11 @@
-"""Tensors to pictures: what the panels show and what inference writes."""
+"""Tensors to pictures and values: what the panels show and what inference writes."""
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from utils.intrinsics import Intrinsic
 from utils.maps.conventions import to_srgb
 
 CAPTION_HEIGHT = 16  # pixels
@@ -27,36 +28,49 @@ def depth_to_uint8(picture: Tensor) -> np.ndarray:
     return (stretched.mean(0).cpu().numpy() * 255.0).astype(np.uint8)
 
 
-def map_to_uint8(task: str, drawn: Tensor) -> np.ndarray:
-    """A drawing (3,H,W), not clamped -> the picture that inference writes for `task`."""
-    return depth_to_uint8(drawn) if task == "depth" else to_uint8(drawn)
+def prediction_to_uint8(prediction: Tensor, intrinsic: Intrinsic) -> np.ndarray:
+    """A prediction (3,H,W), not clamped -> the picture that inference writes: (H,W,3), or (H,W) of a grey one."""
+    if intrinsic.kind == "depth":
+        return depth_to_uint8(prediction)
+    pixels = to_uint8(grey(prediction) if intrinsic.grey else prediction)
+    return pixels[..., 0] if intrinsic.grey else pixels
 
 
-def map_to_values(task: str, drawn: Tensor) -> np.ndarray:
-    """A drawing (3,H,W), not clamped -> float32 values of `task`.
+def prediction_to_values(prediction: Tensor, intrinsic: Intrinsic) -> np.ndarray:
+    """A prediction (3,H,W), not clamped -> float32 values.
 
-    normal: unit vectors (H,W,3), x right, y down, z forward. depth: (H,W), affine in metres, near = large.
-    albedo, shading: (H,W,3) sRGB-coded, about [0,1], not clamped.
+    Normals: unit vectors (H,W,3), x right, y down, z forward. Depth: (H,W), affine in metres, near = large.
+    Colours: (H,W,3), or (H,W) of a grey one, coded as the intrinsic says, about [0,1], not clamped.
     """
-    if task == "depth":
-        return drawn.float().mean(0).cpu().numpy()
-    values = unit_normals(drawn) if task == "normal" else drawn.float() / 2 + 0.5
-    return values.permute(1, 2, 0).cpu().numpy()
+    prediction = prediction.float()
+    if intrinsic.kind == "depth":
+        return prediction.mean(0).cpu().numpy()
+    values = unit_normals(prediction) if intrinsic.kind == "normals" else prediction / 2 + 0.5
+    return (values.mean(0) if intrinsic.grey else values.permute(1, 2, 0)).cpu().numpy()
+
+
+def prediction_picture(prediction: Tensor, intrinsic: Intrinsic) -> Tensor:
+    """How a panel shows a prediction (3,H,W): as it is, a grey one by its mean."""
+    return grey(prediction) if intrinsic.grey else prediction
+
+
+def truth_picture(gt: Tensor, valid: Tensor, intrinsic: Intrinsic) -> Tensor:
+    """How a panel shows ground truth (C,H,W), valid (1,H,W): picture (3,H,W) in [-1,1], invalid pixels black."""
+    if intrinsic.kind == "depth":
+        return depth_picture(gt, valid)
+    if intrinsic.kind == "normals":
+        return torch.where(valid, gt, -1.0)
+    return colour_picture(gt, valid, intrinsic)
 
 
 def grey(picture: Tensor) -> Tensor:
-    """(3,H,W) -> its mean over channels, three times: how a panel shows a depth prediction."""
+    """(3,H,W) -> its mean over channels, three times."""
     return picture.mean(0, keepdim=True).expand(3, -1, -1)
 
 
 def unit_normals(picture: Tensor) -> Tensor:
-    """A drawn normal map (3,H,W), not clamped -> unit vectors (3,H,W) in the label's frame."""
+    """A predicted normal map (3,H,W), not clamped -> unit vectors (3,H,W) in the label's frame."""
     return torch.nn.functional.normalize(picture.float(), dim=0, eps=1e-12)
-
-
-def normals_picture(gt: Tensor, valid: Tensor) -> Tensor:
-    """Ground-truth normals (3,H,W), valid (1,H,W) -> picture (3,H,W) in [-1,1], invalid pixels black."""
-    return torch.where(valid, gt, -1.0)
 
 
 def depth_picture(gt: Tensor, valid: Tensor) -> Tensor:
@@ -72,15 +86,16 @@ def depth_picture(gt: Tensor, valid: Tensor) -> Tensor:
     return torch.where(valid, 2 * shade - 1, -1.0).expand(3, -1, -1)
 
 
-def colour_picture(gt: Tensor, valid: Tensor) -> Tensor:
-    """Albedo or shading (3,H,W), linear in [0,1], valid (1,H,W) -> sRGB-coded picture in [-1,1], invalid black."""
-    coded = torch.from_numpy(to_srgb(gt.clamp(0, 1).double().numpy())).float()
+def colour_picture(gt: Tensor, valid: Tensor, intrinsic: Intrinsic) -> Tensor:
+    """A colour (3,H,W), linear in [0,1], valid (1,H,W) -> picture coded as labels are, in [-1,1], invalid black."""
+    coded = gt.clamp(0, 1).double()
+    coded = (torch.from_numpy(to_srgb(coded.numpy())) if intrinsic.coding == "srgb" else coded).float()
     return torch.where(valid, 2 * coded - 1, -1.0)
 
 
-def nothing_measured(gt: Tensor, valid: Tensor) -> Tensor:
-    """A black picture (3,H,W): what the ground-truth column shows where gt is only the label."""
-    return torch.full((3, *gt.shape[1:]), -1.0)
+def black(picture: Tensor) -> Tensor:
+    """A black picture of this one's size: what the ground-truth column shows where nothing is measured."""
+    return torch.full_like(picture, -1.0)
 
 
 def strip(pictures: list[Tensor]) -> Image.Image:

@@ -39,7 +39,7 @@ def listen() -> None:
         _before.setdefault(number, before)
 
 
-def asked() -> str | None:
+def stop_requested() -> str | None:
     """Name of the signal that asked this process to stop, if one has."""
     return _first and _first[0]
 

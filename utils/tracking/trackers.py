@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from PIL import Image
 
 from utils.errors import note
 from utils.tracking.metrics_file import METRICS, append
+from utils.tracking.settings import TrackingSettings
 from utils.tracking.wandb_run import not_uploaded, token_hidden, wandb_id, wandb_mode
 
 PANELS = {"train": "training images", "indoors": "test images 1", "outdoor": "test images 2"}  # the released names
@@ -21,15 +22,13 @@ def start_trackers(
     accelerator: Accelerator,
     output_dir: Path,
     config: Mapping[str, object],
-    project: str = "intrinsic-lora",
-    name: str | None = None,
-    tags: Sequence[str] = (),
+    settings: TrackingSettings,
     resumed_at: int | None = None,
     sent: Collection[tuple[int, str]] = (),
 ) -> None:
     """Open the trackers that `accelerator` was made with (main process only), and show them `config`.
 
-    name, tags: of the run in wandb; left out, the name of `output_dir`. The run's id is kept in
+    The run's id is kept in
     `<output_dir>/wandb_id.txt`, so that every start in that folder goes on with the same curve.
     resumed_at: the step of the checkpoint that this start goes on from, -1 where there was none yet. TensorBoard
     forgets what came after it; wandb cannot, so it is not told again what is in `sent`, the (step, scalar) that
@@ -48,8 +47,8 @@ def start_trackers(
         if mode == "online" and waiting and "WANDB_MODE" not in os.environ:
             mode, reason = "offline", f"{len(waiting)} earlier part(s) of this run are not uploaded yet"
         init["wandb"] = {
-            "name": name or output_dir.resolve().name,
-            "tags": list(tags) or None,
+            "name": settings.run_name or output_dir.resolve().name,
+            "tags": list(settings.tags) or None,
             "id": wandb_id(output_dir),
             "resume": "allow",
             "mode": mode,
@@ -59,7 +58,7 @@ def start_trackers(
         if reason:
             note(f"wandb is offline ({reason}); upload later with: wandb sync {output_dir}/wandb/offline-run-*")
     with token_hidden():
-        accelerator.init_trackers(project, init_kwargs=init)
+        accelerator.init_trackers(settings.tracker_project, init_kwargs=init)
     for tracker in accelerator.trackers:
         if tracker.name == "wandb":
             tracker.sent = set(sent) if known_to_wandb else set()

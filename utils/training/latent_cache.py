@@ -104,9 +104,9 @@ def build(cache: CachedLatents, train_set, vae: AutoencoderKL, workers: int, ran
     loader = DataLoader(Pictures(train_set), batch_sampler=missing, num_workers=workers, worker_init_fn=signals.ignore)
     bar = tqdm(total=len(missing), desc="encoding latents", unit=f"x{CHUNK}", disable=rank > 0 or not missing)
     for chunk, batch in zip(missing, loader):
-        if signals.asked():
+        if stopped_by := signals.stop_requested():
             bar.close()
-            note(f"stopped by {signals.asked()} while encoding latents; the same command goes on where it was")
+            note(f"stopped by {stopped_by} while encoding latents; the same command goes on where it was")
             sys.exit(0)
         bar.update(1)
         if cache.done[chunk].all():  # another process was here meanwhile

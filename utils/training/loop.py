@@ -1,9 +1,8 @@
-"""The only training loop. It knows neither task nor method: it calls `objective.loss` and `objective.sample`."""
+"""The only training loop. It knows neither intrinsic nor method: it calls `objective.loss` and `objective.predict`."""
 
-import argparse
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from itertools import count
 from pathlib import Path
 
@@ -15,46 +14,56 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
+from utils import __version__
 from utils.errors import InputError, note
 from utils.hub import upload
 from utils.latents import NAMES
 from utils.lora import save_lora
+from utils.models import Base
 from utils.noise import generators
+from utils.objectives import Objective
 from utils.system import atomic, processes, provenance, signals
-from utils.tracking import trackers
-from utils.training import checkpoint
+from utils.system.compiling import compile_unet
+from utils.tracking import metrics_file, trackers
+from utils.training import best, checkpoint
 from utils.training.batches import EndlessBatches
 from utils.training.latent_cache import cached_or_not
-from utils.training.state import TrainingState
-from utils.training.validation import Reports
+from utils.training.settings import RunSettings, Settings
+from utils.training.state import TrainingState, shared_settings
+from utils.training.validation import Samples, Validation
 
 READ = ("rgb", "target", *NAMES)  # what of a batch a loss may read
 
 
-def start(args: argparse.Namespace) -> Accelerator:
-    """The accelerator of this run, with the output folder made and the process-wide switches set."""
+def start(settings: Settings) -> tuple[Accelerator, Path | None]:
+    """The accelerator of this run, with the output folder made and the process-wide switches set; and the checkpoint
+    that it goes on from, if any.
+
+    Raises InputError where the folder, the checkpoint, the precision or a tracker cannot be used.
+    """
+    run, tracking = settings.run, settings.tracking
     processes.start_missing()
-    output_dir = Path(args.output_dir)
-    args.checkpoint = checkpoint.choose(output_dir, args.resume_from_checkpoint)  # fail before anything is loaded
+    resume_from = checkpoint.choose(run.output_dir, run.resume_from_checkpoint)  # fail before anything is loaded
     try:
         accelerator = Accelerator(
             cpu=processes.use_cpu(),
-            gradient_accumulation_steps=args.gradient_accumulation_steps,
-            mixed_precision=args.mixed_precision,
-            log_with=args.trackers or None,
-            project_config=ProjectConfiguration(str(output_dir), logging_dir=str(output_dir / args.logging_dir)),
+            gradient_accumulation_steps=run.gradient_accumulation_steps,
+            mixed_precision=run.mixed_precision,
+            log_with=list(tracking.trackers) or None,
+            project_config=ProjectConfiguration(str(run.output_dir), str(run.output_dir / tracking.logging_dir)),
         )
     except (ValueError, ImportError) as error:  # fp16 without a GPU, a tracker that is not installed
-        raise InputError(f"--mixed_precision={args.mixed_precision} --report_to={args.report_to}: {error}") from None
-    if args.allow_tf32:
+        wanted = f"--mixed_precision={run.mixed_precision} --report_to={','.join(tracking.trackers)}"
+        raise InputError(f"{wanted}: {error}") from None
+    if run.allow_tf32:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    set_seed(args.seed)
+    set_seed(run.seed)
     transformers.utils.logging.disable_progress_bar()  # one bar: the training's
-    atomic.make_folder(output_dir, "--output_dir")
+    atomic.make_folder(run.output_dir, "--output_dir")
     if accelerator.is_main_process:
-        atomic.lock(output_dir)
+        atomic.lock(run.output_dir)
     signals.listen()
-    return accelerator
+    return accelerator, resume_from
 
 
 def frozen_dtype(accelerator: Accelerator) -> torch.dtype:
@@ -63,100 +72,116 @@ def frozen_dtype(accelerator: Accelerator) -> torch.dtype:
 
 
 def train(
-    args: argparse.Namespace,
+    settings: Settings,
     accelerator: Accelerator,
-    objective,
-    unet: nn.Module,
-    train_set: Dataset,
-    validation_samples: dict[str, list[dict]],
-    score: Callable[[Tensor, Tensor, Tensor], dict[str, float] | None],
-    pictures: tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tensor], Tensor]],
-    metadata: dict[str, object],
+    resume_from: Path | None,
+    objective: Objective,
+    base: Base,
+    train_set,
+    validation_samples: Samples,
 ) -> None:
-    """Train the LoRA on `unet`'s attention layers and write it into `args.output_dir`.
+    """Train the LoRA on `base.unet` and write it into the output folder.
 
-    A run that is asked to stop (a signal, --max_hours) leaves a checkpoint and no LoRA in `args.output_dir` itself.
+    A run that is stopped early (a signal, --max_hours) leaves a checkpoint, and no LoRA in the folder itself.
 
-    objective: has loss(unet, batch, noise) -> scalar, sample(unet, rgb, noise) -> (B,3,H,W), and the frozen vae.
-    train_set: items with rgb and target; its `notes` are printed, its `fingerprint` guards a resumed run.
-    validation_samples, score, pictures: see `utils.training.validation.validate`.
-    metadata: task, method, base model and so on, written into every LoRA file.
+    accelerator, resume_from: what `start` returned.
+    train_set: a `dataloaders.base.Maps`: items with rgb and target; its `notes` are printed, its `fingerprint` guards
+        a resumed run, its `score` says what predictions are measured with.
+    validation_samples: split -> items, see `Validation`.
     """
-    main = accelerator.is_main_process
-    if not len(train_set):
-        where = args.train_data_dir or args.manifest
-        raise InputError(f"no training images under {where}: {'; '.join(train_set.notes)}")
+    run, main = settings.run, accelerator.is_main_process
+    output_dir = run.output_dir
     for text in train_set.notes:
         note(text)
 
-    # optimiser and schedule, from the start or from a checkpoint
-    state = TrainingState(args, accelerator, unet, train_set, metadata)
-    resumed_at, sent = state.resume()
-    max_steps, output_dir = state.max_steps, state.output_dir
-    config = {name: value for name, value in vars(args).items() if name != "hub_token"} | state.metadata
-    config |= state.counts | {"training_images": len(train_set), "training_data": state.settings["training data"]}
-    config["validation_images"] = {split: len(items) for split, items in validation_samples.items()}
-    config |= {"versions": provenance.versions(), **provenance.git_state()}
-    trackers.start_trackers(
-        accelerator, output_dir, config, args.tracker_project, args.run_name, args.tags, resumed_at, sent
-    )
+    # What trains: LoRA, optimiser, learning rate; and what a checkpoint of it shares with a run that goes on from it
+    if run.gradient_checkpointing:
+        base.unet.enable_gradient_checkpointing()
+    if run.compile:
+        compile_unet(base.unet, accelerator.device)
+    state = TrainingState(settings, accelerator, base.unet, len(train_set))
+    metadata = describe(objective, base, train_set, run)
+    shared = shared_settings(settings, metadata, state.step_samples, accelerator.num_processes, train_set.fingerprint)
+    if resume_from:
+        state.load(resume_from, shared, run.force_resume)
+        note(f"resuming from {resume_from} at step {state.step}")
+    elif run.resume_from_checkpoint:
+        note(f"no checkpoint in {output_dir} yet; starting from step 0")
 
-    # data
-    samples = maybe_cached(args, accelerator, train_set, objective.vae)
-    resting = "cpu" if samples is not train_set else accelerator.device  # where the VAE is between validations
-    objective.vae.to(resting)
+    # The run's records: cut back to where it goes on, or begun
+    sent = begin_records(run, state.step if resume_from else None) if main else set()
+    config = dict(settings.tracking.flags) | metadata | state.counts | {"training_images": len(train_set)}
+    config |= {"training_data": train_set.fingerprint, "versions": provenance.versions(), **provenance.git_state()}
+    config["validation_images"] = {split: len(items) for split, items in validation_samples.items()}
+    resumed_at = state.step if resume_from else -1 if run.resume_from_checkpoint else None
+    trackers.start_trackers(accelerator, output_dir, config, settings.tracking, resumed_at, sent)
+
+    # Data: latents from the cache, or images, in an endless stream of which each step reads its own part
+    samples = latents_or_images(run, accelerator, train_set, objective.vae)
+    vae_home = accelerator.device if samples is train_set else torch.device("cpu")
+    objective.vae.to(vae_home)
     batches = EndlessBatches(
-        len(train_set), args.train_batch_size, args.seed, accelerator.process_index, accelerator.num_processes,
+        len(train_set), run.train_batch_size, run.seed, accelerator.process_index, accelerator.num_processes,
         start=state.seen,
     )  # fmt: skip
     loader = DataLoader(
-        samples, batch_sampler=batches, num_workers=args.dataloader_num_workers,
+        samples, batch_sampler=batches, num_workers=run.dataloader_num_workers,
         pin_memory=accelerator.device.type == "cuda", worker_init_fn=signals.ignore,
     )  # fmt: skip
+    validation = Validation(
+        accelerator, objective, validation_samples, train_set.intrinsic, train_set.score, train_set.measured,
+        output_dir, run.seed + 100, run.train_batch_size, run.best_metric, vae_home,
+    )  # fmt: skip
+    uploads = upload.begin(settings.tracking, output_dir, metadata, validation.protocol) if main else None
 
-    reports = Reports(state, objective, validation_samples, score, pictures, resting)
-    uploads = None
-    if args.push_to_hub and main:
-        uploads = upload.Uploads(output_dir, args.hub_model_id, args.hub_token, state.metadata, reports.protocol)
-
-    # train
     if main:
-        print(
-            f"{len(train_set)} training images, {state.step_samples} a step, {max_steps} steps; "
-            f"LoRA of rank {args.rank}: {config['lora_parameters']:,} parameters, "
-            f"{100 * config['lora_parameters'] / config['unet_parameters']:.2f} % of the UNet; {accelerator.device}, "
-            f"{accelerator.num_processes} process(es), frozen parts in {frozen_dtype(accelerator)}"
-        )
-    if state.step % args.validation_steps == 0 or state.step >= max_steps:  # also where a kill came before a report
-        reports.validate()
-    stop_because = ""
-    deadline = time.monotonic() + args.max_hours * 3600 if args.max_hours else math.inf
-    bar = tqdm(total=max_steps, initial=state.step, desc="training", disable=not accelerator.is_local_main_process)
+        print(summary(state, run, accelerator, len(train_set)))
+    if state.step % run.validation_steps == 0 or state.step >= state.max_steps:  # also where a kill came before it
+        validation.run(state.bare_unet, state.step)
+
+    # Train
+    stopped_by = ""
+    deadline = time.monotonic() + run.max_hours * 3600 if run.max_hours else math.inf
+    bar = tqdm(
+        total=state.max_steps, initial=state.step, desc="training", disable=not accelerator.is_local_main_process
+    )
     state.unet.train()
     losses, stems, since = [], [], time.monotonic()
-    for micro_step, batch in zip(count(), loader if state.step < max_steps else ()):
-        noise = generators(args.seed, batches.first(micro_step), args.train_batch_size)
-        maps = {key: batch[key].to(accelerator.device, non_blocking=True) for key in READ if key in batch}
+    for micro_step, batch in zip(count(), loader if state.step < state.max_steps else ()):
+        # batch; its noise is a function of the seed and of the samples' places in the stream
+        noise = generators(run.seed, batches.first(micro_step), run.train_batch_size)
+        inputs = {key: batch[key].to(accelerator.device, non_blocking=True) for key in READ if key in batch}
         with accelerator.accumulate(state.unet):
-            loss = objective.loss(state.unet, maps, noise)
+            # loss
+            loss = objective.loss(state.unet, inputs, noise)
             losses.append(loss.detach())
             stems.append(batch["stem"])
+            # backward
             accelerator.backward(loss)
             if not accelerator.sync_gradients:
                 continue
-            # a list, which a second reader finds full; max_grad_norm 0 only measures
-            norm = float(accelerator.clip_grad_norm_(state.parameters, args.max_grad_norm or math.inf))
+            # clip: a list, which a second reader finds full; max_grad_norm 0 only measures
+            norm = float(accelerator.clip_grad_norm_(state.parameters, settings.optimizer.max_grad_norm or math.inf))
             # all processes stop at the same step: when the first of them is asked to
-            stop_because = "--max_hours" if time.monotonic() > deadline else signals.asked() or ""
-            mean_loss, stop = agree(accelerator, torch.stack(losses).mean(), bool(stop_because))
-            usable, rate = math.isfinite(mean_loss) and math.isfinite(norm), state.optimizer.param_groups[0]["lr"]
-            state.update(usable)
+            stopped_by = "--max_hours" if time.monotonic() > deadline else signals.stop_requested() or ""
+            mean_loss, stop = agree(accelerator, torch.stack(losses).mean(), bool(stopped_by))
+            # step, unless loss or gradient are not finite; a scaler skips by itself, and must hear of it
+            usable = math.isfinite(mean_loss) and math.isfinite(norm)
+            rate = state.optimizer.param_groups[0]["lr"]
+            if usable or accelerator.scaler is not None:
+                state.optimizer.step()
+            state.optimizer.zero_grad()
+            state.step, state.seen = state.step + 1, state.seen + state.step_samples
+            if usable and not accelerator.optimizer_step_was_skipped:
+                state.schedule.step()
 
         step = state.step
+        last = step >= state.max_steps or stop
+        saving = last or step % run.checkpointing_steps == 0
+        validating = step >= state.max_steps or (step % run.validation_steps == 0 and not stop)
+
+        # log
         speed = state.step_samples / (time.monotonic() - since)
-        last = step >= max_steps or stop
-        saving = last or step % args.checkpointing_steps == 0
-        validating = step >= max_steps or (step % args.validation_steps == 0 and not stop)
         values = {"train_loss": mean_loss, "grad_norm": norm, "lr": rate, "samples_per_second": speed}
         values |= {} if usable else {"skipped_updates": state.skipped.total + 1}
         trackers.log_scalars(accelerator, output_dir, values, step, complete=not validating)
@@ -164,9 +189,16 @@ def train(
         bar.update(1)
         bar.set_postfix(loss=f"{mean_loss:.4f}", lr=f"{rate:.1e}", refresh=False)
         losses, stems = [], []
-        written = state.save() if saving else None
+
+        # save; the best checkpoint so far is spared
+        written = None
+        if saving:
+            header = {**metadata, "steps": step}
+            written = state.save(shared, header, run.checkpoints_total_limit, best.best_folder(output_dir))
+
+        # validate
         if validating:
-            reports.validate()
+            validation.run(state.bare_unet, step)
         if uploads and written and not last:
             uploads.checkpoint(written, step)
         if last:
@@ -174,33 +206,83 @@ def train(
         since = time.monotonic()
     bar.close()
 
-    # finish
-    if main and state.step < max_steps:
-        why = stop_because or "another process"
-        print(
-            f"stopped after step {state.step} of {max_steps} by {why}; saved: {checkpoint.last_good(output_dir)} in "
-            f"{output_dir}; to go on, run the same command with --resume_from_checkpoint latest"
-        )
+    # Finish
+    if main and state.step < state.max_steps:
+        saved, why = checkpoint.last_good(output_dir), stopped_by or "another process"
+        print(f"stopped after step {state.step} of {state.max_steps} by {why}; saved: {saved} in {output_dir}")
+        print("next: run the same command with --resume_from_checkpoint latest")
     elif main:
-        path = save_lora(state.bare_unet, output_dir, state.described, with_bin=True)
-        print(f"{path}: LoRA after {state.step} steps")
+        save_lora(state.bare_unet, output_dir, {**metadata, "steps": state.step}, with_bin=True)
+        print(outcome(output_dir, metadata, settings))
     accelerator.end_training()
-    if uploads and state.step >= max_steps:
+    if uploads and state.step >= state.max_steps:
         uploads.finish(state.step)
     signals.forget()
     atomic.unlock(output_dir)
 
 
-def maybe_cached(args: argparse.Namespace, accelerator: Accelerator, train_set, vae: nn.Module) -> Dataset:
-    """The training set's latents, or itself where they are not wanted or cannot be kept."""
-    if args.no_cache_latents:
+def describe(objective: Objective, base: Base, train_set, run: RunSettings) -> dict[str, object]:
+    """The header of the run's LoRA files, but for the steps: what they were trained for, on what, and with what."""
+    key, meaning = train_set.intrinsic.convention
+    return {
+        "format_version": 1,
+        "task": train_set.intrinsic.name,
+        "base_model": base.name,
+        "revision": base.revision,
+        **objective.metadata,
+        key: meaning,
+        "validated_against": train_set.reference,
+        "rank": run.rank,
+        "prompt": run.prompt,
+        "resolution": train_set.resolution,
+        "project_version": __version__,
+    }
+
+
+def begin_records(run: RunSettings, step: int | None) -> set[tuple[int, str]]:
+    """Clear away what an interrupted run left half done. Returns the (step, scalar) that the trackers already have of
+    the steps after `step`, the checkpoint's; None: there is none."""
+    checkpoint.clear(run.output_dir)
+    if run.resume_from_checkpoint is None:
+        metrics_file.set_aside(run.output_dir)
+        return set()
+    sent = metrics_file.forget_after(run.output_dir, -1 if step is None else step, run.validation_steps)
+    best.mark_best(run.output_dir, run.best_metric)  # a metric that is not there ends the run here
+    return sent
+
+
+def latents_or_images(run: RunSettings, accelerator: Accelerator, train_set, vae: nn.Module) -> Dataset:
+    """The training set's cached latents, or itself where they are not wanted or cannot be kept."""
+    if run.no_cache_latents:
         return train_set
-    folder = Path(args.cache_dir or Path(args.output_dir) / "latent_cache")
+    folder = run.cache_dir or run.output_dir / "latent_cache"
     place = (accelerator.process_index, accelerator.num_processes)
-    return cached_or_not(train_set, vae, folder, args.dataloader_num_workers, *place)
+    return cached_or_not(train_set, vae, folder, run.dataloader_num_workers, *place)
 
 
 def agree(accelerator: Accelerator, loss: Tensor, stop: bool) -> tuple[float, bool]:
     """Mean of the processes' losses, and whether any of them wants to stop: one exchange for both."""
     mean, wish = accelerator.reduce(torch.stack([loss, loss.new_tensor(float(stop))]), reduction="mean").tolist()
     return mean, wish > 0
+
+
+def summary(state: TrainingState, run: RunSettings, accelerator: Accelerator, images: int) -> str:
+    """What is trained on what."""
+    lora, everything = state.counts["lora_parameters"], state.counts["unet_parameters"]
+    return (
+        f"{images} training images, {state.step_samples} a step, {state.max_steps} steps; LoRA of rank {run.rank}: "
+        f"{lora:,} parameters, {100 * lora / everything:.2f} % of the UNet; {accelerator.device}, "
+        f"{accelerator.num_processes} process(es), frozen parts in {frozen_dtype(accelerator)}"
+    )
+
+
+def outcome(output_dir: Path, metadata: Mapping[str, object], settings: Settings) -> str:
+    """Where everything lies, and what to do next."""
+    script = "inference_augunet.py" if metadata["method"] == "augunet" else "inference_sd_single.py"
+    lines = [
+        f"{output_dir}: pytorch_lora_weights.safetensors and .bin, metrics.jsonl, validation/, best.json",
+        f"next: python {script} --lora {output_dir} --input_dir path/to/images --output_dir output",
+    ]
+    if "tensorboard" in settings.tracking.trackers:
+        lines.append(f"      tensorboard --logdir {output_dir / settings.tracking.logging_dir}")
+    return "\n".join(lines)

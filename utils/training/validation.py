@@ -1,72 +1,117 @@
-"""Validation on fixed samples: draw, score against ground truth, and keep a panel of pictures."""
+"""Validation on fixed samples: predict, score against ground truth, keep panels and the best checkpoint."""
 
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 from tqdm.auto import tqdm
 
 from utils.errors import warn
-from utils.maps.pictures import sheet, strip
-from utils.metrics.scores import described
+from utils.intrinsics import Intrinsic
+from utils.maps.pictures import black, prediction_picture, sheet, strip, truth_picture
+from utils.metrics.scores import Score, described
 from utils.noise import generators
+from utils.objectives import Objective
 from utils.system.atomic import replace
 from utils.system.compiling import as_written
 from utils.tracking import metrics_file, trackers
 from utils.training import best
-from utils.training.state import TrainingState
 
 COLUMNS = ["RGB", "ground truth", "label", "prediction"]
+Samples = Mapping[str, Sequence[dict]]  # split -> items of the data set
+Panels = dict[str, list[tuple[str, Image.Image]]]  # split -> (stem, its strip of pictures)
 
 
-@torch.no_grad()
-def validate(
-    objective,
-    unet: nn.Module,
-    samples: dict[str, list[dict]],
-    score: Callable[[Tensor, Tensor, Tensor], dict[str, float] | None],
-    pictures: tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tensor], Tensor]],
-    device: torch.device,
-    seed: int,
-    batch_size: int,
-) -> tuple[dict[str, float], dict[str, list[tuple[str, Image.Image]]]]:
-    """Draw every sample once and compare.
+class Validation:
+    """The validation of one run, by the main process.
 
-    samples: split (train, indoors, ...) -> items of the data set (rgb, target, gt, valid, stem).
+    samples: split (train, indoors, ...) -> items (rgb, target, gt, valid, stem), the same ones every time.
     score(prediction (3,H,W), gt (C,H,W), valid (1,H,W)) -> metrics of one image, None if it has no valid pixel.
-    pictures: (gt, valid) -> picture, and prediction -> picture, all (3,H,W) in [-1,1].
-    seed: of the samplers' noise: sample i of every split starts from the same noise at every validation.
-
-    Returns {"val/<split>/<metric>": mean over its images} and split -> [(stem, strip)].
+    measured: whether gt is ground truth, not the label. seed: of the samplers' noise: sample i of every split starts
+    from the same noise every time. vae_home: where the VAE is between validations.
     """
-    was_training = unet.training
-    unet.eval()
-    scores, panels = {}, {}
-    bar = tqdm(total=sum(map(len, samples.values())), desc="validating", unit="image", leave=False)
-    for split, items in samples.items():
-        rows, each = [], []
-        for first in range(0, len(items), batch_size):
-            batch = items[first : first + batch_size]
-            rgb = torch.stack([item["rgb"] for item in batch]).to(device)
-            drawn = objective.sample(unet, rgb, generators(seed, first, len(batch))).float().cpu()
-            for item, prediction in zip(batch, drawn):
-                each.append(score(prediction, item["gt"], item["valid"]))
-                truth, shown = pictures[0](item["gt"], item["valid"]), pictures[1](prediction)
-                rows.append((item["stem"], strip([item["rgb"], truth, item["target"], shown])))
-            bar.update(len(batch))
-        panels[split] = rows
-        measured = [one for one in each if one is not None]
-        for metric in measured[0] if measured else ():
-            scores[f"val/{split}/{metric}"] = float(np.mean([one[metric] for one in measured]))
-    bar.close()
-    unet.train(was_training)
-    return scores, panels
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        objective: Objective,
+        samples: Samples,
+        intrinsic: Intrinsic,
+        score: Score,
+        measured: bool,
+        output_dir: Path,
+        seed: int,
+        batch_size: int,
+        best_metric: str | None,
+        vae_home: torch.device | str,
+    ):
+        self.accelerator, self.objective, self.samples = accelerator, objective, samples
+        self.intrinsic, self.score, self.measured = intrinsic, score, measured
+        self.output_dir, self.seed, self.batch_size = output_dir, seed, batch_size
+        self.best_metric, self.vae_home = best_metric, vae_home
+
+    def run(self, unet: nn.Module, step: int) -> None:
+        """Predict and score the samples with the LoRA of `step`, unless an earlier run in this folder has done so."""
+        if self.accelerator.is_main_process and not metrics_file.is_validated(self.output_dir, step):
+            self.objective.vae.to(self.accelerator.device)
+            with self.accelerator.autocast(), as_written():
+                scores, panels = self.predict(unet)
+            self.objective.vae.to(self.vae_home)
+            # first: the scores say that the panels are there
+            write_panels(panels, self.output_dir / "validation", step)
+            trackers.log_scalars(self.accelerator, self.output_dir, scores, step, complete=False)
+            trackers.log_panels(self.accelerator, panels, step)
+            trackers.log_best(self.accelerator, best.mark_best(self.output_dir, self.best_metric), step)
+            headline = next(iter(scores), "").rsplit("/")[-1]  # a metric's dictionary begins with the one to watch
+            shown = [f"{name[4:]} {value:.3f}" for name, value in scores.items() if name.endswith(f"/{headline}")]
+            tqdm.write(f"step {step}: {', '.join(shown)}" if shown else f"step {step}: validated, nothing to score")
+        self.accelerator.wait_for_everyone()
+
+    @torch.no_grad()
+    def predict(self, unet: nn.Module) -> tuple[dict[str, float], Panels]:
+        """{"val/<split>/<metric>": mean over its images}, and the panels."""
+        was_training = unet.training
+        unet.eval()
+        scores: dict[str, float] = {}
+        panels: Panels = {}
+        total = sum(len(items) for items in self.samples.values())
+        bar = tqdm(total=total, desc="validating", unit="image", leave=False)
+        for split, items in self.samples.items():
+            panels[split], found = [], []
+            for first in range(0, len(items), self.batch_size):
+                batch = items[first : first + self.batch_size]
+                rgb = torch.stack([item["rgb"] for item in batch]).to(self.accelerator.device)
+                noise = generators(self.seed, first, len(batch))
+                predictions = self.objective.predict(unet, rgb, noise).float().cpu()
+                for item, prediction in zip(batch, predictions):
+                    found.append(self.score(prediction, item["gt"], item["valid"]))
+                    panels[split].append((item["stem"], self.strip(item, prediction)))
+                bar.update(len(batch))
+            measured = [one for one in found if one is not None]
+            for metric in measured[0] if measured else ():
+                scores[f"val/{split}/{metric}"] = float(np.mean([one[metric] for one in measured]))
+        bar.close()
+        unet.train(was_training)
+        return scores, panels
+
+    def strip(self, item: dict, prediction: torch.Tensor) -> Image.Image:
+        """RGB, ground truth (black where nothing is measured), label and prediction of one sample, side by side."""
+        truth = truth_picture(item["gt"], item["valid"], self.intrinsic) if self.measured else black(item["rgb"])
+        return strip([item["rgb"], truth, item["target"], prediction_picture(prediction, self.intrinsic)])
+
+    @property
+    def protocol(self) -> str:
+        """How the scores come about, in words."""
+        images = max((len(items) for items in self.samples.values()), default=0)
+        side = next((items[0]["rgb"].shape[-1] for items in self.samples.values() if items), "?")
+        return f"{described(self.score)} Mean over {images} fixed images per split, at {side} px."
 
 
-def write_panels(panels: dict[str, list[tuple[str, Image.Image]]], folder: Path, step: int) -> None:
+def write_panels(panels: Panels, folder: Path, step: int) -> None:
     """One PNG per split, `<folder>/<step>_<split>.png`: its strips under each other."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -75,50 +120,3 @@ def write_panels(panels: dict[str, list[tuple[str, Image.Image]]], folder: Path,
             replace(folder / f"{step:06d}_{split}.png", lambda part, page=page: page.save(part, "PNG"))
     except OSError as error:  # a full disk: no reason to end a run
         warn(f"{folder}: the panels of step {step} could not be written ({error.strerror or error})")
-
-
-class Reports:
-    """Validation of a run. samples, score, pictures: see `utils.training.validation.validate`.
-
-    resting: where the VAE is between validations.
-    """
-
-    def __init__(
-        self,
-        state: TrainingState,
-        objective,
-        samples: dict[str, list[dict]],
-        score: Callable[[Tensor, Tensor, Tensor], dict[str, float] | None],
-        pictures: tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tensor], Tensor]],
-        resting: torch.device | str,
-    ):
-        self.state, self.objective, self.samples = state, objective, samples
-        self.score, self.pictures, self.resting = score, pictures, resting
-
-    def validate(self) -> None:
-        """Draw and score the samples at the state's step, by the main process, unless an earlier run has done so."""
-        state, accelerator, step = self.state, self.state.accelerator, self.state.step
-        if accelerator.is_main_process and not metrics_file.is_validated(state.output_dir, step):
-            self.objective.vae.to(accelerator.device)
-            with accelerator.autocast(), as_written():
-                scores, panels = validate(
-                    self.objective, state.bare_unet, self.samples, self.score, self.pictures, accelerator.device,
-                    seed=state.args.seed + 100, batch_size=state.args.train_batch_size,
-                )  # fmt: skip
-            self.objective.vae.to(self.resting)
-            # first: the scores say that the panels are there
-            write_panels(panels, state.output_dir / "validation", step)
-            trackers.log_scalars(accelerator, state.output_dir, scores, step, complete=False)
-            trackers.log_panels(accelerator, panels, step)
-            trackers.log_best(accelerator, best.mark_best(state.output_dir, state.args.best_metric), step)
-            headline = next(iter(scores), "").rsplit("/")[-1]  # a metric's dictionary begins with the one to watch
-            shown = [f"{name[4:]} {value:.3f}" for name, value in scores.items() if name.endswith(f"/{headline}")]
-            tqdm.write(f"step {step}: {', '.join(shown)}")
-        accelerator.wait_for_everyone()
-
-    @property
-    def protocol(self) -> str:
-        """How the scores come about, in words."""
-        images = max(map(len, self.samples.values()), default=0)
-        where = f"at {self.state.args.resolution} px"
-        return f"{described(self.score)} Mean over {images} fixed images per split, {where}."

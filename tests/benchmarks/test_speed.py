@@ -6,8 +6,8 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import losses, python, run_here
 from diffusers import UNet2DConditionModel
+from helpers import losses, python, run_here
 from PIL import Image
 
 import inference_sd_single

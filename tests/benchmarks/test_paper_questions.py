@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from helpers import ROOT
 
 from benchmarks import paper_questions
 from benchmarks.answers import interval, matrix, resample, spearman

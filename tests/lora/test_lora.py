@@ -5,8 +5,8 @@ import os
 import diffusers
 import pytest
 import torch
-from conftest import random_lora
 from diffusers import UNet2DConditionModel
+from helpers import random_lora
 from packaging.version import Version
 
 from miniworld.pretraining.random_sd import build_unet

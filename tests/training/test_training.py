@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import ROOT, distance, launch, lora, losses, python, records, run_here
+from helpers import ROOT, distance, launch, lora, losses, python, records, run_here
 
 from utils.errors import InputError
 

@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import launch, python, random_lora
+from helpers import launch, python, random_lora
 from PIL import Image
 
 import inference_augunet

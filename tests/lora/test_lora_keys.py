@@ -6,8 +6,8 @@ from functools import cache
 
 import pytest
 import torch
-from conftest import random_lora
 from diffusers import UNet2DConditionModel
+from helpers import random_lora
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 

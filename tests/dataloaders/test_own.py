@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, losses, records, run_here
+from helpers import ROOT, losses, records, run_here
 from PIL import Image
 from safetensors import safe_open
 

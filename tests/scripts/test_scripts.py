@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import SCRIPTS, distance, launch, lora, losses, records, run_here
+from helpers import SCRIPTS, distance, launch, lora, losses, records, run_here
 from PIL import Image
 from safetensors import safe_open
 

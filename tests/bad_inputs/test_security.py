@@ -6,7 +6,7 @@ import os
 import pytest
 import torch
 from bad_files import malicious_npy, malicious_pickle, malicious_zip
-from conftest import ROOT, launch, records
+from helpers import ROOT, launch, records
 
 from utils.errors import InputError
 from utils.lora import read_lora

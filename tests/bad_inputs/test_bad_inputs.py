@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import torch
 from bad_files import arrays, encoded, malicious_npy, malicious_pickle, malicious_zip, pictures
-from conftest import ROOT, SCRIPTS, python, random_lora
+from helpers import ROOT, SCRIPTS, python, random_lora
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, run_here
+from helpers import ROOT, run_here
 
 import inference_sd_single
 from dataloaders.diode import DiodeNormals

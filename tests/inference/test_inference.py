@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from conftest import launch, python, random_lora
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from helpers import launch, python, random_lora
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTokenizer

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 from diffusers import StableDiffusionInstructPix2PixPipeline, StableDiffusionPipeline
+from helpers import ROOT
 from torch import Generator
 
 from miniworld import pretrain, scenes

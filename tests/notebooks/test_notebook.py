@@ -5,7 +5,7 @@ import shutil
 import nbformat
 import numpy as np
 import pytest
-from conftest import ROOT, run_here
+from helpers import ROOT, run_here
 from nbclient import NotebookClient
 from PIL import Image
 

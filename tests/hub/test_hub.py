@@ -15,7 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, python, records
+from helpers import ROOT, python, records
 from huggingface_hub import ModelCard
 
 from utils.hub.model_card import model_card

@@ -7,8 +7,8 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from conftest import launch
 from diffusers import DDIMScheduler, UNet2DConditionModel
+from helpers import launch
 from PIL import Image
 from transformers import (
     BeitConfig,

@@ -7,7 +7,7 @@ import tarfile
 
 import numpy as np
 import pytest
-from conftest import python
+from helpers import python
 from PIL import Image
 
 from dataloaders import prepare as preparation

@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import quote, unquote
 
 import pytest
-from conftest import ROOT, lora, python, records, run_here
+from helpers import ROOT, lora, python, records, run_here
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from utils.errors import InputError

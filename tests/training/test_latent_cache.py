@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, losses, python, run_here
+from helpers import ROOT, losses, python, run_here
 
 from dataloaders.diode import DiodeNormals
 from utils.latents import NAMES, moments

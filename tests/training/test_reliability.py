@@ -13,7 +13,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, distance, launch, lora, losses, python, records, run_here
+from helpers import ROOT, distance, launch, lora, losses, python, records, run_here
 
 import sd_single_diode_pseudo_normal
 from dataloaders.diode import DiodeNormals
@@ -192,7 +192,8 @@ def test_a_signal_finishes_the_step_and_leaves_a_checkpoint(number, flags, whole
 def test_a_second_signal_ends_at_once():
     program = (
         "import os, signal, time; from utils.system import signals; signals.listen()\n"
-        "print('ready', flush=True); time.sleep(60); print('first', signals.asked(), flush=True); time.sleep(60)"
+        "print('ready', flush=True); time.sleep(60); print('first', signals.stop_requested(), flush=True)\n"
+        "time.sleep(60)"
     )
     for launched, expected in ((False, True), (True, False)):  # under a launcher the echo of the first is no second
         env = {key: value for key, value in os.environ.items() if key != "RANK"} | ({"RANK": "0"} if launched else {})

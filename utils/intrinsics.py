@@ -1,0 +1,81 @@
+"""What is predicted: one record per intrinsic, imported by name. A new one is a record here and a training script.
+
+`kind` says what a pixel's values are, and with it how maps are read, shown, merged and scored:
+
+    normals   unit vectors, x right, y down, z forward
+    depth     one number, affine in metres, near = large
+    colour    a share of light or of a property, per channel, coded as `coding` says
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["normals", "depth", "colour"]
+
+
+@dataclass(frozen=True)
+class Intrinsic:
+    """One quantity that a LoRA can learn to predict.
+
+    name: in flags, file names (`<stem>_<name>.png`) and metadata.
+    prompt: the one prompt of every image; the paper's where the paper has one.
+    convention: (metadata key, what the values mean).
+    truth_folder: where a DIODE tree keeps measured values, `<stem>_<name>.npy`.
+    scores: metric -> its title, the first being the one to watch.
+    coding: of labels and predictions of a colour: "srgb" as pictures are, or "linear".
+    grey: one channel; predictions are averaged over theirs.
+    """
+
+    name: str
+    kind: Kind
+    prompt: str
+    convention: tuple[str, str]
+    truth_folder: str
+    scores: Mapping[str, str]
+    coding: Literal["srgb", "linear"] = "srgb"
+    grey: bool = False
+
+    @property
+    def suffix(self) -> str:
+        """How the files of measured values end."""
+        return f"_{self.name}.npy"
+
+
+COLOUR_SCORES = {"rmse": "RMSE after scale, linear", "ssim": "SSIM (higher is better)"}
+
+NORMAL = Intrinsic(
+    name="normal",
+    kind="normals",
+    prompt="surface normal",
+    convention=("frame", "opencv (x right, y down, z forward)"),
+    truth_folder="normals",
+    scores={"mean": "mean angle, degrees", "median": "median angle, degrees"},
+)
+DEPTH = Intrinsic(
+    name="depth",
+    kind="depth",
+    prompt="depth map",
+    convention=("polarity", "near = white, linear in depth, affine-invariant"),
+    truth_folder="depths",
+    scores={"abs_rel": "AbsRel after scale and shift", "delta1": "delta1 (higher is better)"},
+    grey=True,
+)
+ALBEDO = Intrinsic(
+    name="albedo",
+    kind="colour",
+    prompt="albedo",
+    convention=("colour_space", "sRGB-coded, up to one scale; scored in linear light"),
+    truth_folder="truth/albedo",
+    scores=COLOUR_SCORES,
+)
+SHADING = Intrinsic(
+    name="shading",
+    kind="colour",
+    prompt="shading",
+    convention=("colour_space", "sRGB-coded, up to one scale; scored in linear light"),
+    truth_folder="truth/shading",
+    scores=COLOUR_SCORES,
+)
+
+INTRINSICS = {one.name: one for one in (NORMAL, DEPTH, ALBEDO, SHADING)}
