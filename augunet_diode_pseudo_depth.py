@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
     base = load_base(args.pretrained_model_name_or_path, args.revision)
     widen_conv_in(base.unet, load_donor(args.augment_from))
     base.to(accelerator.device, frozen_dtype(accelerator))
-    add_lora(base.unet, args.rank, args.seed)
+    add_lora(base.unet, args.rank, args.seed, args.lora_targets.split(","))
     if args.lora_path:
         load_attn_procs(base.unet, args.lora_path)
 

@@ -22,7 +22,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from utils.cli import Parser
+from utils.cli import Parser, path_flag
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SIDE = 4096  # of the ceiling's matrices
@@ -43,7 +43,7 @@ def parser_of(module: str, description: str) -> argparse.ArgumentParser:
     add("--compile", action="store_true", help="torch.compile our UNet")
     add("--rounds", type=int, default=5, help="pairs that are timed, after one that is not (5)")
     add("--profile", action="store_true", help="time nothing: print where the time of one call goes, for each")
-    add("--output", type=Path, help="write the numbers as JSON")
+    add("--output", type=path_flag, help="write the numbers as JSON")
     add("--peak", choices=VARIANTS, help=argparse.SUPPRESS)  # the process of its own that measures memory
     return parser
 

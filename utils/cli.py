@@ -21,7 +21,7 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
         super().__init__(prog, max_help_position=MAX_HELP_COLUMN, width=width)
 
     def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
-        return {int: "N", float: "X"}.get(action.type, "PATH" if action.type in (path, path_text) else "TEXT")
+        return {int: "N", float: "X"}.get(action.type, "PATH" if action.type in (path_flag, expand) else "TEXT")
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""
@@ -67,11 +67,11 @@ def did_you_mean(word: str, known: list[str]) -> str:
     return f", did you mean {found[0]}?" if found else ""
 
 
-def path(text: str) -> Path:
+def path_flag(text: str) -> Path:
     """A path flag's value; a ~ that the shell has not expanded is the home folder."""
     return Path(text).expanduser()
 
 
-def path_text(text: str) -> str:
+def expand(text: str) -> str:
     """A flag that is a path or a hub name: a leading ~ is the home folder."""
     return str(Path(text).expanduser()) if text.startswith("~") else text

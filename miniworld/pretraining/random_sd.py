@@ -21,7 +21,8 @@ import transformers
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from utils.cli import Parser
+from utils.cli import Parser, path_flag
+from utils.errors import run
 
 WORDS = """
 a an and with of the in on by room yard walls wall floor ceiling ground sky lamp sun light plain striped checked
@@ -178,7 +179,7 @@ def save_random_sd(
 
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(description=__doc__)
-    parser.add_argument("--out", required=True, type=Path, help="folder to write")
+    parser.add_argument("--out", required=True, type=path_flag, help="folder to write")
     parser.add_argument("--seed", type=int, default=0, help="seed of the random weights (default: 0)")
     parser.add_argument("--prediction_type", choices=["epsilon", "v_prediction"], default="epsilon")
     parser.add_argument("--in_channels", type=int, choices=[4, 8], default=4, help="8: an image-conditioned UNet")
@@ -188,4 +189,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -13,9 +13,10 @@ from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 
-from utils.cli import Parser, path_text
+from utils.cli import Parser, expand
 from utils.errors import InputError, note
-from utils.maps.conventions import FRAMES
+from utils.lora.targets import parse_targets
+from utils.maps.frames import FRAMES
 from utils.tracking.settings import TrackingSettings
 from utils.training.settings import OptimizerSettings, RunSettings, Settings
 
@@ -55,13 +56,13 @@ def training_parser(description: str, refused: Mapping[str, str]) -> Parser:
 
 def _needed_flags(group) -> None:
     add = group.add_argument
-    add("--pretrained_model_name_or_path", type=path_text, required=True, help="Stable Diffusion: a local folder or a "
+    add("--pretrained_model_name_or_path", type=expand, required=True, help="Stable Diffusion: a local folder or a "
         "hub name")  # fmt: skip
-    add("--train_data_dir", type=path_text, help="DIODE's normals/ or depths/ folder (diode_meta.json lies in its "
+    add("--train_data_dir", type=expand, help="DIODE's normals/ or depths/ folder (diode_meta.json lies in its "
         "parent); with --dataset folder: your own, with images/ and labels/, optional gt/ and masks/")  # fmt: skip
-    add("--pseudo_root", type=path_text, help="pseudo labels: <split>/<scene type>/<scene>/<scan>/<stem>.png, 8-bit; "
+    add("--pseudo_root", type=expand, help="pseudo labels: <split>/<scene type>/<scene>/<scan>/<stem>.png, 8-bit; "
         "with --dataset folder: only if they are not in its labels/")  # fmt: skip
-    add("--output_dir", type=path_text, default="sd-model-finetuned-lora", help="LoRA, checkpoints, metrics.jsonl and "
+    add("--output_dir", type=expand, default="sd-model-finetuned-lora", help="LoRA, checkpoints, metrics.jsonl and "
         "validation/")  # fmt: skip
 
 
@@ -70,7 +71,9 @@ def _model_flags(group) -> None:
     add("--revision", help="branch, tag or commit of the hub model")
     add("--rank", type=int, default=8, help="rank of the LoRA; the released code's default is 4, its commands use 8 "
         "(default: 8)")  # fmt: skip
-    add("--lora_path", type=path_text, help="start from this LoRA (.safetensors, .bin or an output folder)")
+    add("--lora_targets", default="attention", help="layers the LoRA sits on: attention (the paper's place), all, "
+        "or a comma-separated choice of attention,feedforward,projection,conv,time")  # fmt: skip
+    add("--lora_path", type=expand, help="start from this LoRA (.safetensors, .bin or an output folder)")
     add("--unified_prompt", help="the one prompt of every image")
     add("--empty_prompt", action="store_true", help="an empty prompt instead of --unified_prompt")
     add("--timestep", type=int, help="of the single step: the noise level the UNet is conditioned on. A base that "
@@ -85,7 +88,7 @@ def _data_flags(group) -> None:
     add = group.add_argument
     add("--dataset", choices=["diode", "folder", "manifest"], default="diode", help="diode: its own tree and one of "
         "labels; folder: images/ and labels/ with the same names; manifest: a JSON object a line")  # fmt: skip
-    add("--manifest", type=path_text, help='lines of {"image": ..., "label": ...}, optional gt, mask, split, name')
+    add("--manifest", type=expand, help='lines of {"image": ..., "label": ...}, optional gt, mask, split, name')
     add("--val_fraction", type=float, default=0.1, help="folder, manifest: share held out for validation, drawn by "
         "--seed, unless images/ holds train/ and val/ or the manifest has splits")  # fmt: skip
     add("--gt_frame", choices=list(FRAMES), default="opencv", help="folder, manifest: axes of the normals in gt/")
@@ -99,7 +102,7 @@ def _data_flags(group) -> None:
     add("--center_crop", action=argparse.BooleanOptionalAction, default=True, help="crop the centre, as the released "
         "code always did (the default); --no-center_crop: at random, alike for image, label and truth")  # fmt: skip
     add("--no_cache_latents", action="store_true", help="encode the images anew in every step, instead of once")
-    add("--cache_dir", type=path_text, help="folder of the cached latents, to share between runs (default: "
+    add("--cache_dir", type=expand, help="folder of the cached latents, to share between runs (default: "
         "latent_cache/ in --output_dir)")  # fmt: skip
     add("--dataloader_num_workers", type=int, default=0, help="processes that load data; 0: the main one")
     add("--dataset_name")
@@ -137,7 +140,7 @@ def _run_flags(group) -> None:
     add("--seed", type=int, default=1234, help="of the LoRA's start, the order of the data and all noise")
     add("--checkpointing_steps", type=int, default=2500, help="write checkpoint-<step> every so many steps")
     add("--checkpoints_total_limit", type=int, help="keep only the newest so many checkpoints, and the best one")
-    add("--resume_from_checkpoint", type=path_text, help="'latest', or a checkpoint folder")
+    add("--resume_from_checkpoint", type=expand, help="'latest', or a checkpoint folder")
     add("--force_resume", action="store_true", help="resume although task, data, base model, ... differ from the "
         "checkpoint's")  # fmt: skip
     add("--max_nonfinite", type=int, default=10, help="stop after so many updates in a row whose loss or gradient is "
@@ -189,6 +192,7 @@ def parse(parser: Parser, argv: list[str] | None = None) -> argparse.Namespace:
         args.max_train_steps = None  # the script's default number of steps must not win over epochs asked for
     if args.max_train_steps is None and args.num_train_epochs is None:
         raise InputError("no length: pass --max_train_steps or --num_train_epochs")
+    args.lora_targets = ",".join(parse_targets(args.lora_targets))
     args.trackers = _trackers(args.report_to)
     if not args.output_dir.strip():
         raise InputError("--output_dir is empty: name a folder")
