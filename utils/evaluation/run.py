@@ -39,8 +39,8 @@ def find_pairs(args: argparse.Namespace, notes: list[str]) -> list[Pair]:
         wanted = listed if args.diode_set == "meta" else None
         pairs, counts = pairing.pair_maps(args.task, args.pred_dir, args.gt_dir, args.mask_dir, wanted, args.by_stem)
         refuse_whole_tree(pairs, args)
-        if root:
-            inside = sum(diode_names.sample_of(pair.gt) in listed for pair in pairs)
+        if listed is not None:
+            inside = sum(pair.gt is not None and diode_names.sample_of(pair.gt) in listed for pair in pairs)
             source = "diode_meta.json" if args.diode_set == "meta" else "all on disk"
             notes.append(f"DIODE: {len(pairs)} images asked for ({source}); diode_meta.json lists {inside} of them")
             missing = sum(pair.prediction is None for pair in pairs)
