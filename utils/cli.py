@@ -5,12 +5,14 @@ import difflib
 import re
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
 
 from utils.errors import InputError
 
 MAX_HELP_COLUMN, MAX_WIDTH = 34, 110
+METAVARS: Mapping[object, str] = {int: "N", float: "X"}  # by type of flag
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -21,7 +23,7 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
         super().__init__(prog, max_help_position=MAX_HELP_COLUMN, width=width)
 
     def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
-        return {int: "N", float: "X"}.get(action.type, "PATH" if action.type in (path_flag, expand) else "TEXT")
+        return METAVARS.get(action.type, "PATH" if action.type in (path_flag, expand) else "TEXT")
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""

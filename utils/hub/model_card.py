@@ -56,7 +56,8 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 def _scores(scores: Mapping[str, float], protocol: str) -> str:
     """A row per split, a column per metric."""
-    named = [(*name.split("/", 2)[1:], value) for name, value in scores.items() if name.startswith("val/")]
+    parts = [(name.split("/", 2), value) for name, value in scores.items() if name.startswith("val/")]
+    named = [(split, metric, value) for (_, split, metric), value in parts]
     if not named:
         return ""
     metrics = list(dict.fromkeys(metric for _, metric, _ in named))

@@ -28,7 +28,7 @@ def check_normals(drawn: np.ndarray, truth: np.ndarray, valid: np.ndarray) -> di
     for signs in itertools.product((1, -1), repeat=3):
         flip = "".join(axis for axis, sign in zip(AXES, signs) if sign < 0)
         errors[flip] = float(np.nan_to_num(angular_error(drawn * np.array(signs), truth), nan=90.0).mean())
-    best = min(errors, key=errors.get)
+    best = min(errors, key=lambda flip: errors[flip])
     flipped = best != "" and errors[best] < 45 and 2 * errors[best] < errors[""]
     verdict = "flipped" if flipped else "agrees" if errors[""] < 45 else "unclear"
     found = {"verdict": verdict, "degrees": round(errors[""], 2)}

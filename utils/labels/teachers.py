@@ -64,7 +64,7 @@ def load_teacher(
     if not Path(name).is_dir() and name.count("/") != 1:
         known = ", ".join(alias for each, alias in NAMED if each == task)
         raise InputError(f"--teacher {teacher}: no such folder, nor owner/model; named for {task}: {known}")
-    where = {"revision": revision, "token": None}
+    where: dict[str, str | bool | None] = {"revision": revision, "token": None}
     if not Path(name).is_dir():
         where["local_files_only"] = require(name, revision)
     try:

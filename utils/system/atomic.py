@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 from PIL import Image
@@ -16,7 +17,7 @@ from utils.errors import InputError
 MANIFEST = "manifest.json"
 _UMASK = os.umask(0)
 os.umask(_UMASK)  # it can only be read by being set; once, because other threads write files later
-_locks: dict[Path, object] = {}  # a closed file is an unlocked one
+_locks: dict[Path, TextIO] = {}  # a closed file is an unlocked one
 
 
 def sync(path: Path) -> None:

@@ -51,9 +51,14 @@ def supervise(command: list[str], count: int) -> int:
     shared = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     shared |= {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", 1)}
     with tempfile.TemporaryDirectory() as folder:
-        running = []
+        running: list[subprocess.Popen] = []
+
+        def pass_on(number: int, _frame: object) -> None:
+            for process in running:
+                process.send_signal(number)
+
         for number in signals.STOPPING:  # before there is a process that could miss one
-            signal.signal(number, lambda number, _: [process.send_signal(number) for process in running])
+            signal.signal(number, pass_on)
         signals.follow_parent()
         for rank in range(count):
             own = {"RANK": rank, "LOCAL_RANK": rank, "TORCHELASTIC_ERROR_FILE": Path(folder, f"{rank}.json")}
