@@ -1,7 +1,7 @@
 # make demo: the whole way from rendered scenes to drawn normals, in minutes, with no GPU and no downloaded model
 # make demo-all: the same for all four intrinsics, in a single step and by diffusion
 # make test: the tests
-# make interop: LoRA files through diffusers of 2023 to today; writes the table in README.md
+# make interop: LoRA files through diffusers of 2023 to today; writes the table in docs/lora_formats.md
 PYTHON ?= python3
 PY := .venv/bin/python
 
@@ -21,13 +21,15 @@ test: .venv/installed
 check: .venv/installed
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	PYTHONPATH=. .venv/bin/lint-imports
 
 interop: .venv/installed
 	$(PY) -m interop.run
 
 .venv/installed: requirements.txt requirements-dev.txt constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
-	  { echo "error: $(PYTHON) is older than 3.10; pass a newer one: make PYTHON=python3.12 ..."; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: $(PYTHON) is older than 3.11; pass a newer one: make PYTHON=python3.12 ..."; exit 1; }
 	@test -x $(PY) || $(PYTHON) -m venv .venv || \
 	  { rm -rf .venv; echo "error: $(PYTHON) -m venv failed; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
 	@echo "installing into .venv ..."

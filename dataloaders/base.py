@@ -75,7 +75,8 @@ class Maps(Dataset):
     @property
     def fingerprint(self) -> str:
         """Which samples this is, in which order, how they are cropped, and what 8 of their pictures and labels hold
-        (other labels go by the same names); not where they lie on disk."""
+        (other labels go by the same names); not where they lie on disk.
+        """
         digest = hashlib.sha256("\n".join([*self.stems, str(self.center_crop)]).encode(errors="surrogateescape"))
         for stem in self.stems[:: -(-len(self) // PROBES) or 1]:
             for path in (self.rgb_path(stem), self.label_path(stem)):

@@ -138,7 +138,8 @@ def score(name: str, intrinsic: Intrinsic, diode: Path, out: Path) -> dict:
 
 def keep(lora: Path, folder: Path) -> None:
     """Copy the LoRA in half precision, with its base model named by its place in this repository, and AugUNet's
-    conv_in."""
+    conv_in.
+    """
     state, metadata, _ = read_lora(lora)
     folder.mkdir(parents=True, exist_ok=True)
     header = {**metadata, "base_model": BASE.relative_to(ROOT).as_posix()}

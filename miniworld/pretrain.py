@@ -119,7 +119,8 @@ def train(args: argparse.Namespace) -> None:
 
 def snapshot_steps(total: int) -> tuple[int, ...]:
     """Steps whose UNet is kept: from 64 on, each sqrt(2) times the one before, because what is learnt first is learnt
-    fast; and the last."""
+    fast; and the last.
+    """
     steps = (round(64 * 2 ** (index / 2)) for index in range(40))
     return (*(step for step in steps if step < total), total)
 

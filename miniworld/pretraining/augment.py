@@ -21,7 +21,8 @@ def vary(rgb: Tensor, rng: Generator) -> Tensor:
 
 def recolour(rgb: Tensor, rng: Generator) -> Tensor:
     """A share `PLAIN` keeps its colours; the others are graded, mapped to a palette or painted by numbers, and then
-    some are posterised or veiled."""
+    some are posterised or veiled.
+    """
     looks = [graded(rgb, rng), mapped(rgb, rng), painted(rgb, rng)]
     look = torch.randint(len(looks), (len(rgb),), generator=rng)
     varied = torch.stack(looks)[look, torch.arange(len(rgb))]

@@ -44,7 +44,8 @@ def table(gates: list[Gate]) -> str:
 
 def unseen_scenes(seed: int, count: int, size: int = 64) -> tuple[dict[str, Tensor], np.ndarray, list[str]]:
     """Maps by name (rgb, normal, depth, albedo, shading), each (count,3,size,size) in [-1,1], rooms and yards in turn;
-    where there is a surface, (count,size,size); captions."""
+    where there is a surface, (count,size,size); captions.
+    """
     seeds = (np.random.SeedSequence([seed + UNSEEN, index]) for index in range(count))
     kinds = list(KINDS)
     scenes = [render(one, kinds[index % 2], size, size) for index, one in enumerate(seeds)]

@@ -15,7 +15,8 @@ SHARED = ("scheduler", "text_encoder", "tokenizer", "vae")
 
 def save_generator(folder: Path, parts: Parts, vae: AutoencoderKL) -> None:
     """Codec and UNet in float16. The text encoder stays in float32, half a megabyte: recent transformers load a model
-    in the precision of its file, and the other parts are loaded in float32."""
+    in the precision of its file, and the other parts are loaded in float32.
+    """
     unet, vae = (deepcopy(part).half().requires_grad_(True) for part in (parts.unet, vae))
     save_pipeline(folder, parts.tokenizer, parts.text_encoder, vae, unet, parts.scheduler)
 

@@ -31,7 +31,8 @@ ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 @cache
 def layer_shapes(text_width: int) -> dict[str, tuple[int, ...]]:
     """Name -> (in, out) or (in, out, kh, kw) of every linear and convolution of the real SD 1.5 (768) or SD 2.1 (1024)
-    UNet but conv_in and conv_out, which no LoRA adapts."""
+    UNet but conv_in and conv_out, which no LoRA adapts.
+    """
     with torch.device("meta"):
         unet = UNet2DConditionModel(**ARCHITECTURES[text_width])
     return {

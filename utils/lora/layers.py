@@ -58,7 +58,8 @@ def lora_targets(unet: nn.Module) -> tuple[str, ...]:
 
 def lora_state(unet: nn.Module) -> dict[str, Tensor]:
     """The LoRA's weights as fp32 CPU tensors: under format B keys (`diffusers`) where it sits on attention alone, for
-    the most loaders read those; else under format D (`peft`), which has names for all layers."""
+    the most loaders read those; else under format D (`peft`), which has names for all layers.
+    """
     to, state = "diffusers" if lora_targets(unet) == ATTENTION else "peft", {}
     for name, module in _lora_modules(unet).items():
         for part, layers in (("down", module.lora_A), ("up", module.lora_B)):
@@ -136,7 +137,8 @@ def load_attn_procs(unet: nn.Module, source: str | Path | LoraFile | Mapping[str
 
 def fuse_lora(unet: nn.Module) -> None:
     """Add the LoRA to the frozen weights, W <- W + up down, and remove its layers, in place: the same function for
-    less work. To be called while the weights are fp32: in half precision the sum would lose bits of the LoRA."""
+    less work. To be called while the weights are fp32: in half precision the sum would lose bits of the LoRA.
+    """
     unet.fuse_lora()
     unet.unload_lora()
 

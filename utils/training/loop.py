@@ -62,7 +62,6 @@ def start(settings: Settings) -> tuple[Accelerator, Path | None]:
     atomic.make_folder(run.output_dir, "--output_dir")
     if accelerator.is_main_process:
         atomic.lock(run.output_dir)
-    signals.listen()
     return accelerator, resume_from
 
 
@@ -91,6 +90,7 @@ def train(
     """
     run, main = settings.run, accelerator.is_main_process
     output_dir = run.output_dir
+    signals.listen()  # from here on a signal ends the run well; before, Ctrl-C ends loading at once
     for text in train_set.notes:
         note(text)
 
@@ -241,7 +241,8 @@ def describe(objective: Objective, base: Base, train_set, run: RunSettings) -> d
 
 def begin_records(run: RunSettings, step: int | None) -> set[tuple[int, str]]:
     """Clear away what an interrupted run left half done. Returns the (step, scalar) that the trackers already have of
-    the steps after `step`, the checkpoint's; None: there is none."""
+    the steps after `step`, the checkpoint's; None: there is none.
+    """
     checkpoint.clear(run.output_dir)
     if run.resume_from_checkpoint is None:
         metrics_file.set_aside(run.output_dir)
