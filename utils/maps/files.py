@@ -14,6 +14,8 @@ from PIL import Image
 from utils.errors import InputError
 from utils.maps.conventions import normal_valid
 
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")  # endings of the images we read
+
 
 def read_array(path: Path) -> np.ndarray:
     """The numbers in a .npy or .png file as stored, (H, W) or (H, W, C); ValueError if it is unreadable."""
