@@ -26,14 +26,14 @@ from utils.training.args import AUGUNET_REFUSES, parse, settings_of, training_pa
 
 def main(argv: list[str] | None = None) -> None:
     # The paper's recipe
-    parser = training_parser(__doc__)
+    parser = training_parser(__doc__, AUGUNET_REFUSES)
     parser.set_defaults(unified_prompt=ALBEDO.prompt, max_train_steps=50_000, prediction_type="v_prediction")
     parser.add_argument(
         "--augment_from",
         default="timbrooks/instruct-pix2pix",
         help="InstructPix2Pix, whose conv_in reads the image: a local folder or a hub name",
     )
-    args = parse(parser, argv, refuse=AUGUNET_REFUSES)
+    args = parse(parser, argv)
 
     from dataloaders.open_data import open_data  # only now: PyTorch takes seconds to import, --help should not
     from utils.lora import add_lora, load_attn_procs
@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
     base = load_base(args.pretrained_model_name_or_path, args.revision)
     widen_conv_in(base.unet, load_donor(args.augment_from))
     base.to(accelerator.device, frozen_dtype(accelerator))
-    add_lora(base.unet, args.rank, args.seed)
+    add_lora(base.unet, args.rank, args.seed, args.lora_targets.split(","))
     if args.lora_path:
         load_attn_procs(base.unet, args.lora_path)
 

@@ -11,7 +11,6 @@ albedo and shading sRGB-coded. Run it again to go on: what is there is skipped. 
 """
 
 import argparse
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,12 +19,12 @@ from PIL import Image
 
 from dataloaders.to_label import HOLES, find_pictures, measured_map
 from miniworld.reference_room import room_with_sphere
-from utils.cli import Help
+from utils.cli import Parser, path_flag
 from utils.errors import InputError, note, run
 from utils.labels.loop import label_all
 from utils.labels.self_check import self_check
 from utils.labels.teachers import load_teacher
-from utils.maps.conventions import FRAMES
+from utils.maps.frames import FRAMES
 from utils.maps.images import read_rgb
 from utils.models import dtype_of
 from utils.noise import noise_of
@@ -33,7 +32,7 @@ from utils.system.processes import start_missing, use_cpu
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help, allow_abbrev=False)
+    parser = Parser(description=__doc__)
     add = parser.add_argument
     add("--task", choices=["normal", "depth", "albedo", "shading"], required=True, help="what to label")
     add("--from", dest="source", choices=["teacher", "ground_truth"], default="teacher", help="ground_truth: DIODE's "
@@ -41,8 +40,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--teacher", help="zoedepth, depth-anything-v2 (indoors, metric), marigold, marigold-iid; a hub name; or a "
         "folder that a depth-estimation model or a Marigold pipeline was saved in")  # fmt: skip
     add("--revision", help="branch, tag or commit of the hub model")
-    add("--input_dir", type=Path, required=True, help="DIODE's root, or a folder of pictures")
-    add("--output_dir", type=Path, required=True, help="of one task and one teacher: what --pseudo_root gets")
+    add("--input_dir", type=path_flag, required=True, help="DIODE's root, or a folder of pictures")
+    add("--output_dir", type=path_flag, required=True, help="of one task and one teacher: what --pseudo_root gets")
     add("--splits", default="train,val", help="DIODE: which")
     add("--scene_types", default="outdoor,indoors", help="DIODE: which")
     add("--npy", action="store_true", help="also write float32 values beside: normals as labelled; depth in the "

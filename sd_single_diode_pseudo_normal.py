@@ -22,9 +22,9 @@ from utils.training.args import SINGLE_STEP_REFUSES, parse, settings_of, trainin
 
 def main(argv: list[str] | None = None) -> None:
     # The paper's recipe
-    parser = training_parser(__doc__)
+    parser = training_parser(__doc__, SINGLE_STEP_REFUSES)
     parser.set_defaults(unified_prompt=NORMAL.prompt, max_train_steps=20_000, num_train_imgs=4_000)
-    args = parse(parser, argv, refuse=SINGLE_STEP_REFUSES)
+    args = parse(parser, argv)
 
     from dataloaders.open_data import open_data  # only now: PyTorch takes seconds to import, --help should not
     from utils.lora import add_lora, load_attn_procs
@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> None:
     # Model: everything frozen but the LoRA
     base = load_base(args.pretrained_model_name_or_path, args.revision)
     base.to(accelerator.device, frozen_dtype(accelerator))
-    add_lora(base.unet, args.rank, args.seed)
+    add_lora(base.unet, args.rank, args.seed, args.lora_targets.split(","))
     if args.lora_path:
         load_attn_procs(base.unet, args.lora_path)
 

@@ -9,7 +9,6 @@ own, whose peak resident memory the kernel reports.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -20,6 +19,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from utils.cli import Parser
 
 ROOT = Path(__file__).resolve().parents[1]
 SHAPE = (480, 640)
@@ -63,7 +64,7 @@ def measure(folder: Path, workers: int) -> tuple[float, float, dict]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--images", type=int, nargs="+", default=[100, 300, 654])
     parser.add_argument("--distinct", type=int, default=16, help="different pairs on disk, the others are links")
     parser.add_argument("--workers", type=int, default=2)

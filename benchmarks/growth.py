@@ -25,6 +25,7 @@ from benchmarks.models import sd15
 from benchmarks.side_by_side import processor, shown, spread
 from miniworld import scenes
 from miniworld.pretraining.random_sd import save_random_sd
+from utils.cli import Parser, path_flag
 from utils.lora import add_lora
 from utils.models import load_base
 from utils.training import checkpoint
@@ -36,17 +37,15 @@ STEPS, SETTLED = 60, 5  # of a launch; of them not timed
 
 
 def parser() -> argparse.ArgumentParser:
-    flags = argparse.ArgumentParser(
-        prog="python -m benchmarks.growth", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    flags = Parser(prog="python -m benchmarks.growth", description=__doc__)
     add = flags.add_argument
-    add("--work", type=Path, default=Path("output/growth"), help="data, models and runs (output/growth)")
+    add("--work", type=path_flag, default=Path("output/growth"), help="data, models and runs (output/growth)")
     add("--counts", type=int, nargs="+", default=[1000, 5000, 25000], help="images listed (1000 5000 25000)")
     add("--rounds", type=int, default=3, help="launches of each, in turn (3)")
     add("--steps", type=int, default=STEPS, help=f"of each launch ({STEPS})")
     add("--bases", nargs="*", default=["tiny", "miniworld/mini-sd", "sd15"], help="whose checkpoints are weighed; "
         "sd15: Stable Diffusion 1.5's size, random weights (all three)")  # fmt: skip
-    add("--output", type=Path, help="write the numbers as JSON")
+    add("--output", type=path_flag, help="write the numbers as JSON")
     return flags
 
 

@@ -28,6 +28,7 @@ from tqdm import tqdm
 from benchmarks.answers import write_answers
 from benchmarks.probe import PLACES, Recipe, Setting, load_task, probe
 from miniworld.pretraining.generator import fingerprint
+from utils.cli import Parser, path_flag
 from utils.errors import InputError, note, run
 from utils.intrinsics import INTRINSICS
 from utils.models import load_base
@@ -40,17 +41,22 @@ RATES = (0.25, 1, 4)  # times the usual learning rate
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m benchmarks.paper_questions",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("--base", default="miniworld/mini-sd", help="Stable Diffusion: a folder or a hub name (miniworld/mini-sd)")
-    add("--data", type=Path, help="DIODE-like tree with normals/, depths/, truth/ and pseudo/; left out: rendered")
-    add("--work", type=Path, default=Path("output/paper_questions"), help="trainings, latents, rendered scenes")
-    add("--docs", type=Path, default=Path("docs"), help="folder of paper_questions.md (docs)")
-    add("--snapshots", type=Path, help="question 4: the pretraining's folder with ema-*.pt, e.g. output/pretrain/unet")
+    add(
+        "--data", type=path_flag, help="DIODE-like tree with normals/, depths/, truth/ and pseudo/; left out: rendered"
+    )
+    add("--work", type=path_flag, default=Path("output/paper_questions"), help="trainings, latents, rendered scenes")
+    add("--docs", type=path_flag, default=Path("docs"), help="folder of paper_questions.md (docs)")
+    add(
+        "--snapshots",
+        type=path_flag,
+        help="question 4: the pretraining's folder with ema-*.pt, e.g. output/pretrain/unet",
+    )
     add("--questions", type=int, nargs="+", choices=range(1, 6), default=[1, 2, 3, 4, 5])
     add("--seeds", type=int, default=3, help="trainings of each setting (3)")
     add("--steps", type=int, default=100, help="steps of each (100)")

@@ -22,6 +22,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
+from utils.cli import Parser, path_flag
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SIDE = 4096  # of the ceiling's matrices
 VARIANTS = ("released", "ours")
@@ -31,9 +33,7 @@ Make = Callable[[argparse.Namespace, str], Callable[[], object]]
 
 def parser_of(module: str, description: str) -> argparse.ArgumentParser:
     """The flags that every comparison has."""
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {module}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog=f"python -m {module}", description=description)
     add = parser.add_argument
     add("--base", help="Stable Diffusion folder; left out: Stable Diffusion 1.5's architecture with random weights")
     add("--resolution", type=int, default=512, help="pixels (512)")
@@ -43,7 +43,7 @@ def parser_of(module: str, description: str) -> argparse.ArgumentParser:
     add("--compile", action="store_true", help="torch.compile our UNet")
     add("--rounds", type=int, default=5, help="pairs that are timed, after one that is not (5)")
     add("--profile", action="store_true", help="time nothing: print where the time of one call goes, for each")
-    add("--output", type=Path, help="write the numbers as JSON")
+    add("--output", type=path_flag, help="write the numbers as JSON")
     add("--peak", choices=VARIANTS, help=argparse.SUPPRESS)  # the process of its own that measures memory
     return parser
 

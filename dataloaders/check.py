@@ -1,15 +1,15 @@
 """Opens every file of a data set and says which are missing, corrupt or do not fit their picture.
 
-python -m dataloaders.check --dataset diode --train_data_dir DIODE/normals --pseudo_root pseudo/normal
-python -m dataloaders.check --dataset folder --train_data_dir data
-python -m dataloaders.check --dataset manifest --manifest data.jsonl
-python -m dataloaders.diode check --root DIODE [--pseudo_root pseudo/normal]          # all of DIODE's files
+    python -m dataloaders check --root DIODE [--pseudo_root pseudo/normal]               # all of DIODE's files
+    python -m dataloaders check --dataset folder --train_data_dir data
+    python -m dataloaders check --dataset manifest --manifest data.jsonl
+
+The exit status is 1 if anything is wrong.
 """
 
 import argparse
 import os
 import platform
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 from dataloaders.base import same_aspect
 from dataloaders.listing import folder_samples, manifest_samples
 from utils import __version__
+from utils.cli import Parser, path_flag
 from utils.errors import InputError, run
 from utils.maps.diode_names import listed_samples
 from utils.maps.files import read_array, read_mask
@@ -133,12 +134,9 @@ def diode_files(root: Path, pseudo_root: Path | None, notes: list[str]) -> Itera
         yield Files("/".join(stem.split("/")[:3]), stem, paths)
 
 
-def own_files(args: argparse.Namespace) -> Iterator[Files]:
+def own_files(dataset: str, root: Path, pseudo_root: Path | None, manifest: Path) -> Iterator[Files]:
     """The samples of a folder or manifest of your own, grouped by folder."""
-    if args.dataset == "folder":
-        samples = folder_samples(args.train_data_dir, args.pseudo_root)
-    else:
-        samples = manifest_samples(args.manifest)
+    samples = folder_samples(root, pseudo_root) if dataset == "folder" else manifest_samples(manifest)
     for sample in samples:
         paths = {"rgb": sample.rgb, "label": sample.label, "gt": sample.gt, "mask": sample.mask}
         group = sample.stem.rpartition("/")[0] or "."
@@ -154,22 +152,43 @@ def finish(samples: list[Files], notes: list[str], workers: int) -> int:
     return 1 if problems else 0
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of a check, for both commands that offer it."""
     add = parser.add_argument
-    add("--dataset", choices=["diode", "folder", "manifest"], default="diode")
-    add("--train_data_dir", type=Path, help="DIODE's normals/ or depths/ folder, or a folder of your own")
-    add("--pseudo_root", type=Path, help="labels (folder: instead of its labels/)")
-    add("--manifest", type=Path, help="a .jsonl file")
-    add("--workers", type=int, default=min(8, os.cpu_count() or 1), help="threads")
-    args = parser.parse_args(argv)
-    needed = "manifest" if args.dataset == "manifest" else "train_data_dir"
-    if getattr(args, needed) is None:
-        raise InputError(f"--{needed} is missing")
+    add("--root", type=path_flag, help="DIODE, all of its files: the folder that holds depths/ and normals/")
+    add("--dataset", choices=["diode", "folder", "manifest"], help="what a training would read (default: diode)")
+    add("--train_data_dir", type=path_flag, help="DIODE's normals/ or depths/ folder, or a folder of your own")
+    add(
+        "--pseudo_root", type=path_flag, help="labels: the folder that holds train/ and val/; of a folder: not labels/"
+    )
+    add("--manifest", type=path_flag, help="a .jsonl file")
+    add("--workers", type=int, default=min(8, os.cpu_count() or 1), help="threads that read files")
+
+
+def check(args: argparse.Namespace) -> int:
+    """Check what `args` (see `add_flags`) names; the exit status, 1 if anything is wrong."""
+    if args.workers < 1:
+        raise InputError(f"--workers={args.workers}: must be at least 1")
     notes: list[str] = []
-    if args.dataset == "diode":
-        return finish(list(diode_files(args.train_data_dir.parent, args.pseudo_root, notes)), notes, args.workers)
-    return finish(list(own_files(args)), notes, args.workers)
+    if args.root is not None:
+        if args.dataset or args.train_data_dir or args.manifest:
+            raise InputError("--root names a DIODE tree: leave out --dataset, --train_data_dir and --manifest")
+        return finish(list(diode_files(args.root, args.pseudo_root, notes)), notes, args.workers)
+    dataset = args.dataset or "diode"
+    needed = "manifest" if dataset == "manifest" else "train_data_dir"
+    if getattr(args, needed) is None:
+        raise InputError(f"--{needed} is missing" + ("; or pass --root, DIODE's folder" if dataset == "diode" else ""))
+    if dataset == "diode":
+        found = diode_files(args.train_data_dir.parent, args.pseudo_root, notes)
+    else:
+        found = own_files(dataset, args.train_data_dir, args.pseudo_root, args.manifest)
+    return finish(list(found), notes, args.workers)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = Parser(prog="python -m dataloaders check", description=__doc__)
+    add_flags(parser)
+    return check(parser.parse_args(argv))
 
 
 def _size(role: str, path: Path) -> tuple[int, int]:
@@ -184,4 +203,4 @@ def _size(role: str, path: Path) -> tuple[int, int]:
 
 
 if __name__ == "__main__":
-    run(lambda: sys.exit(main()))
+    run(main)

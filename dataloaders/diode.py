@@ -11,7 +11,6 @@ folder of measured values is given, the label stands in for them, and every scor
 """
 
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -268,4 +267,4 @@ if __name__ == "__main__":
     from dataloaders.__main__ import main
     from utils.errors import run
 
-    run(lambda: sys.exit(main()))
+    run(main)

@@ -1,5 +1,6 @@
 """From DIODE's archives to the tree that the scripts read: verify, unpack safely, list."""
 
+import argparse
 import gzip
 import hashlib
 import json
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
+from utils.cli import path_flag
 from utils.errors import InputError, note
 from utils.maps.diode_names import listed_samples, read_meta
 
@@ -24,6 +26,21 @@ ENDINGS = {"depths": (".png", "_depth.npy", "_depth_mask.npy"), "normals": ("_no
 MEMBER = re.compile(r"(train|val)/(indoors|outdoor)/scene_\d+/scan_\d+/[\w.-]+")
 LARGEST = 256 * 2**20  # bytes of one file; DIODE's largest has 19 MB
 STATE = ".prepared.json"  # which archives were verified and unpacked
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--depths", type=path_flag, nargs="+", default=[], help="val.tar.gz, train.tar.gz: images, depths, masks")
+    add("--normals", type=path_flag, nargs="+", default=[], help="val_normals.tar.gz, train_normals.tar.gz")
+    add("--root", type=path_flag, required=True, help="folder to fill")
+    add("--skip_md5", action="store_true", help="take archives that are not DIODE's own (same layout)")
+
+
+def prepare_archives(args: argparse.Namespace) -> None:
+    """Do what the flags (see `add_flags`) name."""
+    if not args.depths + args.normals:
+        raise InputError("nothing to unpack: pass --depths and --normals archives")
+    prepare(args.root, {"depths": args.depths, "normals": args.normals}, args.skip_md5)
 
 
 def verify(archive: Path, kind: str, state: dict) -> None:

@@ -25,6 +25,8 @@ from dataloaders.diode import Diode
 from miniworld.demo_page import ROW_NAMES, compare, table, write_page
 from miniworld.references import random_control, untrained_lora, write_mean_label, write_vae_ceiling
 from miniworld.tasks import evaluation_flags
+from utils.cli import Parser, path_flag
+from utils.errors import run
 from utils.intrinsics import INTRINSICS, Intrinsic
 from utils.lora import CONV_IN, SAFETENSORS, read_lora
 
@@ -37,15 +39,15 @@ TIMESTEP = 400  # of the single step. The paper's, 999, says "all noise": mini-s
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     add = parser.add_argument
-    add("--out", type=Path, default=Path("demo"), help="folder for everything (default: demo)")
+    add("--out", type=path_flag, default=Path("demo"), help="folder for everything (default: demo)")
     add("--task", choices=INTRINSICS, default="normal", help="what to predict (default: normal)")
     add("--method", choices=SCRIPTS, default="single", help="one UNet pass, or diffusion (default: single)")
     add("--steps", type=int, default=300, help="training steps (default: 300)")
     add("--train", type=int, default=300, help="labelled scenes (default: 300)")
     add("--val", type=int, default=100, help="unseen scenes (default: 100)")
-    add("--keep", type=Path, help="also write the LoRA into this folder, in half precision, to be shipped")
+    add("--keep", type=path_flag, help="also write the LoRA into this folder, in half precision, to be shipped")
     add("--page", action="store_true", help="train nothing: gather the tables and pictures in --out")
     return parser.parse_args(argv)
 
@@ -167,4 +169,4 @@ def python(*words: object, quiet: bool = False) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -23,7 +23,9 @@ from miniworld.pretraining.generator import build_generator, encode_pictures, ge
 from miniworld.pretraining.model_folder import save_editor, save_generator
 from miniworld.pretraining.picture_cache import cached_pictures
 from miniworld.pretraining.report import report
-from miniworld.pretraining.stage import run
+from miniworld.pretraining.stage import run_stage
+from utils.cli import Parser, path_flag
+from utils.errors import run
 
 SIZE = 64  # pixels
 SCALING_FACTOR = 0.18215  # Stable Diffusion's
@@ -31,16 +33,27 @@ STAGES = ("vae", "decoder", "unet", "ip2p")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m miniworld.pretrain",
         description=__doc__.split("\n\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("--out", type=Path, default=Path("miniworld/mini-sd"), help="Stable Diffusion folder; mini-ip2p lies beside")
-    add("--work", type=Path, default=Path("output/pretrain"), help="checkpoints, logs, sample sheets, cached scenes")
+    add(
+        "--out",
+        type=path_flag,
+        default=Path("miniworld/mini-sd"),
+        help="Stable Diffusion folder; mini-ip2p lies beside",
+    )
+    add(
+        "--work",
+        type=path_flag,
+        default=Path("output/pretrain"),
+        help="checkpoints, logs, sample sheets, cached scenes",
+    )
     add("--report", action="store_true", help="train nothing: measure what lies in --out and --work")
-    add("--sheet", type=Path, default=Path("docs/mini-sd-samples.png"), help="contact sheet that the report draws")
+    add(
+        "--sheet", type=path_flag, default=Path("docs/mini-sd-samples.png"), help="contact sheet that the report draws"
+    )
     add("--until", choices=STAGES, default="ip2p", help="the last stage to run")
     add("--vae_steps", type=int, default=4500, help="steps of the codec")
     add("--decoder_steps", type=int, default=8000, help="steps of the codec's decoder alone, in two cycles")
@@ -74,12 +87,12 @@ def train(args: argparse.Namespace) -> None:
 
     rgb, _ = cached_pictures(scenes, args.seed, args.vae_scenes, SIZE, args.workers)
     settings = {"steps": args.vae_steps, "learning_rate": 1e-3, "seed": args.seed}
-    run(codec_stage(vae, rgb, args.work / "vae", args.codec_batch, half, **settings))
+    run_stage(codec_stage(vae, rgb, args.work / "vae", args.codec_batch, half, **settings))
     if args.until == "vae":
         return
 
     settings = {"steps": args.decoder_steps, "learning_rate": 5e-4, "seed": args.seed, "cycles": 2}
-    run(decoder_stage(vae, rgb, args.work / "decoder", args.codec_batch, half, **settings))
+    run_stage(decoder_stage(vae, rgb, args.work / "decoder", args.codec_batch, half, **settings))
     vae.requires_grad_(False)
     if args.until == "decoder":
         return
@@ -92,7 +105,7 @@ def train(args: argparse.Namespace) -> None:
     vae.register_to_config(scaling_factor=SCALING_FACTOR)
     settings = {"steps": args.unet_steps, "learning_rate": 5e-4, "seed": args.seed, "ema_decay": 0.999}
     settings |= {"snapshots": snapshot_steps(args.unet_steps)}
-    run(generator_stage(parts, data, vae, args.work / "unet", args.batch, half, **settings))
+    run_stage(generator_stage(parts, data, vae, args.work / "unet", args.batch, half, **settings))
     parts.text_encoder.requires_grad_(False)
     save_generator(args.out, parts, vae)
     if args.until == "unet":
@@ -100,7 +113,7 @@ def train(args: argparse.Namespace) -> None:
 
     editor = build_editor(parts.unet)
     settings = {"steps": args.ip2p_steps, "learning_rate": 3e-4, "seed": args.seed, "ema_decay": 0.99}
-    run(editor_stage(editor, parts, vae, rgb, data, args.work / "ip2p", args.batch, half, **settings))
+    run_stage(editor_stage(editor, parts, vae, rgb, data, args.work / "ip2p", args.batch, half, **settings))
     save_editor(args.out.parent / "mini-ip2p", args.out, editor)
 
 
@@ -112,4 +125,4 @@ def snapshot_steps(total: int) -> tuple[int, ...]:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

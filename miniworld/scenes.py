@@ -10,7 +10,6 @@ import json
 import multiprocessing
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
@@ -22,6 +21,8 @@ from tqdm import tqdm
 
 from miniworld.render.diode_tree import DRAW, Settings, list_samples, meta_json, sample_paths, write_sample
 from miniworld.render.raycast import Rendering, trace
+from utils.cli import Parser, path_flag
+from utils.errors import InputError, run
 
 KINDS = {"room": DRAW["indoors"], "yard": DRAW["outdoor"]}
 OWNED = ("depths", "normals", "pseudo", "truth", "diode_meta.json", "miniworld.json")
@@ -48,7 +49,7 @@ def write_tree(root: Path, settings: Settings, workers: int = 1, overwrite: bool
     """Write the DIODE tree described in `miniworld.render.diode_tree` and say whether there was anything to do.
 
     `miniworld.json` holds the settings, and whether the tree is complete. A complete tree of the same settings is left
-    alone, an interrupted one is written again; another setting raises FileExistsError unless `overwrite`, which
+    alone, an interrupted one is written again; another setting raises InputError unless `overwrite`, which
     removes what this function wrote. Data that it did not write are never touched.
     """
     samples = list(list_samples(settings))
@@ -77,7 +78,7 @@ def is_complete(root: Path, settings: Settings, samples, overwrite: bool) -> boo
     if not record.exists():
         foreign = [name for name in OWNED if (root / name).exists()]
         if foreign:
-            raise FileExistsError(f"{root} holds {foreign[0]}, not written by miniworld: choose another --root")
+            raise InputError(f"{root} holds {foreign[0]}, not written by miniworld: choose another --root")
         return False
     try:
         found = json.loads(record.read_text())
@@ -86,7 +87,7 @@ def is_complete(root: Path, settings: Settings, samples, overwrite: bool) -> boo
         same, complete = False, False
     if not same:
         if not overwrite:
-            raise FileExistsError(f"{root} holds scenes of other settings (see {record}): --overwrite replaces them")
+            raise InputError(f"{root} holds scenes of other settings (see {record}): --overwrite replaces them")
         for name in OWNED:
             path = root / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
@@ -121,15 +122,14 @@ def count(text: str) -> int:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m miniworld.scenes",
         description="Render rooms and yards with exact depth and normals in DIODE's layout, and dense "
         "8-bit pseudo labels beside them (pseudo/normal, pseudo/depth, pseudo/albedo, pseudo/shading).",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument(
         "--root",
-        type=Path,
+        type=path_flag,
         required=True,
         default=argparse.SUPPRESS,
         help="folder to write; diode_meta.json lies in it",
@@ -148,19 +148,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     width, height = args.size
     settings = Settings(args.train, args.val, width, height, args.seed, args.truth)
-    try:
-        written = write_tree(args.root, settings, args.workers, args.overwrite)
-    except FileExistsError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    written = write_tree(args.root, settings, args.workers, args.overwrite)
     outcome = "written to" if written else "already complete in"
     print(f"{args.train} train and {args.val} val scenes {outcome} {args.root}")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

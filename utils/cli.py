@@ -1,7 +1,77 @@
-"""One help formatter for every command."""
+"""One command line for every command: help that can be read, and usage errors of one line."""
 
 import argparse
+import difflib
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from utils.errors import InputError
+
+MAX_HELP_COLUMN, MAX_WIDTH = 34, 110
 
 
-class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """The script's docstring as it is written, and each flag with its default."""
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """The docstring as it is written; flags in one column; a default only where it says something."""
+
+    def __init__(self, prog: str):
+        width = min(shutil.get_terminal_size().columns, MAX_WIDTH) - 2
+        super().__init__(prog, max_help_position=MAX_HELP_COLUMN, width=width)
+
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        return {int: "N", float: "X"}.get(action.type, "PATH" if action.type in (path_flag, expand) else "TEXT")
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        silent = action.default in (None, False, (), [], "", argparse.SUPPRESS) or "default" in text
+        return text if silent or not action.option_strings else f"{text} (default: %(default)s)"
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are InputErrors of one line, with the nearest flag or choice.
+
+    Flags are never abbreviated. Commands end with `run(main)`, which prints the error and exits with status 2.
+    """
+
+    def __init__(self, *args, **kwargs):
+        kwargs.setdefault("formatter_class", HelpFormatter)
+        kwargs.setdefault("allow_abbrev", False)
+        super().__init__(*args, **kwargs)
+
+    def parse_known_args(self, args=None, namespace=None):
+        """As argparse does, but a flag that is not known is told before one that is missing."""
+        words = sys.argv[1:] if args is None else list(args)
+        flags = [word.split("=")[0] for word in words if word.startswith("--") and word != "--"]
+        unknown = [flag for flag in flags if flag not in self._option_string_actions]
+        if unknown and self._subparsers is None:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}{self._suggestion(message)}; {self.prog} --help lists every flag")
+
+    def _suggestion(self, message: str) -> str:
+        """For an unknown flag or choice, the known one that is nearest."""
+        if unknown := re.search(r"unrecognized arguments: (--?[\w-]+)", message):
+            return did_you_mean(unknown[1], list(self._option_string_actions))
+        if choice := re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message):
+            return did_you_mean(choice[1], re.findall(r"[\w-]+", choice[2]))
+        return ""
+
+
+def did_you_mean(word: str, known: list[str]) -> str:
+    """ ", did you mean ...?" with the nearest of `known`, or nothing."""
+    found = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f", did you mean {found[0]}?" if found else ""
+
+
+def path_flag(text: str) -> Path:
+    """A path flag's value; a ~ that the shell has not expanded is the home folder."""
+    return Path(text).expanduser()
+
+
+def expand(text: str) -> str:
+    """A flag that is a path or a hub name: a leading ~ is the home folder."""
+    return str(Path(text).expanduser()) if text.startswith("~") else text

@@ -3,18 +3,24 @@
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TextIO
 
+OWN = ("utils", "dataloaders", "miniworld", "benchmarks")  # a module of these that is missing is a defect
+SHOWN = 20  # details of an error that are printed
 _UNPRINTABLE = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029\\ud800-\\udfff]")
 
 
 class InputError(ValueError):
-    """A flag, file or folder is not usable; the message is one line that names it and says what to do."""
+    """A flag, file or folder is not usable; the message is one line that names it and says what to do.
 
-    def __init__(self, message: str):
+    details: more lines, such as every file concerned; `run` prints some of them above the message.
+    """
+
+    def __init__(self, message: str, details: Sequence[str] = ()):
         # a data-loader worker wraps the message in its own traceback; the end is ours
         super().__init__(one_line(message.rpartition("utils.errors.InputError: ")[2].strip()))
+        self.details = [one_line(detail) for detail in details]
 
 
 def one_line(text: str) -> str:
@@ -22,26 +28,39 @@ def one_line(text: str) -> str:
     return _UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
-def run(main: Callable[[], None]) -> None:
-    """Call `main`; print an `InputError` as one line and exit with status 2 instead of a traceback.
+def run(main: Callable[[], int | None]) -> None:
+    """The one way from exception to exit status, for every command: call `main` and exit with what it returns.
 
-    Every other exception keeps its traceback: it is a defect, and the traceback is the report.
+    An `InputError` is printed as one line, status 2; so is a package that is not installed. Ctrl-C: status 130. Every
+    other exception keeps its traceback: it is a defect, and the traceback is the report.
     """
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files may hold bytes that are no text
     try:
-        main()
+        status = main()
+    except KeyboardInterrupt:
+        _close_bars()
+        print("interrupted", file=sys.stderr, flush=True)
+        sys.exit(130)
     except Exception as error:
         if "DataLoader worker" in str(error) and isinstance(error, RuntimeError):
             cause = str(error).strip().splitlines()[0]
             error = InputError(f"{cause} Most often memory has run out: lower --dataloader_num_workers")
+        if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] not in OWN:
+            error = InputError(f"the package {error.name} is not installed: pip install -r requirements.txt")
         _tell_launcher(error)
         _close_bars()
         if not isinstance(error, InputError):
             raise
         rank = f"[rank {os.environ['RANK']}] " if "RANK" in os.environ else ""
+        for detail in error.details[:SHOWN]:
+            print(f"  {detail}", file=sys.stderr)
+        if len(error.details) > SHOWN:
+            print(f"  ... and {len(error.details) - SHOWN} more", file=sys.stderr)
         print(f"{rank}error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
+    if status:
+        sys.exit(status)
 
 
 def _close_bars() -> None:

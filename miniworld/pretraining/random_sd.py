@@ -8,7 +8,6 @@ it is the control for anything that claims to come from a *pretrained* generator
     python -m miniworld.pretraining.random_sd --out random-ip2p --in_channels 8     # like InstructPix2Pix's
 """
 
-import argparse
 import json
 import tempfile
 from collections import Counter
@@ -21,6 +20,9 @@ import torch
 import transformers
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from utils.cli import Parser, path_flag
+from utils.errors import run
 
 WORDS = """
 a an and with of the in on by room yard walls wall floor ceiling ground sky lamp sun light plain striped checked
@@ -176,8 +178,8 @@ def save_random_sd(
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", required=True, type=Path, help="folder to write")
+    parser = Parser(description=__doc__)
+    parser.add_argument("--out", required=True, type=path_flag, help="folder to write")
     parser.add_argument("--seed", type=int, default=0, help="seed of the random weights (default: 0)")
     parser.add_argument("--prediction_type", choices=["epsilon", "v_prediction"], default="epsilon")
     parser.add_argument("--in_channels", type=int, choices=[4, 8], default=4, help="8: an image-conditioned UNet")
@@ -187,4 +189,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

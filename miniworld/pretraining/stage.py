@@ -67,7 +67,7 @@ class Stage:
         return self.folder / f"ema-{step:06d}.pt"
 
 
-def run(stage: Stage) -> dict[str, nn.Module]:
+def run_stage(stage: Stage) -> dict[str, nn.Module]:
     """Train, or go on training, to the last step; return the modules with their moving averages as weights."""
     stage.folder.mkdir(parents=True, exist_ok=True)
     optimizer = torch.optim.AdamW(stage.weights, lr=stage.learning_rate, betas=(0.9, 0.99), weight_decay=0.01)

@@ -6,12 +6,12 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from dataloaders.diode_colour import DiodeAlbedo, DiodeShading
 from helpers import records, run_here
 from PIL import Image
 from safetensors import safe_open
 
 from dataloaders.diode import validation_sets
-from dataloaders.diode_colour import DiodeAlbedo, DiodeShading
 from utils.errors import InputError
 from utils.lora import SAFETENSORS
 from utils.maps.conventions import to_linear

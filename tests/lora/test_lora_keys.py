@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from functools import cache
 
 import pytest
@@ -14,8 +15,9 @@ from safetensors.torch import load_file, save_file
 from miniworld.pretraining.random_sd import build_unet
 from utils.errors import InputError
 from utils.lora import CONV_IN, load_attn_procs, lora_state, read_lora, save_lora
-from utils.lora.__main__ import describe, main, sd_features
+from utils.lora.__main__ import describe, main
 from utils.lora.keys import FORMATS, key_format, make_key, parse_layers, split_key, to_format
+from utils.lora.sd_layers import sd_layers
 
 ARCHITECTURES = {
     768: {"cross_attention_dim": 768, "attention_head_dim": 8},
@@ -23,26 +25,39 @@ ARCHITECTURES = {
 }
 
 
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+
+
 @cache
-def attention_linears(text_width: int) -> dict[str, tuple[int, int]]:
-    """Name -> (in, out) of the attention linears of the real SD 1.5 (768) or SD 2.1 (1024) UNet."""
+def layer_shapes(text_width: int) -> dict[str, tuple[int, ...]]:
+    """Name -> (in, out) or (in, out, kh, kw) of every linear and convolution of the real SD 1.5 (768) or SD 2.1 (1024)
+    UNet but conv_in and conv_out, which no LoRA adapts."""
     with torch.device("meta"):
         unet = UNet2DConditionModel(**ARCHITECTURES[text_width])
     return {
-        name: (module.in_features, module.out_features)
+        name: (module.weight.shape[1], module.weight.shape[0], *module.weight.shape[2:])
         for name, module in unet.named_modules()
-        if isinstance(module, torch.nn.Linear) and name.endswith(("to_q", "to_k", "to_v", "to_out.0"))
+        if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)) and name not in ("conv_in", "conv_out")
     }
 
 
-def rank8(text_width: int = 768, to: str = "diffusers", dtype=torch.float32) -> dict[str, torch.Tensor]:
-    """A random rank-8 LoRA for the real architecture."""
+def attention_linears(text_width: int) -> dict[str, tuple[int, ...]]:
+    return {name: shape for name, shape in layer_shapes(text_width).items() if name.endswith(ATTENTION)}
+
+
+def random_state(shapes, to: str = "diffusers", dtype=torch.float32, rank: int = 8) -> dict[str, torch.Tensor]:
+    """A random LoRA for layers of these shapes."""
     generator = torch.Generator().manual_seed(1)
     state = {}
-    for name, (n_in, n_out) in attention_linears(text_width).items():
-        state[make_key(name, "down", to)] = torch.randn(8, n_in, generator=generator).to(dtype)
-        state[make_key(name, "up", to)] = torch.randn(n_out, 8, generator=generator).to(dtype)
+    for name, (n_in, n_out, *kernel) in shapes.items():
+        state[make_key(name, "down", to)] = torch.randn(rank, n_in, *kernel, generator=generator).to(dtype)
+        state[make_key(name, "up", to)] = torch.randn(n_out, rank, *(1 for _ in kernel), generator=generator).to(dtype)
     return state
+
+
+def rank8(text_width: int = 768, to: str = "diffusers", dtype=torch.float32) -> dict[str, torch.Tensor]:
+    """A random rank-8 LoRA for the real architecture's attention."""
+    return random_state(attention_linears(text_width), to, dtype)
 
 
 def tiny_state(rank: int = 4) -> dict[str, torch.Tensor]:
@@ -53,13 +68,15 @@ def tiny_state(rank: int = 4) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("to", FORMATS)
 @pytest.mark.parametrize("text_width", ARCHITECTURES)
 def test_every_key_of_the_real_architectures_goes_there_and_back(to, text_width):
-    keys = {}
-    for module in attention_linears(text_width):
+    attention_only = to in ("released", "diffusers")
+    modules, keys = (attention_linears if attention_only else layer_shapes)(text_width), {}
+    for module in modules:
         for part in ("down", "up", "alpha") if to == "kohya" else ("down", "up"):
             key = make_key(module, part, to)
             assert split_key(key) == (module, part) and key_format(key) == to
             keys[key] = module
-    assert len(keys) == 128 * (3 if to == "kohya" else 2), "two modules share a key"
+    assert len(modules) == (128 if attention_only else 280)
+    assert len(keys) == len(modules) * (3 if to == "kohya" else 2), "two modules share a key"
 
 
 def test_the_keys_are_spelt_as_each_program_spells_them():
@@ -80,9 +97,24 @@ def test_the_keys_are_spelt_as_each_program_spells_them():
         f"unet.{layer}.to_out.0.lora.down.weight",
     ):
         assert split_key(foreign) == (module, "down")
+    for module, kohya_name in (
+        ("down_blocks.1.resnets.0.conv_shortcut", "down_blocks_1_resnets_0_conv_shortcut"),
+        ("mid_block.attentions.0.proj_in", "mid_block_attentions_0_proj_in"),
+        ("mid_block.attentions.0.transformer_blocks.0.ff.net.0.proj",
+         "mid_block_attentions_0_transformer_blocks_0_ff_net_0_proj"),
+        ("time_embedding.linear_2", "time_embedding_linear_2"),
+        ("up_blocks.0.upsamplers.0.conv", "up_blocks_0_upsamplers_0_conv"),
+    ):  # fmt: skip
+        assert make_key(module, "up", "peft") == f"unet.{module}.lora_B.weight"
+        assert make_key(module, "up", "kohya") == f"lora_unet_{kohya_name}.lora_up.weight"
+        for old in (f"unet.{module}.lora.up.weight", f"base_model.model.{module}.lora_B.default.weight"):
+            assert split_key(old) == (module, "up")
     for other in (
         "lora_te_text_model_encoder_layers_0_mlp_fc1.lora_up.weight",
-        kohya.replace("attn1_to_out_0", "ff_net_2") + ".lora_up.weight",
+        kohya.replace("attn1_to_out_0", "ff_net_1") + ".lora_up.weight",
+        "lora_unet_conv_in.lora_up.weight",
+        "unet.conv_out.lora_A.weight",
+        "unet.down_blocks.0.resnets.0.norm1.lora_A.weight",
         "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q.lora_up.weight",
         "conv_in.weight",
     ):
@@ -175,6 +207,17 @@ def test_comfyuis_rules_take_all_of_it_or_nothing(to, in_full):
     assert all(split_key(key)[0] == module for key, module in taken.items())
 
 
+@pytest.mark.parametrize("text_width", ARCHITECTURES)
+def test_comfyuis_rules_take_all_layers_under_kohyas_keys_and_under_pefts_all_but_attention(text_width):
+    modules = layer_shapes(text_width)
+    layers = parse_layers(random_state(modules, "peft", rank=2), "x")
+    for to, left in (("kohya", set()), ("peft", set(attention_linears(text_width)))):
+        state = to_format(layers, to)
+        taken = comfyui_takes(set(state), modules)
+        assert {split_key(key)[0] for key in set(state) - set(taken)} == left
+        assert all(split_key(key)[0] == module for key, module in taken.items())
+
+
 def test_the_trainers_file_is_in_the_format_that_comfyui_takes(tmp_path):
     torch.manual_seed(3)
     unet = build_unet()
@@ -220,16 +263,37 @@ def test_a_file_that_names_a_weight_twice_is_refused():
 
 @pytest.mark.parametrize(("text_width", "label"), [(768, "Stable Diffusion 1"), (1024, "Stable Diffusion 2")])
 def test_inspect_knows_the_base_model_by_its_widths(text_width, label, tmp_path):
-    assert sd_features(text_width) == attention_linears(text_width)
     state = rank8(text_width, dtype=torch.float16)
     save_file(state, tmp_path / "x.safetensors")
     facts = describe(tmp_path / "x.safetensors")
     assert facts["fits"].startswith(label) and "only" not in facts["fits"]
-    assert (facts["linears"], facts["attention_layers"], facts["rank"]) == (128, 32, 8)
+    assert (facts["linears"], facts["convs"], facts["attention_layers"], facts["rank"]) == (128, 0, 32, 8)
     assert facts["parameters"] == {768: 1_594_368, 1024: 1_659_904}[text_width] and facts["dtype"] == "float16"
     half = {key: value for key, value in state.items() if "up_blocks" in key}
     save_file(half, tmp_path / "half.safetensors")
-    assert describe(tmp_path / "half.safetensors")["fits"].endswith("but 72 of its 128 linears only")
+    assert describe(tmp_path / "half.safetensors")["fits"].endswith("but 72 of its 128 layers only")
+
+
+@pytest.mark.parametrize(("text_width", "label"), [(768, "Stable Diffusion 1"), (1024, "Stable Diffusion 2")])
+def test_inspect_knows_the_base_model_of_a_lora_on_all_layers(text_width, label, tmp_path):
+    shapes = layer_shapes(text_width)
+    assert sd_layers(text_width) == shapes
+    save_file(random_state(shapes, "peft", torch.bfloat16, rank=1), tmp_path / "x.safetensors")
+    facts = describe(tmp_path / "x.safetensors")
+    assert facts["fits"].startswith(label) and "only" not in facts["fits"] and "and" not in facts["fits"]
+    linears = 184 if text_width == 768 else 216  # proj_in and proj_out are 1x1 convolutions in SD 1
+    assert (facts["linears"], facts["convs"], facts["dtype"]) == (linears, 280 - linears, "bfloat16")
+    counts = {row["kind"]: row["linears"] + row["convs"] for row in facts["kinds"]}
+    assert counts == {"attention": 128, "feedforward": 32, "projection": 32, "conv": 64, "time": 24}
+    assert sum(row["parameters"] for row in facts["kinds"]) == facts["parameters"]
+
+
+def test_inspect_names_both_base_models_where_the_layers_are_the_same_in_both(tmp_path):
+    shapes = {name: shape for name, shape in layer_shapes(768).items() if ".conv" in name}
+    save_file(random_state(shapes, "peft", rank=1), tmp_path / "x.safetensors")
+    assert re.fullmatch(
+        r"Stable Diffusion 1 \(.*\) and Stable Diffusion 2 \(.*\)", describe(tmp_path / "x.safetensors")["fits"]
+    )
 
 
 def test_inspect_measures_the_norm_of_what_is_added(tmp_path, capsys):

@@ -39,7 +39,7 @@ from miniworld.pretraining.generator import (
 from miniworld.pretraining.picture_cache import cached_pictures
 from miniworld.pretraining.random_sd import build_text_encoder, build_unet
 from miniworld.pretraining.report import BEGIN, CODEC_SCENES, END, write_card
-from miniworld.pretraining.stage import Stage, run
+from miniworld.pretraining.stage import Stage, run_stage
 from miniworld.pretraining.wasserstein import pyramid, sliced_wasserstein
 from miniworld.render.diode_tree import encode_labels
 
@@ -218,7 +218,7 @@ def test_the_editors_condition_keeps_its_place():
 @pytest.mark.parametrize("name", ["vae", "decoder", "unet", "ip2p"])
 def test_a_resumed_stage_ends_where_an_uninterrupted_one_does(name, tmp_path, pairs):
     whole = tiny_stage(name, tmp_path / "whole", pairs)
-    run(whole)
+    run_stage(whole)
 
     cut = tiny_stage(name, tmp_path / "cut", pairs)
     loss = cut.loss
@@ -229,9 +229,9 @@ def test_a_resumed_stage_ends_where_an_uninterrupted_one_does(name, tmp_path, pa
         return loss(step, rng)
 
     with pytest.raises(KeyboardInterrupt):
-        run(replace_loss(cut, interrupted))
+        run_stage(replace_loss(cut, interrupted))
     again = tiny_stage(name, tmp_path / "cut", pairs)
-    run(again)
+    run_stage(again)
 
     first, second = (torch.load(stage.checkpoint, weights_only=True) for stage in (whole, again))
     assert first["step"] == second["step"] == 6

@@ -4,9 +4,10 @@ import argparse
 import math
 from pathlib import Path
 
+from utils.cli import Parser, path_flag
 from utils.intrinsics import ALBEDO, INTRINSICS
-from utils.maps.conventions import FRAMES
-from utils.metrics.protocols import DEPTH_RULES
+from utils.maps.frames import FRAMES
+from utils.metrics.depth_rules import DEPTH_RULES
 
 PROTOCOLS = {  # by kind of intrinsic; the first is the default
     "normals": ("pooled", "per_image"),
@@ -26,17 +27,21 @@ ONLY_FOR = {  # flag -> the intrinsics that it means something for
 
 def parse_args(description: str, argv: list[str] | None = None) -> argparse.Namespace:
     """Parse and check all flags; exits with a usage line where they do not go together."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = Parser(description=description)
     add = parser.add_argument
     add("--task", required=True, choices=tuple(INTRINSICS))
     add("--protocol", help="; ".join(f"{kind}: {', '.join(names)}" for kind, names in PROTOCOLS.items()))
-    add("--pred_dir", type=Path, required=True, help="predictions: <name>[_<task>].npy or .png, in any subfolders")
-    add("--gt_dir", type=Path, help="ground truth with the same relative names, or DIODE's normals or depths folder")
-    add("--mask_dir", type=Path, help="masks, not zero = valid; otherwise <stem>_depth_mask.npy beside the truth")
-    add("--output", type=Path, default=Path("metrics.json"), help="result file (default: metrics.json)")
-    add("--report", type=Path, metavar="DIR", help="also write DIR/index.html, one page that needs no server")
+    add(
+        "--pred_dir", type=path_flag, required=True, help="predictions: <name>[_<task>].npy or .png, in any subfolders"
+    )
+    add(
+        "--gt_dir",
+        type=path_flag,
+        help="ground truth with the same relative names, or DIODE's normals or depths folder",
+    )
+    add("--mask_dir", type=path_flag, help="masks, not zero = valid; otherwise <stem>_depth_mask.npy beside the truth")
+    add("--output", type=path_flag, default=Path("metrics.json"), help="result file (default: metrics.json)")
+    add("--report", type=path_flag, metavar="DIR", help="also write DIR/index.html, one page that needs no server")
     add("--baseline", choices=("mean",), help="also score a constant: the mean normal, depth or colour of the truth")
     add("--allow_missing", action="store_true", help="leave out and count predictions that are missing or unusable")
     add("--pred_frame", choices=tuple(FRAMES), help="axes of predicted normals (default: opencv, what we predict)")
@@ -45,7 +50,7 @@ def parse_args(description: str, argv: list[str] | None = None) -> argparse.Name
     add("--gt_depth_scale", type=float, help="units per metre of 16-bit .png depth: KITTI 256, NYUv2 1000")
     add("--pred_space", choices=("srgb", "linear"), help="colour space of predictions (default: srgb)")
     add("--gt_space", choices=("srgb", "linear"), help="colour space of the truth, and of the scores (default: srgb)")
-    add("--whdr", type=Path, help="IIW judgements: one .json, or a folder of <name>.json; needs no --gt_dir")
+    add("--whdr", type=path_flag, help="IIW judgements: one .json, or a folder of <name>.json; needs no --gt_dir")
     add("--by_stem", action="store_true", help="pair by file stem alone: inference writes one flat folder")
     add("--center_crop", action="store_true", help="score the truth's centre square, which is what inference draws")
     add("--erode", type=int, help="second row with masks shrunk by that many pixels (default: 5 for diode, else 0)")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
+from utils.errors import InputError
 from utils.intrinsics import INTRINSICS
 from utils.maps.diode_names import SCENE_TYPES, sample_of
 
@@ -28,10 +29,10 @@ def find_maps(folder: Path, task: str, what: str, by_stem: bool = False) -> tupl
     passed over, and so is a bare `x.png` beside `x_depth.npy` when depth is not the task: that is the photograph. Of
     several files with one name the most explicit wins: `_<task>` before none, then .npy before .png.
     by_stem: names are the stems alone, without folders.
-    Raises FileNotFoundError when there is no folder or no map in it.
+    Raises InputError when there is no folder or no map in it.
     """
     if not folder.is_dir():
-        raise FileNotFoundError(f"{what}: no folder {folder}")
+        raise InputError(f"{what}: no folder {folder}")
     ranked: dict[str, list[tuple[bool, bool, Path]]] = {}
     elsewhere = set()  # names that maps of other tasks go by
     for path in sorted(folder.rglob("*")):
@@ -48,7 +49,7 @@ def find_maps(folder: Path, task: str, what: str, by_stem: bool = False) -> tupl
         ranked.setdefault(name, []).append((bare == stem, path.suffix == ".png", path))
     ranked = {name: found for name, found in ranked.items() if name not in elsewhere or not all(c[0] for c in found)}
     if not ranked:
-        raise FileNotFoundError(f"{what}: no .npy or .png {task} map under {folder}")
+        raise InputError(f"{what}: no .npy or .png {task} map under {folder}")
     doubles = 0
     chosen = {}
     for name, candidates in ranked.items():
@@ -56,7 +57,7 @@ def find_maps(folder: Path, task: str, what: str, by_stem: bool = False) -> tupl
         best, png, chosen[name] = candidates[0]
         same = [c for c in candidates if c[:2] == (best, png)]
         if len(same) > 1:
-            raise ValueError(f"{what}: {' and '.join(str(c[2]) for c in same)} both claim the name {name}: remove one")
+            raise InputError(f"{what}: {' and '.join(str(c[2]) for c in same)} both claim the name {name}: remove one")
         doubles += not png and any(c[1] and c[0] == best for c in candidates)
     return chosen, doubles
 
@@ -84,16 +85,16 @@ def pair_maps(
     """One Pair for each ground truth, sorted by name, and counts of what was passed over.
 
     listed: if given, only these DIODE samples (see `listed_samples`). by_stem: pair by file stem, whatever the folder.
-    Raises FileNotFoundError for empty folders, for masks missing from `mask_dir`, or when no name matches at all.
+    Raises InputError for empty folders, for masks missing from `mask_dir`, or when no name matches at all.
     """
     predictions, doubles = find_maps(pred_dir, task, "--pred_dir", by_stem)
     truths, _ = find_maps(gt_dir, task, "--gt_dir", by_stem)
     if listed is not None:
         truths = {name: path for name, path in truths.items() if sample_of(path) in listed}
         if not truths:
-            raise FileNotFoundError(f"--diode_set meta: diode_meta.json lists none of the files under {gt_dir}")
+            raise InputError(f"--diode_set meta: diode_meta.json lists none of the files under {gt_dir}")
     if not truths.keys() & predictions.keys():
-        raise FileNotFoundError(
+        raise InputError(
             f"no prediction pairs with a ground truth: for example {min(predictions)!r} under {pred_dir} and "
             f"{min(truths)!r} under {gt_dir}; relative paths must agree, or with --by_stem the stems alone"
         )
@@ -103,6 +104,6 @@ def pair_maps(
         pairs.append(Pair(name, predictions.get(name), gt, find_mask(name, gt, mask_dir), scene))
     without = [pair.name for pair in pairs if mask_dir is not None and pair.mask is None]
     if without:
-        raise FileNotFoundError(f"{len(without)} masks missing from {mask_dir}: {', '.join(without)}")
+        raise InputError(f"{len(without)} masks missing from {mask_dir}, e.g. {without[0]}", without)
     counts = {"npy_preferred_over_png": doubles, "predictions_without_gt": len(predictions.keys() - truths.keys())}
     return pairs, counts

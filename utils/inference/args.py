@@ -1,40 +1,41 @@
 """The inference scripts' shared flags, and what the LoRA's own metadata fills in."""
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from utils.cli import Help
+from utils.cli import Parser, expand
 from utils.errors import InputError, note
 from utils.intrinsics import DEPTH, INTRINSICS, Intrinsic
-from utils.lora import read_lora
+from utils.lora import LoraFile, read_lora
 
 SCRIPTS = {"single-step": "inference_sd_single.py", "augunet": "inference_augunet.py"}
 
 
 @dataclass(frozen=True)
 class Job:
-    """What to predict, prompt, resolution in pixels, and the base model: a local folder or hub name."""
+    """What to predict, prompt, resolution in pixels, the base model (a local folder or hub name) and the LoRA."""
 
     intrinsic: Intrinsic
     prompt: str
     resolution: int
     model: str
+    lora: LoraFile = field(repr=False, compare=False)  # read once, though its header is needed before its weights
 
 
 def inference_parser(description: str, lora: str, model: str) -> argparse.ArgumentParser:
     """The flags that both inference scripts share. lora, model: the defaults."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=Help, allow_abbrev=False)
+    parser = Parser(description=description)
     parser.set_defaults(default_model=model)
     add = parser.add_argument
     add(
         "--task", choices=list(INTRINSICS), help="what to predict (default: what the LoRA's metadata says, else depth)"
     )
-    add("--lora", default=lora, help="LoRA: .safetensors, .bin or the output folder of a training script")
-    add("--input_dir", default="./my_dataset", help="folder of pictures (png, jpg, jpeg, webp, bmp, tif)")
-    add("--output_dir", default="./output", help="maps go to <output_dir>/<task>/predicted/")
-    add("--pretrained_model_name_or_path", help="Stable Diffusion: local folder or hub name (default: the "
-        f"one the LoRA was made for, else {model})")  # fmt: skip
+    add("--lora", type=expand, default=lora, help="LoRA: .safetensors, .bin or the output folder of a training script")
+    add("--input_dir", type=expand, default="./my_dataset", help="folder of pictures (png, jpg, jpeg, webp, bmp, tif)")
+    add("--output_dir", type=expand, default="./output", help="maps go to <output_dir>/<task>/predicted/")
+    add("--pretrained_model_name_or_path", type=expand, help="Stable Diffusion: local folder or hub name (default: "
+        f"the one the LoRA was made for, else {model})")  # fmt: skip
     add("--revision", help="branch, tag or commit of the hub model")
     add("--prompt", help="of the text encoder (default: what the LoRA's metadata says, else the paper's)")
     add("--resolution", type=int, help="side of the square in pixels (default: the training's, else 512)")
@@ -64,7 +65,8 @@ def fill_in(args: argparse.Namespace, method: str) -> tuple[Job, dict[str, str]]
 
     Raises InputError where the LoRA was made for another method, or for a base model that is not here.
     """
-    _, metadata, _ = read_lora(args.lora)
+    lora = read_lora(args.lora)
+    metadata = lora.metadata
     made_for = metadata.get("method", method)
     if made_for != method:
         raise InputError(f"{args.lora}: made for {made_for}: run {SCRIPTS.get(made_for, 'its own script')}")
@@ -78,4 +80,4 @@ def fill_in(args: argparse.Namespace, method: str) -> tuple[Job, dict[str, str]]
     model = args.pretrained_model_name_or_path or metadata.get("base_model", args.default_model)
     if args.pretrained_model_name_or_path is None and Path(model).is_absolute() and not Path(model).exists():
         raise InputError(f"{args.lora}: made for {model}, which is not here; pass --pretrained_model_name_or_path")
-    return Job(intrinsic, prompt, args.resolution or int(metadata.get("resolution", 512)), model), metadata
+    return Job(intrinsic, prompt, args.resolution or int(metadata.get("resolution", 512)), model, lora), metadata

@@ -48,7 +48,7 @@ def load_fused(args: argparse.Namespace, job: Job, metadata: dict[str, str]) -> 
     trained_on = metadata.get("base_model", base.name)
     if base.name not in (trained_on, str(Path(trained_on).resolve())):
         note(f"{args.lora} was trained on {trained_on}, predicting with {base.name}")
-    load_attn_procs(base.unet, args.lora)
+    load_attn_procs(base.unet, job.lora)
     fuse_lora(base.unet)
     return base
 

@@ -9,7 +9,8 @@ from PIL import Image
 
 from utils.errors import InputError
 from utils.labels.encoding import encode
-from utils.maps.conventions import FRAMES, convert_frame
+from utils.maps.conventions import convert_frame
+from utils.maps.frames import FRAMES
 from utils.metrics.normals import angular_error
 
 CLEAR = 0.3  # correlation from which brightness says where near is

@@ -1,66 +1,77 @@
 """How LoRA files name their weights: every key format is known here only.
 
-For a linear `X.to_q` (also to_k, to_v, to_out.0) of an attention layer X the formats in use write
+For a layer X.to_q of attention (also to_k, to_v, to_out.0), or any other layer Y, the formats in use write
     A  X.processor.to_q_lora.down.weight        `released`: the Intrinsic LoRA files the authors published
     B  unet.X.processor.to_q_lora.down.weight   `diffusers`: what this project writes, because the most loaders read it
-    C  unet.X.to_q.lora.down.weight             `diffusers-old`: diffusers' pipelines of late 2023 (with .alpha)
-    D  unet.X.to_q.lora_A.weight                `peft`: diffusers' pipelines of today; peft itself without unet.
-    K  lora_unet_X_to_q.lora_down.weight        `kohya`: sd-scripts, with every dot of the module's name an
-       lora_unet_X_to_q.alpha                   underscore, and alpha: the layer is scaled by alpha / rank
-A and B write `to_out` for `to_out.0`. Where no alpha is given the scale is 1.
+    C  unet.Y.lora.down.weight                  `diffusers-old`: diffusers' pipelines of late 2023 (with .alpha)
+    D  unet.Y.lora_A.weight                     `peft`: diffusers' pipelines of today; peft itself without unet.
+    K  lora_unet_Y.lora_down.weight             `kohya`: sd-scripts, with every dot of the module's name an
+       lora_unet_Y.alpha                        underscore, and alpha: the layer is scaled by alpha / rank
+A and B write `to_out` for `to_out.0`, and have names for attention layers only. Where no alpha is given the scale is
+1. A linear's weights are down (r,in), up (out,r); a convolution's are down (r,in,kh,kw), up (out,r,1,1).
 """
 
+import math
 import re
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from utils.errors import InputError
+from utils.lora.targets import ATTENTION, kind_of, kinds_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FORMATS = ("released", "diffusers", "peft", "kohya")  # those that can be written
+ATTENTION_ONLY = ("released", "diffusers")
 _DOTTED = re.compile(
-    r"^(?:unet\.|base_model\.model\.)?(?P<layer>.+?)\.(?:processor\.)?(?P<target>to_q|to_k|to_v|to_out)(?:\.0)?"
-    r"(?:_lora\.|\.lora\.|\.lora_|\.)(?P<part>down|up|A|B|alpha)(?:\.default)?(?:\.weight)?$"
+    r"^(?:unet\.|base_model\.model\.)?(?P<module>.+?)(?:_lora\.|\.lora\.|\.lora_|\.)(?P<part>down|up|A|B|alpha)"
+    r"(?:\.default)?(?:\.weight)?$"
 )
-# Underscores alone do not say where the dots were (down_blocks_0 is down_blocks.0, transformer_blocks_0 is
-# transformer_blocks.0, to_out_0 is to_out.0), so the UNet's own grammar is spelt out.
-_KOHYA = re.compile(
-    r"^lora_unet_(?P<block>down_blocks_\d+|up_blocks_\d+|mid_block)_attentions_(?P<attention>\d+)"
-    r"_transformer_blocks_(?P<depth>\d+)_(?P<layer>attn[12])_(?P<target>to_q|to_k|to_v|to_out_0)"
-    r"\.(?P<part>lora_down\.weight|lora_up\.weight|alpha)$"
+_KOHYA = re.compile(r"^lora_unet_(?P<module>\w+)\.(?P<part>lora_down\.weight|lora_up\.weight|alpha)$")
+# Underscores alone do not say where the dots were (down_blocks_0 is down_blocks.0, to_out_0 is to_out.0), so the parts
+# of the UNet's names are spelt out; the longer come first, so that proj_in is not proj.in.
+_NAMES = re.compile(
+    r"down_blocks|up_blocks|mid_block|attentions|transformer_blocks|resnets|downsamplers|upsamplers|attn\d|to_q|to_k|"
+    r"to_v|to_out|ff|net|proj_in|proj_out|proj|conv_shortcut|conv1|conv2|conv|time_emb_proj|time_embedding|linear_\d|"
+    r"\d+"
 )
 _PARTS = {"A": "down", "B": "up", "lora_down.weight": "down", "lora_up.weight": "up"}
 
 
 class Layer(NamedTuple):
-    """One linear's LoRA as a file holds it: down (r,in), up (out,r), alpha or None; W becomes W + alpha/r up down."""
+    """One layer's LoRA as a file holds it, in torch or in numpy; W becomes W + alpha/r up down. alpha: None is r."""
 
-    down: Tensor
-    up: Tensor
+    down: "Tensor | np.ndarray"
+    up: "Tensor | np.ndarray"
     alpha: float | None
 
     @property
     def scale(self) -> float:
-        return 1.0 if self.alpha is None else self.alpha / self.down.shape[0]
+        rank = self.down.shape[0]
+        return self.alpha / rank if rank and self.alpha is not None else 1.0
 
-    def folded(self) -> tuple[Tensor, Tensor]:
-        """(down, up) for scale 1: untouched where the scale is 1 already, else fp32 with the scale in up."""
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(in, out) of a linear, (in, out, kh, kw) of a convolution."""
+        return (self.down.shape[1], self.up.shape[0], *self.down.shape[2:])
+
+    def folded(self) -> "tuple[Tensor, Tensor]":
+        """(down, up) for scale 1: untouched where the scale is 1 already, else fp32 with the scale in up (torch)."""
         return (self.down, self.up) if self.scale == 1 else (self.down.float(), self.up.float() * self.scale)
 
 
 def split_key(key: str) -> tuple[str, str] | None:
-    """A key of any format -> (the linear it belongs to, "down", "up" or "alpha"); None: not an attention LoRA's."""
+    """A key of any format -> (the layer it belongs to, "down", "up" or "alpha"); None: of no layer that has a kind."""
     if match := _KOHYA.match(key):
-        block = re.sub(r"_(\d+)$", r".\1", match["block"])
-        inner = f"attentions.{match['attention']}.transformer_blocks.{match['depth']}.{match['layer']}"
-        target = match["target"].replace("to_out_0", "to_out.0")
-        return f"{block}.{inner}.{target}", _PARTS.get(match["part"], match["part"])
-    if match := _DOTTED.match(key):
-        target = match["target"].replace("to_out", "to_out.0")
-        return f"{match['layer']}.{target}", _PARTS.get(match["part"], match["part"])
-    return None
+        names = _NAMES.findall(match["module"])
+        module = ".".join(names) if "_".join(names) == match["module"] else ""
+    elif match := _DOTTED.match(key):
+        module = re.sub(r"\.processor(?=\.to_\w+$)", "", match["module"])
+        module += ".0" if module.endswith(".to_out") else ""
+    return (module, _PARTS.get(match["part"], match["part"])) if match and kind_of(module) else None
 
 
 def key_format(key: str) -> str:
@@ -75,55 +86,72 @@ def key_format(key: str) -> str:
 
 
 def make_key(module: str, part: str, to: str) -> str:
-    """The key of `part` ("down", "up"; "alpha" in kohya only) of the linear `module` in the format `to`."""
-    layer, target = split_module(module)
+    """The key of `part` ("down", "up"; "alpha" in kohya only) of the layer `module` in the format `to`."""
     if to == "kohya":
         return f"lora_unet_{module.replace('.', '_')}." + ("alpha" if part == "alpha" else f"lora_{part}.weight")
     if to == "peft":
         return f"unet.{module}.lora_{'A' if part == 'down' else 'B'}.weight"
-    prefix = {"released": "", "diffusers": "unet."}[to]
+    prefix, (layer, target) = {"released": "", "diffusers": "unet."}[to], split_module(module)
     return f"{prefix}{layer}.processor.{target.removesuffix('.0')}_lora.{part}.weight"
 
 
 def split_module(module: str) -> tuple[str, str]:
-    """ "a.attn1.to_out.0" -> ("a.attn1", "to_out.0")."""
+    """An attention layer's linear: "a.attn1.to_out.0" -> ("a.attn1", "to_out.0")."""
     layer, _, target = module.removesuffix(".0").rpartition(".")
     return layer, target.replace("to_out", "to_out.0")
 
 
-def parse_layers(state: Mapping[str, Tensor], name: str) -> dict[str, Layer]:
-    """A state dict of any format -> name of the linear -> its LoRA, in the tensors' own dtype.
+def parse_layers(state: "Mapping[str, Tensor | np.ndarray]", name: str) -> dict[str, Layer]:
+    """A state dict of any format -> name of the layer -> its LoRA, in the weights' own dtype.
 
     Raises InputError where a key is of no known format, is there twice under two formats, or lacks its partner.
     """
-    parts: dict[str, dict[str, Tensor]] = {}
+    parts: dict[str, dict] = {}
     if not isinstance(state, Mapping) or not state:
         raise InputError(f"{name}: not a LoRA (an empty file, or no mapping of names to tensors)")
-    for key, tensor in state.items():
+    for key, weight in state.items():
         split = split_key(str(key))
-        if not split or not isinstance(tensor, Tensor):
-            raise InputError(f"{name}: key {key!r} is not of an attention LoRA in any known format")
+        if not split or not hasattr(weight, "ndim"):
+            raise InputError(f"{name}: key {key!r} is of no LoRA layer of a UNet in any known format")
         module, part = split
         if part in parts.setdefault(module, {}):
             raise InputError(f"{name}: {module} has two {part} weights; one of them is {key!r}")
-        parts[module][part] = tensor
-    layers = {}
-    for module, weights in parts.items():
-        if "down" not in weights or "up" not in weights:
-            raise InputError(f"{name}: {module} has {' and '.join(weights)} only, not both down and up")
-        down, up = weights["down"], weights["up"]
-        if down.ndim != 2 or up.ndim != 2 or down.shape[0] != up.shape[1]:
-            raise InputError(f"{name}: {module}: down {tuple(down.shape)} and up {tuple(up.shape)} do not multiply")
-        layers[module] = Layer(down, up, float(weights["alpha"]) if "alpha" in weights else None)
-    return layers
+        parts[module][part] = weight
+    return {module: _layer(module, weights, name) for module, weights in parts.items()}
 
 
-def to_format(layers: Mapping[str, Layer], to: str) -> dict[str, Tensor]:
-    """Write layers under the keys of `to` (one of FORMATS).
+def _layer(module: str, weights: dict, name: str) -> Layer:
+    if "down" not in weights or "up" not in weights:
+        raise InputError(f"{name}: {module} has {' and '.join(weights)} only, not both down and up")
+    down, up = weights["down"], weights["up"]
+    linear = down.ndim == up.ndim == 2
+    conv = down.ndim == up.ndim == 4 and tuple(up.shape[2:]) == (1, 1)
+    if not (linear or conv) or down.shape[0] != up.shape[1]:
+        raise InputError(f"{name}: {module}: down {tuple(down.shape)} and up {tuple(up.shape)} do not multiply")
+    if "alpha" not in weights:
+        return Layer(down, up, None)
+    alpha = weights["alpha"]
+    if math.prod(alpha.shape) != 1 or not math.isfinite(alpha.reshape(-1)[0].item()):
+        raise InputError(f"{name}: {module}: its alpha is not one finite number")
+    return Layer(down, up, float(alpha.reshape(-1)[0].item()))
+
+
+def to_format(layers: Mapping[str, Layer], to: str) -> "dict[str, Tensor]":
+    """Write layers (of torch tensors) under the keys of `to` (one of FORMATS).
 
     Bits are kept wherever the file has no alpha or alpha = rank. Only kohya's keys can say another alpha; the others
     get it folded into up, in fp32. kohya always gets an alpha, rank where there was none.
+
+    Raises InputError where the format has no names for some of the layers.
     """
+    import torch
+
+    others = [kind for kind in kinds_of(layers) if kind not in ATTENTION]
+    if to in ATTENTION_ONLY and others:
+        raise InputError(
+            f"{to} keys can name attention layers only, and this LoRA has others ({', '.join(others)}): "
+            "use peft keys (diffusers 0.35 and newer) or kohya keys (WebUI, ComfyUI)"
+        )
     state = {}
     for module, layer in layers.items():
         down, up = (layer.down, layer.up) if to == "kohya" else layer.folded()

@@ -1,6 +1,6 @@
-"""LoRA layers on a UNet's attention: add, save, load, fuse."""
+"""LoRA layers on a UNet: add, save, load, fuse."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -10,22 +10,28 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from utils.errors import InputError
-from utils.lora.files import BIN, CONV_IN, SAFETENSORS, read_lora
-from utils.lora.keys import make_key, parse_layers
+from utils.lora.files import BIN, CONV_IN, SAFETENSORS, LoraFile, read_lora
+from utils.lora.keys import Layer, make_key, parse_layers
+from utils.lora.targets import ATTENTION, kind_of, kinds_of, module_pattern, parse_targets
 from utils.system.atomic import replace
 
-TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 ADAPTER = "default"
+METADATA_TARGETS = "lora_targets"  # the header's key that says which kinds of layers the file covers
 
 
-def add_lora(unet: nn.Module, rank: int, seed: int = 0) -> list[nn.Parameter]:
-    """Freeze `unet` and put a trainable fp32 LoRA on q, k, v and out of every attention layer, in place.
+def add_lora(unet: nn.Module, rank: int, seed: int = 0, targets: Sequence[str] = ATTENTION) -> list[nn.Parameter]:
+    """Freeze `unet` and put a trainable fp32 LoRA on all layers of the kinds `targets` (see targets.py), in place.
 
     W x becomes W x + up(down(x)), scale 1 (alpha = rank), no bias, no dropout; down ~ N(0, std 1/rank) drawn from
-    `seed`, up = 0, so that the UNet's output does not change yet. Returns the LoRA's parameters.
+    `seed`, up = 0, so that the UNet's output does not change yet. A convolution's down has its kernel, its up is 1x1.
+    Returns the LoRA's parameters. Raises InputError for an unknown kind, or one that this UNet lacks.
     """
+    targets = parse_targets(",".join(targets))
+    for kind in targets:
+        if not layers_of(unet, (kind,)):
+            raise InputError(f"--lora_targets: this UNet has no {kind} layers; leave {kind} out")
     unet.requires_grad_(False)
-    config = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=list(TARGETS))
+    config = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=module_pattern(targets))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         unet.add_adapter(config, adapter_name=ADAPTER)
@@ -34,29 +40,44 @@ def add_lora(unet: nn.Module, rank: int, seed: int = 0) -> list[nn.Parameter]:
     return lora_parameters(unet)
 
 
+def layers_of(unet: nn.Module, targets: Sequence[str]) -> dict[str, nn.Linear | nn.Conv2d]:
+    """Name -> the UNet's own layer, for all layers of these kinds, whether a LoRA sits on them or not."""
+    named = {name: getattr(m, "base_layer", m) for name, m in unet.named_modules() if kind_of(name) in targets}
+    return {name: module for name, module in named.items() if isinstance(module, (nn.Linear, nn.Conv2d))}
+
+
 def lora_parameters(unet: nn.Module) -> list[nn.Parameter]:
     """The LoRA's parameters in a fixed order: the only ones that train."""
     return [parameter for parameter in unet.parameters() if parameter.requires_grad]
 
 
+def lora_targets(unet: nn.Module) -> tuple[str, ...]:
+    """The kinds of layers that `unet`'s LoRA sits on; none where it has no LoRA."""
+    return kinds_of(_lora_modules(unet))
+
+
 def lora_state(unet: nn.Module) -> dict[str, Tensor]:
-    """The LoRA's weights as fp32 CPU tensors under format B keys (`diffusers`)."""
-    state = {}
+    """The LoRA's weights as fp32 CPU tensors: under format B keys (`diffusers`) where it sits on attention alone, for
+    the most loaders read those; else under format D (`peft`), which has names for all layers."""
+    to, state = "diffusers" if lora_targets(unet) == ATTENTION else "peft", {}
     for name, module in _lora_modules(unet).items():
-        for part, linears in (("down", module.lora_A), ("up", module.lora_B)):
-            weight = linears[ADAPTER].weight.detach().float().cpu().contiguous()
-            state[make_key(name, part, "diffusers")] = weight
+        for part, layers in (("down", module.lora_A), ("up", module.lora_B)):
+            state[make_key(name, part, to)] = layers[ADAPTER].weight.detach().float().cpu().contiguous()
     return state
 
 
 def save_lora(unet: nn.Module, folder: str | Path, metadata: Mapping[str, object], with_bin: bool = False) -> Path:
-    """Write `pytorch_lora_weights.safetensors` (format B, metadata as strings in its header) into `folder`.
+    """Write `pytorch_lora_weights.safetensors` (`lora_state`, metadata as strings in its header) into `folder`.
 
     `with_bin` also writes the .bin that the paper's line `unet.load_attn_procs(torch.load(...))` reads. A widened
     conv_in (AugUNet) goes into `conv_in.safetensors`, so that the folder and the base model are all that it takes.
+    A LoRA on more than attention says so in its header, as `lora_targets`.
     Returns the path of the safetensors file. Raises InputError where the disk refuses it.
     """
-    folder, state = Path(folder), lora_state(unet)
+    folder, state, targets = Path(folder), lora_state(unet), lora_targets(unet)
+    header = {key: str(value) for key, value in metadata.items()}
+    if targets != ATTENTION or METADATA_TARGETS in header:
+        header[METADATA_TARGETS] = ",".join(targets)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if _is_widened(unet):
@@ -64,48 +85,49 @@ def save_lora(unet: nn.Module, folder: str | Path, metadata: Mapping[str, object
             replace(folder / CONV_IN, lambda part: save_file(conv_in, part))
         if with_bin:
             replace(folder / BIN, lambda part: torch.save(state, part))
-        header = {key: str(value) for key, value in metadata.items()}
         replace(folder / SAFETENSORS, lambda part: save_file(state, part, header))  # last: what a reader looks for
     except (OSError, SafetensorError, RuntimeError) as error:
         raise InputError(f"{folder}: cannot write the LoRA ({error})") from None
     return folder / SAFETENSORS
 
 
-def load_attn_procs(unet: nn.Module, source: str | Path | Mapping[str, Tensor]) -> dict[str, str]:
-    """Load a LoRA in any key format into `unet`, adding the layers if it has none yet.
+def load_attn_procs(unet: nn.Module, source: str | Path | LoraFile | Mapping[str, Tensor]) -> dict[str, str]:
+    """Load a LoRA in any key format, on any kinds of layers, into `unet`, adding the layers if it has none yet.
 
     Args:
-        source: a state dict, a .safetensors or .bin file, or a folder with one of them.
+        source: a .safetensors or .bin file, a folder with one of them, what `read_lora` read, or a state dict.
 
-    A `conv_in.safetensors` beside the file (AugUNet) is put into the UNet too. Returns the file's metadata (empty for
-    .bin files and state dicts).
+    The file must cover every layer of the kinds that its metadata declares (`lora_targets`) or, where that is silent,
+    of the kinds among its keys. A `conv_in.safetensors` beside the file (AugUNet) is put into the UNet too. Returns
+    the file's metadata (empty for .bin files and state dicts).
 
     Raises:
-        InputError: not a LoRA, another architecture's, another rank than `unet` already has, or keys or attention
-            layers left without a partner. Nothing is loaded then.
+        InputError: not a LoRA, another architecture's, another rank or other kinds of layers than `unet`'s LoRA has,
+            or keys or layers left without a partner. Nothing is loaded then.
     """
-    state, metadata, name = (source, {}, "state dict") if isinstance(source, Mapping) else read_lora(source)
-    layers = {module: layer.folded() for module, layer in parse_layers(state, name).items()}
-    linears = {n: m for n, m in unet.named_modules() if isinstance(m, nn.Linear) and n.endswith(TARGETS)}
-    conv_in = None if isinstance(source, Mapping) else _read_conv_in(unet, Path(name).parent / CONV_IN)
-    present = _lora_modules(unet)
-    targets = {n: m.base_layer for n, m in present.items()} or linears
+    if isinstance(source, Mapping):
+        source, conv_in = LoraFile(source, {}, "state dict"), None
+    else:
+        source = source if isinstance(source, LoraFile) else read_lora(source)
+        conv_in = _read_conv_in(unet, Path(source.path).parent / CONV_IN)
+    state, metadata, name = source
+    layers = parse_layers(state, name)
+    targets = _declared(layers, metadata, name)
     made_for = f" (it was made for {metadata['base_model']})" if "base_model" in metadata else ""
-    _match(layers, targets, name, made_for)
-    ranks = {down.shape[0] for down, _ in layers.values()}
-    if len(ranks) > 1:
-        raise InputError(f"{name}: its layers have several ranks {sorted(ranks)}; one is expected")
-    rank = ranks.pop()
-    _check_numbers(layers, rank, name)
+    _match(layers, layers_of(unet, targets), targets, name, made_for)
+    rank, present = _check_numbers(layers, name), _lora_modules(unet)
+    if present and lora_targets(unet) != targets:
+        raise InputError(
+            f"{name}: a LoRA on {','.join(targets)} layers, but the UNet's is on {','.join(lora_targets(unet))}"
+        )
     if not present:
-        add_lora(unet, rank)
+        add_lora(unet, rank, targets=targets)
         present = _lora_modules(unet)
-    for module_name, (down, up) in layers.items():
-        module = present[module_name]
-        if module.r[ADAPTER] != rank:
-            raise InputError(f"{name}: rank {rank}, but the UNet's LoRA has rank {module.r[ADAPTER]}")
-        for linear, weight in ((module.lora_A[ADAPTER], down), (module.lora_B[ADAPTER], up)):
-            linear.weight.data.copy_(weight)
+    if others := {module.r[ADAPTER] for module in present.values()} - {rank}:
+        raise InputError(f"{name}: rank {rank}, but the UNet's LoRA has rank {others.pop()}")
+    for module, layer in layers.items():
+        for own, weight in zip((present[module].lora_A, present[module].lora_B), layer.folded()):
+            own[ADAPTER].weight.data.copy_(weight)
     if conv_in is not None:
         unet.conv_in = conv_in
         unet.register_to_config(in_channels=conv_in.in_channels)
@@ -119,37 +141,65 @@ def fuse_lora(unet: nn.Module) -> None:
     unet.unload_lora()
 
 
-def _match(layers: dict, targets: dict[str, nn.Linear], name: str, made_for: str) -> None:
-    """Every LoRA layer finds a module of its shape, and every attention module finds a LoRA; else say which do not."""
-    unknown = sorted(set(layers) - set(targets))
-    bare = sorted(set(targets) - set(layers))
-    for left, what in ((unknown, "of its layers are not in this UNet"), (bare, "of the UNet's layers are not in it")):
+def _declared(layers: Mapping[str, Layer], metadata: Mapping[str, str], name: str) -> tuple[str, ...]:
+    """The kinds of layers that a file must cover: what its metadata says, else what its keys touch."""
+    found = kinds_of(layers)
+    if METADATA_TARGETS not in metadata:
+        return found
+    declared = parse_targets(metadata[METADATA_TARGETS], f"{name}: {METADATA_TARGETS} in its metadata")
+    if odd := [kind for kind in found if kind not in declared]:
+        raise InputError(
+            f"{name}: holds {', '.join(odd)} layers, but its metadata says {METADATA_TARGETS}={','.join(declared)}"
+        )
+    return declared
+
+
+def _match(
+    layers: Mapping[str, Layer],
+    wanted: Mapping[str, nn.Linear | nn.Conv2d],
+    targets: Sequence[str],
+    name: str,
+    made_for: str,
+) -> None:
+    """Every LoRA layer finds a module of its shape, and every module finds a LoRA layer; else say which do not."""
+    unknown, bare = sorted(set(layers) - set(wanted)), sorted(set(wanted) - set(layers))
+    own = f"of the UNet's {' and '.join(targets)} layers are not in it"
+    for left, what in ((unknown, "of its layers are not in this UNet"), (bare, own)):
         if left:
             raise InputError(f"{name}{made_for}: {len(left)} {what}, e.g. {', '.join(left[:3])}")
-    for module, (down, up) in layers.items():
-        want = (targets[module].in_features, targets[module].out_features)
-        if (down.shape[1], up.shape[0]) != want:
+    for module, layer in layers.items():
+        own_layer = wanted[module]
+        want = (own_layer.weight.shape[1], own_layer.weight.shape[0], *own_layer.weight.shape[2:])
+        if layer.shape != want:
             raise InputError(
-                f"{name}{made_for}: {module} maps {down.shape[1]} to {up.shape[0]} features, the UNet's {want[0]} to "
-                f"{want[1]}: it belongs to another base model"
+                f"{name}{made_for}: {module} maps {_maps(layer.shape)}, the UNet's {_maps(want)}: "
+                "it belongs to another base model"
             )
 
 
-def _check_numbers(layers: dict[str, tuple[Tensor, Tensor]], rank: int, name: str) -> None:
-    if not rank:
+def _maps(shape: Sequence[int]) -> str:
+    """(320, 640, 3, 3) -> "320 to 640 features (3x3)"."""
+    return f"{shape[0]} to {shape[1]} features" + (f" ({'x'.join(map(str, shape[2:]))})" if shape[2:] else "")
+
+
+def _check_numbers(layers: Mapping[str, Layer], name: str) -> int:
+    """The rank that all layers share. InputError where they share none, or hold anything but finite floats."""
+    ranks = {layer.down.shape[0] for layer in layers.values()}
+    if len(ranks) > 1:
+        raise InputError(f"{name}: its layers have several ranks {sorted(ranks)}; one is expected")
+    if ranks == {0}:
         raise InputError(f"{name}: rank 0: there is nothing in its layers; take another file")
-    for module, weights in layers.items():
-        for weight in weights:
-            if not weight.is_floating_point():
+    for module, layer in layers.items():
+        for weight in (layer.down, layer.up):
+            if not isinstance(weight, Tensor) or not weight.is_floating_point():
                 raise InputError(f"{name}: {module} holds {weight.dtype}, not floats: it is no LoRA that was trained")
-            if not torch.isfinite(weight).all():
-                raise InputError(f"{name}: {module} holds NaN or infinity; take an earlier checkpoint")
+        if not all(torch.isfinite(weight).all() for weight in layer.folded()):
+            raise InputError(f"{name}: {module} holds NaN or infinity; take an earlier checkpoint")
+    return ranks.pop()
 
 
 def _lora_modules(unet: nn.Module) -> dict[str, nn.Module]:
-    return {
-        name: module for name, module in unet.named_modules() if hasattr(module, "lora_A") and name.endswith(TARGETS)
-    }
+    return {name: module for name, module in unet.named_modules() if hasattr(module, "lora_A") and kind_of(name)}
 
 
 def _is_widened(unet: nn.Module) -> bool:

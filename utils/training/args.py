@@ -5,6 +5,7 @@ and calls `parse`. Flags of the released code that did nothing there either work
 """
 
 import argparse
+import json
 import math
 import os
 import sys
@@ -12,13 +13,17 @@ from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 
-from utils.cli import Help
-from utils.errors import InputError
-from utils.maps.conventions import FRAMES
+from utils.cli import Parser, expand
+from utils.errors import InputError, note
+from utils.lora.targets import parse_targets
+from utils.maps.frames import FRAMES
 from utils.tracking.settings import TrackingSettings
 from utils.training.settings import OptimizerSettings, RunSettings, Settings
 
 TRACKERS = ("wandb", "tensorboard")
+RECOMMENDED = "recommended_settings.json"  # in a base model's folder
+RECOMMENDABLE = {"learning_rate": 1e-4, "timestep": 999, "resolution": 512}
+DEAD = ("dataset_name", "snr_gamma", "enable_xformers_memory_efficient_attention")  # refused by every script
 SINGLE_STEP_REFUSES = {
     "noise_offset": "a single step has no noise; leave it out",
     "prediction_type": "a single step predicts the label's latents, whatever the base predicts; leave it out",
@@ -29,62 +34,78 @@ AUGUNET_REFUSES = {
 }
 
 
-def training_parser(description: str) -> argparse.ArgumentParser:
-    """Every flag that the training scripts share."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=Help, allow_abbrev=False)
-    _model_flags(parser.add_argument_group("model"))
+def training_parser(description: str, refused: Mapping[str, str]) -> Parser:
+    """Every flag that the training scripts share.
+
+    refused: flag -> why this method cannot take another value than its default; such flags are not in the help.
+    """
+    usage = "%(prog)s --pretrained_model_name_or_path BASE --train_data_dir DIR --pseudo_root DIR --output_dir DIR ..."
+    parser = Parser(description=description, usage=f"accelerate launch {usage}")
+    _needed_flags(parser.add_argument_group("what must be given"))
+    _model_flags(parser.add_argument_group("model and LoRA"))
     _data_flags(parser.add_argument_group("data"))
     _optimisation_flags(parser.add_argument_group("optimisation"))
     _run_flags(parser.add_argument_group("run"))
+    _tracking_flags(parser.add_argument_group("trackers and hub"))
+    parser.set_defaults(refused=dict(refused))
+    for action in parser._actions:  # argparse has no public way to hide a flag after it was added
+        if action.dest in (*refused, *DEAD):
+            action.help = argparse.SUPPRESS
     return parser
+
+
+def _needed_flags(group) -> None:
+    add = group.add_argument
+    add("--pretrained_model_name_or_path", type=expand, required=True, help="Stable Diffusion: a local folder or a "
+        "hub name")  # fmt: skip
+    add("--train_data_dir", type=expand, help="DIODE's normals/ or depths/ folder (diode_meta.json lies in its "
+        "parent); with --dataset folder: your own, with images/ and labels/, optional gt/ and masks/")  # fmt: skip
+    add("--pseudo_root", type=expand, help="pseudo labels: <split>/<scene type>/<scene>/<scan>/<stem>.png, 8-bit; "
+        "with --dataset folder: only if they are not in its labels/")  # fmt: skip
+    add("--output_dir", type=expand, default="sd-model-finetuned-lora", help="LoRA, checkpoints, metrics.jsonl and "
+        "validation/")  # fmt: skip
 
 
 def _model_flags(group) -> None:
     add = group.add_argument
-    add("--pretrained_model_name_or_path", required=True, help="Stable Diffusion: a local folder or a hub name")
     add("--revision", help="branch, tag or commit of the hub model")
-    add("--rank", type=int, default=8, help="rank of the LoRA (released default: 4; the paper's commands: 8)")
-    add("--lora_path", help="start from this LoRA (.safetensors, .bin or an output folder) instead of from zero")
+    add("--rank", type=int, default=8, help="rank of the LoRA; the released code's default is 4, its commands use 8 "
+        "(default: 8)")  # fmt: skip
+    add("--lora_targets", default="attention", help="layers that the LoRA sits on: attention (the paper's place), all, "
+        "or a comma-separated choice of attention,feedforward,projection,conv,time")  # fmt: skip
+    add("--lora_path", type=expand, help="start from this LoRA (.safetensors, .bin or an output folder)")
     add("--unified_prompt", help="the one prompt of every image")
-    add("--empty_prompt", action="store_true", help="use an empty prompt instead of --unified_prompt")
-    add("--timestep", type=int, help="what the single step tells the UNet of the noise in the picture; left out: the "
-        "schedule's last, as in the paper. A base that predicts noise may know more at another")  # fmt: skip
-    add("--noise_offset", type=float, default=0.0, help="scale of a per-channel offset of the noise (AugUNet only)")
-    add("--prediction_type", help="what the UNet predicts; each method has just one (AugUNet: v_prediction)")
-    add("--snr_gamma", type=float, help="refused: no loss here is weighted by SNR")
-    add(
-        "--enable_xformers_memory_efficient_attention",
-        action="store_true",
-        help="refused: not needed",
-    )
+    add("--empty_prompt", action="store_true", help="an empty prompt instead of --unified_prompt")
+    add("--timestep", type=int, help="of the single step: the noise level the UNet is conditioned on. A base that "
+        "predicts noise may know more at another than the paper's (default: the schedule's last, 999)")  # fmt: skip
+    add("--noise_offset", type=float, default=0.0, help="scale of a per-channel offset of the noise")
+    add("--prediction_type", help="what the UNet predicts")
+    add("--snr_gamma", type=float)
+    add("--enable_xformers_memory_efficient_attention", action="store_true")
 
 
 def _data_flags(group) -> None:
     add = group.add_argument
-    add("--dataset", choices=["diode", "folder", "manifest"], default="diode", help="diode: its own tree and one "
-        "of labels; folder: --train_data_dir with images/ and labels/; manifest: a JSON object a line")  # fmt: skip
-    add("--train_data_dir", help="DIODE's normals/ or depths/ folder (diode_meta.json lies in its parent), or a "
-        "folder of your own: images/ and labels/ with the same names, optional gt/ and masks/")  # fmt: skip
-    add("--pseudo_root", help="pseudo labels: <split>/<scene type>/<scene>/<scan>/<stem>.png, 8-bit; for a folder "
-        "of your own: instead of its labels/")  # fmt: skip
-    add("--manifest", help='your own data: lines of {"image": ..., "label": ...}, optional gt, mask, split, name')
-    add("--val_fraction", type=float, default=0.1, help="your own data: share held out for validation, drawn by "
-        "--seed; not where images/ holds train/ and val/ or the manifest has splits")  # fmt: skip
-    add("--gt_frame", choices=list(FRAMES), default="opencv", help="your own data: axes of the true normals in gt/")
-    add("--scene_types", default="outdoor,indoors", help="'indoors', 'outdoor' or 'outdoor,indoors'")
-    add("--num_train_imgs", type=int, help="train on this many images, drawn at random by --seed; all if left out")
+    add("--dataset", choices=["diode", "folder", "manifest"], default="diode", help="diode: its own tree and one of "
+        "labels; folder: images/ and labels/ with the same names; manifest: a JSON object a line")  # fmt: skip
+    add("--manifest", type=expand, help='lines of {"image": ..., "label": ...}, optional gt, mask, split, name')
+    add("--val_fraction", type=float, default=0.1, help="folder, manifest: share held out for validation, drawn by "
+        "--seed, unless images/ holds train/ and val/ or the manifest has splits")  # fmt: skip
+    add("--gt_frame", choices=list(FRAMES), default="opencv", help="folder, manifest: axes of the normals in gt/")
+    add("--scene_types", default="outdoor,indoors", help="DIODE: 'indoors', 'outdoor' or 'outdoor,indoors'")
+    add("--num_train_imgs", type=int, help="train on this many images, drawn by --seed (default: all of them)")
     add("--max_train_samples", type=int, help="for debugging: keep only the first so many of the training images")
     add("--skip_missing", action="store_true", help="leave out samples without label or ground truth, and count them")
-    add("--list_from", choices=["meta", "disk"], default="meta", help="where the samples' names are from: "
-        "diode_meta.json or the files on disk (DIODE's val: 612 against 771)")  # fmt: skip
+    add("--list_from", choices=["meta", "disk"], default="meta", help="DIODE: the samples that diode_meta.json lists "
+        "or those on disk (val: 612 or 771)")  # fmt: skip
     add("--resolution", type=int, default=512, help="side of the square crops, in pixels; a multiple of 8")
     add("--center_crop", action=argparse.BooleanOptionalAction, default=True, help="crop the centre, as the released "
-        "code always did; --no-center_crop crops at random, alike for image, label and ground truth")  # fmt: skip
-    add("--no_cache_latents", action="store_true", help="encode the pictures anew in every step, instead of once")
-    add("--cache_dir", help="folder of the encoded pictures, to share between runs; left out: latent_cache/ in "
-        "--output_dir")  # fmt: skip
+        "code always did (the default); --no-center_crop: at random, alike for image, label and truth")  # fmt: skip
+    add("--no_cache_latents", action="store_true", help="encode the images anew in every step, instead of once")
+    add("--cache_dir", type=expand, help="folder of the cached latents, to share between runs (default: "
+        "latent_cache/ in --output_dir)")  # fmt: skip
     add("--dataloader_num_workers", type=int, default=0, help="processes that load data; 0: the main one")
-    add("--dataset_name", help="refused: data come from local folders, see --dataset")
+    add("--dataset_name")
 
 
 def _optimisation_flags(group) -> None:
@@ -96,8 +117,9 @@ def _optimisation_flags(group) -> None:
     add("--learning_rate", type=float, default=1e-4, help="AdamW's step size after warm-up")
     add("--scale_lr", action="store_true", help="multiply it by batch size, accumulation and number of processes")
     add("--lr_scheduler", default="constant", choices=["linear", "cosine", "cosine_with_restarts", "polynomial",
-        "constant", "constant_with_warmup"], help="course of the learning rate")  # fmt: skip
-    add("--lr_warmup_steps", type=int, default=0, help="steps over which it rises from 0 (schedules with a warm-up)")
+        "constant", "constant_with_warmup"], metavar="NAME", help="course of the learning rate: linear, cosine, "
+        "cosine_with_restarts, polynomial, constant, constant_with_warmup")  # fmt: skip
+    add("--lr_warmup_steps", type=int, default=0, help="steps over which it rises from 0")
     add("--adam_beta1", type=float, default=0.9, help="AdamW's decay of the first moment")
     add("--adam_beta2", type=float, default=0.999, help="AdamW's decay of the second moment")
     add("--adam_weight_decay", type=float, default=1e-2, help="AdamW's decoupled weight decay")
@@ -106,8 +128,8 @@ def _optimisation_flags(group) -> None:
     add("--max_grad_norm", type=float, default=1.0, help="clip the LoRA's gradient to this norm; 0: never, which is "
         "what the published weights were trained with")  # fmt: skip
     add("--gradient_checkpointing", action="store_true", help="recompute activations: less memory, slower")
-    add("--mixed_precision", choices=["no", "fp16", "bf16"], help="dtype of the frozen parts; LoRA, "
-        "optimiser and loss stay fp32; left out: accelerate's setting")  # fmt: skip
+    add("--mixed_precision", choices=["no", "fp16", "bf16"], help="dtype of the frozen parts and of autocast; the "
+        "LoRA's weights, optimiser and loss stay fp32 (default: accelerate's setting)")  # fmt: skip
     add("--compile", action="store_true", help="torch.compile the UNet: faster steps after a first one that takes a "
         "minute or so (needs a C++ compiler, on a GPU Triton)")  # fmt: skip
     add("--allow_tf32", action="store_true", help="TF32 matrix products on Ampere GPUs and newer")
@@ -115,38 +137,39 @@ def _optimisation_flags(group) -> None:
 
 def _run_flags(group) -> None:
     add = group.add_argument
-    add("--output_dir", default="sd-model-finetuned-lora", help="LoRA, checkpoints, metrics.jsonl and validation/")
     add("--seed", type=int, default=1234, help="of the LoRA's start, the order of the data and all noise")
     add("--checkpointing_steps", type=int, default=2500, help="write checkpoint-<step> every so many steps")
     add("--checkpoints_total_limit", type=int, help="keep only the newest so many checkpoints, and the best one")
-    add("--resume_from_checkpoint", help="'latest', or a checkpoint folder")
+    add("--resume_from_checkpoint", type=expand, help="'latest', or a checkpoint folder")
     add("--force_resume", action="store_true", help="resume although task, data, base model, ... differ from the "
         "checkpoint's")  # fmt: skip
     add("--max_nonfinite", type=int, default=10, help="stop after so many updates in a row whose loss or gradient is "
-        "NaN or infinite; such updates are left out")  # fmt: skip
+        "NaN or infinite; such updates are skipped")  # fmt: skip
     add("--validation_steps", type=int, default=2500, help="validate every so many steps (and before the first one "
         "and at the end)")  # fmt: skip
-    add("--max_hours", type=float, help="stop after so many hours with a checkpoint (the released code: always 3.9)")
-    add("--report_to", default="wandb", help="wandb, tensorboard, a comma-separated list, all, or none")
-    add("--tracker_project", default="intrinsic-lora", help="project in wandb, and folder inside --logging_dir")
-    add("--run_name", help="the run's name in wandb; left out: --output_dir's name")
-    add("--tracker_tags", default="", help="comma-separated tags of the run in wandb")
     add("--best_metric", help="validation scalar that chooses the best checkpoint, which is named in best.json and "
-        "never pruned, such as val/outdoor/median; left out: the task's first one on indoors")  # fmt: skip
-    add("--logging_dir", default="logs", help="TensorBoard's folder inside --output_dir")
-    add("--push_to_hub", action="store_true", help="upload the LoRA, a model card and validation panels, at every "
-        "checkpoint and at the end")  # fmt: skip
-    add("--hub_model_id", help="repository to upload to; left out: --output_dir's name")
-    add("--hub_token", help="token for it; left out: the one `hf auth login` stored")
+        "never pruned, such as val/outdoor/median (default: the task's first one on indoors)")  # fmt: skip
+    add("--max_hours", type=float, help="stop after so many hours with a checkpoint (the released code: always 3.9)")
     add("--local_rank", type=int, default=-1, help="set by old launchers; the environment's LOCAL_RANK goes first")
 
 
-def parse(
-    parser: argparse.ArgumentParser, argv: list[str] | None = None, refuse: Mapping[str, str] | None = None
-) -> argparse.Namespace:
+def _tracking_flags(group) -> None:
+    add = group.add_argument
+    add("--report_to", default="wandb", help="wandb, tensorboard, a comma-separated list, all, or none")
+    add("--tracker_project", default="intrinsic-lora", help="project in wandb, and folder inside --logging_dir")
+    add("--run_name", help="the run's name in wandb (default: --output_dir's name)")
+    add("--tracker_tags", default="", help="comma-separated tags of the run in wandb")
+    add("--logging_dir", default="logs", help="TensorBoard's folder inside --output_dir")
+    add("--push_to_hub", action="store_true", help="upload the LoRA, a model card and validation panels, at every "
+        "checkpoint and at the end")  # fmt: skip
+    add("--hub_model_id", help="repository to upload to (default: --output_dir's name)")
+    add("--hub_token", help="token for it (default: the one that `hf auth login` stored)")
+
+
+def parse(parser: Parser, argv: list[str] | None = None) -> argparse.Namespace:
     """Parse and check the flags before anything is loaded.
 
-    refuse: flag -> why this script cannot take another value than its default. Adds
+    Where the base is a folder with recommended settings (RECOMMENDED), they replace defaults, with a note. Adds
     `args.prompt`, the string the text encoder gets, and `args.trackers`, a list out of wandb and tensorboard.
     Raises InputError for a flag that cannot work, with the reason and the replacement.
     """
@@ -154,8 +177,9 @@ def parse(
     args = parser.parse_args(argv)
     given = {word.split("=")[0] for word in argv if word.startswith("--")}
     _refuse_dead_flags(args)
+    _recommend(args, given)
     _check_data(args, given)
-    for name, reason in (refuse or {}).items():
+    for name, reason in vars(args).pop("refused").items():
         if getattr(args, name) != parser.get_default(name):
             raise InputError(f"--{name}={getattr(args, name)}: {reason}")
     _check_numbers(args)
@@ -168,6 +192,7 @@ def parse(
         args.max_train_steps = None  # the script's default number of steps must not win over epochs asked for
     if args.max_train_steps is None and args.num_train_epochs is None:
         raise InputError("no length: pass --max_train_steps or --num_train_epochs")
+    args.lora_targets = ",".join(parse_targets(args.lora_targets))
     args.trackers = _trackers(args.report_to)
     if not args.output_dir.strip():
         raise InputError("--output_dir is empty: name a folder")
@@ -193,6 +218,25 @@ def settings_of(args: argparse.Namespace) -> Settings:
     flags = {name: value for name, value in vars(args).items() if name != "hub_token"}
     tracking = pick(TrackingSettings) | {"trackers": tuple(args.trackers), "tags": tuple(args.tags), "flags": flags}
     return Settings(RunSettings(**run), OptimizerSettings(**pick(OptimizerSettings)), TrackingSettings(**tracking))
+
+
+def _recommend(args: argparse.Namespace, given: set[str]) -> None:
+    """Defaults are the paper's, for Stable Diffusion; a small base needs others, and says so in its folder."""
+    file = Path(args.pretrained_model_name_or_path) / RECOMMENDED
+    if not file.is_file():
+        return
+    try:
+        wanted = json.loads(file.read_text())
+        wanted = {name: type(RECOMMENDABLE[name])(value) for name, value in wanted.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        names = ", ".join(RECOMMENDABLE)
+        raise InputError(f"{file}: not an object of numbers for {names} ({type(error).__name__}: {error})") from None
+    taken = {name: value for name, value in wanted.items() if f"--{name}" not in given and name not in args.refused}
+    for name, value in taken.items():
+        setattr(args, name, value)
+    if taken:
+        words = " ".join(f"--{name} {value:g}" for name, value in taken.items())
+        note(f"{args.pretrained_model_name_or_path} recommends {words}, where you gave none")
 
 
 def _refuse_dead_flags(args: argparse.Namespace) -> None:

@@ -23,7 +23,8 @@ FREE = (  # flags that may change between a run and its resumption; a change is 
     "adam_beta1", "adam_beta2", "adam_weight_decay", "adam_epsilon", "max_grad_norm", "mixed_precision",
     "train_batch_size", "gradient_accumulation_steps",
 )  # fmt: skip
-FITTING = {"method", "rank"}  # nothing can force weights into other shapes
+FITTING = {"method", "rank", "lora_targets"}  # nothing can force weights into other shapes
+OLDER = {"lora_targets": "attention"}  # settings that checkpoints before them did not need to say
 ASIDE, GONE = ".checkpoint-{}.part", ".checkpoint-{}.gone"  # being written, being deleted
 _NAME = re.compile(r"checkpoint-(\d+)")
 
@@ -149,7 +150,7 @@ def load(
     """
     try:
         state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
-        saved, place = state["settings"], (state["step"], state["samples"])
+        saved, place = OLDER | state["settings"], (state["step"], state["samples"])
     except Exception as error:  # truncated zip, pickle of something else, ...: all mean that it cannot be resumed
         raise InputError(f"{folder / STATE}: cannot be read ({' '.join(str(error).split())[:200]})") from None
     changed = {

@@ -13,6 +13,7 @@ class RunSettings:
     output_dir: Path
     seed: int
     rank: int
+    lora_targets: str
     prompt: str
     train_batch_size: int
     gradient_accumulation_steps: int

@@ -1,0 +1,271 @@
+"""From folders of predictions and ground truth to the result file: find, score, add up."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from utils import __version__
+from utils.errors import InputError, note
+from utils.evaluation import pairing, report, scoring
+from utils.evaluation.aggregation import ImageScore, frame_warning, make_rows, total_errors
+from utils.evaluation.pairing import Pair
+from utils.evaluation.scoring import GroundTruthError, NothingToScore, PredictionError, Rules
+from utils.intrinsics import INTRINSICS, Intrinsic
+from utils.maps import diode_names
+from utils.maps.conventions import unit_vectors
+from utils.metrics.protocols import DEPTH_RULES
+from utils.system.atomic import make_folder, replace
+
+
+def find_pairs(args: argparse.Namespace, notes: list[str]) -> list[Pair]:
+    """The images to score. Adds to `notes` what was chosen, passed over or found twice; lists what is missing."""
+    if args.gt_dir is None:
+        found, doubles = pairing.find_maps(args.pred_dir, args.task, "--pred_dir", args.by_stem)
+        pairs = [Pair(name, path, None) for name, path in sorted(found.items())]
+        counts = {"npy_preferred_over_png": doubles, "predictions_without_gt": 0}
+    else:
+        root = diode_names.diode_root(args.gt_dir)
+        listed = diode_names.listed_samples(root) if root else None
+        if args.diode_set and not root:
+            raise InputError(f"--diode_set: no diode_meta.json beside the normals or depths folder {args.gt_dir}")
+        wanted = listed if args.diode_set == "meta" else None
+        pairs, counts = pairing.pair_maps(args.task, args.pred_dir, args.gt_dir, args.mask_dir, wanted, args.by_stem)
+        if root:
+            inside = sum(diode_names.sample_of(pair.gt) in listed for pair in pairs)
+            source = "diode_meta.json" if args.diode_set == "meta" else "all on disk"
+            notes.append(f"DIODE: {len(pairs)} images asked for ({source}); diode_meta.json lists {inside} of them")
+            missing = sum(pair.prediction is None for pair in pairs)
+            if missing and not args.allow_missing and inside < len(pairs):
+                note(f"{missing} have no prediction: --diode_set meta asks for the listed ones only")
+    if counts["npy_preferred_over_png"]:
+        notes.append(f"{counts['npy_preferred_over_png']} predictions exist as .npy and .png: scored the .npy")
+    if counts["predictions_without_gt"]:
+        notes.append(f"{counts['predictions_without_gt']} predictions have no ground truth and were not scored")
+    if INTRINSICS[args.task].kind == "depth" and DEPTH_RULES[args.protocol].needs_mask:
+        without = [str(pair.gt) for pair in pairs if pair.mask is None]
+        if without:
+            raise InputError(
+                f"--protocol {args.protocol} needs <stem>_depth_mask.npy beside the ground truth or in --mask_dir; "
+                f"{len(without)} have none",
+                without,
+            )
+    return pairs
+
+
+def find_judgements(path: Path, pairs: list[Pair]) -> dict[str, Path]:
+    """{name of the pair: its judgement file}; a single file serves a single prediction."""
+    if path.is_dir():
+        return {pair.name: found for pair in pairs if (found := path / f"{pair.name}.json").is_file()}
+    if len(pairs) == 1:
+        return {pairs[0].name: path}
+    same = [pair.name for pair in pairs if pair.name.rsplit("/", 1)[-1] == path.stem]
+    if len(same) != 1:
+        raise InputError(f"--whdr {path} is one file for {len(pairs)} predictions: give a folder of <name>.json")
+    return {same[0]: path}
+
+
+def score_all(pairs: list[Pair], args: argparse.Namespace, rules: Rules, judgements: dict, constant=None):
+    """([(score, eroded score or None)], [{name, reason}] left out). Raises one InputError that lists every bad file.
+
+    constant: scored in place of every prediction. Threads suffice: reading and numpy both release the interpreter.
+    """
+
+    def attempt(pair: Pair):
+        try:
+            return scoring.score_pair(pair, rules, args.erode, judgements.get(pair.name), constant)
+        except (GroundTruthError, PredictionError, NothingToScore) as error:
+            return error
+
+    pool = ThreadPoolExecutor(args.workers)
+    try:
+        label = "score" if constant is None else "baseline"
+        outcomes = list(zip(pairs, tqdm(pool.map(attempt, pairs), label, len(pairs), leave=False, disable=None)))
+    finally:
+        pool.shutdown(cancel_futures=True)
+    failures = [(pair, outcome) for pair, outcome in outcomes if isinstance(outcome, Exception)]
+    excused = (NothingToScore, PredictionError) if args.allow_missing else NothingToScore
+    bad = [error for _, error in failures if not isinstance(error, excused)]
+    if bad:
+        cure = "; --allow_missing leaves out and counts those without a usable prediction"
+        cure = cure if any(isinstance(error, PredictionError) for error in bad) else ""
+        what = f"{len(bad)} of {len(pairs)} images cannot be scored, e.g. {bad[0]}"
+        raise InputError(what + cure, [str(error) for error in bad])
+    left_out = [
+        {
+            "name": pair.name,
+            "kind": "prediction" if isinstance(error, PredictionError) else "nothing to score",
+            "reason": str(error),
+        }
+        for pair, error in failures
+    ]
+    scores = [outcome for _, outcome in outcomes if not isinstance(outcome, Exception)]
+    if not scores:
+        raise InputError(f"none of {len(pairs)} images can be scored; {left_out[0]['name']}: {left_out[0]['reason']}")
+    return scores, left_out
+
+
+def constant_prediction(pairs: list[Pair], args: argparse.Namespace, rules: Rules) -> np.ndarray:
+    """The mean of the ground truth over all valid pixels of `pairs`, a unit vector for normals.
+
+    Depth gets a plain 1, and so do bare judgements: fitting scale and shift turns it into each image's mean depth.
+    """
+    if rules.intrinsic.kind == "depth" or args.gt_dir is None:
+        return np.array(1.0)
+    with ThreadPoolExecutor(args.workers) as pool:
+        sums, pixels = zip(*pool.map(lambda pair: scoring.truth_sum(pair, rules), pairs))
+    try:
+        mean = np.sum(np.array(sums), axis=0) / np.sum(pixels)
+    except ValueError as error:
+        raise InputError("--baseline mean: some ground truth is grey and some has colours") from error
+    if rules.intrinsic.kind == "normals" and not np.linalg.norm(mean) > 1e-6:
+        raise InputError("--baseline mean: the mean normal vanishes, there is no constant to predict")
+    return unit_vectors(mean) if rules.intrinsic.kind == "normals" else mean
+
+
+def describe_settings(args: argparse.Namespace, rules: Rules, pairs: list[Pair], scores: list) -> dict:
+    """Everything needed to say what the numbers mean."""
+    masks = sum(pair.mask is not None for pair in pairs)
+    rule = {
+        "normals": "finite and longer than 0 (.npy), not black (.png)",
+        "depth": "finite and > 0",
+        "colour": "finite",
+    }[rules.intrinsic.kind]
+    settings = {
+        "version": __version__,
+        "pred_dir": str(args.pred_dir),
+        "gt_dir": None if args.gt_dir is None else str(args.gt_dir),
+        "mask_dir": None if args.mask_dir is None else str(args.mask_dir),
+        "mask_rule": f"ground truth {rule}, and inside the mask for the {masks} of {len(pairs)} images that have one",
+        "resolution": dict(Counter(f"{s.shape[0]}x{s.shape[1]}" for s, _ in scores).most_common()),
+        "bootstrap": {"resamples": args.bootstrap, "over": "images", "level": 0.95, "seed": args.seed},
+        "erode": args.erode,
+        "center_crop": args.center_crop,
+        "allow_missing": args.allow_missing,
+    }
+    if args.gt_dir is None:
+        settings["mask_rule"] = "comparisons with a verdict, a positive score and two opaque points"
+    if rules.intrinsic.kind == "normals":
+        settings |= {"pred_frame": rules.pred_frame, "gt_frame": rules.gt_frame}
+    elif rules.intrinsic.kind == "depth":
+        depth = DEPTH_RULES[args.protocol]
+        if depth.in_range:
+            settings["mask_rule"] += f", and {depth.min_depth} < depth < {depth.max_depth}"
+        if args.protocol in ("nyuv2", "kitti"):
+            settings["mask_rule"] += ", and inside the Eigen crop"
+        settings |= {
+            "align": rules.align,
+            "clip_prediction": [depth.min_depth, depth.max_depth],
+            "gt_depth_scale": rules.gt_depth_scale,
+        }
+    else:
+        settings |= {"pred_space": rules.pred_space, "gt_space": rules.gt_space, "scored_in": rules.gt_space}
+        if args.whdr:
+            settings |= {"whdr": str(args.whdr), "whdr_threshold": 0.10}
+    return settings
+
+
+def make_rules(args: argparse.Namespace) -> Rules:
+    """The rules of scoring, with the defaults filled in."""
+    diode = args.gt_dir is not None and diode_names.diode_root(args.gt_dir) is not None
+    return Rules(
+        intrinsic=INTRINSICS[args.task],
+        protocol=args.protocol,
+        pred_frame=args.pred_frame or "opencv",
+        gt_frame=args.gt_frame or ("opengl" if diode else "opencv"),
+        align=args.align or "depth",
+        gt_depth_scale=args.gt_depth_scale,
+        pred_space=args.pred_space or INTRINSICS[args.task].coding,
+        gt_space=args.gt_space or INTRINSICS[args.task].coding,
+        center_crop=args.center_crop,
+    )
+
+
+def evaluate(args: argparse.Namespace) -> dict:
+    """The whole result, as it is written to --output; also writes the --report."""
+    notes: list[str] = []
+    pairs = find_pairs(args, notes)
+    rules = make_rules(args)
+    judgements = find_judgements(args.whdr, pairs) if args.whdr else {}
+    scores, left_out = score_all(pairs, args, rules, judgements)
+    if left_out:
+        reasons = Counter(entry["reason"] for entry in left_out if entry["kind"] == "nothing to score")
+        reasons["no usable prediction"] = len(left_out) - reasons.total()
+        parts = (f"{count} ({reason})" for reason, count in reasons.items() if count)
+        notes.append(f"{len(left_out)} of {len(pairs)} images left out: {', '.join(parts)}")
+    result = {
+        "task": args.task,
+        "protocol": args.protocol if args.gt_dir else "whdr",
+        **dict.fromkeys(("images", "pixels", "metrics", "intervals")),
+        "rows": rows_of(scores, args),
+        "per_image": [describe_image(plain) for plain, _ in scores],
+        "left_out": left_out,
+        "warnings": warnings_of([plain for plain, _ in scores], rules.intrinsic),
+        "notes": notes,
+        "settings": describe_settings(args, rules, pairs, scores),
+    }
+    result |= {key: result["rows"][0][key] for key in ("images", "pixels", "metrics", "intervals")}
+    errors = {"prediction": total_errors([plain for plain, _ in scores])}
+    kept = {plain.name for plain, _ in scores}
+    pairs = [pair for pair in pairs if pair.name in kept]
+    del scores  # the pool of angles goes before the baseline's comes
+    if args.baseline:
+        constant = constant_prediction(pairs, args, rules)
+        scores, _ = score_all(pairs, args, rules, judgements, constant)
+        errors["baseline"] = total_errors([plain for plain, _ in scores])
+        result["baseline"] = {"constant": constant.tolist(), "rows": rows_of(scores, args)}
+        result["baseline"] |= {key: result["baseline"]["rows"][0][key] for key in ("metrics", "intervals")}
+    if args.report:
+        headline = next(iter(rules.intrinsic.scores)) if args.gt_dir else "whdr"
+        report.write(args.report, result, headline, errors, pairs, rules)
+    return result
+
+
+def rows_of(scores: list[tuple[ImageScore, ImageScore | None]], args: argparse.Namespace) -> list[dict]:
+    return make_rows(scores, diode_names.SCENE_TYPES, args.protocol == "pooled", args.erode, args.bootstrap, args.seed)
+
+
+def warnings_of(scores: list[ImageScore], intrinsic: Intrinsic) -> list[str]:
+    """What a reader of the numbers must hear first: wrong axes, stretched predictions."""
+    warnings = []
+    if intrinsic.kind == "normals" and (warning := frame_warning(scores, scoring.AXIS_FLIPS)):
+        warnings.append(warning)
+    distorted = [score.name for score in scores if score.distorted]
+    if distorted:
+        warnings.append(
+            f"{len(distorted)} predictions do not have the proportions of their ground truth and were stretched, "
+            f"{distorted[0]} for one: if they show the centre square, use --center_crop"
+        )
+    return warnings
+
+
+def describe_image(score: ImageScore) -> dict:
+    size = {"pixels": score.pixels, "height": score.shape[0], "width": score.shape[1]}
+    scene = {"scene_type": score.scene_type} if score.scene_type else {}
+    return {"name": score.name, **size, **scene, **score.metrics}
+
+
+def finite(value):
+    """`value` with null for every infinite or undefined number: JSON has no other word for them."""
+    if isinstance(value, dict):
+        return {key: finite(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_result(result: dict, path: Path) -> None:
+    """Write the result as JSON, atomically. Raises InputError where it cannot be written."""
+    text = json.dumps(finite(result), indent=1, allow_nan=False) + "\n"
+    make_folder(path.parent, "--output")
+    try:
+        replace(path, lambda part: part.write_text(text))
+    except OSError as error:
+        raise InputError(f"--output {path}: cannot be written ({error.strerror})") from None

@@ -1,0 +1,140 @@
+"""What `python -m utils.lora inspect` tells about a LoRA file, read without torch."""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from utils.lora.files import CONV_IN, read_arrays
+from utils.lora.keys import Layer, key_format, parse_layers, split_key, split_module
+from utils.lora.sd_layers import guess_base
+from utils.lora.targets import kind_of, kinds_of
+
+
+def update_norm(layer: Layer) -> float:
+    """Frobenius norm of scale * up @ down, from r x r matrices: |UD|^2 = trace(U'U DD'). Kernels are flattened."""
+    down = layer.down.astype(np.float64).reshape(layer.down.shape[0], -1)
+    up = layer.up.astype(np.float64).reshape(layer.up.shape[:2])
+    with np.errstate(all="ignore"):
+        square = np.maximum(((up.T @ up) * (down @ down.T)).sum(), 0)  # rounding may leave -1e-30; NaN stays
+        return float(abs(layer.scale) * np.sqrt(square))
+
+
+def describe(source: Path) -> dict:
+    """All that `inspect` tells, as plain values."""
+    (state, metadata, file), types = read_arrays(source)
+    layers = parse_layers(state, file)
+    formats = Counter(key_format(key) for key in state)
+    norms = {module: update_norm(layer) for module, layer in layers.items()}
+    return {
+        "file": file,
+        "bytes": Path(file).stat().st_size,
+        "format": formats.most_common(1)[0][0] if len(formats) == 1 else "mixed: " + _listed(sorted(formats)),
+        "example_key": next(iter(state)),
+        "rank": _only(sorted({layer.down.shape[0] for layer in layers.values()})),
+        "alpha": _only(sorted({layer.alpha for layer in layers.values()}, key=str)),
+        "dtype": _listed(sorted({types[key] for key in state if split_key(key)[1] != "alpha"})),
+        "targets": ",".join(kinds_of(layers)),
+        "attention_layers": len({split_module(module)[0] for module in layers if kind_of(module) == "attention"}),
+        **_share(layers),
+        "fits": guess_base(layers),
+        "conv_in": (Path(file).parent / CONV_IN).is_file(),
+        "not_finite": sorted(module for module, norm in norms.items() if not math.isfinite(norm)),
+        "norm": total_norm(norms.values()),
+        "kinds": [
+            {"kind": kind, **_share(own), "norm": total_norm(norms[module] for module in own)}
+            for kind in kinds_of(layers)
+            for own in [{module: layer for module, layer in layers.items() if kind_of(module) == kind}]
+        ],
+        "blocks": [_block(block, own) for block, own in sorted(_by_block(norms).items())],
+        "metadata": metadata,
+    }
+
+
+def _share(layers: Mapping[str, Layer]) -> dict[str, int]:
+    linears = sum(layer.down.ndim == 2 for layer in layers.values())
+    parameters = sum(layer.down.size + layer.up.size for layer in layers.values())
+    return {"linears": linears, "convs": len(layers) - linears, "parameters": parameters}
+
+
+def _by_block(norms: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """ "down_blocks.0", "mid_block" and so on -> the norms of its layers."""
+    blocks: dict[str, dict[str, float]] = {}
+    for module, norm in norms.items():
+        parts = module.split(".")
+        blocks.setdefault(".".join(parts[: 2 if parts[0].endswith("_blocks") else 1]), {})[module] = norm
+    return blocks
+
+
+def _block(block: str, norms: Mapping[str, float]) -> dict:
+    largest = max(norms, key=norms.get)
+    return {
+        "block": block,
+        "layers": len(norms),
+        "norm": total_norm(norms.values()),
+        "largest": largest.removeprefix(block + "."),
+        "largest_norm": total_norm([norms[largest]]),
+    }
+
+
+def table(facts: Mapping) -> str:
+    """`describe`'s facts as the text that `inspect` prints."""
+    alpha = "none, scale 1" if facts["alpha"] is None else facts["alpha"]
+    lines = [
+        f"{facts['file']} ({facts['bytes'] / 2**20:.1f} MiB)",
+        f"  format   {facts['format']}, e.g. {facts['example_key']}",
+        f"  rank     {facts['rank']} (alpha: {alpha})",
+        f"  layers   {_counted(facts)}, {facts['parameters']:,} parameters, {facts['dtype']}",
+        f"  fits     {facts['fits']}",
+    ]
+    lines += [f"  with     {CONV_IN} beside it: a UNet with a widened conv_in (AugUNet)"] if facts["conv_in"] else []
+    if bad := facts["not_finite"]:
+        lines += [f"  BROKEN   {len(bad)} layers hold NaN or infinity, e.g. {bad[0]}"]
+    elif facts["norm"] == 0:
+        lines += ["  EMPTY    every up @ down is zero: loading it changes nothing"]
+    lines += ["", f"  {'kind':<11}  linears  convs  parameters  share  |up @ down|"]
+    for row in facts["kinds"]:
+        share = row["parameters"] / facts["parameters"] if facts["parameters"] else 0
+        lines += [
+            f"  {row['kind']:<11}  {row['linears']:>7}  {row['convs']:>5}  {row['parameters']:>10,}  {share:>5.1%}"
+            f"  {_number(row['norm']):>11.4g}"
+        ]
+    width = max(len(row["block"]) for row in facts["blocks"])
+    lines += ["", f"  {'block':<{width}}  layers  |up @ down|  largest of them"]
+    for row in facts["blocks"]:
+        lines += [
+            f"  {row['block']:<{width}}  {row['layers']:>6}  {_number(row['norm']):>11.4g}  "
+            f"{_number(row['largest_norm']):.4g} in {row['largest']}"
+        ]
+    metadata = facts["metadata"]
+    width = max(map(len, metadata), default=0)
+    lines += ["", "  metadata" if metadata else "  no metadata"]
+    lines += [f"    {key:<{width}}  {value}" for key, value in sorted(metadata.items())]
+    return "\n".join(lines)
+
+
+def _counted(facts: Mapping) -> str:
+    """ "128 linears in 32 attention layers", or "194 linears and 98 convolutions (attention,...)"."""
+    if facts["targets"] == "attention":
+        return f"{facts['linears']} linears in {facts['attention_layers']} attention layers"
+    return f"{facts['linears']} linears and {facts['convs']} convolutions ({facts['targets']})"
+
+
+def total_norm(norms: Iterable[float]) -> float | None:
+    """Norm of all together; None for NaN or infinity, which JSON cannot say."""
+    value = math.sqrt(sum(norm * norm for norm in norms))
+    return value if math.isfinite(value) else None
+
+
+def _number(norm: float | None) -> float:
+    return math.nan if norm is None else norm
+
+
+def _only(values: list) -> object:
+    return values[0] if len(values) == 1 else values
+
+
+def _listed(values: Iterable[object]) -> str:
+    return ", ".join(map(str, values))
