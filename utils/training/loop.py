@@ -62,7 +62,6 @@ def start(settings: Settings) -> tuple[Accelerator, Path | None]:
     atomic.make_folder(run.output_dir, "--output_dir")
     if accelerator.is_main_process:
         atomic.lock(run.output_dir)
-    signals.listen()
     return accelerator, resume_from
 
 
@@ -91,6 +90,7 @@ def train(
     """
     run, main = settings.run, accelerator.is_main_process
     output_dir = run.output_dir
+    signals.listen()  # from here on a signal ends the run well; before, Ctrl-C ends loading at once
     for text in train_set.notes:
         note(text)
 

@@ -10,12 +10,13 @@ from PIL import Image
 from torch import nn
 from tqdm.auto import tqdm
 
-from utils.errors import warn
+from utils.errors import note, warn
 from utils.intrinsics import Intrinsic
 from utils.maps.pictures import black, prediction_picture, sheet, strip, truth_picture
 from utils.metrics.scores import Score, described
 from utils.noise import generators
 from utils.objectives import Objective
+from utils.system import signals
 from utils.system.atomic import replace
 from utils.system.compiling import as_written
 from utils.tracking import metrics_file, trackers
@@ -59,21 +60,28 @@ class Validation:
         if self.accelerator.is_main_process and not metrics_file.is_validated(self.output_dir, step):
             self.objective.vae.to(self.accelerator.device)
             with self.accelerator.autocast(), as_written():
-                scores, panels = self.predict(unet)
+                found = self.predict(unet)
             self.objective.vae.to(self.vae_home)
-            # first: the scores say that the panels are there
-            write_panels(panels, self.output_dir / "validation", step)
-            trackers.log_scalars(self.accelerator, self.output_dir, scores, step, complete=False)
-            trackers.log_panels(self.accelerator, panels, step)
-            trackers.log_best(self.accelerator, best.mark_best(self.output_dir, self.best_metric), step)
-            headline = next(iter(scores), "").rsplit("/")[-1]  # a metric's dictionary begins with the one to watch
-            shown = [f"{name[4:]} {value:.3f}" for name, value in scores.items() if name.endswith(f"/{headline}")]
-            tqdm.write(f"step {step}: {', '.join(shown)}" if shown else f"step {step}: validated, nothing to score")
+            if found is None:
+                note(f"step {step}: validation interrupted, nothing of it is kept")
+            else:
+                self.report(*found, step)
         self.accelerator.wait_for_everyone()
 
+    def report(self, scores: dict[str, float], panels: Panels, step: int) -> None:
+        """Panels to disk, scores and panels to the trackers, the best checkpoint so far, and one line."""
+        # panels first: the scores say that they are there
+        write_panels(panels, self.output_dir / "validation", step)
+        trackers.log_scalars(self.accelerator, self.output_dir, scores, step, complete=False)
+        trackers.log_panels(self.accelerator, panels, step)
+        trackers.log_best(self.accelerator, best.mark_best(self.output_dir, self.best_metric), step)
+        headline = next(iter(scores), "").rsplit("/")[-1]  # a metric's dictionary begins with the one to watch
+        shown = [f"{name[4:]} {value:.3f}" for name, value in scores.items() if name.endswith(f"/{headline}")]
+        tqdm.write(f"step {step}: {', '.join(shown)}" if shown else f"step {step}: validated, nothing to score")
+
     @torch.no_grad()
-    def predict(self, unet: nn.Module) -> tuple[dict[str, float], Panels]:
-        """{"val/<split>/<metric>": mean over its images}, and the panels."""
+    def predict(self, unet: nn.Module) -> tuple[dict[str, float], Panels] | None:
+        """{"val/<split>/<metric>": mean over its images}, and the panels; None if a signal asked to stop."""
         was_training = unet.training
         unet.eval()
         scores: dict[str, float] = {}
@@ -83,6 +91,10 @@ class Validation:
         for split, items in self.samples.items():
             panels[split], found = [], []
             for first in range(0, len(items), self.batch_size):
+                if signals.stop_requested():
+                    bar.close()
+                    unet.train(was_training)
+                    return None
                 batch = items[first : first + self.batch_size]
                 rgb = torch.stack([item["rgb"] for item in batch]).to(self.accelerator.device)
                 noise = generators(self.seed, first, len(batch))
