@@ -74,7 +74,8 @@ def check(args: argparse.Namespace, at_least_one: tuple[str, ...] = ("batch_size
 
 def find_files(args: argparse.Namespace) -> Inputs:
     """The pictures of --input_dir. Raises InputError where they, or the LoRA, are not there: before PyTorch is
-    imported, which takes seconds."""
+    imported, which takes seconds.
+    """
     check_lora(args.lora, args.default_lora)
     return find_inputs(args.input_dir, args.output_dir)
 
