@@ -43,7 +43,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*args, **kwargs)
 
     def parse_known_args(self, args=None, namespace=None):
-        """As argparse does, but a flag that is not known is told before one that is missing."""
+        """As argparse does, but a flag that is not known is reported before one that is missing."""
         words = sys.argv[1:] if args is None else list(args)
         flags = [word.split("=")[0] for word in words if word.startswith("--") and word != "--"]
         unknown = [flag for flag in flags if flag not in self._option_string_actions]

@@ -42,7 +42,7 @@ def find_pairs(args: argparse.Namespace, notes: list[str]) -> list[Pair]:
         if listed is not None:
             inside = sum(pair.gt is not None and diode_names.sample_of(pair.gt) in listed for pair in pairs)
             source = "diode_meta.json" if args.diode_set == "meta" else "all on disk"
-            notes.append(f"DIODE: {len(pairs)} images asked for ({source}); diode_meta.json lists {inside} of them")
+            notes.append(f"DIODE: {len(pairs)} images to score ({source}); diode_meta.json lists {inside} of them")
             missing = sum(pair.prediction is None for pair in pairs)
             if missing and not args.allow_missing and inside < len(pairs):
                 note(f"{missing} have no prediction: --diode_set meta asks for the listed ones only")

@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all, after a kill and after a power cut."""
+"""Atomic writes: a file or folder is complete or absent, after a kill and after a power cut."""
 
 import fcntl
 import hashlib
@@ -51,14 +51,14 @@ def replace(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def save_npy(path: Path, values: np.ndarray) -> None:
-    """Write an array, whole or not at all. Raises InputError where it cannot be written."""
+    """Write an array atomically. Raises InputError where it cannot be written."""
     buffer = io.BytesIO()
     np.save(buffer, values)
     _save(path, lambda part: part.write_bytes(buffer.getvalue()))
 
 
 def save_png(path: Path, pixels: np.ndarray) -> None:
-    """Write uint8 pixels (H,W) or (H,W,3), whole or not at all. Raises InputError where they cannot be written."""
+    """Write uint8 pixels (H,W) or (H,W,3) atomically. Raises InputError where they cannot be written."""
     _save(path, lambda part: Image.fromarray(pixels).save(part, "PNG"))
 
 

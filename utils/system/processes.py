@@ -73,13 +73,13 @@ def supervise(command: list[str], count: int) -> int:
         failed = next((rank for rank, state in enumerate(states) if state), None)
         if failed is None:
             return 0
-        told = min(Path(folder).glob("*.json"), key=lambda path: path.stat().st_mtime_ns, default=None)
-        failed = int(told.stem) if told else failed
-        reason = json.loads(told.read_text())["message"]["message"] if told else f"ended with {states[failed]}"
+        reported = min(Path(folder).glob("*.json"), key=lambda path: path.stat().st_mtime_ns, default=None)
+        failed = int(reported.stem) if reported else failed
+        reason = json.loads(reported.read_text())["message"]["message"] if reported else f"ended with {states[failed]}"
         print(f"error: process {failed} of {count} failed and ended all: {reason}", file=sys.stderr, flush=True)
         return 2 if reason.startswith("InputError") else 1
 
 
 def use_cpu() -> bool:
-    """Whether accelerate must be told to join these processes on the CPU."""
+    """Whether accelerate has to join these processes on the CPU."""
     return int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.accelerator.is_available()

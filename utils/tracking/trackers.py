@@ -31,7 +31,7 @@ def start_trackers(
     The run's id is kept in
     `<output_dir>/wandb_id.txt`, so that every start in that folder goes on with the same curve.
     resumed_at: the step of the checkpoint that this start goes on from, -1 where there was none yet. TensorBoard
-    forgets what came after it; wandb cannot, so it is not told again what is in `sent`, the (step, scalar) that
+    forgets what came after it; wandb cannot, so it is not sent again what is in `sent`, the (step, scalar) that
     `forget_after` dropped.
     """
     if not accelerator.is_main_process:

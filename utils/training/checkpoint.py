@@ -60,7 +60,7 @@ def newest(output_dir: Path) -> Path | None:
         wrong = damage(folder)
         if not wrong:
             return folder
-        warn(f"{folder} is damaged and left out: {wrong}")
+        warn(f"{folder} is damaged and skipped: {wrong}")
     if folders:
         raise InputError(f"{output_dir}: all of its {len(folders)} checkpoints are damaged; remove them to start over")
     return None
