@@ -27,7 +27,7 @@ from miniworld.pretraining.codec import (
     reconstruct,
     to_tensor,
 )
-from miniworld.pretraining.continued import continued_stage, velocity_stage
+from miniworld.pretraining.continued import velocity_stage
 from miniworld.pretraining.editor import build_editor, condition_gain, editor_stage
 from miniworld.pretraining.gates import codec_gates, unseen_scenes
 from miniworld.pretraining.generator import (
@@ -85,9 +85,8 @@ def tiny_stage(name: str, folder: Path, pairs, steps: int = 6):
     data = tiny_data(vae, parts, pairs, folder)
     if name == "unet":
         return generator_stage(parts, data, vae, folder / name, 4, True, snapshots=(2, 6), **settings)
-    if name in ("more", "velocity"):
-        make = {"more": continued_stage, "velocity": velocity_stage}[name]
-        return make(parts, data, vae, folder / name, 4, True, **settings)
+    if name == "velocity":
+        return velocity_stage(parts, data, vae, folder / name, 4, True, **settings)
     parts.text_encoder.requires_grad_(False)
     return editor_stage(build_editor(parts.unet), parts, vae, pairs[0], data, folder / name, 4, True, **settings)
 
@@ -351,7 +350,7 @@ def test_what_would_spoil_a_generator_is_refused(words, message, tiny_folder):
 # Resuming
 
 
-@pytest.mark.parametrize("name", ["vae", "decoder", "unet", "ip2p", "more", "velocity"])
+@pytest.mark.parametrize("name", ["vae", "decoder", "unet", "ip2p", "velocity"])
 def test_a_resumed_stage_ends_where_an_uninterrupted_one_does(name, tmp_path, pairs):
     whole = tiny_stage(name, tmp_path / "whole", pairs)
     run_stage(whole)
