@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from conftest import random_lora
+from helpers import random_lora
 from safetensors.torch import load_file, save_file
 
 from miniworld.pretraining.random_sd import build_unet

@@ -9,8 +9,9 @@ import torch
 from helpers import ROOT, run_here
 
 import inference_sd_single
-from dataloaders.diode import DiodeNormals
+from dataloaders.diode import Diode
 from miniworld import scenes
+from utils.intrinsics import NORMAL
 from utils.lora import load_attn_procs
 from utils.metrics.scores import score_normals
 from utils.models import load_base
@@ -29,7 +30,7 @@ def world(tmp_path_factory):
 
 
 def unseen(world) -> list[dict]:
-    samples = DiodeNormals(world / "normals", world / "pseudo" / "normal", "val", resolution=64)
+    samples = Diode(NORMAL, world / "normals", world / "pseudo" / "normal", "val", resolution=64)
     return [samples[index] for index in range(len(samples))]
 
 
@@ -61,7 +62,7 @@ def test_a_short_training_learns_what_normals_are(world, tmp_path):
 def test_the_shipped_lora_draws_at_once(world, tmp_path, monkeypatch, capsys):
     """By the inference script alone, told nothing but the LoRA: 16.7 degrees when written."""
     monkeypatch.chdir(ROOT)  # its base model is named by its place in the repository
-    val = DiodeNormals(world / "normals", world / "pseudo" / "normal", "val", resolution=64)
+    val = Diode(NORMAL, world / "normals", world / "pseudo" / "normal", "val", resolution=64)
     (tmp_path / "pictures").mkdir()
     for stem in val.stems:
         shutil.copy(val.rgb_path(stem), tmp_path / "pictures")
@@ -76,7 +77,7 @@ def test_the_shipped_lora_draws_at_once(world, tmp_path, monkeypatch, capsys):
 
 def test_the_bound_is_below_what_positions_alone_give(world):
     """The mean of the training labels, pixel by pixel, does not pass."""
-    train_set = DiodeNormals(world / "normals", world / "pseudo" / "normal", "train", resolution=64)
+    train_set = Diode(NORMAL, world / "normals", world / "pseudo" / "normal", "train", resolution=64)
     mean = torch.stack([train_set[index]["target"] for index in range(len(train_set))]).mean(0)
     samples = unseen(world)
     assert error([mean] * len(samples), samples) > 29
