@@ -52,7 +52,9 @@ def parse_args(description: str, argv: list[str] | None = None) -> argparse.Name
     add("--gt_space", choices=("srgb", "linear"), help="colour space of the truth, and of the scores (default: srgb)")
     add("--whdr", type=path_flag, help="IIW judgements: one .json, or a folder of <name>.json; needs no --gt_dir")
     add("--by_stem", action="store_true", help="pair by file stem alone: inference writes one flat folder")
-    add("--center_crop", action="store_true", help="score the truth's centre square, which is what inference draws")
+    add(
+        "--center_crop", action="store_true", help="score the truth's centre square, for predictions of centre squares"
+    )
     add("--erode", type=int, help="second row with masks shrunk by that many pixels (default: 5 for diode, else 0)")
     add("--diode_set", choices=("disk", "meta"), help="DIODE: all files found (default), or those in diode_meta.json")
     add("--bootstrap", type=int, default=1000, help="resamples of images for the intervals, 0 = none (default: 1000)")

@@ -81,9 +81,10 @@ def write(
     parts += [f"<p class=warning><b>Warning.</b> {escape(warning)}</p>" for warning in result["warnings"]]
     parts += ["<h2>Summary</h2>", _summary(result)]
     parts += [f"<p class=small>{escape(note)}.</p>" for note in result["notes"]]
-    if errors["prediction"] is not None:
+    counted = {name: counts for name, counts in errors.items() if counts is not None}
+    if "prediction" in counted:
         axis = AXES[rules.intrinsic.kind]
-        parts += ["<h2>Errors of all valid pixels</h2>", f"<div class=charts>{_charts(axis, errors)}</div>"]
+        parts += ["<h2>Errors of all valid pixels</h2>", f"<div class=charts>{_charts(axis, counted)}</div>"]
     parts += [
         f"<h2>Best, median and worst image by {escape(headline)}</h2>",
         _examples(result, headline, pairs, rules),
@@ -136,8 +137,8 @@ def _charts(axis: ErrorAxis, errors: dict[str, np.ndarray]) -> str:
         cut = counts[:-1].astype(float)
         cut[-1] += counts[-1] if axis.unit else 0  # exactly 180 degrees belongs to the last full bin
         shares[name] = 100 * cut.reshape(-1, axis.bar).sum(axis=1) / counts.sum()
-    reach = [np.searchsorted(np.cumsum(share), 99.0) + 1 for share in shares.values()]
-    bars = int(min(len(shares["prediction"]), 10 * -(-max(*reach, 10) // 10)))
+    reach = [int(np.searchsorted(np.cumsum(share), 99.0)) + 1 for share in shares.values()]
+    bars = min(len(shares["prediction"]), 10 * -(-max(*reach, 10) // 10))
     end = bars * axis.bar / axis.per_unit
     top = max(share[:bars].max() for share in shares.values()) * 1.08
     step = end / bars
@@ -228,8 +229,8 @@ def _example(kind: str, image: dict, headline: str, pair: Pair, rules: Rules) ->
     )
     if pair.gt is None:
         pred, _ = scoring.load_prediction(pair, rules, None)
-        figures = _figure(_colour_picture(pred[..., [0, -1, -1]] if pred.shape[2] == 1 else pred, None), "prediction")
-        return f"{caption}<div class=figures>{figures}</div>"
+        figure = _figure(_colour_picture(pred[..., [0, -1, -1]] if pred.shape[2] == 1 else pred, None), "prediction")
+        return f"{caption}<div class=figures>{figure}</div>"
     truth = scoring.load_truth(pair, rules)
     gt, valid = truth.gt, truth.valid
     pred, error = scoring.compare(scoring.load_prediction(pair, rules, truth)[0], gt, valid, rules)

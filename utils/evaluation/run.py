@@ -38,10 +38,11 @@ def find_pairs(args: argparse.Namespace, notes: list[str]) -> list[Pair]:
             raise InputError(f"--diode_set: no diode_meta.json beside the normals or depths folder {args.gt_dir}")
         wanted = listed if args.diode_set == "meta" else None
         pairs, counts = pairing.pair_maps(args.task, args.pred_dir, args.gt_dir, args.mask_dir, wanted, args.by_stem)
-        if root:
-            inside = sum(diode_names.sample_of(pair.gt) in listed for pair in pairs)
+        refuse_whole_tree(pairs, args)
+        if listed is not None:
+            inside = sum(pair.gt is not None and diode_names.sample_of(pair.gt) in listed for pair in pairs)
             source = "diode_meta.json" if args.diode_set == "meta" else "all on disk"
-            notes.append(f"DIODE: {len(pairs)} images asked for ({source}); diode_meta.json lists {inside} of them")
+            notes.append(f"DIODE: {len(pairs)} images to score ({source}); diode_meta.json lists {inside} of them")
             missing = sum(pair.prediction is None for pair in pairs)
             if missing and not args.allow_missing and inside < len(pairs):
                 note(f"{missing} have no prediction: --diode_set meta asks for the listed ones only")
@@ -58,6 +59,19 @@ def find_pairs(args: argparse.Namespace, notes: list[str]) -> list[Pair]:
                 without,
             )
     return pairs
+
+
+def refuse_whole_tree(pairs: list[Pair], args: argparse.Namespace) -> None:
+    """Raise InputError where --gt_dir holds train/ and val/, and no image of one of them has a prediction."""
+    splits = [split for split in ("train", "val") if (args.gt_dir / split).is_dir()]
+    for split in splits if len(splits) == 2 and not args.allow_missing else ():
+        inside = [pair for pair in pairs if pair.gt and pair.gt.relative_to(args.gt_dir).parts[0] == split]
+        if inside and all(pair.prediction is None for pair in inside):
+            other = args.gt_dir / next(name for name in splits if name != split)
+            raise InputError(
+                f"--gt_dir {args.gt_dir} holds train/ and val/, and none of the {len(inside)} images of {split}/ has "
+                f"a prediction: pass --gt_dir {other}"
+            )
 
 
 def find_judgements(path: Path, pairs: list[Pair]) -> dict[str, Path]:
