@@ -104,7 +104,11 @@ class Diode(Maps):
             raise InputError(f"--scene_types: {unknown or 'nothing'} is not out of {', '.join(SCENE_TYPES)}")
         for folder, flag in ((self.root, "--train_data_dir"), (self.pseudo_root, "--pseudo_root")):
             if not os.path.isdir(folder):
-                raise InputError(f"{folder}: no such folder (from {flag})")
+                what = "a file, not a folder" if os.path.isfile(folder) else "no such folder"
+                raise InputError(f"{folder}: {what} (from {flag})")
+        if (self.root / "depths").is_dir():
+            inside = [name for name in (self.intrinsic.truth_folder, "depths") if (self.root / name).is_dir()]
+            raise InputError(f"--train_data_dir={self.root}: this is DIODE's root; pass {self.root / inside[0]}")
         if not os.path.isdir(self.rgb_root):
             raise InputError(
                 f"{self.rgb_root}: no such folder; DIODE's pictures are read from depths/ beside normals/"
@@ -193,8 +197,8 @@ class Diode(Maps):
 
 
 def read_normals(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """DIODE's *_normal.npy -> (unit normals (H,W,3), x right, y down, z forward (OpenCV), as Omnidata v2 draws them;
-    valid, bool (H,W)).
+    """DIODE's *_normal.npy -> (unit normals (H,W,3), x right, y down, z forward (OpenCV), as Omnidata v2
+    predicts them; valid, bool (H,W)).
 
     DIODE's raw frame is x right, y up, z toward the viewer (OpenGL), so Y and Z are negated. Raw vectors are not
     always of unit length; (0,0,0) and non-finite vectors are invalid.
@@ -242,7 +246,7 @@ def validation_sets(train: Diode) -> dict[str, list[dict]]:
     sets = {"train": train}
     for scene_type in SCENE_TYPES:
         if not (train.rgb_root / "val" / scene_type).is_dir():
-            train.notes.append(f"validation: no {scene_type} images under {train.rgb_root / 'val'}; panel left out")
+            train.notes.append(f"validation: no {scene_type} images under {train.rgb_root / 'val'}, so no panel")
             continue
         sets[scene_type] = Diode(
             train.intrinsic, train.root, train.pseudo_root, "val", (scene_type,), train.resolution, seed=train.seed,

@@ -9,21 +9,20 @@ import json
 import sys
 from pathlib import Path
 
-from probe import TOLERANCE, augunet_outputs, forward, judge, load_unet, merge_by_hand
+from probe import TOLERANCE, augunet_outputs, expected_of, forward, judge, load_unet, merged_outputs
 from safetensors.torch import load_file
 
-from utils.lora import SAFETENSORS, load_attn_procs
+from utils.lora import load_attn_procs
 
 
 def main(cases: Path, trained: Path, out: Path) -> None:
-    base, merged = forward(load_unet(cases), cases), load_unet(cases)
-    merge_by_hand(merged, load_file(cases / "files" / "diffusers" / SAFETENSORS))
-    expected = forward(merged, cases)
-    results = {}
+    base, outputs, results = forward(load_unet(cases), cases), merged_outputs(cases), {}
     for folder in sorted((cases / "files").iterdir()):
+        expected = expected_of(outputs, folder)
         results[f"ours {folder.name}"] = judge(load_unet(cases), load_attn_procs, folder, cases, base, expected)
-    outputs = augunet_outputs(cases)
-    results["augunet ours"] = judge(load_unet(cases), load_attn_procs, cases / "augunet", cases, *outputs)
+    for name in ("augunet", "augunet-all"):
+        expected = augunet_outputs(cases, name)
+        results[f"{name} ours"] = judge(load_unet(cases), load_attn_procs, cases / name, cases, *expected)
     old = load_file(trained / "output.safetensors")
     if not (old["output"] - old["base"]).abs().max() > 1000 * TOLERANCE * old["base"].abs().max():
         raise SystemExit(f"{trained}: this training changed too little to prove anything")

@@ -42,22 +42,40 @@ def widen(unet, folder: Path):
     return unet
 
 
-def augunet_outputs(cases: Path):
-    """(widened UNet's output without the LoRA, with the LoRA merged by hand)."""
-    folder = cases / "augunet"
+def augunet_outputs(cases: Path, name: str):
+    """(widened UNet's output without the LoRA in the folder `name`, with the LoRA merged by hand)."""
+    folder = cases / name
     merged = widen(load_unet(cases), folder)
     base = forward(merged, cases)
     merge_by_hand(merged, load_file(folder / SAFETENSORS))
     return base, forward(merged, cases)
 
 
+def merged_outputs(cases: Path) -> dict:
+    """Output with the trainer's LoRA on attention merged by hand, and with the one on all layers ("all-peft")."""
+    outputs = {}
+    for name in ("diffusers", "all-peft"):
+        merged = load_unet(cases)
+        merge_by_hand(merged, load_file(cases / "files" / name / SAFETENSORS))
+        outputs[name] = forward(merged, cases)
+    return outputs
+
+
+def expected_of(outputs: dict, folder: Path) -> torch.Tensor:
+    """Which of `merged_outputs` a folder's LoRA must give."""
+    return outputs["all-peft" if folder.name.startswith("all-") else "diffusers"]
+
+
 def merge_by_hand(unet, state) -> None:
-    """W += up @ down for keys `unet.<layer>.processor.<target>_lora.<down|up>.weight`."""
+    """W += up @ down, with a convolution's kernel and inputs as the columns of down, for the trainer's two formats:
+    keys `unet.<layer>.processor.<target>_lora.<down|up>.weight` and `unet.<layer>.lora_<A|B>.weight`.
+    """
     with torch.no_grad():
-        for key in [key for key in state if ".down." in key]:
-            layer, target = key[len("unet.") : -len("_lora.down.weight")].split(".processor.")
-            linear = unet.get_submodule(layer + "." + target.replace("to_out", "to_out.0"))
-            linear.weight += state[key.replace(".down.", ".up.")] @ state[key]
+        for key in [key for key in state if ".lora_A." in key or ".down." in key]:
+            name = key[len("unet.") :].replace(".processor.", ".").replace("to_out_lora", "to_out.0_lora")
+            layer = unet.get_submodule(name.replace(".lora_A.weight", "").replace("_lora.down.weight", ""))
+            up = state[key.replace(".down.", ".up.").replace(".lora_A.", ".lora_B.")]
+            layer.weight += (up.flatten(1) @ state[key].flatten(1)).reshape(layer.weight.shape)
 
 
 def pipeline(unet) -> StableDiffusionPipeline:
@@ -99,20 +117,19 @@ def judge(unet, call, folder: Path, cases: Path, base: torch.Tensor, expected: t
 
 
 def probe(cases: Path) -> dict:
-    base = forward(load_unet(cases), cases)
-    merged = load_unet(cases)
-    merge_by_hand(merged, load_file(cases / "files" / "diffusers" / SAFETENSORS))
-    expected = forward(merged, cases)
-    effect = ((expected - base).abs().max() / base.abs().max()).item()
+    base, outputs = forward(load_unet(cases), cases), merged_outputs(cases)
+    effect = min(((output - base).abs().max() / base.abs().max()).item() for output in outputs.values())
     if not effect > 1000 * TOLERANCE:
-        raise SystemExit(f"this LoRA moves the output by {effect:.1e} of its scale only: it could prove nothing")
+        raise SystemExit(f"these LoRAs move the output by {effect:.1e} of its scale only: they could prove nothing")
     results = {"effect": effect, "calls": {}}
     for name, call in CALLS.items():
         for folder in sorted((cases / "files").iterdir()):
-            results["calls"][f"{name} {folder.name}"] = judge(load_unet(cases), call, folder, cases, base, expected)
-    folder, outputs = cases / "augunet", augunet_outputs(cases)
-    widened = widen(load_unet(cases), folder)
-    results["calls"]["augunet pipe"] = judge(widened, CALLS["pipe"], folder, cases, *outputs)
+            found = judge(load_unet(cases), call, folder, cases, base, expected_of(outputs, folder))
+            results["calls"][f"{name} {folder.name}"] = found
+    for name in ("augunet", "augunet-all"):
+        widened = widen(load_unet(cases), cases / name)
+        found = judge(widened, CALLS["pipe"], cases / name, cases, *augunet_outputs(cases, name))
+        results["calls"][f"{name} pipe"] = found
     return results
 
 

@@ -1,9 +1,10 @@
 """Proves with the real libraries, old and new, that LoRA files go both ways. `make interop` runs it.
 
 Builds one environment per diffusers release under .interop/, trains a LoRA with this project (two steps on the mini
-world), writes it in every key format, loads each file in each release by that release's own calls (probe.py) and by
-this project's loader (ours.py), lets diffusers 0.20 train one that this project loads, and writes the table of results
-into README.md. Exits with 1 where something in PROMISED does not hold.
+world) on attention and one on all layers, writes them in every key format that can name their layers, loads each file
+in each release by that release's own calls (probe.py) and by this project's loader (ours.py), lets diffusers 0.20
+train one that this project loads, and writes the table of results into PAGE. Exits with 1 where something
+in PROMISED does not hold.
 """
 
 import argparse
@@ -20,7 +21,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT / ".interop"
-CASES, TRAINED, SAFETENSORS = WORK / "cases", WORK / "trained-by-0.20", "pytorch_lora_weights.safetensors"
+PAGE = ROOT / "README.md"  # the table goes between its markers
+CASES, TRAINED = WORK / "cases", WORK / "trained-by-0.20"
 COMMON = ("pillow", "numpy", "pytest", "pytest-xdist", "hypothesis")
 # 0.20.2 is the release that the released code pins, with what was current in August 2023; later transformers,
 # accelerate and huggingface-hub no longer work with it, numpy 2 does not work with transformers 4.31.
@@ -32,7 +34,11 @@ ENVIRONMENTS = {
     "newest": "diffusers transformers accelerate peft",
 }
 OLDEST = "0.20.2"  # knows no peft, so this project's loader does not run there; it trains instead
-FORMATS = ("diffusers", "released", "peft", "kohya")
+FILES = {  # folder of a LoRA under CASES/files -> what the table says of its keys
+    "diffusers": "`diffusers`", "released": "`released`", "peft": "`peft`", "kohya": "`kohya`",
+    "all-peft": "`peft`, all layers", "all-kohya": "`kohya`, all layers",
+}  # fmt: skip
+TRAINED_HERE = {"diffusers": "run", "all-peft": "run-all"}  # the trainer's own files, untouched
 CALLS = {
     "attn_procs_dict": 'unet.load_attn_procs(torch.load("x.bin"))',
     "attn_procs_folder": 'unet.load_attn_procs("folder")',
@@ -56,10 +62,15 @@ PROMISED = {
     "pipe peft": TODAY,
     "adapter peft": TODAY,
     "pipe kohya": TODAY,
-    **{f"ours {name}": TODAY for name in FORMATS},
+    "pipe all-peft": TODAY,
+    "adapter all-peft": TODAY,
+    "pipe all-kohya": TODAY,
+    **{f"ours {name}": TODAY for name in FILES},
     **{f"reverse {name}": TODAY for name in REVERSE},
     "augunet pipe": ALL,
     "augunet ours": TODAY,
+    "augunet-all pipe": TODAY,
+    "augunet-all ours": TODAY,
 }
 
 
@@ -107,43 +118,39 @@ def versions(python: Path) -> dict[str, str]:
 def make_cases(python: str = sys.executable) -> None:
     """Train for two steps with this project; lay out the LoRA in every format, the UNet and inputs for the probes."""
     shutil.rmtree(CASES, ignore_errors=True)
-    world, base, run = CASES / "world", CASES / "random-sd", CASES / "run"
+    world, base = CASES / "world", CASES / "random-sd"
     CASES.mkdir(parents=True)
-    say("training two steps with sd_single_diode_pseudo_normal.py")
+    say("rendering a world, making a random model and InstructPix2Pix's stand-in")
     offline = {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
     scenes = ("--train", 8, "--val", 4, "--size", "96x72", "--seed", 7)
     call(python, "-m", "miniworld.scenes", "--root", world, *scenes, log="scenes")
     call(python, "-m", "miniworld.pretraining.random_sd", "--out", base, log="random_sd")
     # a large rate, so that two steps change the output by more than the comparison's tolerance, many times over
-    words = ["--pretrained_model_name_or_path", base, "--train_data_dir", world / "normals", "--output_dir", run]
-    words += ["--pseudo_root", world / "pseudo" / "normal", "--resolution", 64, "--train_batch_size", 2]
-    words += ["--max_train_steps", 2, "--learning_rate", 0.03, "--report_to", "none", "--validation_steps", 1000]
-    call(python, "sd_single_diode_pseudo_normal.py", *words, log="train", env=offline)
-    donor, words[words.index(run)] = CASES / "random-ip2p", CASES / "augunet"
-    call(
-        python,
-        "-m",
-        "miniworld.pretraining.random_sd",
-        "--out",
-        donor,
-        "--in_channels",
-        8,
-        "--seed",
-        1,
-        log="random_ip2p",
-    )
-    say("training two steps with augunet_diode_pseudo_normal.py")
-    call(python, "augunet_diode_pseudo_normal.py", *words, "--augment_from", donor, log="train-augunet", env=offline)
-    for name in FORMATS:
+    shared = ["--train_data_dir", world / "normals", "--pseudo_root", world / "pseudo" / "normal", "--resolution", 64]
+    shared += ["--train_batch_size", 2, "--max_train_steps", 2, "--learning_rate", 0.03, "--report_to", "none"]
+    shared += ["--pretrained_model_name_or_path", base, "--validation_steps", 1000]
+    donor = CASES / "random-ip2p"
+    words = ("--out", donor, "--in_channels", 8, "--seed", 1)
+    call(python, "-m", "miniworld.pretraining.random_sd", *words, log="random_ip2p")
+    for method, more, outputs in (
+        ("sd_single", (), (CASES / "run", CASES / "run-all")),
+        ("augunet", ("--augment_from", donor), (CASES / "augunet", CASES / "augunet-all")),
+    ):
+        for output, targets in zip(outputs, ("attention", "all")):
+            script, words = f"{method}_diode_pseudo_normal.py", ("--output_dir", output, "--lora_targets", targets)
+            say(f"training two steps with {script}, {targets}")
+            call(python, script, *shared, *more, *words, log=f"train-{output.name}", env=offline)
+    for name in FILES:
         folder = CASES / "files" / name
-        if name == "diffusers":  # the trainer's own files, untouched
+        if name in TRAINED_HERE:
             folder.mkdir(parents=True)
             for file in ("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin"):
-                shutil.copy(run / file, folder)
+                shutil.copy(CASES / TRAINED_HERE[name] / file, folder)
             continue
+        source = CASES / TRAINED_HERE["all-peft" if name.startswith("all-") else "diffusers"]
         for suffix in (".safetensors", ".bin"):
-            out = folder / f"pytorch_lora_weights{suffix}"
-            call(python, "-m", "utils.lora", "convert", run, out, "--format", name, log=f"convert-{name}")
+            words = (source, folder / f"pytorch_lora_weights{suffix}", "--format", name.removeprefix("all-"))
+            call(python, "-m", "utils.lora", "convert", *words, log=f"convert-{name}")
     call(python, "-m", "interop.unet", base, CASES, log="unet")
 
 
@@ -164,14 +171,14 @@ def measure(name: str, python: Path) -> dict:
         env["PYTHONPATH"] = str(ROOT)
         call(python, ROOT / "interop" / "ours.py", CASES, TRAINED, out, log=f"ours-{name}", env=env)
         result["results"] |= json.loads(out.read_text())
-        tests = ("tests/lora/test_lora.py", "tests/lora/test_lora_keys.py")
+        tests = ("tests/lora/test_lora.py", "tests/lora/test_lora_keys.py", "tests/lora/test_lora_targets.py")
         call(python, "-m", "pytest", "-p", "no:cacheprovider", "-rs", *tests, log=f"tests-{name}", env=env)
         result["tests"] = (WORK / f"tests-{name}.log").read_text().strip().splitlines()[-1].strip("= ")
     return result
 
 
 def broken_promises(measured: Mapping[str, dict]) -> list[str]:
-    """What README promises and the measurement does not confirm."""
+    """What PAGE promises and the measurement does not confirm."""
     broken = []
     for key, names in PROMISED.items():
         for name in set(names) & set(measured):
@@ -188,20 +195,21 @@ def cell(result: Mapping | None) -> str:
 
 
 def table(measured: Mapping[str, dict]) -> str:
-    """The README's table: a row per call and file, a column per release."""
+    """The page's table: a row per call and file, a column per release."""
     names = [m["versions"]["diffusers"] for m in measured.values()]
     lines = ["| file's keys | call | " + " | ".join(names) + " |", "|---|---|" + "---|" * len(names)]
     for short, call_text in CALLS.items():
-        for kind in ("diffusers",) if short == "attn_procs_folder" else FORMATS:
+        for kind in ("diffusers", "all-peft") if short == "attn_procs_folder" else FILES:
             text = call_text.replace('prefix="unet"', "prefix=None") if kind == "released" else call_text
             cells = [cell(m["results"].get(f"{short} {kind}")) for m in measured.values()]
-            lines.append(f"| `{kind}` | `{text}` | " + " | ".join(cells) + " |")
+            lines.append(f"| {FILES[kind]} | `{text}` | " + " | ".join(cells) + " |")
     for short, text in REVERSE.items():
         cells = [cell(m["results"].get(f"reverse {short}")) for m in measured.values()]
         lines.append(f"| trained by 0.20.2, {text} | `{CALLS['ours']}` | " + " | ".join(cells) + " |")
-    for short, text in AUGUNET.items():
-        cells = [cell(m["results"].get(f"augunet {short}")) for m in measured.values()]
-        lines.append(f"| AugUNet's folder: LoRA, `conv_in.safetensors` | {text} | " + " | ".join(cells) + " |")
+    for name, what in (("augunet", "LoRA"), ("augunet-all", "LoRA on all layers")):
+        for short, text in AUGUNET.items():
+            cells = [cell(m["results"].get(f"{name} {short}")) for m in measured.values()]
+            lines.append(f"| AugUNet's folder: {what}, `conv_in.safetensors` | {text} | " + " | ".join(cells) + " |")
     worst = max(r["difference"] for m in measured.values() for r in m["results"].values() if r["status"] == "ok")
     effect = min(m["effect"] for m in measured.values())
     companions = "; ".join(
@@ -211,25 +219,25 @@ def table(measured: Mapping[str, dict]) -> str:
     )
     explained = (
         f"ok: the UNet's output is that of weights merged by hand (largest difference {worst:.1e} of the output's "
-        f"scale; the LoRA changes it by {effect:.2f}). **no-op**: no error, and nothing loaded. –: no such call, or "
-        f"no peft. Measured with torch {next(iter(measured.values()))['versions']['torch']}: {companions}."
+        f"scale; the LoRAs change it by {effect:.2f} or more). **no-op**: no error, and nothing loaded. –: no such "
+        f"call, or no peft. Measured with torch {next(iter(measured.values()))['versions']['torch']}: {companions}."
     )
     lines += ["", *textwrap.wrap(explained, 119, break_on_hyphens=False)]
     return "\n".join(lines)
 
 
-def write_readme(text: str, readme: Path = ROOT / "README.md") -> None:
+def write_page(text: str, page: Path = PAGE) -> None:
     """Put `text` between the two marker comments."""
     marked = re.compile(r"(<!-- interop:begin.*?-->\n).*?(<!-- interop:end -->)", re.DOTALL)
-    old = readme.read_text()
+    old = page.read_text()
     if len(marked.findall(old)) != 1:
-        sys.exit(f"error: {readme} has no pair of marker comments interop:begin, interop:end")
-    readme.write_text(marked.sub(lambda match: match[1] + text + "\n" + match[2], old))
+        sys.exit(f"error: {page} has no pair of marker comments interop:begin, interop:end")
+    page.write_text(marked.sub(lambda match: match[1] + text + "\n" + match[2], old))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=ENVIRONMENTS, help="these releases; README.md is left alone then")
+    parser.add_argument("--only", nargs="+", choices=ENVIRONMENTS, help="these releases; the page is left alone then")
     args = parser.parse_args()
     if sys.version_info[:2] not in ((3, 10), (3, 11)):
         sys.exit("error: the packages of 2023 need Python 3.10 or 3.11: make interop PYTHON=python3.11")
@@ -244,7 +252,7 @@ def main() -> None:
     for name, result in measured.items():
         print(f"tests/lora on {name}: {result['tests'] or 'not run: it has no peft'}")
     if not args.only:
-        write_readme(table(measured))
+        write_page(table(measured))
     broken = broken_promises(measured)
     say(f"{len(broken)} promises broken" + "".join(f"\n  {line}" for line in broken))
     sys.exit(bool(broken))

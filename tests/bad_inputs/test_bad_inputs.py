@@ -560,9 +560,9 @@ def lora_files(state: dict, mark: Path) -> dict[str, tuple[str, bytes, str]]:
         "half of it": (dict(list(state.items())[: len(state) // 2]), "of the UNet's layers are not in it"),
         "a key of a checkpoint": (
             changed(lambda s: s.update({"conv_in.weight": tensors[0]})),
-            "not of an attention LoRA",
+            "is of no LoRA layer",
         ),
-        "a whole model": ({"unet.conv_in.weight": tensors[0]}, "not of an attention LoRA"),
+        "a whole model": ({"unet.conv_in.weight": tensors[0]}, "is of no LoRA layer"),
         "a text encoder's": ({f"text_encoder.{key}": value for key, value in state.items()}, "not in this UNet"),
         "other blocks": (
             {key.replace("down_blocks.0", "down_blocks.7"): v for key, v in state.items()},
@@ -602,7 +602,7 @@ def lora_files(state: dict, mark: Path) -> dict[str, tuple[str, bytes, str]]:
     }
     others |= {"numbers for keys": dict(enumerate(tensors)), "numbers for tensors": dict.fromkeys(keys, 1.0)}
     files |= {
-        f"{name}, .bin": ("x.bin", as_bin(content), "not a LoRA|not of an attention LoRA")
+        f"{name}, .bin": ("x.bin", as_bin(content), "not a LoRA|is of no LoRA layer")
         for name, content in others.items()
     }
     return files

@@ -2,7 +2,7 @@
 
 import pytest
 
-from interop.run import ENVIRONMENTS, PROMISED, broken_promises, table, write_readme
+from interop.run import ENVIRONMENTS, PROMISED, broken_promises, table, write_page
 
 
 def results(**changed) -> dict[str, dict]:
@@ -24,6 +24,12 @@ def test_what_does_not_hold_breaks_a_promise(status):
     assert broken_promises(results(newest={"attn_procs_dict diffusers": status})) == []  # diffusers dropped that call
 
 
+@pytest.mark.parametrize("key", ["pipe all-peft", "adapter all-peft", "ours all-kohya", "augunet-all pipe"])
+def test_a_lora_on_all_layers_that_loads_into_nothing_breaks_a_promise(key):
+    broken = broken_promises(results(newest={key: "no-op"}))
+    assert len(broken) == 1 and broken[0].startswith(f"{key} on newest")
+
+
 def test_what_was_not_measured_breaks_a_promise():
     measured = results()
     del measured["0.39.0"]["results"]["ours kohya"]
@@ -35,9 +41,11 @@ def test_the_table_goes_between_the_markers_and_nowhere_else(tmp_path):
     readme.write_text("before\n<!-- interop:begin (x) -->\nold\n<!-- interop:end -->\nafter\n")
     text = table(results(newest={"pipe released": "no-op"}))
     assert '| `released` | `pipe.load_lora_weights("folder")` | – | – | – | **no-op** |' in text
+    assert '| `peft`, all layers | `pipe.load_lora_weights("folder")` | – | ok | ok | ok |' in text
+    assert "| AugUNet's folder: LoRA on all layers, `conv_in.safetensors` | conv_in set by hand" in text
     for _ in range(2):
-        write_readme(text, readme)
+        write_page(text, readme)
     assert readme.read_text() == f"before\n<!-- interop:begin (x) -->\n{text}\n<!-- interop:end -->\nafter\n"
     (tmp_path / "none.md").write_text("no markers")
     with pytest.raises(SystemExit, match="no pair of marker"):
-        write_readme(text, tmp_path / "none.md")
+        write_page(text, tmp_path / "none.md")

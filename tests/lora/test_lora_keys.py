@@ -323,6 +323,40 @@ def test_inspect_measures_the_norm_of_what_is_added(tmp_path, capsys):
     assert halved["norm"] == pytest.approx(facts["norm"] / 2) and halved["alpha"] == 2 and halved["format"] == "kohya"
 
 
+def test_inspect_shows_the_share_and_norm_of_each_kind_of_layer(tmp_path, capsys):
+    shapes = {
+        "mid_block.resnets.0.conv1": (64, 64, 3, 3),
+        "down_blocks.0.attentions.0.proj_in": (32, 32, 1, 1),
+        "time_embedding.linear_1": (32, 128),
+        "down_blocks.0.attentions.0.transformer_blocks.0.ff.net.2": (128, 32),
+    }
+    state = random_state(shapes, "peft", rank=4)
+    save_file(state, tmp_path / "x.safetensors", {"lora_targets": "feedforward,projection,conv,time"})
+    squares = {}
+    for module in shapes:
+        down, up = (state[make_key(module, part, "peft")].double() for part in ("down", "up"))
+        squares[module] = torch.einsum("or,ri->oi", up.flatten(1), down.flatten(1)).square().sum().item()
+    main(["inspect", str(tmp_path / "x.safetensors"), "--json"])
+    facts = json.loads(capsys.readouterr().out)
+    kinds = {row["kind"]: row for row in facts["kinds"]}
+    assert list(kinds) == ["feedforward", "projection", "conv", "time"]
+    assert {kind: (row["linears"], row["convs"], row["parameters"]) for kind, row in kinds.items()} == {
+        "feedforward": (1, 0, 4 * 160), "projection": (0, 1, 4 * 64), "conv": (0, 1, 4 * (64 * 9 + 64)),
+        "time": (1, 0, 4 * 160),
+    }  # fmt: skip
+    for module, kind in zip(shapes, ("conv", "projection", "time", "feedforward")):
+        assert kinds[kind]["norm"] == pytest.approx(math.sqrt(squares[module]))
+    assert facts["norm"] == pytest.approx(math.sqrt(sum(squares.values())))
+    assert {row["block"]: row["layers"] for row in facts["blocks"]} == {
+        "down_blocks.0": 2, "mid_block": 1, "time_embedding": 1,
+    }  # fmt: skip
+    assert facts["parameters"] == 4096 and facts["targets"] == "feedforward,projection,conv,time"
+    main(["inspect", str(tmp_path / "x.safetensors")])
+    text = capsys.readouterr().out
+    assert "2 linears and 2 convolutions (feedforward,projection,conv,time), 4,096 parameters" in text
+    assert re.search(r"conv +0 +1 +2,560 +62.5%", text) and "lora_targets" in text
+
+
 def test_inspect_names_what_is_broken_or_empty(tmp_path, capsys):
     state = tiny_state()
     key = next(key for key in state if ".up." in key)

@@ -69,7 +69,7 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(name, saved, capsys):
     folder = saved[0]
     DAMAGES[name](folder / "checkpoint-3")
     assert checkpoint.choose(folder, "latest") == folder / "checkpoint-2"
-    assert f"warning: {folder / 'checkpoint-3'} is damaged and left out: " in capsys.readouterr().err
+    assert f"warning: {folder / 'checkpoint-3'} is damaged and skipped: " in capsys.readouterr().err
     with pytest.raises(InputError, match="checkpoint-3 is damaged"):
         checkpoint.choose(folder, "checkpoint-3")
     for step in (1, 2):

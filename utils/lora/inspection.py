@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.lora.files import CONV_IN, read_arrays
-from utils.lora.keys import Layer, key_format, parse_layers, split_key, split_module
+from utils.lora.keys import Layer, key_format, parse_layers, split_module
 from utils.lora.sd_layers import guess_base
 from utils.lora.targets import kind_of, kinds_of
 
@@ -35,7 +35,7 @@ def describe(source: Path) -> dict:
         "example_key": next(iter(state)),
         "rank": _only(sorted({layer.down.shape[0] for layer in layers.values()})),
         "alpha": _only(sorted({layer.alpha for layer in layers.values()}, key=str)),
-        "dtype": _listed(sorted({types[key] for key in state if split_key(key)[1] != "alpha"})),
+        "dtype": _listed(sorted({types[key] for key in state if not key.endswith(".alpha")})),
         "targets": ",".join(kinds_of(layers)),
         "attention_layers": len({split_module(module)[0] for module in layers if kind_of(module) == "attention"}),
         **_share(layers),
@@ -69,7 +69,7 @@ def _by_block(norms: Mapping[str, float]) -> dict[str, dict[str, float]]:
 
 
 def _block(block: str, norms: Mapping[str, float]) -> dict:
-    largest = max(norms, key=norms.get)
+    largest = max(norms, key=norms.__getitem__)
     return {
         "block": block,
         "layers": len(norms),

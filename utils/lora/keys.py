@@ -14,7 +14,7 @@ A and B write `to_out` for `to_out.0`, and have names for attention layers only.
 import math
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -44,8 +44,8 @@ _PARTS = {"A": "down", "B": "up", "lora_down.weight": "down", "lora_up.weight": 
 class Layer(NamedTuple):
     """One layer's LoRA as a file holds it, in torch or in numpy; W becomes W + alpha/r up down. alpha: None is r."""
 
-    down: "Tensor | np.ndarray"
-    up: "Tensor | np.ndarray"
+    down: Any
+    up: Any
     alpha: float | None
 
     @property
@@ -152,7 +152,7 @@ def to_format(layers: Mapping[str, Layer], to: str) -> "dict[str, Tensor]":
             f"{to} keys can name attention layers only, and this LoRA has others ({', '.join(others)}): "
             "use peft keys (diffusers 0.35 and newer) or kohya keys (WebUI, ComfyUI)"
         )
-    state = {}
+    state: dict[str, Tensor] = {}
     for module, layer in layers.items():
         down, up = (layer.down, layer.up) if to == "kohya" else layer.folded()
         state |= {make_key(module, "down", to): down.contiguous(), make_key(module, "up", to): up.contiguous()}

@@ -96,6 +96,7 @@ def load_attn_procs(unet: nn.Module, source: str | Path | LoraFile | Mapping[str
     """Load a LoRA in any key format, on any kinds of layers, into `unet`, adding the layers if it has none yet.
 
     Args:
+        unet: diffusers' UNet2DConditionModel.
         source: a .safetensors or .bin file, a folder with one of them, what `read_lora` read, or a state dict.
 
     The file must cover every layer of the kinds that its metadata declares (`lora_targets`) or, where that is silent,

@@ -11,10 +11,10 @@ so that a LoRA of rank 4 or more would hold more numbers than the layer; and sd-
 alone too, so that files on these layers mean the same everywhere.
 """
 
-import difflib
 import re
 from collections.abc import Iterable
 
+from utils.cli import did_you_mean
 from utils.errors import InputError
 
 ATTENTION = ("attention",)  # the paper's place, and the default
@@ -39,10 +39,9 @@ def parse_targets(text: str, name: str = "--lora_targets") -> tuple[str, ...]:
         return ALL
     for word in words:
         if word not in ALL:
-            near = difflib.get_close_matches(word, (*ALL, "all"), n=1, cutoff=0.5)
-            wrong = f"{word!r} is no kind of layer" if word != "all" else "all stands alone"
-            hint = f"; did you mean {near[0]}?" if near and word != "all" else ""
-            raise InputError(f"{name}={text}: {wrong}{hint} (all, or some of {','.join(ALL)})")
+            hint = did_you_mean(word, [*ALL, "all"])
+            wrong = f"{word!r} is no kind of layer{hint}" if word != "all" else "all stands alone"
+            raise InputError(f"{name}={text}: {wrong} (all, or some of {','.join(ALL)})")
     return tuple(kind for kind in ALL if kind in words)
 
 

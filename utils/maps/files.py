@@ -104,7 +104,7 @@ def read_mask(path: Path) -> np.ndarray:
     array = read_array(path)
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise ValueError("has NaN or inf: a mask is zero or not zero")
-    return array.any(axis=2) if array.ndim == 3 else array.astype(bool)
+    return (array != 0).any(axis=2) if array.ndim == 3 else array.astype(bool)
 
 
 def resize(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
