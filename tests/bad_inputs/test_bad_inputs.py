@@ -870,7 +870,7 @@ def test_inference_and_evaluation_flags(weights, tmp_path):
         "--resolution 0": "multiple of 8", "--resolution 63": "multiple of 8", "--resolution -8": "multiple of 8",
         "--batch_size 0": "--batch_size", "--task colour": "task", "--dtype fp8": "dtype", "--device gpu": "--device",
         "--device cuda:99": "--device", "--input_dir /nowhere": "/nowhere: no such folder",
-        f"--input_dir {quote(__file__)}": "no such folder", f"--input_dir {weights}": "no pictures",
+        f"--input_dir {quote(__file__)}": "not a picture we read", f"--input_dir {weights}": "no pictures",
         "--lora /nowhere": "/nowhere: no such LoRA file", "--pretrained_model_name_or_path /nowhere": "no such model",
     }  # fmt: skip
     for words, expected in cases.items():
