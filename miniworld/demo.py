@@ -61,6 +61,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--steps", type=int, help="training steps of 16 labels (default: 200; by diffusion 1,000)")
     add("--train", type=int, default=300, help="labelled scenes (default: 300)")
     add("--val", type=int, default=100, help="unseen scenes (default: 100)")
+    add("--only_lora", action="store_true", help="leave out the trainings that the LoRA is compared with")
     add("--keep", type=path_flag, help="also write the LoRA into this folder, in half precision, to be shipped")
     add("--page", action="store_true", help="train nothing: gather the tables and pictures in --out")
     args = parser.parse_args(argv)
@@ -84,9 +85,11 @@ def main(argv: list[str] | None = None) -> None:
     python("-m", "miniworld.scenes", "--root", diode, *size)
 
     step(f"2/4  train LoRAs for {args.steps} steps of 16 labels, at once: on the base, and for comparison")
-    trainings = {"lora": Training(base, "all"), "random": Training(random_control(base, out / "random-sd"), "all")}
-    if method == "single":
-        trainings["attention"] = Training(base, "attention")
+    trainings = {"lora": Training(base, "all")}
+    if not args.only_lora:
+        trainings["random"] = Training(random_control(base, out / "random-sd"), "all")
+        if method == "single":
+            trainings["attention"] = Training(base, "attention")
     train(trainings, args, diode, out)
 
     step("3/4  predict what training has not seen")
@@ -110,12 +113,13 @@ def main(argv: list[str] | None = None) -> None:
     write_vae_ceiling(base, unseen, intrinsic, out / "predictions" / "ceiling")
 
     step("4/4  score")
-    found = {name: score(name, intrinsic, diode, out) for name in row_names(method, base.name)}
+    names = row_names(base.name, (*trainings, "mean", "untrained", "ceiling"))
+    found = {name: score(name, intrinsic, diode, out) for name in names}
     if args.keep:
         keep(out / "lora", base, args.keep)
     at = f", t = {args.timestep}" if method == "single" else ""
     title = f"{args.val} unseen scenes, {args.task}, {method}{at}"
-    text = table(found, row_names(method, base.name), intrinsic, title)
+    text = table(found, names, intrinsic, title)
     (out / "results.md").write_text(text + "\n")
     chosen = np.linspace(0, len(unseen) - 1, ROWS).astype(int).tolist()
     predicted = out / "predictions" / "lora" / args.task / "predicted"
