@@ -1,11 +1,14 @@
-# make demo: the whole way from rendered scenes to drawn normals, in minutes, with no GPU and no downloaded model
+# make install: the tested packages, into .venv
+# make demo: the whole way from rendered scenes to predicted normals, in minutes, with no GPU and no downloaded model
 # make demo-all: the same for all four intrinsics, in a single step and by diffusion
 # make test: the tests
 # make interop: LoRA files through diffusers of 2023 to today; writes the table in docs/lora_formats.md
 PYTHON ?= python3
 PY := .venv/bin/python
 
-.PHONY: demo demo-all test check interop clean
+install: .venv/installed
+
+.PHONY: install demo demo-all test check interop clean
 
 demo: .venv/installed
 	$(PY) -m miniworld.demo --out demo

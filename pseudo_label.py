@@ -46,21 +46,21 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--scene_types", default="outdoor,indoors", help="DIODE: which")
     add("--npy", action="store_true", help="also write float32 values beside: normals as labelled; depth in the "
         "teacher's unit; albedo and shading, sRGB-coded")  # fmt: skip
-    add("--steps", type=int, help="Marigold: denoising steps; left out: its config's")
-    add("--ensemble_size", type=int, default=1, help="Marigold: drawings per picture, merged by the pipeline")
+    add("--steps", type=int, help="Marigold: denoising steps (default: its config's)")
+    add("--ensemble_size", type=int, default=1, help="Marigold: predictions per image, merged by the pipeline")
     add(
         "--processing_resolution",
         type=int,
-        help="Marigold: longer side in pixels while drawing; left out: its config's",
+        help="Marigold: longer side in pixels while predicting (default: its config's)",
     )
     add("--frame", choices=list(FRAMES), default="opengl", help="axes of the teacher's normals; Marigold's: opengl")
     add(
-        "--predicts", choices=["depth", "disparity"], help="what the teacher's depth is; left out: what its class says"
+        "--predicts", choices=["depth", "disparity"], help="what the teacher's depth is (default: what its class says)"
     )
-    add("--skip_self_check", action="store_true", help="do not draw the rendered test scene first")
+    add("--skip_self_check", action="store_true", help="do not test the teacher on a rendered scene first")
     add("--seed", type=int, default=1234, help="of Marigold's noise: a picture's depends on it and the name alone")
     add("--dtype", choices=["fp32", "fp16", "bf16"], default="fp32", help="of the computation")
-    add("--device", help="such as cuda:1 or cpu; left out: a GPU if there is one")
+    add("--device", help="such as cuda:1 or cpu (default: a GPU if there is one)")
     add("--overwrite", action="store_true", help="label anew what is there")
     args = parser.parse_args(argv)
     if (args.teacher is None) == (args.source == "teacher"):
@@ -83,10 +83,10 @@ def main(argv: list[str] | None = None) -> None:
     if args.source == "ground_truth":
         described |= {"teacher": {"name": "DIODE's ground truth"}, "conventions": HOLES[args.task], "self_check": None}
 
-        def draw(name: str) -> tuple[np.ndarray, np.ndarray | None]:
+        def predict(name: str) -> tuple[np.ndarray, np.ndarray | None]:
             return measured_map(args.input_dir, name, args.task)
 
-        label_all(pictures, draw, args.task, described, state, args.output_dir, args.npy, args.overwrite)
+        label_all(pictures, predict, args.task, described, state, args.output_dir, args.npy, args.overwrite)
         return
 
     # Teacher, and whether it sees what is there
@@ -105,10 +105,10 @@ def main(argv: list[str] | None = None) -> None:
         note(f"self-check on a rendered floor, wall and sphere: {check}")
     described |= {"teacher": teacher.about, "conventions": teacher.conventions, "self_check": check}
 
-    def draw(name: str) -> tuple[np.ndarray, None]:
+    def predict(name: str) -> tuple[np.ndarray, None]:
         return ask(read_rgb(pictures[name]), name), None
 
-    label_all(pictures, draw, teacher.quantity, described, state, args.output_dir, args.npy, args.overwrite)
+    label_all(pictures, predict, teacher.quantity, described, state, args.output_dir, args.npy, args.overwrite)
 
 
 if __name__ == "__main__":

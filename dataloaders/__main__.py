@@ -22,7 +22,10 @@ def main(argv: list[str] | None = None) -> int | None:
     prepare.add_flags(commands.add_parser("prepare", help="unpack DIODE's archives"))
     check.add_flags(commands.add_parser("check", help="open every file"))
     args = parser.parse_args(argv)
-    return prepare.prepare_archives(args) if args.command == "prepare" else check.check(args)
+    if args.command == "check":
+        return check.check(args)
+    prepare.prepare_archives(args)
+    return None
 
 
 if __name__ == "__main__":

@@ -49,7 +49,8 @@ class Problem(NamedTuple):
 
 def check_files(files: Files) -> list[Problem]:
     """What is wrong with one sample: every file is read to its end and compared with its picture's size."""
-    problems, size = [], None
+    problems: list[Problem] = []
+    size: tuple[int, int] | None = None
     for role in sorted(files.paths, key=lambda role: role != "rgb"):  # the picture first: the others must fit it
         path = files.paths[role]
         if not path.is_file():
@@ -64,10 +65,10 @@ def check_files(files: Files) -> list[Problem]:
         if role == "rgb":
             size = found
         square = role == "label" and found[0] == found[1]  # of the picture's centre
-        fits = size is None or found == size or (role == "label" and (same_aspect(found, size) or square))
-        if not fits:
-            text = f"{path}: {found[0]}x{found[1]}, its picture {size[0]}x{size[1]}"
-            problems.append(Problem(files.group, "mismatched", text))
+        if size is None or found == size or square or (role == "label" and same_aspect(found, size)):
+            continue
+        text = f"{path}: {found[0]}x{found[1]}, its picture {size[0]}x{size[1]}"
+        problems.append(Problem(files.group, "mismatched", text))
     return problems
 
 
@@ -84,7 +85,7 @@ def check_all(samples: list[Files], workers: int) -> list[Problem]:
 def report(samples: list[Files], problems: list[Problem], notes: list[str]) -> str:
     """A summary to paste into a bug report: versions, totals, one row per group with problems, the first of them."""
     kinds = ("missing", "corrupt", "mismatched")
-    counts = {group: Counter() for group in dict.fromkeys(files.group for files in samples)}
+    counts: dict[str, Counter[str]] = {group: Counter() for group in dict.fromkeys(files.group for files in samples)}
     for problem in problems:
         counts[problem.group][problem.kind] += 1
     lines = [

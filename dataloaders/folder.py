@@ -84,8 +84,9 @@ def open_folder(
     parts = split_samples(samples, fraction, seed)
     with_truth = sum(sample.gt is not None for sample in samples)
     train = FolderMaps(parts["train"], intrinsic, with_truth > 0, seed=seed, **options)
-    fixed = {"frame": train.frame, "resolution": train.resolution, "seed": seed}
-    val = FolderMaps(parts["val"], intrinsic, with_truth > 0, **fixed)
+    val = FolderMaps(
+        parts["val"], intrinsic, with_truth > 0, frame=train.frame, resolution=train.resolution, seed=seed
+    )
     notes.append(f"{len(parts['train'])} samples to train on, {len(val)} held out; {with_truth} have ground truth")
     if not with_truth:
         labels = "val/<split>/label_* compare predictions with LABELS"

@@ -62,14 +62,14 @@ def verify(archive: Path, kind: str, state: dict) -> None:
     known[str(archive.resolve())] = _identity(archive)
 
 
-def unpack(archive: Path, root: Path, kind: str) -> Counter:
+def unpack(archive: Path, root: Path, kind: str) -> Counter[str]:
     """Write the archive's files below root/kind; return how many were written, already there, and passed over.
 
     Only regular files named as DIODE's are written, each under another name first, so that a file that is there is
     whole and an interrupted run goes on with the next. Raises InputError, and writes nothing outside root/kind, for
     an absolute name, a "..", a link or a device, and for an archive that is cut off.
     """
-    counts = Counter()
+    counts: Counter[str] = Counter()
     with archive.open("rb") as file, _bar(archive, "unpacking") as bar:
         try:
             zipped = file.read(2) == b"\x1f\x8b"
@@ -160,7 +160,10 @@ def _place(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path, kind: st
         return "there"
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = target.with_name(target.name + ".part")
-    with tar.extractfile(member) as source, draft.open("wb") as sink:
+    content = tar.extractfile(member)
+    if content is None:  # for a regular file there is one
+        raise EOFError(f"{member.name} has no content")
+    with content as source, draft.open("wb") as sink:
         while chunk := source.read(2**20):
             sink.write(chunk)
     if draft.stat().st_size != member.size:

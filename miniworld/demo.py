@@ -2,11 +2,13 @@
 
     python -m miniworld.demo                                    surface normals in a single step
     python -m miniworld.demo --task depth                       or albedo, or shading
-    python -m miniworld.demo --method augunet                   in many steps
+    python -m miniworld.demo --timestep 999                     at the paper's timestep
+    python -m miniworld.demo --method augunet                   by diffusion
     python -m miniworld.demo --page                             all that were run, on one page
 
-Every step runs the same command that a user with DIODE and Stable Diffusion runs. Beside the LoRA's error stand the
-errors of references, measured in the same run by the same command (`miniworld.references`).
+Every step runs the same command that a user with DIODE and Stable Diffusion runs. The LoRA sits on all kinds of
+layers; the paper's place, attention alone, is a row of the single step's table. Beside them stand the errors of
+references, measured in the same run by the same command (`miniworld.references`).
 """
 
 import argparse
@@ -16,17 +18,18 @@ import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from safetensors.torch import save_file
 
 from dataloaders.diode import Diode
-from miniworld.demo_page import ROW_NAMES, compare, table, write_page
+from miniworld.demo_page import METHODS, compare, row_names, table, write_page
 from miniworld.references import random_control, untrained_lora, write_mean_label, write_vae_ceiling
 from miniworld.tasks import evaluation_flags
 from utils.cli import Parser, path_flag
-from utils.errors import run
+from utils.errors import InputError, run
 from utils.intrinsics import INTRINSICS, Intrinsic
 from utils.lora import CONV_IN, SAFETENSORS, read_lora
 
@@ -34,8 +37,17 @@ ROOT = Path(__file__).resolve().parent.parent
 BASE, DONOR = ROOT / "miniworld" / "mini-sd", ROOT / "miniworld" / "mini-ip2p"
 SCRIPTS = {"single": "sd_single", "augunet": "augunet"}
 INFERENCE = {"single": "inference_sd_single.py", "augunet": "inference_augunet.py"}
-SIDE, ROWS = 64, 6
-TIMESTEP = 400  # of the single step. The paper's, 999, says "all noise": mini-sd's answer to it knows little of shape
+SIDE, ROWS, RANK = 64, 6, 16
+STEPS = {"single": 200, "augunet": 1000}
+TIMESTEP = 400  # at the paper's, 999, mini-sd predicts nearly its input, which the LoRA has to undo first
+
+
+@dataclass(frozen=True)
+class Training:
+    """One of the trainings that run at once: a LoRA on these layers of this base."""
+
+    base: Path
+    targets: str
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -43,13 +55,17 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--out", type=path_flag, default=Path("demo"), help="folder for everything (default: demo)")
     add("--task", choices=INTRINSICS, default="normal", help="what to predict (default: normal)")
-    add("--method", choices=SCRIPTS, default="single", help="one UNet pass, or diffusion (default: single)")
-    add("--steps", type=int, default=300, help="training steps (default: 300)")
+    add("--method", choices=METHODS, default="single", help="one UNet pass, or diffusion (default: single)")
+    add("--base", type=path_flag, default=BASE, help="folder of the base model (default: miniworld/mini-sd)")
+    add("--timestep", type=int, default=TIMESTEP, help="of the single step; the paper's is 999 (default: 400)")
+    add("--steps", type=int, help="training steps of 16 labels (default: 200; by diffusion 1,000)")
     add("--train", type=int, default=300, help="labelled scenes (default: 300)")
     add("--val", type=int, default=100, help="unseen scenes (default: 100)")
     add("--keep", type=path_flag, help="also write the LoRA into this folder, in half precision, to be shipped")
     add("--page", action="store_true", help="train nothing: gather the tables and pictures in --out")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    args.steps = STEPS[args.method] if args.steps is None else args.steps
+    return args
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -57,7 +73,9 @@ def main(argv: list[str] | None = None) -> None:
     if args.page:
         write_page(args.out)
         return
-    intrinsic, method = INTRINSICS[args.task], args.method
+    intrinsic, method, base = INTRINSICS[args.task], args.method, args.base.resolve()
+    if not (base / "unet").is_dir():
+        raise InputError(f"--base={args.base}: no Stable Diffusion folder (unet/ is expected in it)")
     diode, out = args.out.resolve() / "DIODE", args.out.resolve() / f"{args.task}-{method}"
     shutil.rmtree(out, ignore_errors=True)
 
@@ -65,9 +83,11 @@ def main(argv: list[str] | None = None) -> None:
     size = ("--train", args.train, "--val", args.val, "--size", "128x96", "--truth")
     python("-m", "miniworld.scenes", "--root", diode, *size)
 
-    step(f"2/4  train a LoRA for {args.steps} steps: on mini-sd, and meanwhile on a randomly initialised copy of it")
-    bases = {"lora": BASE, "random": random_control(BASE, out / "random-sd")}
-    train(bases, args, diode, out)
+    step(f"2/4  train LoRAs for {args.steps} steps of 16 labels, at once: on the base, and for comparison")
+    trainings = {"lora": Training(base, "all"), "random": Training(random_control(base, out / "random-sd"), "all")}
+    if method == "single":
+        trainings["attention"] = Training(base, "attention")
+    train(trainings, args, diode, out)
 
     step("3/4  predict what training has not seen")
     train_set, unseen = (
@@ -79,47 +99,45 @@ def main(argv: list[str] | None = None) -> None:
     for stem in unseen.stems:
         shutil.copy(unseen.rgb_root / f"{stem}.png", pictures)
     header = {"task": args.task, "method": {"single": "single-step"}.get(method, method), "steps": 0}
-    header |= {"timestep": TIMESTEP} if method == "single" else {}
-    untrained_lora(BASE, DONOR if method == "augunet" else None, out / "untrained", header)
-    for name in ("lora", "random", "untrained"):
+    header |= {"timestep": args.timestep} if method == "single" else {}
+    untrained_lora(base, DONOR if method == "augunet" else None, out / "untrained", header)
+    for name in (*trainings, "untrained"):
         words = ["--lora", out / name, "--input_dir", pictures, "--output_dir", out / "predictions" / name]
-        words += ["--pretrained_model_name_or_path", bases.get(name, BASE), "--resolution", SIDE]
-        words += ["--batch_size", 10, "--npy"]
+        words += ["--pretrained_model_name_or_path", trainings[name].base if name in trainings else base]
+        words += ["--resolution", SIDE, "--batch_size", 10, "--npy"]
         python(ROOT / INFERENCE[method], *words)
     write_mean_label(train_set, unseen, intrinsic, out / "predictions" / "mean")
-    write_vae_ceiling(BASE, unseen, intrinsic, out / "predictions" / "ceiling")
+    write_vae_ceiling(base, unseen, intrinsic, out / "predictions" / "ceiling")
 
     step("4/4  score")
-    found = {name: score(name, intrinsic, diode, out) for name in ROW_NAMES}
+    found = {name: score(name, intrinsic, diode, out) for name in row_names(method, base.name)}
     if args.keep:
-        keep(out / "lora", args.keep)
-    text = table(found, intrinsic, f"{args.val} unseen scenes, {args.task}, {method}")
+        keep(out / "lora", base, args.keep)
+    at = f", t = {args.timestep}" if method == "single" else ""
+    title = f"{args.val} unseen scenes, {args.task}, {method}{at}"
+    text = table(found, row_names(method, base.name), intrinsic, title)
     (out / "results.md").write_text(text + "\n")
     chosen = np.linspace(0, len(unseen) - 1, ROWS).astype(int).tolist()
     predicted = out / "predictions" / "lora" / args.task / "predicted"
     page = compare([unseen[index] for index in chosen], intrinsic, predicted)
     page.save(out / "demo.png")
     print(f"\n{text}\n\nRGB | ground truth | label | prediction, {ROWS} unseen images: {out / 'demo.png'}")
-    print(f"report: {out / 'report' / 'index.html'}\nmini-sd shows the way, not Stable Diffusion's quality")
+    print(f"report: {out / 'report' / 'index.html'}\n{base.name} shows the way, not Stable Diffusion's quality")
 
 
-def train(bases: dict[str, Path], args: argparse.Namespace, diode: Path, out: Path) -> None:
-    """Run the training script on all bases at once: the first shows its progress, the others write a log."""
+def train(trainings: dict[str, Training], args: argparse.Namespace, diode: Path, out: Path) -> None:
+    """Run the training script for all rows at once: the first shows its progress, the others write a log."""
     running = []
-    for name, base in bases.items():
+    for name, training in trainings.items():
         words = ["-m", "accelerate.commands.launch", "--num_processes", 1, "--num_machines", 1]
         words += ["--mixed_precision", "no", "--dynamo_backend", "no"]
         words += [ROOT / f"{SCRIPTS[args.method]}_diode_pseudo_{args.task}.py"]
-        words += ["--pretrained_model_name_or_path", base]
-        words += ["--augment_from", DONOR] if args.method == "augunet" else ["--timestep", TIMESTEP]
-        words += [
-            "--train_data_dir",
-            diode / INTRINSICS[args.task].truth_folder,
-            "--pseudo_root",
-            diode / "pseudo" / args.task,
-        ]
-        words += ["--output_dir", out / name, "--resolution", SIDE, "--max_train_steps", args.steps, "--rank", 16]
-        words += ["--train_batch_size", 16, "--learning_rate", 4e-3, "--lr_scheduler", "linear", "--report_to", "none"]
+        words += ["--pretrained_model_name_or_path", training.base, "--lora_targets", training.targets]
+        words += ["--augment_from", DONOR] if args.method == "augunet" else ["--timestep", args.timestep]
+        words += ["--train_data_dir", diode / INTRINSICS[args.task].truth_folder]
+        words += ["--pseudo_root", diode / "pseudo" / args.task, "--output_dir", out / name, "--resolution", SIDE]
+        words += ["--max_train_steps", args.steps, "--train_batch_size", 16, "--rank", RANK]
+        words += ["--learning_rate", 4e-3, "--lr_scheduler", "linear", "--report_to", "none"]
         running.append(begin(*words, log=out / f"{name}.log" if running else None))
     for process, log in running:
         if process.wait():
@@ -136,13 +154,16 @@ def score(name: str, intrinsic: Intrinsic, diode: Path, out: Path) -> dict:
     return json.loads((out / f"{name}.json").read_text())
 
 
-def keep(lora: Path, folder: Path) -> None:
-    """Copy the LoRA in half precision, with its base model named by its place in this repository, and AugUNet's
-    conv_in.
+def keep(lora: Path, base: Path, folder: Path) -> None:
+    """Copy the LoRA in half precision, with AugUNet's conv_in. Its header names models of this repository
+    by their place in it.
     """
     state, metadata, _ = read_lora(lora)
+    inside = base.is_relative_to(ROOT)
+    header = {**metadata, "base_model": base.relative_to(ROOT).as_posix() if inside else str(base)}
+    if "augment_from" in header:
+        header["augment_from"] = DONOR.relative_to(ROOT).as_posix()
     folder.mkdir(parents=True, exist_ok=True)
-    header = {**metadata, "base_model": BASE.relative_to(ROOT).as_posix()}
     save_file({key: value.half() for key, value in state.items()}, folder / SAFETENSORS, header)
     if (lora / CONV_IN).exists():
         shutil.copy(lora / CONV_IN, folder)

@@ -12,17 +12,23 @@ from utils.maps.pictures import CAPTION_HEIGHT, sheet, strip, truth_picture
 
 METHODS = ["single", "augunet"]
 SHOWN, GAP = (0, 3), 12  # of the page: which rows of each run (a room, a yard), pixels between them
-ROW_NAMES = {
-    "lora": "LoRA on mini-sd",
-    "mean": "mean of the training labels, pixel by pixel",
-    "random": "the same LoRA on a randomly initialised UNet",
-    "untrained": "no training at all",
-    "ceiling": "the label itself, through the VAE",
-}
 
 
-def table(found: dict[str, dict], intrinsic: Intrinsic, title: str) -> str:
-    """Row -> result file as markdown, best row's interval beside the others'."""
+def row_names(method: str, base: str) -> dict[str, str]:
+    """Row -> its name in the table; the paper's place is trained and shown in the single step alone."""
+    attention = {"attention": f"LoRA on {base}'s attention layers alone (the paper's place)"}
+    return {
+        "lora": f"LoRA on all layers of {base}",
+        **(attention if method == "single" else {}),
+        "mean": "mean of the training labels, pixel by pixel",
+        "random": "LoRA on all layers of a randomly initialised UNet",
+        "untrained": "no training at all",
+        "ceiling": "the label itself, through the VAE",
+    }
+
+
+def table(found: dict[str, dict], names: dict[str, str], intrinsic: Intrinsic, title: str) -> str:
+    """Row -> result file as markdown: each score with its 95 % interval."""
     lines = [f"| {title} | {' | '.join(intrinsic.scores.values())} |"]
     lines.append("|---" * (1 + len(intrinsic.scores)) + "|")
     for name, result in found.items():
@@ -30,7 +36,7 @@ def table(found: dict[str, dict], intrinsic: Intrinsic, title: str) -> str:
         for metric in intrinsic.scores:
             low, high = result["intervals"][metric]
             cells.append(f"{result['metrics'][metric]:.3g} [{low:.3g}, {high:.3g}]")
-        lines.append(f"| {ROW_NAMES[name]} | {' | '.join(cells)} |")
+        lines.append(f"| {names[name]} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -5,12 +5,14 @@ import difflib
 import re
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
 
 from utils.errors import InputError
 
 MAX_HELP_COLUMN, MAX_WIDTH = 34, 110
+METAVARS: Mapping[object, str] = {int: "N", float: "X"}  # by type of flag
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -21,7 +23,7 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
         super().__init__(prog, max_help_position=MAX_HELP_COLUMN, width=width)
 
     def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
-        return {int: "N", float: "X"}.get(action.type, "PATH" if action.type in (path_flag, expand) else "TEXT")
+        return METAVARS.get(action.type, "PATH" if action.type in (path_flag, expand) else "TEXT")
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""
@@ -41,7 +43,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*args, **kwargs)
 
     def parse_known_args(self, args=None, namespace=None):
-        """As argparse does, but a flag that is not known is told before one that is missing."""
+        """As argparse does, but a flag that is not known is reported before one that is missing."""
         words = sys.argv[1:] if args is None else list(args)
         flags = [word.split("=")[0] for word in words if word.startswith("--") and word != "--"]
         unknown = [flag for flag in flags if flag not in self._option_string_actions]

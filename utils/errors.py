@@ -1,4 +1,4 @@
-"""What a user is told: errors that can be mended, warnings, and notes."""
+"""Messages: errors that the user can mend, warnings and notes; and the one way to an exit status."""
 
 import os
 import re

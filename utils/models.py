@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
@@ -10,6 +11,10 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from utils.errors import InputError
 from utils.hub.names import nearest_folder, require, resolve
+
+Component = TypeVar(
+    "Component", bound=CLIPTokenizer | CLIPTextModel | AutoencoderKL | UNet2DConditionModel | DDIMScheduler
+)
 
 COMPONENTS = {  # subfolder -> a file that it must hold
     "tokenizer": "vocab.json",
@@ -90,7 +95,7 @@ def load_base(name: str, revision: str | None = None) -> Base:
     return Base(str(Path(name).resolve()) if Path(name).is_dir() else name, **parts, revision=revision)
 
 
-def load_component(kind: type, name: str, component: str, revision: str | None = None):
+def load_component(kind: type[Component], name: str, component: str, revision: str | None = None) -> Component:
     """One part of a model folder or hub repository, e.g. (UNet2DConditionModel, name, "unet")."""
     folder = Path(name)
     here = bool(name) and folder.is_dir()
@@ -105,7 +110,7 @@ def load_component(kind: type, name: str, component: str, revision: str | None =
         raise InputError(f"{expected}: cannot be read ({error.strerror})") from None
     if not complete:
         raise InputError(f"{folder / component}: {COMPONENTS[component]} expected here; is {name} a diffusers folder?")
-    where = {"subfolder": component, "revision": revision}
+    where: dict[str, str | bool | None] = {"subfolder": component, "revision": revision}
     where |= {} if here else {"local_files_only": require(name, revision)}
     try:
         if not issubclass(kind, nn.Module):

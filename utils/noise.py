@@ -27,7 +27,7 @@ def _mix(seed: int, number: int) -> int:
 
 
 def noise_of(seed: int, name: str, member: int) -> Generator:
-    """The noise of one picture's one drawing, by (seed, file name, member of the ensemble) alone.
+    """The noise of one prediction of one image, by (seed, file name, member of the ensemble) alone.
 
     So it depends neither on the batch, nor on the process, nor on which other pictures lie in the folder.
     """

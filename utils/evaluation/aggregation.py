@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -52,8 +52,19 @@ def pooled_metrics(scores: Sequence[ImageScore]) -> dict[str, float]:
     pixels = np.array([s.pixels for s in scores], dtype=np.float64)
     metrics = mean_metrics(scores, pixels)
     metrics["rmse"] = float(np.sqrt(np.average([s.metrics["rmse"] ** 2 for s in scores], weights=pixels)))
-    metrics["median"] = pooled_median([s.angles for s in scores], np.sum([s.errors for s in scores], axis=0))
+    counts = np.array(_all_kept(s.errors for s in scores)).sum(axis=0)
+    metrics["median"] = pooled_median(_all_kept(s.angles for s in scores), counts)
     return metrics
+
+
+def _all_kept(arrays: Iterable[np.ndarray | None]) -> list[np.ndarray]:
+    """The arrays of all images; TypeError where one was not kept: a pool without it would be another pool."""
+    kept = []
+    for array in arrays:
+        if array is None:
+            raise TypeError("an image's score lacks the pixel errors that a pool is made of")
+        kept.append(array)
+    return kept
 
 
 def pooled_median(pools: Sequence[np.ndarray], counts: np.ndarray) -> float:
@@ -142,7 +153,8 @@ def make_rows(
     groups = ("all", *(kind for kind in scene_types if any(plain.scene_type == kind for plain, _ in scores)))
     for variant, suffix in enumerate(("", f", eroded {erode}")[: 2 if erode else 1]):
         for group in groups:
-            chosen = [s[variant] for s in scores if s[variant] is not None and group in ("all", s[0].scene_type)]
+            of_group = (pair[variant] for pair in scores if group in ("all", pair[0].scene_type))
+            chosen = [score for score in of_group if score is not None]
             if not chosen:
                 continue
             rows.append(
@@ -159,12 +171,11 @@ def make_rows(
 
 def total_errors(scores: Sequence[ImageScore]) -> np.ndarray | None:
     """Histogram of errors over all pixels of all images, int64; None if there are no pixel errors."""
-    if any(s.errors is None for s in scores):
-        return None
-    return np.sum([s.errors for s in scores], axis=0, dtype=np.int64)
+    errors = [s.errors for s in scores if s.errors is not None]
+    return np.array(errors).sum(axis=0, dtype=np.int64) if len(errors) == len(scores) else None
 
 
-def frame_warning(scores: Sequence[ImageScore], flips: Sequence[tuple[float, float, float]]) -> str | None:
+def frame_warning(scores: Sequence[ImageScore], flips: Sequence[tuple[float, ...]]) -> str | None:
     """What to say if flipping axes of the predictions would more than halve the mean error, else None.
 
     flips: the signs that `ImageScore.flips` went through, identity first.

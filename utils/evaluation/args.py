@@ -42,6 +42,7 @@ def parse_args(description: str, argv: list[str] | None = None) -> argparse.Name
     add("--mask_dir", type=path_flag, help="masks, not zero = valid; otherwise <stem>_depth_mask.npy beside the truth")
     add("--output", type=path_flag, default=Path("metrics.json"), help="result file (default: metrics.json)")
     add("--report", type=path_flag, metavar="DIR", help="also write DIR/index.html, one page that needs no server")
+    add("--image_dir", type=path_flag, help="images of the same names, shown in the report (default: DIODE's own)")
     add("--baseline", choices=("mean",), help="also score a constant: the mean normal, depth or colour of the truth")
     add("--allow_missing", action="store_true", help="leave out and count predictions that are missing or unusable")
     add("--pred_frame", choices=tuple(FRAMES), help="axes of predicted normals (default: opencv, what we predict)")
@@ -52,7 +53,9 @@ def parse_args(description: str, argv: list[str] | None = None) -> argparse.Name
     add("--gt_space", choices=("srgb", "linear"), help="colour space of the truth, and of the scores (default: srgb)")
     add("--whdr", type=path_flag, help="IIW judgements: one .json, or a folder of <name>.json; needs no --gt_dir")
     add("--by_stem", action="store_true", help="pair by file stem alone: inference writes one flat folder")
-    add("--center_crop", action="store_true", help="score the truth's centre square, which is what inference draws")
+    add(
+        "--center_crop", action="store_true", help="score the truth's centre square, for predictions of centre squares"
+    )
     add("--erode", type=int, help="second row with masks shrunk by that many pixels (default: 5 for diode, else 0)")
     add("--diode_set", choices=("disk", "meta"), help="DIODE: all files found (default), or those in diode_meta.json")
     add("--bootstrap", type=int, default=1000, help="resamples of images for the intervals, 0 = none (default: 1000)")

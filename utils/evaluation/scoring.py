@@ -64,6 +64,8 @@ class NothingToScore(ValueError):
 
 def load_truth(pair: Pair, rules: Rules) -> Truth:
     """The ground truth of one image under `rules`, cropped as they say. GroundTruthError names the file."""
+    if pair.gt is None:
+        raise GroundTruthError(f"{pair.name}: no ground truth")
     mask = None if pair.mask is None else _read(read_mask, pair.mask, GroundTruthError)
     if rules.intrinsic.kind == "normals":
         gt, valid = _read(read_normals, pair.gt, GroundTruthError)
@@ -99,18 +101,21 @@ def load_prediction(pair: Pair, rules: Rules, truth: Truth | None) -> tuple[np.n
 
     truth: None (colour only) leaves size and channels as they are. PredictionError names the file.
     """
+    if pair.prediction is None:
+        raise PredictionError(f"{pair.name}: no prediction")
     if rules.intrinsic.kind == "normals":
         pred, _ = _read(read_normals, pair.prediction, PredictionError)
         pred = convert_frame(pred, rules.pred_frame)
-        if pred.shape[:2] not in (truth.gt.shape[:2], truth.full):
-            pred = unit_vectors(pred)  # so that no long vector outweighs its neighbours in the resize
     elif rules.intrinsic.kind == "depth":
         pred = _read(read_depth, pair.prediction, PredictionError)
     else:
         pred = _read(read_colour, pair.prediction, PredictionError)
         pred = convert_space(pred, rules.pred_space, rules.gt_space)
-        if truth is None:
-            return (pred if pred.ndim == 3 else pred[..., None]), False
+    if truth is None:
+        return (pred if pred.ndim == 3 else pred[..., None]), False
+    if rules.intrinsic.kind == "normals" and pred.shape[:2] not in (truth.gt.shape[:2], truth.full):
+        pred = unit_vectors(pred)  # so that no long vector outweighs its neighbours in the resize
+    elif rules.intrinsic.kind == "colour":
         if pred.ndim == 3 and truth.gt.ndim == 2:
             pred = pred.mean(axis=2)
         elif pred.ndim == 2 and truth.gt.ndim == 3:
@@ -146,13 +151,13 @@ def score(
     pixels = int(np.count_nonzero(valid))
     if pixels == 0:
         raise NothingToScore("no valid pixel")
+    kept = flips = None
     if rules.intrinsic.kind == "normals":
         values, angles, flips = _score_normals(pair, pred, gt, valid)
         errors = np.bincount(angle_bins(angles), minlength=ANGLE_BINS)
-        angles = angles if rules.protocol == "pooled" else None  # 4 bytes per pixel, for the pooled median alone
+        kept = angles if rules.protocol == "pooled" else None  # 4 bytes per pixel, for the pooled median alone
     else:
         _reject(pair, ~np.isfinite(pred[valid]), "NaN or inf")
-        angles = flips = None
         score_one = _score_depth if rules.intrinsic.kind == "depth" else _score_colour
         try:
             values, errors = score_one(pred, gt, valid, rules)
@@ -160,7 +165,7 @@ def score(
             raise NothingToScore(str(error)) from error
         errors = np.bincount(np.minimum(errors * 1000, RELATIVE_BINS - 1).astype(int), minlength=RELATIVE_BINS)
     return ImageScore(
-        pair.name, pair.scene_type, pixels, valid.shape, values, errors.astype(np.uint32), angles, flips, distorted
+        pair.name, pair.scene_type, pixels, valid.shape, values, errors.astype(np.uint32), kept, flips, distorted
     )
 
 

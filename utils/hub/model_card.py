@@ -1,4 +1,4 @@
-"""README.md of a LoRA's hub repository: what it draws, how well, and how each ecosystem loads it."""
+"""README.md of a LoRA's hub repository: what it predicts, how well, and how each ecosystem loads it."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -37,14 +37,14 @@ def model_card(
     parts = [
         "\n".join(["---", *header, "---"]),
         f"# {repo_id}",
-        f"A LoRA that makes {base} draw {metadata['task']} ({metadata['method']}), trained with the method of "
+        f"A LoRA that makes {base} predict {metadata['task']} ({metadata['method']}), trained with the method of "
         f'[Intrinsic LoRA](https://arxiv.org/abs/2311.17137). Prompt: "{metadata["prompt"]}".{convention}',
         _table(["", ""], [[key, value] for key, value in {**metadata, "base_model": base}.items()]),
         _scores(scores, protocol),
         *[f"![{Path(panel).stem}]({panel})" for panel in panels],
         "## Load it",
         _augunet(repo_id, base) if metadata["method"] == "augunet" else _single_step(repo_id, base, metadata),
-        f"## Licence\n\nThe base model's: {terms}. Its terms of use hold for this LoRA and what it draws.",
+        f"## Licence\n\nThe base model's: {terms}. Its terms of use hold for this LoRA and what it predicts.",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -56,7 +56,8 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 def _scores(scores: Mapping[str, float], protocol: str) -> str:
     """A row per split, a column per metric."""
-    named = [(*name.split("/", 2)[1:], value) for name, value in scores.items() if name.startswith("val/")]
+    parts = [(name.split("/", 2), value) for name, value in scores.items() if name.startswith("val/")]
+    named = [(split, metric, value) for (_, split, metric), value in parts]
     if not named:
         return ""
     metrics = list(dict.fromkeys(metric for _, metric, _ in named))
@@ -98,7 +99,7 @@ pipeline = StableDiffusionPipeline.from_pretrained("{base}")
 pipeline.load_lora_weights("{repo_id}", weight_name="{SAFETENSORS}")
 ```
 
-Either way one UNet pass draws; the pipeline's own call does not. `rgb`: (1,3,H,W) in [-1,1], sides a multiple of 8.
+Either way one UNet pass predicts; the pipeline's own call does not. `rgb`: (1,3,H,W) in [-1,1], sides a multiple of 8.
 
 ```python
 import torch
@@ -107,8 +108,8 @@ vae, unet = pipeline.vae, pipeline.unet
 ids = pipeline.tokenizer("{metadata["prompt"]}", padding="max_length", return_tensors="pt").input_ids
 with torch.no_grad():
     z = vae.encode(rgb).latent_dist.mode() * vae.config.scaling_factor
-    drawn = unet(z, {metadata["timestep"]}, pipeline.text_encoder(ids)[0]).sample
-    drawn = vae.decode(drawn / vae.config.scaling_factor).sample
+    prediction = unet(z, {metadata["timestep"]}, pipeline.text_encoder(ids)[0]).sample
+    prediction = vae.decode(prediction / vae.config.scaling_factor).sample
 ```
 
 {_ours(repo_id, "inference_sd_single.py")}
@@ -122,7 +123,7 @@ python -m utils.lora convert lora kohya.safetensors --format kohya
 
 
 def _augunet(repo_id: str, base: str) -> str:
-    return f"""It is a LoRA **and** an 8-channel `conv_in`: one without the other draws nothing.
+    return f"""It is a LoRA **and** an 8-channel `conv_in`: one without the other predicts nothing.
 
 {_ours(repo_id, "inference_augunet.py")}
 

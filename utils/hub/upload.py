@@ -35,7 +35,7 @@ class Uploads:
         self.warned = False
 
     def checkpoint(self, folder: Path, step: int) -> None:
-        """Begin to upload the LoRA in `folder`; return at once. The first failure of a run is told, once."""
+        """Begin to upload the LoRA in `folder`; return at once. The first failure of a run is reported, once."""
         if self.reason and not self.warned:
             self.warned = True
             note(f"--push_to_hub failed ({self.reason}); training goes on, and the next checkpoint tries again")

@@ -1,6 +1,8 @@
 """A folder of images in, a folder of maps out: what both inference scripts share."""
 
 import argparse
+import os
+import shlex
 import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,9 +17,11 @@ from tqdm.auto import tqdm
 from utils.errors import InputError, note
 from utils.inference.args import Job
 from utils.inference.ensemble import uncertainty_picture
+from utils.inference.inputs import Inputs, output_names
 from utils.intrinsics import Intrinsic
 from utils.lora import fuse_lora, load_attn_procs
-from utils.maps.images import PICTURES, Crop, list_pictures, read_rgb
+from utils.maps.diode_names import diode_root
+from utils.maps.images import Crop, read_rgb
 from utils.maps.pictures import prediction_to_uint8, prediction_to_values
 from utils.models import Base, dtype_of, load_base
 from utils.system.atomic import make_folder, save_npy, save_png
@@ -28,24 +32,18 @@ IO_THREADS = 4
 Predict = Callable[[Tensor, list[str]], tuple[Tensor, Tensor | None]]
 
 
-def share_out(input_dir: str, intrinsic: Intrinsic, device: str | None) -> tuple[dict[Path, str], PartialState]:
-    """This process's pictures and the names of their maps, and the processes. Starts those that are missing.
-
-    Raises InputError for a folder without pictures, or with two that would write the same map.
-    """
-    files = list_pictures(input_dir)
-    if not files:
-        raise InputError(f"{input_dir}: no pictures ({', '.join(PICTURES)}) in this folder")
-    names = output_names(files, intrinsic.name)
+def share_out(inputs: Inputs, device: str | None) -> tuple[dict[Path, str], PartialState]:
+    """This process's pictures, with their names (see `Inputs`), and the processes. Starts those that are missing."""
     start_missing()
     state = PartialState(cpu=device == "cpu" or use_cpu())
-    return {file: names[file] for file in files[state.process_index :: state.num_processes]}, state
+    mine = list(inputs.pictures.items())[state.process_index :: state.num_processes]
+    return dict(mine), state
 
 
-def load_fused(args: argparse.Namespace, job: Job, metadata: dict[str, str]) -> Base:
+def load_fused(args: argparse.Namespace, job: Job) -> Base:
     """The base model with the LoRA in its weights, in fp32 on the CPU; a note where it was trained on another base."""
     base = load_base(job.model, args.revision)
-    trained_on = metadata.get("base_model", base.name)
+    trained_on = job.trained_on or base.name
     if base.name not in (trained_on, str(Path(trained_on).resolve())):
         note(f"{args.lora} was trained on {trained_on}, predicting with {base.name}")
     load_attn_procs(base.unet, job.lora)
@@ -71,15 +69,17 @@ def predict_all(
     batch_size: int,
     output_dir: str,
     with_npy: bool,
-) -> None:
-    """Predict and write every image of this process; exit with status 1 if any of all processes' could not be read.
+) -> list[str]:
+    """Predict and write every image of this process; return why images could not be read, those of all processes.
 
-    predict: rgb (B,3,R,R) in [-1,1] and the images' file names -> maps (B,3,R,R), and their uncertainties (B,R,R) or
-    None. Maps go to <output_dir>/<intrinsic>/predicted/, uncertainties to <output_dir>/<intrinsic>/uncertainty/.
+    mine: file -> its name, which may have folders in front. predict: rgb (B,3,R,R) in [-1,1] and the images' names ->
+    maps (B,3,R,R), and their uncertainties (B,R,R) or None. Maps go to <output_dir>/<intrinsic>/predicted/,
+    uncertainties to <output_dir>/<intrinsic>/uncertainty/, below the folders of the names.
     """
     folder = Path(output_dir) / intrinsic.name / "predicted"
     make_folder(folder, "--output_dir")
-    files, failed = list(mine), []
+    files, targets = list(mine), output_names(mine, intrinsic.name)
+    failed: list[str] = []
     chunks = [files[first : first + batch_size] for first in range(0, len(files), batch_size)]
     bar = tqdm(total=len(files), desc=f"predicting {intrinsic.name}", disable=not state.is_local_main_process)
     writing: list[Future] = []
@@ -91,24 +91,50 @@ def predict_all(
                 reading.append(pool.submit(read_batch, following, resolution, failed))
             if batch:
                 with torch.inference_mode():
-                    maps, uncertainties = predict(torch.stack(list(batch.values())), [path.name for path in batch])
+                    maps, uncertainties = predict(torch.stack(list(batch.values())), [mine[path] for path in batch])
                 maps = maps.float().cpu()
                 wait(writing)
                 writing = [
-                    pool.submit(write, one, intrinsic, folder / mine[path], with_npy) for one, path in zip(maps, batch)
+                    pool.submit(write, one, intrinsic, folder / targets[path], with_npy)
+                    for one, path in zip(maps, batch)
                 ]
-                for i, path in enumerate(batch if uncertainties is not None else ()):
-                    place_of = folder.with_name("uncertainty") / mine[path]
-                    writing.append(pool.submit(write_uncertainty, uncertainties[i], intrinsic, place_of))
+                for one, path in zip(() if uncertainties is None else uncertainties, batch):
+                    place_of = folder.with_name("uncertainty") / targets[path]
+                    writing.append(pool.submit(write_uncertainty, one, intrinsic, place_of))
             bar.update(len(chunk))
         wait(writing)
     bar.close()
-    total, failed = sum(gather_object([len(files)])), gather_object(failed)
+    return gather_object(failed)
+
+
+def report(args: argparse.Namespace, job: Job, inputs: Inputs, failed: list[str]) -> int:
+    """Say what was done, what was passed over, and what to do next; the exit status: 1 if an image could not be read.
+
+    The last line is what the user must know about the LoRA, if there is anything.
+    """
+    folder, total = Path(args.output_dir) / job.intrinsic.name / "predicted", len(inputs.pictures)
     note(f"{total - len(failed)} of {total} images predicted: {folder}")
-    if failed:
-        if state.is_main_process:
+    if said := inputs.said():
+        note(said)
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(f"next: {what_next(args, job.intrinsic, folder)}", flush=True)
+        if failed:
             print(f"error: {len(failed)} images could not be read:", *failed, sep="\n  ", file=sys.stderr)
-        sys.exit(1)
+    for line in job.closing:
+        note(line)
+    return int(bool(failed))
+
+
+def what_next(args: argparse.Namespace, intrinsic: Intrinsic, folder: Path) -> str:
+    """The evaluation, where the images are a DIODE tree's with measured values; else where the maps are."""
+    source = Path(args.input_dir)
+    root = diode_root(source) if source.is_dir() else None
+    if root is not None and intrinsic.kind in ("normals", "depth"):  # what DIODE itself has measured
+        truth = root.joinpath(intrinsic.truth_folder, *source.resolve().relative_to(root).parts[1:])
+        if next(truth.rglob(f"*{intrinsic.suffix}"), None):
+            words = ["--task", intrinsic.name, "--pred_dir", str(folder), "--gt_dir", str(truth), "--center_crop"]
+            return f"python evaluate.py {shlex.join(words)}"
+    return f"open {folder}"
 
 
 def wait(writing: list[Future]) -> None:
@@ -128,17 +154,6 @@ def pick_device(wanted: str | None, default: torch.device) -> torch.device:
     return device
 
 
-def output_names(files: list[Path], suffix: str) -> dict[Path, str]:
-    """Input file -> <stem>_<suffix>.png. Raises InputError where two inputs would write the same file."""
-    names: dict[str, Path] = {}
-    for file in files:
-        name = f"{file.stem}_{suffix}.png"
-        if name in names:
-            raise InputError(f"{names[name]} and {file} would both be written as {name}: rename one of them")
-        names[name] = file
-    return {file: name for name, file in names.items()}
-
-
 def read_batch(files: list[Path], resolution: int, failed: list[str]) -> dict[Path, Tensor]:
     """File -> (3,R,R) in [-1,1]; a file that cannot be read is left out and its error appended to `failed`."""
     batch = {}
@@ -153,6 +168,7 @@ def read_batch(files: list[Path], resolution: int, failed: list[str]) -> dict[Pa
 
 def write(prediction: Tensor, intrinsic: Intrinsic, path: Path, with_npy: bool) -> None:
     """Write one map (3,R,R) as the released script does, and as float32 .npy where wanted; each file atomically."""
+    make_folder(path.parent, "--output_dir")
     if with_npy:
         save_npy(path.with_suffix(".npy"), prediction_to_values(prediction, intrinsic))
     save_png(path, prediction_to_uint8(prediction, intrinsic))

@@ -51,7 +51,8 @@ def nearest(valid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Steps 1, then from half the larger side down to 1: exact but for rare ties of less than a pixel.
     """
     height, width = valid.shape
-    row, column = np.indices(valid.shape)
+    grid = np.indices(valid.shape)
+    row, column = grid[0], grid[1]
     far = 4 * max(height, width)
     best_row, best_column = np.where(valid, row, far), np.where(valid, column, far)
     distance = np.where(valid, 0, 2 * far**2)

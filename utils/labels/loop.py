@@ -16,7 +16,7 @@ from utils.labels.encoding import encode, finish, record, write_label
 
 def label_all(
     pictures: dict[str, Path],
-    draw: Callable[[str], tuple[np.ndarray, np.ndarray | None]],
+    predict: Callable[[str], tuple[np.ndarray, np.ndarray | None]],
     quantity: str,
     described: dict,
     state: PartialState,
@@ -26,7 +26,7 @@ def label_all(
 ) -> None:
     """Label every picture that has no label yet; exit with status 1 if one of any process failed.
 
-    pictures: name -> file. draw: name -> values of `quantity` and where measured (see `utils.labels.encoding.encode`).
+    pictures: name -> file. predict: name -> values of `quantity` and where measured (`utils.labels.encoding.encode`).
     described: what provenance.json keeps, and what a later run into the same folder must share.
     """
     if state.is_main_process:
@@ -41,7 +41,7 @@ def label_all(
             there += 1
             continue
         try:
-            values, measured = draw(name)
+            values, measured = predict(name)
             write_label(target, encode(quantity, values, measured), values if with_npy else None)
             done += 1
         except InputError as error:

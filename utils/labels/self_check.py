@@ -17,18 +17,18 @@ CLEAR = 0.3  # correlation from which brightness says where near is
 AXES = "xyz"
 
 
-def check_normals(drawn: np.ndarray, truth: np.ndarray, valid: np.ndarray) -> dict:
+def check_normals(predicted: np.ndarray, truth: np.ndarray, valid: np.ndarray) -> dict:
     """Compare normals (H,W,3) with the truth under all eight flips of axes, both x right, y down, z forward.
 
     verdict: "agrees"; "flipped" if another flip at least halves the mean error, which then is below 45 degrees; else
     "unclear". flip: the axes to negate, such as "yz". degrees, degrees_flipped: mean errors without and with it.
     """
-    drawn, truth = drawn[valid], truth[valid]
+    predicted, truth = predicted[valid], truth[valid]
     errors = {}
     for signs in itertools.product((1, -1), repeat=3):
         flip = "".join(axis for axis, sign in zip(AXES, signs) if sign < 0)
-        errors[flip] = float(np.nan_to_num(angular_error(drawn * np.array(signs), truth), nan=90.0).mean())
-    best = min(errors, key=errors.get)
+        errors[flip] = float(np.nan_to_num(angular_error(predicted * np.array(signs), truth), nan=90.0).mean())
+    best = min(errors, key=lambda flip: errors[flip])
     flipped = best != "" and errors[best] < 45 and 2 * errors[best] < errors[""]
     verdict = "flipped" if flipped else "agrees" if errors[""] < 45 else "unclear"
     found = {"verdict": verdict, "degrees": round(errors[""], 2)}

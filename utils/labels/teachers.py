@@ -1,4 +1,4 @@
-"""Models that draw pseudo labels, behind one call, each with its conventions turned into this project's.
+"""Models that predict pseudo labels, behind one call, each with its conventions turned into this project's.
 
 What they predict, by their documentation:
     Marigold depth      affine-invariant, 0 = near plane, 1 = far plane; or disparity, as its config says
@@ -64,7 +64,7 @@ def load_teacher(
     if not Path(name).is_dir() and name.count("/") != 1:
         known = ", ".join(alias for each, alias in NAMED if each == task)
         raise InputError(f"--teacher {teacher}: no such folder, nor owner/model; named for {task}: {known}")
-    where = {"revision": revision, "token": None}
+    where: dict[str, str | bool | None] = {"revision": revision, "token": None}
     if not Path(name).is_dir():
         where["local_files_only"] = require(name, revision)
     try:
@@ -92,13 +92,13 @@ def load_teacher(
     def call(picture: Image.Image, noise: list[Generator]) -> np.ndarray:
         generators = [Generator(device).manual_seed(one.initial_seed()) for one in noise]
         try:
-            drawn = pipe(
+            output = pipe(
                 picture, num_inference_steps=steps, processing_resolution=resolution, ensemble_size=len(noise),
                 generator=generators,
             )  # fmt: skip
         except (ImportError, ValueError) as error:  # scipy for ensembles of depth, resolutions that do not fit
             raise InputError(f"{name}: {' '.join(str(error).split())[:300]}") from None
-        return drawn.prediction.astype(np.float64)
+        return output.prediction.astype(np.float64)
 
     return _marigold(task, call, pipe, about(name, revision, kind), frame, predicts)
 

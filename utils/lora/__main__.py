@@ -11,7 +11,7 @@ from utils.lora.keys import FORMATS, parse_layers, to_format
 
 
 def convert(source: Path, out: Path, to: str) -> None:
-    """Write the LoRA in `source` to the file `out` under the keys of `to`, with its metadata, whole or not at all.
+    """Write the LoRA in `source` to the file `out` under the keys of `to`, with its metadata, atomically.
 
     A conv_in.safetensors beside `source` (AugUNet) goes beside `out`, for the LoRA is of no use without it.
     """

@@ -14,6 +14,8 @@ from PIL import Image
 from utils.errors import InputError
 from utils.maps.conventions import normal_valid
 
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")  # endings of the images we read
+
 
 def read_array(path: Path) -> np.ndarray:
     """The numbers in a .npy or .png file as stored, (H, W) or (H, W, C); ValueError if it is unreadable."""
@@ -102,7 +104,7 @@ def read_mask(path: Path) -> np.ndarray:
     array = read_array(path)
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise ValueError("has NaN or inf: a mask is zero or not zero")
-    return array.any(axis=2) if array.ndim == 3 else array.astype(bool)
+    return (array != 0).any(axis=2) if array.ndim == 3 else array.astype(bool)
 
 
 def resize(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:

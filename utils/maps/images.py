@@ -1,6 +1,5 @@
 """Reading pictures and bringing them to the square that the models see. Shared by training and inference."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,9 +8,10 @@ import torch
 from PIL import Image, ImageOps
 
 from utils.errors import InputError
-from utils.maps.files import check_file
+from utils.maps.files import PICTURES, check_file
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+__all__ = ["PICTURES", "SIXTEEN_BIT", "Crop", "open_picture", "read_label", "read_rgb"]
+
 SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 
 
@@ -98,13 +98,3 @@ class Crop:
         rows = ((np.arange(self.top, self.top + self.side) + 0.5) * values.shape[0] / self.height).astype(int)
         columns = ((np.arange(self.left, self.left + self.side) + 0.5) * values.shape[1] / self.width).astype(int)
         return values[rows[:, None], columns[None, :]]
-
-
-def list_pictures(folder: str | Path) -> list[Path]:
-    """Pictures directly in `folder`, by their endings in any case of letters, in sorted order."""
-    if not os.path.isdir(folder):
-        raise InputError(f"{folder}: no such folder")
-    found = [path for path in Path(folder).iterdir() if path.suffix.lower() in PICTURES]
-    return sorted(
-        path for path in found if path.is_file() or not path.exists()
-    )  # a dead link is told, not passed over

@@ -48,7 +48,7 @@ def align_depth(
     if (gt[valid] <= 0).any():
         raise ValueError(f"ground truth depth is not positive on {np.count_nonzero(gt[valid] <= 0)} valid pixels")
     target = gt if align == "depth" else 1 / np.where(valid, gt, 1)
-    fit = np.s_[:]
+    fit: slice | tuple[np.ndarray, ...] = np.s_[:]
     if fit_side is not None and max(valid.shape) > fit_side:
         factor = fit_side / max(valid.shape)
         fit = np.ix_(*(np.floor(np.arange(int(side * factor)) / factor).astype(int) for side in valid.shape))

@@ -25,7 +25,7 @@ def depth_valid(gt: np.ndarray, protocol: str, mask: np.ndarray | None = None) -
         valid &= mask
     if rule.in_range:
         valid &= (gt > rule.min_depth) & (gt < rule.max_depth)
-    crop = np.s_[:]
+    crop: slice | tuple[slice, slice] = np.s_[:]
     if protocol == "nyuv2":
         if gt.shape != (480, 640):
             size = f"{gt.shape[0]}x{gt.shape[1]}"

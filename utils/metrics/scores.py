@@ -78,5 +78,5 @@ def against_label(score: Score) -> Score:
 def described(score: Score) -> str:
     """What `score` measures, in one line: the first paragraph of its docstring, and what a `partial` has settled."""
     function, settled = (score.func, score.keywords) if isinstance(score, partial) else (score, {})
-    text = " ".join(function.__doc__.split("\n\n")[0].split())
+    text = " ".join((function.__doc__ or "").split("\n\n")[0].split())
     return text + "".join(f" ({name}: {value})" for name, value in settled.items())

@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all, after a kill and after a power cut."""
+"""Atomic writes: a file or folder is complete or absent, after a kill and after a power cut."""
 
 import fcntl
 import hashlib
@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 from PIL import Image
@@ -16,7 +17,7 @@ from utils.errors import InputError
 MANIFEST = "manifest.json"
 _UMASK = os.umask(0)
 os.umask(_UMASK)  # it can only be read by being set; once, because other threads write files later
-_locks: dict[Path, object] = {}  # a closed file is an unlocked one
+_locks: dict[Path, TextIO] = {}  # a closed file is an unlocked one
 
 
 def sync(path: Path) -> None:
@@ -50,14 +51,14 @@ def replace(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def save_npy(path: Path, values: np.ndarray) -> None:
-    """Write an array, whole or not at all. Raises InputError where it cannot be written."""
+    """Write an array atomically. Raises InputError where it cannot be written."""
     buffer = io.BytesIO()
     np.save(buffer, values)
     _save(path, lambda part: part.write_bytes(buffer.getvalue()))
 
 
 def save_png(path: Path, pixels: np.ndarray) -> None:
-    """Write uint8 pixels (H,W) or (H,W,3), whole or not at all. Raises InputError where they cannot be written."""
+    """Write uint8 pixels (H,W) or (H,W,3) atomically. Raises InputError where they cannot be written."""
     _save(path, lambda part: Image.fromarray(pixels).save(part, "PNG"))
 
 

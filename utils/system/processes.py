@@ -51,9 +51,14 @@ def supervise(command: list[str], count: int) -> int:
     shared = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     shared |= {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", 1)}
     with tempfile.TemporaryDirectory() as folder:
-        running = []
+        running: list[subprocess.Popen] = []
+
+        def pass_on(number: int, _frame: object) -> None:
+            for process in running:
+                process.send_signal(number)
+
         for number in signals.STOPPING:  # before there is a process that could miss one
-            signal.signal(number, lambda number, _: [process.send_signal(number) for process in running])
+            signal.signal(number, pass_on)
         signals.follow_parent()
         for rank in range(count):
             own = {"RANK": rank, "LOCAL_RANK": rank, "TORCHELASTIC_ERROR_FILE": Path(folder, f"{rank}.json")}
@@ -68,13 +73,13 @@ def supervise(command: list[str], count: int) -> int:
         failed = next((rank for rank, state in enumerate(states) if state), None)
         if failed is None:
             return 0
-        told = min(Path(folder).glob("*.json"), key=lambda path: path.stat().st_mtime_ns, default=None)
-        failed = int(told.stem) if told else failed
-        reason = json.loads(told.read_text())["message"]["message"] if told else f"ended with {states[failed]}"
+        reported = min(Path(folder).glob("*.json"), key=lambda path: path.stat().st_mtime_ns, default=None)
+        failed = int(reported.stem) if reported else failed
+        reason = json.loads(reported.read_text())["message"]["message"] if reported else f"ended with {states[failed]}"
         print(f"error: process {failed} of {count} failed and ended all: {reason}", file=sys.stderr, flush=True)
         return 2 if reason.startswith("InputError") else 1
 
 
 def use_cpu() -> bool:
-    """Whether accelerate must be told to join these processes on the CPU."""
+    """Whether accelerate has to join these processes on the CPU."""
     return int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.accelerator.is_available()

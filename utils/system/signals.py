@@ -5,6 +5,8 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
+from types import FrameType
 
 import psutil
 
@@ -12,7 +14,7 @@ STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 LAUNCHERS = ("accelerate", "torchrun", "torch.distributed.run")
 ECHO = 3.0  # seconds: Ctrl-C and schedulers signal launcher and process alike, and the launcher passes it on
 _first: tuple[str, float] | None = None  # name and time of the first signal
-_before: dict[int, object] = {}
+_before: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
 
 
 def listen() -> None:

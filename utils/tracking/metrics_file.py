@@ -12,7 +12,7 @@ BEST, METRICS = "best.json", "metrics.jsonl"
 
 
 def read_metrics(output_dir: Path) -> list[dict]:
-    """The lines of `metrics.jsonl`, each with its "step"; one that a kill cut off is left out."""
+    """The lines of `metrics.jsonl`, each with its "step"; one that a kill cut off is skipped."""
     file, lines = output_dir / METRICS, []
     for line in file.read_bytes().splitlines(keepends=True) if file.is_file() else ():
         try:

@@ -31,13 +31,13 @@ def start_trackers(
     The run's id is kept in
     `<output_dir>/wandb_id.txt`, so that every start in that folder goes on with the same curve.
     resumed_at: the step of the checkpoint that this start goes on from, -1 where there was none yet. TensorBoard
-    forgets what came after it; wandb cannot, so it is not told again what is in `sent`, the (step, scalar) that
+    forgets what came after it; wandb cannot, so it is not sent again what is in `sent`, the (step, scalar) that
     `forget_after` dropped.
     """
     if not accelerator.is_main_process:
         return
     wanted = {str(each) for each in accelerator.log_with}
-    init = {"tensorboard": {} if resumed_at is None else {"purge_step": resumed_at + 1}}
+    init: dict[str, dict[str, object]] = {"tensorboard": {} if resumed_at is None else {"purge_step": resumed_at + 1}}
     known_to_wandb = (output_dir / "wandb_id.txt").is_file()
     if "wandb" in wanted:
         import wandb
@@ -121,7 +121,9 @@ def log_panels(accelerator: Accelerator, panels: Mapping[str, list[tuple[str, Im
 
 def log_best(accelerator: Accelerator, best: Mapping[str, object] | None, step: int) -> None:
     """What `utils.training.best.mark_best` found: into wandb's summary as `best/...`, into TensorBoard as text."""
-    for tracker in accelerator.trackers if best else ():
+    if not best:
+        return
+    for tracker in accelerator.trackers:
         if tracker.name == "wandb":
             tracker.run.summary.update({f"best/{key}": value for key, value in best.items()})
         else:

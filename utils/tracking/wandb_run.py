@@ -28,7 +28,7 @@ def wandb_mode(environment: Mapping[str, str] = os.environ) -> tuple[str, str]:
     if environment.get("WANDB_MODE"):
         return environment["WANDB_MODE"], ""
     url = urlsplit(environment.get("WANDB_BASE_URL", "https://api.wandb.ai"))
-    if not environment.get("WANDB_API_KEY") and not _netrc_knows(url.hostname):
+    if not environment.get("WANDB_API_KEY") and not _netrc_knows(url.hostname or ""):
         return "offline", "not logged in: run `wandb login` or set WANDB_API_KEY"
     target = urlsplit(getproxies().get(url.scheme, url.geturl()))
     try:

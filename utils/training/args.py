@@ -12,6 +12,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from utils.cli import Parser, expand
 from utils.errors import InputError, note
@@ -210,7 +211,7 @@ def parse(parser: Parser, argv: list[str] | None = None) -> argparse.Namespace:
 def settings_of(args: argparse.Namespace) -> Settings:
     """The parsed flags as plain values for the loop. The flags of data and model stay with the script."""
 
-    def pick(kind: type) -> dict[str, object]:
+    def pick(kind: type) -> dict[str, Any]:  # argparse checks its values at run time: they have no static type
         return {field.name: getattr(args, field.name) for field in fields(kind) if hasattr(args, field.name)}
 
     run = pick(RunSettings) | {

@@ -34,7 +34,7 @@ def mark_best(output_dir: Path, metric: str | None) -> dict[str, object] | None:
         raise InputError(f"--best_metric={metric}: no such scalar; there are {', '.join(known) or 'none'}")
     on_disk = {checkpoint.step_of(folder): folder.name for folder in checkpoint.find(output_dir)}
     lines = [line for line in validations if line["step"] in on_disk and _is_finite(line.get(metric))]
-    if not lines:
+    if metric is None or not lines:
         (output_dir / BEST).unlink(missing_ok=True)
         return None
     sign = -1 if higher_is_better(metric.rsplit("/", 1)[-1]) else 1

@@ -9,6 +9,7 @@ import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -29,9 +30,17 @@ ASIDE, GONE = ".checkpoint-{}.part", ".checkpoint-{}.gone"  # being written, bei
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
+class Stateful(Protocol):
+    """A part of a run that says and takes back its state: an optimiser, a schedule, a gradient scaler, `Skipped`."""
+
+    def state_dict(self) -> Mapping[str, object]: ...
+
+    def load_state_dict(self, state: Any, /) -> None: ...  # what its own `state_dict` gave
+
+
 def step_of(folder: Path) -> int:
     """ "checkpoint-2500" -> 2500."""
-    return int(_NAME.fullmatch(folder.name)[1])
+    return int(folder.name.removeprefix("checkpoint-"))
 
 
 def find(output_dir: Path) -> list[Path]:
@@ -51,7 +60,7 @@ def newest(output_dir: Path) -> Path | None:
         wrong = damage(folder)
         if not wrong:
             return folder
-        warn(f"{folder} is damaged and left out: {wrong}")
+        warn(f"{folder} is damaged and skipped: {wrong}")
     if folders:
         raise InputError(f"{output_dir}: all of its {len(folders)} checkpoints are damaged; remove them to start over")
     return None
@@ -92,7 +101,7 @@ def save(
     step: int,
     samples: int,
     unet: nn.Module,
-    stateful: Mapping[str, object],
+    stateful: Mapping[str, Stateful],
     settings: Mapping[str, object],
     metadata: Mapping[str, object],
     limit: int | None = None,
@@ -137,7 +146,7 @@ def clear(output_dir: Path) -> None:
 def load(
     folder: Path,
     unet: nn.Module,
-    stateful: Mapping[str, object],
+    stateful: Mapping[str, Stateful],
     settings: Mapping[str, object],
     force: bool = False,
 ) -> tuple[int, int]:

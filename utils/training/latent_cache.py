@@ -16,6 +16,7 @@ import os
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -27,9 +28,17 @@ from tqdm.auto import tqdm
 from utils.errors import note
 from utils.latents import NAMES, moments
 from utils.system import signals
+from utils.training.training_set import TrainingSet
 
 CHUNK = 32  # samples read, written and marked together
 PIXELS = 4 * 512**2  # encoded at once: what a batch of 4 takes in training, so that the cache takes no more memory
+
+
+class Files(NamedTuple):
+    """A cache's two files, mapped into memory: latents.bin as integers of the dtype's size, done.bin as bytes."""
+
+    values: np.memmap
+    done: np.memmap
 
 
 class CachedLatents(Dataset):
@@ -37,29 +46,31 @@ class CachedLatents(Dataset):
 
     def __init__(self, folder: Path, stems: list[str], shape: tuple[int, ...], dtype: torch.dtype):
         self.folder, self.stems, self.shape, self.dtype = folder, stems, (len(NAMES), *shape), dtype
-        self.values = self.done = None
+        self.files: Files | None = None
 
     def __len__(self) -> int:
         return len(self.stems)
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict:
         index = key[0] if isinstance(key, tuple) else key
-        if self.values is None:
-            self.open("r")
-        values = torch.from_numpy(np.array(self.values[index])).view(self.dtype)
+        if self.files is None:  # in a worker process, at its first item
+            self.files = self.open("r")
+        values = torch.from_numpy(np.array(self.files.values[index])).view(self.dtype)
         return {**dict(zip(NAMES, values)), "stem": self.stems[index]}
 
-    def open(self, mode: str) -> None:
-        """Map the files into memory; in a worker process this happens at its first item."""
+    def open(self, mode: Literal["r", "r+"]) -> Files:
+        """Map the files into memory, to read them or to fill them."""
         kind = np.int16 if self.dtype.itemsize == 2 else np.int32  # numpy knows no bfloat16
-        self.values = np.memmap(self.folder / "latents.bin", kind, mode, shape=(len(self), *self.shape))
-        self.done = np.memmap(self.folder / "done.bin", np.uint8, mode, shape=(len(self),))
+        values = np.memmap(self.folder / "latents.bin", kind, mode, shape=(len(self), *self.shape))
+        return Files(values, np.memmap(self.folder / "done.bin", np.uint8, mode, shape=(len(self),)))
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "values": None, "done": None}  # a map does not travel to workers; its path does
+        return {**self.__dict__, "files": None}  # a map does not travel to workers; its path does
 
 
-def cached_or_not(train_set, vae: AutoencoderKL, cache_dir: Path, workers: int = 0, rank: int = 0, world: int = 1):
+def cached_or_not(
+    train_set: TrainingSet, vae: AutoencoderKL, cache_dir: Path, workers: int = 0, rank: int = 0, world: int = 1
+) -> CachedLatents | TrainingSet:
     """The training set's `cached_latents`, or itself where they would not be the same or have no place; a note says
     so.
     """
@@ -74,9 +85,9 @@ def cached_or_not(train_set, vae: AutoencoderKL, cache_dir: Path, workers: int =
 
 
 def cached_latents(
-    train_set, vae: AutoencoderKL, cache_dir: Path, workers: int = 0, rank: int = 0, world: int = 1
+    train_set: TrainingSet, vae: AutoencoderKL, cache_dir: Path, workers: int = 0, rank: int = 0, world: int = 1
 ) -> CachedLatents:
-    """Build what is missing of the cache of `train_set`, a `dataloaders.base.Maps`, and open it.
+    """The cache of `train_set`, after what was missing of it has been built.
 
     Each of `world` processes begins with its own share. Raises OSError: the disk is full or cannot be written.
     """
@@ -91,28 +102,29 @@ def cached_latents(
     draft.write_text(json.dumps({**about, "files": len(about["files"])}, indent=1))
     draft.replace(folder / "about.json")
     cache = CachedLatents(folder, train_set.stems, shape, vae.dtype)
-    cache.open("r+")
     build(cache, train_set, vae, workers, rank, world)
-    cache.values = cache.done = None  # from here on it is only read
     return cache
 
 
-def build(cache: CachedLatents, train_set, vae: AutoencoderKL, workers: int, rank: int, world: int) -> None:
+def build(
+    cache: CachedLatents, train_set: TrainingSet, vae: AutoencoderKL, workers: int, rank: int, world: int
+) -> None:
     """Encode what is not done, this process's share first: who is quick helps the others out."""
+    files = cache.open("r+")
     chunks = np.array_split(np.arange(len(cache)), -(-len(cache) // CHUNK))
     chunks = [chunk for turn in range(world) for chunk in chunks[(rank + turn) % world :: world]]
-    missing = [chunk for chunk in chunks if not cache.done[chunk].all()]
+    missing = [chunk for chunk in chunks if not files.done[chunk].all()]
     loader = DataLoader(Pictures(train_set), batch_sampler=missing, num_workers=workers, worker_init_fn=signals.ignore)
     images = sum(map(len, missing))
     bar = tqdm(total=images, desc="encoding latents", unit="image", disable=rank > 0 or not missing)
     for chunk, batch in zip(missing, loader):
-        if cache.done[chunk].all():  # another process was here meanwhile
+        if files.done[chunk].all():  # another process was here meanwhile
             bar.update(len(chunk))
             continue
         stacked = encode(vae, batch, max(1, PIXELS // train_set.resolution**2), bar)
-        cache.values[chunk] = stacked.view(torch.int16 if stacked.element_size() == 2 else torch.int32).numpy()
-        cache.values.flush()
-        cache.done[chunk] = 1
+        files.values[chunk] = stacked.view(torch.int16 if stacked.element_size() == 2 else torch.int32).numpy()
+        files.values.flush()
+        files.done[chunk] = 1
     bar.close()
 
 
@@ -136,7 +148,7 @@ def encode(vae: AutoencoderKL, batch: dict[str, Tensor], at_once: int, bar: tqdm
 class Pictures(Dataset):
     """A training set without its ground truth."""
 
-    def __init__(self, train_set):
+    def __init__(self, train_set: TrainingSet):
         self.train_set = train_set
 
     def __len__(self) -> int:
@@ -164,7 +176,7 @@ def reserve(path: Path, size: int) -> None:
         draft.unlink(missing_ok=True)
 
 
-def describe(train_set, vae: AutoencoderKL) -> dict:
+def describe(train_set: TrainingSet, vae: AutoencoderKL) -> dict:
     """All that a latent depends on, fit for JSON."""
     files = []
     for stem in train_set.stems:

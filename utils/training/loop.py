@@ -10,8 +10,9 @@ import torch
 import transformers
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration, set_seed
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from diffusers import AutoencoderKL
+from torch import Tensor
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from utils import __version__
@@ -27,9 +28,10 @@ from utils.system.compiling import compile_unet
 from utils.tracking import metrics_file, trackers
 from utils.training import best, checkpoint
 from utils.training.batches import EndlessBatches
-from utils.training.latent_cache import cached_or_not
+from utils.training.latent_cache import CachedLatents, cached_or_not
 from utils.training.settings import RunSettings, Settings
 from utils.training.state import TrainingState, shared_settings
+from utils.training.training_set import TrainingSet
 from utils.training.validation import Samples, Validation
 
 READ = ("rgb", "target", *NAMES)  # what of a batch a loss may read
@@ -76,7 +78,7 @@ def train(
     resume_from: Path | None,
     objective: Objective,
     base: Base,
-    train_set,
+    train_set: TrainingSet,
     validation_samples: Samples,
 ) -> None:
     """Train the LoRA on `base.unet` and write it into the output folder.
@@ -84,8 +86,6 @@ def train(
     A run that is stopped early (a signal, --max_hours) leaves a checkpoint, and no LoRA in the folder itself.
 
     accelerator, resume_from: what `start` returned.
-    train_set: a `dataloaders.base.Maps`: items with rgb and target; its `notes` are printed, its `fingerprint` guards
-        a resumed run, its `score` says what predictions are measured with.
     validation_samples: split -> items, see `Validation`.
     """
     run, main = settings.run, accelerator.is_main_process
@@ -225,7 +225,7 @@ def train(
     atomic.unlock(output_dir)
 
 
-def describe(objective: Objective, base: Base, train_set, run: RunSettings) -> dict[str, object]:
+def describe(objective: Objective, base: Base, train_set: TrainingSet, run: RunSettings) -> dict[str, object]:
     """The header of the run's LoRA files, but for the steps: what they were trained for, on what, and with what."""
     key, meaning = train_set.intrinsic.convention
     return {
@@ -256,7 +256,9 @@ def begin_records(run: RunSettings, step: int | None) -> set[tuple[int, str]]:
     return sent
 
 
-def latents_or_images(run: RunSettings, accelerator: Accelerator, train_set, vae: nn.Module) -> Dataset:
+def latents_or_images(
+    run: RunSettings, accelerator: Accelerator, train_set: TrainingSet, vae: AutoencoderKL
+) -> CachedLatents | TrainingSet:
     """The training set's cached latents, or itself where they are not wanted or cannot be kept."""
     if run.no_cache_latents:
         return train_set

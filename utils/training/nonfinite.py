@@ -1,4 +1,4 @@
-"""Losses and gradients that are no numbers: the update is left out, counted, and too many in a row end the run."""
+"""Losses and gradients that are no numbers: the update is skipped, counted, and too many in a row end the run."""
 
 import math
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from utils.training import checkpoint
 
 
 class Skipped:
-    """How many updates were left out, in all and in a row. Part of a run's state: a resumed run counts on."""
+    """How many updates were skipped, in all and in a row. Part of a run's state: a resumed run counts on."""
 
     def __init__(self, limit: int):
         self.limit, self.total, self.in_a_row = limit, 0, 0
@@ -42,7 +42,7 @@ class Skipped:
         bad = (~torch.isfinite(losses)).tolist()
         mine = [stem for wrong, batch in zip(bad, stems) if wrong or math.isfinite(loss) for stem in batch]
         files = ", ".join(sorted(set(gather_object(mine))))
-        what = f"step {step}: loss {loss:g}, gradient norm {norm:g}, update left out ({self.in_a_row} in a row)"
+        what = f"step {step}: loss {loss:g}, gradient norm {norm:g}, update skipped ({self.in_a_row} in a row)"
         warn(f"{what}; in the batch: {files}")
         if self.in_a_row >= self.limit:
             raise InputError(

@@ -1,4 +1,4 @@
-"""What a run is asked to do, as plain values. Each field has the name of its flag; `--help` says what it means."""
+"""The settings of a run, as plain values. Each field has the name of its flag; `--help` says what it means."""
 
 from dataclasses import dataclass
 from pathlib import Path

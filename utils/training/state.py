@@ -1,6 +1,7 @@
 """What a run trains and how far it is: LoRA, optimiser, schedule and step."""
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -38,7 +39,11 @@ class TrainingState:
         self.unet, self.optimizer = accelerator.prepare(unet, optimizer)
         self.bare_unet = accelerator.unwrap_model(self.unet)
         self.skipped = Skipped(run.max_nonfinite)
-        self.stateful = {"optimizer": self.optimizer, "schedule": self.schedule, "skipped": self.skipped}
+        self.stateful: dict[str, checkpoint.Stateful] = {
+            "optimizer": self.optimizer,
+            "schedule": self.schedule,
+            "skipped": self.skipped,
+        }
         if accelerator.scaler is not None:
             self.stateful["scaler"] = accelerator.scaler
 
@@ -95,12 +100,13 @@ def make_optimizer(
     settings: OptimizerSettings, parameters: list[nn.Parameter], step_samples: int, fused: bool
 ) -> torch.optim.Optimizer:
     """AdamW as flagged; --scale_lr multiplies the learning rate by the number of images in a step."""
-    kind = partial(torch.optim.AdamW, fused=fused)
+    kind: Callable[..., torch.optim.Optimizer] = partial(torch.optim.AdamW, fused=fused)
     if settings.use_8bit_adam:
         try:
-            from bitsandbytes.optim import AdamW8bit as kind
+            from bitsandbytes.optim import AdamW8bit
         except ImportError:
             raise InputError("--use_8bit_adam needs bitsandbytes: pip install bitsandbytes") from None
+        kind = AdamW8bit
     return kind(
         parameters,
         lr=settings.learning_rate * (step_samples if settings.scale_lr else 1),

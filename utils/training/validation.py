@@ -1,6 +1,7 @@
 """Validation on fixed samples: predict, score against ground truth, keep panels and the best checkpoint."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +66,8 @@ class Validation:
             if found is None:
                 note(f"step {step}: validation interrupted, nothing of it is kept")
             else:
-                self.report(*found, step)
+                scores, panels = found
+                self.report(scores, panels, step)
         self.accelerator.wait_for_everyone()
 
     def report(self, scores: dict[str, float], panels: Panels, step: int) -> None:
@@ -129,6 +131,6 @@ def write_panels(panels: Panels, folder: Path, step: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for split, rows in panels.items():
             page = sheet([picture for _, picture in rows], COLUMNS)
-            replace(folder / f"{step:06d}_{split}.png", lambda part, page=page: page.save(part, "PNG"))
+            replace(folder / f"{step:06d}_{split}.png", partial(page.save, format="PNG"))
     except OSError as error:  # a full disk: no reason to end a run
         warn(f"{folder}: the panels of step {step} could not be written ({error.strerror or error})")

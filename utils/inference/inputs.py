@@ -1,0 +1,129 @@
+"""What --input_dir names: one picture, or all pictures of a folder and its subfolders. Imports no torch."""
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from utils.cli import did_you_mean
+from utils.errors import InputError
+from utils.intrinsics import INTRINSICS
+from utils.maps.files import PICTURES
+
+WRITTEN = ("predicted", "uncertainty")  # folders of maps, below <output_dir>/<task>/
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The pictures to predict.
+
+    pictures: file -> its name relative to --input_dir, in posix form; in a flat folder that is the file's name.
+    skipped: ending in lower case -> number of files that are no picture we read.
+    own: number of pictures passed over because they lie in the output folder.
+    """
+
+    pictures: dict[Path, str]
+    skipped: Counter[str] = field(default_factory=Counter)
+    own: int = 0
+
+    def said(self) -> str:
+        """What was passed over, as one line; empty where nothing was."""
+        parts = [f"{count} {ending}" for ending, count in sorted(self.skipped.items())]
+        parts += [f"{self.own} pictures in the output folder"] if self.own else []
+        return f"skipped: {', '.join(parts)}" if parts else ""
+
+
+def find_inputs(source: str | Path, output_dir: str | Path) -> Inputs:
+    """The pictures that `source`, a file or a folder with subfolders, stands for, in sorted order of their paths.
+
+    Hidden files and folders are passed over in silence. What lies in `output_dir` is never read, so that a second run
+    does not predict the first one's maps. Raises InputError where there is no picture, or `source` is where the maps
+    go.
+    """
+    source, output = Path(source), Path(output_dir).resolve()
+    if source.is_file():
+        if source.suffix.lower() not in PICTURES:
+            raise InputError(f"{source}: not a picture we read ({', '.join(PICTURES)})")
+        return Inputs({source: source.name})
+    if not source.is_dir():
+        raise InputError(f"{source}: no such folder or picture{nearest(source)}")
+    maps = [output / name / kind for name in INTRINSICS for kind in WRITTEN]
+    for folder in maps:
+        if source.resolve().is_relative_to(folder):
+            raise InputError(f"{source}: this is where --output_dir puts the maps; name another --output_dir")
+    inside = output != source.resolve() and output.is_relative_to(source.resolve())
+    written = {output} if inside else set(maps)
+    found: dict[Path, str] = {}
+    skipped: Counter[str] = Counter()
+    own = 0
+    for path, is_own in _files(source, written):
+        if path.suffix.lower() not in PICTURES:
+            skipped[path.suffix.lower() or "without ending"] += not is_own
+        elif is_own:
+            own += 1
+        else:
+            found[path] = path.relative_to(source).as_posix()
+    inputs = Inputs({path: found[path] for path in sorted(found)}, +skipped, own)
+    if not found:
+        said = inputs.said()
+        raise InputError(
+            f"{source}: no pictures ({', '.join(PICTURES)}) in this folder" + (f"; {said}" if said else "")
+        )
+    return inputs
+
+
+def output_names(pictures: dict[Path, str], suffix: str) -> dict[Path, str]:
+    """Input file -> `<its folder below --input_dir>/<stem>_<suffix>.png`.
+
+    Raises InputError where two inputs would write the same file.
+    """
+    names: dict[str, Path] = {}
+    for file, relative in pictures.items():
+        name = Path(relative).with_name(f"{file.stem}_{suffix}.png").as_posix()
+        if name in names:
+            raise InputError(f"{names[name]} and {file} would both be written as {name}: rename one of them")
+        names[name] = file
+    return {file: name for name, file in names.items()}
+
+
+def _files(source: Path, written: set[Path]) -> Iterator[tuple[Path, bool]]:
+    """Every file below `source` that is not hidden, and whether it lies in one of the folders `written`.
+
+    Links to folders are followed, but each folder is read once. A dead link is yielded: it is an error to be told.
+    """
+    seen: set[Path] = set()
+    stack = [(source, False)]
+    while stack:
+        folder, is_own = stack.pop()
+        real = folder.resolve()
+        if real in seen:
+            continue
+        seen.add(real)
+        is_own = is_own or real in written
+        try:
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except OSError as error:
+            raise InputError(f"{folder}: cannot be read ({error.strerror})") from None
+        for entry in entries:
+            path = Path(folder, entry.name)
+            if path.is_dir():
+                if not entry.name.startswith("."):
+                    stack.append((path, is_own))
+            elif path.is_file() or not path.exists():  # not a pipe, which would be waited for without end
+                hidden = entry.name.startswith(".") and path.suffix.lower() not in PICTURES
+                if not hidden and not entry.name.startswith(
+                    "._"
+                ):  # what macOS puts beside every file on a foreign disk
+                    yield path, is_own
+
+
+def nearest(path: str | Path) -> str:
+    """For a path that does not exist: ", did you mean ...?" with the name on disk nearest to its first wrong part."""
+    path = Path(path).absolute()
+    here = next(parent for parent in path.parents if parent.is_dir())
+    wrong, *rest = path.relative_to(here).parts
+    try:
+        return did_you_mean(wrong, [entry.name for entry in here.iterdir() if entry.joinpath(*rest).exists()])
+    except OSError:
+        return ""
