@@ -3,8 +3,8 @@
     prediction = D( unet(s E(rgb), t = T-1, prompt) / s )                      (Intrinsic LoRA, arXiv 2311.17137)
 
 Every image is resized to --resolution on its short side and cropped to the centre square, as in training. Written are
-<output_dir>/<task>/predicted/<stem>_<task>.png and, with --npy, the same name as .npy in float; what lies in
-subfolders of --input_dir goes to the same subfolders.
+<output_dir>/<task>/predicted/<stem>_<task>.png and, with --npy, the same name as .npy in float; subfolders of
+--input_dir become subfolders there.
 
     python inference_sd_single.py --task normal --lora path/to/output --input_dir my_dataset --output_dir output
     accelerate launch --num_processes 4 inference_sd_single.py ...      # shares the images out

@@ -197,8 +197,8 @@ class Diode(Maps):
 
 
 def read_normals(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """DIODE's *_normal.npy -> (unit normals (H,W,3), x right, y down, z forward (OpenCV), as Omnidata v2 predicts them;
-    valid, bool (H,W)).
+    """DIODE's *_normal.npy -> (unit normals (H,W,3), x right, y down, z forward (OpenCV), as Omnidata v2
+    predicts them; valid, bool (H,W)).
 
     DIODE's raw frame is x right, y up, z toward the viewer (OpenGL), so Y and Z are negated. Raw vectors are not
     always of unit length; (0,0,0) and non-finite vectors are invalid.
@@ -246,9 +246,7 @@ def validation_sets(train: Diode) -> dict[str, list[dict]]:
     sets = {"train": train}
     for scene_type in SCENE_TYPES:
         if not (train.rgb_root / "val" / scene_type).is_dir():
-            train.notes.append(
-                f"validation: no {scene_type} images under {train.rgb_root / 'val'}; its panel is missing"
-            )
+            train.notes.append(f"validation: no {scene_type} images under {train.rgb_root / 'val'}, so no panel")
             continue
         sets[scene_type] = Diode(
             train.intrinsic, train.root, train.pseudo_root, "val", (scene_type,), train.resolution, seed=train.seed,

@@ -1,19 +1,30 @@
 """Single-step inference: the released script's pixels, every kind of picture, bad files, several processes."""
 
+import json
+import shlex
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from helpers import launch, python, random_lora
+from helpers import ROOT, launch, python, random_lora
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
+import evaluate
 import inference_sd_single
 from utils.errors import InputError
 from utils.lora import SAFETENSORS, load_attn_procs, read_lora, save_lora
 
 SCRIPT = "inference_sd_single.py"
+SHIPPED = ROOT / "miniworld" / "mini-loras" / "depth"
+
+
+def predict(*words: object) -> int:
+    """The script's main in this process."""
+    return inference_sd_single.main([*map(str, words), "--device", "cpu"])
 
 
 @pytest.fixture(scope="module")
@@ -69,9 +80,9 @@ def released(base, state: dict, picture: Image.Image, task: str, prompt: str) ->
 
 @pytest.mark.parametrize(("task", "prompt"), [("normal", "surface normal"), ("depth", "depth map")])
 def test_pixels_equal_the_released_scripts(task, prompt, weights, pictures, bases, tmp_path):
-    python(
-        SCRIPT, "--task", task, "--lora", weights / "released.bin", "--input_dir", pictures, "--output_dir", tmp_path,
-        "--pretrained_model_name_or_path", bases["sd15"], "--resolution", 64, "--device", "cpu",
+    predict(
+        "--task", task, "--lora", weights / "released.bin", "--input_dir", pictures, "--output_dir", tmp_path,
+        "--pretrained_model_name_or_path", bases["sd15"], "--resolution", 64,
     )  # fmt: skip
     state = torch.load(weights / "released.bin", weights_only=True)
     folder = tmp_path / task / "predicted"
@@ -111,14 +122,15 @@ def test_metadata_fills_in_what_is_left_out(weights, pictures, tmp_path):
     normals = np.load(folder / "p1_normal.npy")
     assert normals.shape == (64, 64, 3) and normals.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(normals, axis=2), 1, atol=1e-5)
-    assert "5 of 5 pictures drawn" in done.stdout and "drawing normal" in done.stderr
+    assert "5 of 5 images predicted" in done.stdout and "predicting normal" in done.stderr
+    assert done.stdout.strip().splitlines()[-1] == f"next: open {folder}"
 
 
-def test_depth_npy_is_not_clamped_and_batches_agree(weights, pictures, tmp_path):
+def test_depth_npy_is_not_clamped_and_batches_agree(weights, pictures, tmp_path, capsys):
     words = ["--lora", weights / "ours", "--task", "depth", "--input_dir", pictures, "--npy"]
-    done = python(SCRIPT, *words, "--output_dir", tmp_path / "one")
-    assert "trained for normal, drawing depth" in done.stdout
-    python(SCRIPT, *words, "--output_dir", tmp_path / "four", "--batch_size", 4)
+    assert predict(*words, "--output_dir", tmp_path / "one") == 0
+    assert "trained for normal, predicting depth" in capsys.readouterr().out.splitlines()[-1]
+    predict(*words, "--output_dir", tmp_path / "four", "--batch_size", 4)
     for i in range(5):
         one, four = (np.load(tmp_path / n / "depth" / "predicted" / f"p{i}_depth.npy") for n in ("one", "four"))
         assert one.shape == (64, 64) and np.abs(one - four).max() < 1e-4
@@ -126,7 +138,7 @@ def test_depth_npy_is_not_clamped_and_batches_agree(weights, pictures, tmp_path)
         assert shown.shape == (64, 64) and np.corrcoef(shown.ravel(), one.ravel())[0, 1] > 0.99
 
 
-def test_every_kind_of_picture_and_one_bad_file(weights, tmp_path):
+def test_every_kind_of_picture_and_one_bad_file(weights, tmp_path, capsys):
     folder = tmp_path / "in"
     folder.mkdir()
     rgb = np.random.default_rng(1).integers(0, 256, (64, 80, 3), dtype=np.uint8)
@@ -138,11 +150,9 @@ def test_every_kind_of_picture_and_one_bad_file(weights, tmp_path):
     Image.fromarray(rgb).quantize(16).save(folder / "f.png")
     (folder / "bad.jpeg").write_bytes(b"\xff\xd8 this is no picture")
     (folder / "notes.txt").write_text("left alone")
-    done = python(
-        SCRIPT, "--lora", weights / "ours", "--input_dir", folder, "--output_dir", tmp_path / "out", check=False
-    )
-    assert done.returncode == 1
-    assert "1 pictures could not be read" in done.stderr and "bad.jpeg" in done.stderr
+    assert predict("--lora", weights / "ours", "--input_dir", folder, "--output_dir", tmp_path / "out") == 1
+    said = capsys.readouterr()
+    assert "1 images could not be read" in said.err and "bad.jpeg" in said.err and "skipped: 1 .txt" in said.out
     written = sorted(path.name for path in (tmp_path / "out/normal/predicted").iterdir())
     assert written == [f"{letter}_normal.png" for letter in "abcdef"]
 
@@ -172,10 +182,48 @@ def test_mistakes_are_named(weights, pictures, tmp_path):
             inference_sd_single.main([str(word) for word in ("--lora", weights / "ours", *words)])
 
 
-def test_defaults_are_the_released_ones_and_errors_one_line(tmp_path):
+def test_the_default_lora_is_the_released_one_and_its_absence_says_which_there_are():
     done = python(SCRIPT, check=False)
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    expected = "error: pretrained_weights/sd_single_depth_pytorch_model.bin: no such LoRA file"
-    assert done.stderr.strip().splitlines()[-1] == expected
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    assert "error: pretrained_weights/sd_single_depth_pytorch_model.bin: no such LoRA file" in done.stderr
+    assert "miniworld/mini-loras/{albedo,depth,normal,shading}" in done.stderr and "github.com" in done.stderr
     args = inference_sd_single.parse([])
     assert (args.input_dir, args.output_dir, args.task) == ("./my_dataset", "./output", None)
+
+
+@pytest.mark.parametrize("script", ["inference_sd_single", "inference_augunet"])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["--resolution", "63"], ["--lora", "nowhere.bin"], ["--input_dri", "x"]]
+)
+def test_flags_are_checked_before_torch_is_imported(script, words):
+    """The help, a refused flag and a file that is not there take no seconds."""
+    program = (
+        "import sys, runpy\n"
+        f"sys.argv = ['{script}.py', *{words!r}]\n"
+        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "except SystemExit as end: assert end.code == (0 if '--help' in sys.argv else 2), end.code\n"
+        "assert not {'torch', 'diffusers', 'accelerate'} & set(sys.modules)\n"
+    )
+    python("-c", program)
+
+
+def test_a_tree_is_mirrored_and_pairs_with_its_truth(diode, tmp_path, capsys):
+    """DIODE's own tree in, maps in the same tree out, and evaluate.py finds the pairs by their relative names."""
+    predict("--lora", SHIPPED, "--input_dir", diode / "depths" / "val", "--output_dir", tmp_path)
+    said = capsys.readouterr().out
+    images = sorted((diode / "depths" / "val").rglob("*.png"))
+    expected = {path.relative_to(diode / "depths" / "val").with_name(f"{path.stem}_depth.png") for path in images}
+    predicted = tmp_path / "depth" / "predicted"
+    assert len(expected) == 10 and {path.relative_to(predicted) for path in predicted.rglob("*.*")} == expected
+    assert "skipped: 20 .npy" in said
+    command = said.strip().splitlines()[-1].removeprefix("next: python ")
+    evaluate.main([*shlex.split(command)[1:], "--output", str(tmp_path / "metrics.json")])
+    assert json.loads((tmp_path / "metrics.json").read_text())["images"] == 10
+
+
+def test_a_shipped_lora_works_from_any_folder_and_on_one_file(pictures, tmp_path, monkeypatch, capsys):
+    """Its base is named by its place in the repository, and found from the LoRA's own place."""
+    monkeypatch.chdir(tmp_path)
+    predict("--lora", SHIPPED, "--input_dir", pictures / "p1.png")
+    assert [path.name for path in Path("output/depth/predicted").iterdir()] == ["p1_depth.png"]
+    assert "was trained on" not in capsys.readouterr().out

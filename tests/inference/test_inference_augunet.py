@@ -5,12 +5,14 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from helpers import launch, python, random_lora
+from helpers import launch, random_lora
 from PIL import Image
 
 import inference_augunet
+import inference_sd_single
 from utils.errors import InputError
 from utils.inference.ensemble import merge
+from utils.intrinsics import INTRINSICS
 from utils.lora import load_attn_procs, save_lora
 from utils.maps.images import Crop, read_rgb
 from utils.models import load_base, load_donor, widen_conv_in
@@ -66,7 +68,7 @@ def members(bases, weights, pictures, i, count=1, **options) -> torch.Tensor:
     method = AugUNet(base.vae, *prompts, scheduler, **{"steps": 3, **options})
     rgb = read_rgb(pictures / f"p{i}.png")
     rgb = Crop.of(*rgb.size, 32).picture(rgb)[None]
-    return torch.cat([method.sample(base.unet, rgb, [noise_of(1234, f"p{i}.png", n)]) for n in range(count)])
+    return torch.cat([method.predict(base.unet, rgb, [noise_of(1234, f"p{i}.png", n)]) for n in range(count)])
 
 
 def test_drawings_are_the_samplers(bases, weights, pictures, tmp_path):
@@ -98,6 +100,19 @@ def test_neither_batch_nor_neighbours_nor_processes_matter_but_the_seed_does(wei
     assert np.array_equal(read(tmp_path / "one", 2), read(tmp_path / "single", 2))
 
 
+def test_noise_depends_on_the_subfolder_but_not_on_the_place_of_the_folder(weights, pictures, tmp_path):
+    """Two images of one name in different subfolders get noise of their own; --input_dir's own name plays no part."""
+    for folder in ("a", "b", "b/sub"):
+        (tmp_path / folder).mkdir()
+        shutil.copy(pictures / "p2.png", tmp_path / folder)
+    for folder in ("a", "b", "b/sub"):
+        draw(weights, tmp_path / folder, tmp_path / "out" / folder)
+    out, name = tmp_path / "out", "normal/predicted/p2_normal.npy"
+    flat, tree = np.load(out / "a" / name), np.load(out / "b/normal/predicted/sub/p2_normal.npy")
+    assert np.array_equal(flat, np.load(out / "b" / name)) and np.array_equal(flat, np.load(out / "b/sub" / name))
+    assert np.abs(flat - tree).mean() > 0.05
+
+
 def test_noise_differs_by_seed_picture_and_member():
     first = [torch.randn(4, generator=noise_of(*key)) for key in ((1, "a", 0), (2, "a", 0), (1, "b", 0), (1, "a", 1))]
     assert all((first[0] - other).abs().min() > 1e-3 for other in first[1:])
@@ -109,7 +124,7 @@ def test_ensembles(bases, weights, pictures, tmp_path):
     draw(weights, pictures, tmp_path, "--ensemble_size", 3, "--task", "depth", "--prompt", "surface normal")
     for i in (0, 1):
         for task in ("normal", "depth"):
-            merged, doubt = merge(members(bases, weights, pictures, i, count=3), task)
+            merged, doubt = merge(members(bases, weights, pictures, i, count=3), INTRINSICS[task])
             merged = merged.permute(1, 2, 0) if task == "normal" else merged[0]
             np.testing.assert_allclose(read(tmp_path, i, task), merged, atol=2e-3)
             np.testing.assert_allclose(read(tmp_path, i, task, "uncertainty"), doubt, atol=0.1)
@@ -132,7 +147,7 @@ def test_mistakes_are_named(bases, weights, pictures, tmp_path):
     load_attn_procs(base.unet, random_lora(base.unet))
     save_lora(base.unet, tmp_path / "single", {"method": "single-step", "task": "depth"})
     for words, message in (
-        (["--lora", tmp_path / "single"], r"made for single-step: draw with inference_sd_single\.py"),
+        (["--lora", tmp_path / "single"], r"made for single-step: run inference_sd_single\.py"),
         (["--augment_from", bases["ip2p"]], r"has its own conv_in\.safetensors"),
         (["--steps", 0], "--steps=0: must be at least 1"),
         (["--ensemble_size", 0], "--ensemble_size=0"),
@@ -140,5 +155,5 @@ def test_mistakes_are_named(bases, weights, pictures, tmp_path):
     ):
         with pytest.raises(InputError, match=message):
             draw(weights, pictures, tmp_path / "out", *words)
-    done = python("inference_sd_single.py", "--lora", weights / "ours", "--input_dir", pictures, check=False)
-    assert done.returncode == 2 and "draw with inference_augunet.py" in done.stderr and "Traceback" not in done.stderr
+    with pytest.raises(InputError, match=r"made for augunet: run inference_augunet\.py"):
+        inference_sd_single.main(["--lora", str(weights / "ours"), "--input_dir", str(pictures)])

@@ -42,6 +42,7 @@ def parse_args(description: str, argv: list[str] | None = None) -> argparse.Name
     add("--mask_dir", type=path_flag, help="masks, not zero = valid; otherwise <stem>_depth_mask.npy beside the truth")
     add("--output", type=path_flag, default=Path("metrics.json"), help="result file (default: metrics.json)")
     add("--report", type=path_flag, metavar="DIR", help="also write DIR/index.html, one page that needs no server")
+    add("--image_dir", type=path_flag, help="images of the same names, shown in the report (default: DIODE's own)")
     add("--baseline", choices=("mean",), help="also score a constant: the mean normal, depth or colour of the truth")
     add("--allow_missing", action="store_true", help="leave out and count predictions that are missing or unusable")
     add("--pred_frame", choices=tuple(FRAMES), help="axes of predicted normals (default: opencv, what we predict)")

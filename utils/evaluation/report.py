@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 from typing import NamedTuple
@@ -17,11 +18,13 @@ from utils.evaluation.pairing import Pair
 from utils.evaluation.scoring import Rules
 from utils.intrinsics import INTRINSICS
 from utils.maps.conventions import unit_vectors
+from utils.maps.images import read_rgb
 from utils.metrics.common import higher_is_better
 from utils.metrics.normals import NORMAL_THRESHOLDS
 
 PICTURE_WIDTH = 420
 INVALID = (70, 74, 82)
+BASELINE = "constant: mean of truth"
 ERROR_COLOURS = ((13, 8, 55), (98, 20, 122), (196, 51, 92), (247, 138, 43), (252, 244, 170))
 UNITS = {  # of metrics, by kind of intrinsic
     "normals": {"mean": "°", "median": "°", "rmse": "°", "below": "%"},
@@ -60,21 +63,28 @@ def as_text(result: dict) -> str:
         lines += ["", f"{row['row']}: {row['images']:,} images, {row['pixels']:,} pixels"]
         other = baseline.get(row["row"])
         head = f"  {'':12} {'value':>9}  {'95 % interval':20}"
-        lines.append(head + (f" {'baseline: mean':>15}  {'95 % interval':20}" if other else ""))
+        lines.append(head + (f" {BASELINE:>24}  {'95 % interval':20}" if other else ""))
         for key, value in row["metrics"].items():
             cells = f"  {key:12} {_number(value):>9}  {_interval(row, key):20}"
             if other:
-                cells += f" {_number(other['metrics'][key]):>15}  {_interval(other, key):20}"
+                cells += f" {_number(other['metrics'][key]):>24}  {_interval(other, key):20}"
             lines.append(cells.rstrip())
     return "\n".join(lines)
 
 
 def write(
-    folder: Path, result: dict, headline: str, errors: dict[str, np.ndarray | None], pairs: list[Pair], rules: Rules
+    folder: Path,
+    result: dict,
+    headline: str,
+    errors: dict[str, np.ndarray | None],
+    pairs: list[Pair],
+    rules: Rules,
+    photos: Mapping[str, Path],
 ) -> None:
     """Writes `folder`/index.html.
 
-    headline: the metric that ranks images; errors: histograms of pixel errors, of `prediction` and maybe `baseline`.
+    photos: name of a pair -> its image, where there is one. headline: the metric that ranks images;
+    errors: histograms of pixel errors, of `prediction` and maybe `baseline`.
     """
     title = f"{result['task'].capitalize()} evaluation"
     parts = [f"<h1>{title}</h1>", f"<p class=lead>{_lead(result)}</p>"]
@@ -87,7 +97,7 @@ def write(
         parts += ["<h2>Errors of all valid pixels</h2>", f"<div class=charts>{_charts(axis, counted)}</div>"]
     parts += [
         f"<h2>Best, median and worst image by {escape(headline)}</h2>",
-        _examples(result, headline, pairs, rules),
+        _examples(result, headline, pairs, rules, photos),
     ]
     parts += ["<h2>Settings</h2>", _settings(result["settings"])]
     folder.mkdir(parents=True, exist_ok=True)
@@ -113,12 +123,12 @@ def _summary(result: dict) -> str:
         head += f"<th>{escape(key)}&nbsp;{arrow}<small>{unit}</small></th>"
     body = [_summary_row(row, row["row"], keys, "") for row in result["rows"]]
     for row in result.get("baseline", {}).get("rows", ()):
-        body.append(_summary_row(row, f"baseline, {row['row']}", keys, " class=baseline"))
+        body.append(_summary_row(row, f"{BASELINE}, {row['row']}", keys, " class=baseline"))
     share = result["settings"]["bootstrap"]
     caption = (
         f"<p class=small>↓ lower is better, ↑ higher is better. Small: 95 % percentile bootstrap over images, "
         f"{share['resamples']:,} resamples, seed {share['seed']}; views of one scene are less independent than it "
-        f"assumes. The baseline predicts one constant everywhere.</p>"
+        f"assumes. The constant is the mean of this very ground truth, predicted everywhere.</p>"
     )
     return f"<div class=wide><table><tr><th></th><th>images</th>{head}</tr>{''.join(body)}</table></div>{caption}"
 
@@ -198,8 +208,8 @@ def _frame(drawn: list[str], axis: ErrorAxis, end: float, top: float, y_label: s
     lines.append(f'<text x="{LEFT}" y="16" class="title">{title}: {y_label}</text>')
     lines.append(f'<text x="{LEFT + WIDTH / 2}" y="{TOP + HEIGHT + 34}" text-anchor="middle">{axis.label}</text>')
     if "baseline" in names:
-        lines.append(f'<line x1="{LEFT + WIDTH - 104}" x2="{LEFT + WIDTH - 80}" y1="12" y2="12" class="baseline"/>')
-        lines.append(f'<text x="{LEFT + WIDTH - 76}" y="16">baseline: mean</text>')
+        lines.append(f'<line x1="{LEFT + WIDTH - 164}" x2="{LEFT + WIDTH - 140}" y1="12" y2="12" class="baseline"/>')
+        lines.append(f'<text x="{LEFT + WIDTH - 136}" y="16">{BASELINE}</text>')
     size = f'viewBox="0 0 {LEFT + WIDTH + 18} {TOP + HEIGHT + 42}"'
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" aria-label="{title}">{"".join(lines)}</svg>'
 
@@ -212,17 +222,20 @@ def _ticks(end: float) -> list[float]:
     return [float(f"{k * step:.10g}") for k in range(int(end / step + 1e-9) + 1)]
 
 
-def _examples(result: dict, headline: str, pairs: list[Pair], rules: Rules) -> str:
+def _examples(result: dict, headline: str, pairs: list[Pair], rules: Rules, photos: Mapping[str, Path]) -> str:
     images = [image for image in result["per_image"] if np.isfinite(image.get(headline, np.nan))]
     ranked = sorted(images, key=lambda image: (image[headline], image["name"]))
     if not ranked:
         return ""
     chosen = {"Best": ranked[0], "Median": ranked[(len(ranked) - 1) // 2], "Worst": ranked[-1]}
     by_name = {pair.name: pair for pair in pairs}
-    return "".join(_example(kind, image, headline, by_name[image["name"]], rules) for kind, image in chosen.items())
+    return "".join(
+        _example(kind, image, headline, by_name[image["name"]], rules, photos.get(image["name"]))
+        for kind, image in chosen.items()
+    )
 
 
-def _example(kind: str, image: dict, headline: str, pair: Pair, rules: Rules) -> str:
+def _example(kind: str, image: dict, headline: str, pair: Pair, rules: Rules, photo: Path | None) -> str:
     caption = (
         f"<h3>{kind} <span>{escape(pair.name)} · {headline} {_number(image[headline])} · "
         f"{image['pixels']:,} pixels</span></h3>"
@@ -249,6 +262,8 @@ def _example(kind: str, image: dict, headline: str, pair: Pair, rules: Rules) ->
                     for m in (pred, gt)]  # fmt: skip
     figures = [_figure(picture, f"{name}<br><small>{note}</small>")
                for name, (picture, note) in zip(("prediction", "ground truth"), pictures)]  # fmt: skip
+    if photo is not None:
+        figures.insert(0, _figure(np.asarray(read_rgb(photo))[truth.window], "image"))
     figures.append(_figure(_error_picture(error, valid, axis), "error" + _colour_bar(axis)))
     return f"{caption}<div class=figures>{''.join(figures)}</div>"
 
@@ -342,7 +357,7 @@ td small, th small { display: block; font-size: 11px; font-weight: 400; }
 tr.baseline { background: #f5f6f8; color: #5b6675; } tr.baseline th { font-weight: 400; }
 .settings th, .settings td { text-align: left; white-space: normal; padding: 4px 11px; font-size: 13px; }
 .charts { display: grid; grid-template-columns: 1fr 1fr; gap: 20px; }
-.figures { display: grid; grid-template-columns: repeat(3, 1fr); gap: 14px; }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(200px, 1fr)); gap: 14px; }
 figure { margin: 0; } figure img { width: 100%; display: block; border-radius: 4px; }
 figcaption { font-size: 13px; margin-top: 5px; } figcaption small { line-height: 1.3; display: inline-block; }
 .scale { height: 10px; border-radius: 2px; margin-top: 5px; }

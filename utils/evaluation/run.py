@@ -21,6 +21,7 @@ from utils.evaluation.scoring import GroundTruthError, NothingToScore, Predictio
 from utils.intrinsics import INTRINSICS, Intrinsic
 from utils.maps import diode_names
 from utils.maps.conventions import unit_vectors
+from utils.maps.images import PICTURES
 from utils.metrics.protocols import DEPTH_RULES
 from utils.system.atomic import make_folder, replace
 
@@ -42,7 +43,7 @@ def find_pairs(args: argparse.Namespace, notes: list[str]) -> list[Pair]:
         if listed is not None:
             inside = sum(pair.gt is not None and diode_names.sample_of(pair.gt) in listed for pair in pairs)
             source = "diode_meta.json" if args.diode_set == "meta" else "all on disk"
-            notes.append(f"DIODE: {len(pairs)} images to score ({source}); diode_meta.json lists {inside} of them")
+            notes.append(f"DIODE: {len(pairs)} images asked for ({source}); diode_meta.json lists {inside} of them")
             missing = sum(pair.prediction is None for pair in pairs)
             if missing and not args.allow_missing and inside < len(pairs):
                 note(f"{missing} have no prediction: --diode_set meta asks for the listed ones only")
@@ -72,6 +73,20 @@ def refuse_whole_tree(pairs: list[Pair], args: argparse.Namespace) -> None:
                 f"--gt_dir {args.gt_dir} holds train/ and val/, and none of the {len(inside)} images of {split}/ has "
                 f"a prediction: pass --gt_dir {other}"
             )
+
+
+def find_images(pairs: list[Pair], args: argparse.Namespace) -> dict[str, Path]:
+    """Name of a pair -> its image: of this name below --image_dir, or DIODE's own; only those that are there."""
+    root = diode_names.diode_root(args.gt_dir) if args.gt_dir else None
+    found: dict[str, Path] = {}
+    for pair in pairs:
+        if args.image_dir:
+            places = [args.image_dir / f"{pair.name}{ending}" for ending in PICTURES]
+        else:
+            places = [root / "depths" / f"{diode_names.sample_of(pair.gt)}.png"] if root and pair.gt else []
+        if here := next((path for path in places if path.is_file()), None):
+            found[pair.name] = here
+    return found
 
 
 def find_judgements(path: Path, pairs: list[Pair]) -> dict[str, Path]:
@@ -238,7 +253,7 @@ def evaluate(args: argparse.Namespace) -> dict:
         result["baseline"] |= {key: result["baseline"]["rows"][0][key] for key in ("metrics", "intervals")}
     if args.report:
         headline = next(iter(rules.intrinsic.scores)) if args.gt_dir else "whdr"
-        report.write(args.report, result, headline, errors, pairs, rules)
+        report.write(args.report, result, headline, errors, pairs, rules, find_images(pairs, args))
     return result
 
 

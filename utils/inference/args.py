@@ -51,14 +51,14 @@ def inference_parser(description: str, lora: str, model: str) -> argparse.Argume
     add("--revision", help="branch, tag or commit of the hub model")
     add("--prompt", help="of the text encoder (default: what the LoRA's metadata says, else the paper's)")
     add("--resolution", type=int, help="side of the square in pixels (default: the training's, else 512)")
-    add("--batch_size", type=int, default=1, help="pictures per UNet pass; other sizes than 1 may differ from it by "
+    add("--batch_size", type=int, default=1, help="images per UNet pass; other sizes than 1 may differ from it by "
         "one grey level (rounding)")  # fmt: skip
     add("--npy", action="store_true", help="also write float32 maps: unit normals (H,W,3) with x right, y down, z "
         "forward; depth (H,W), near = large; albedo, shading (H,W,3), sRGB-coded, about [0,1]")  # fmt: skip
     add("--dtype", choices=["fp32", "fp16", "bf16"], default="fp32", help="of the computation")
-    add("--compile", action="store_true", help="torch.compile the UNet; for many pictures: the first ones take a "
+    add("--compile", action="store_true", help="torch.compile the UNet; for many images: the first ones take a "
         "minute or so")  # fmt: skip
-    add("--device", help="such as cuda:1 or cpu; (default: a GPU if there is one)")
+    add("--device", help="such as cuda:1 or cpu (default: a GPU if there is one)")
     return parser
 
 

@@ -78,7 +78,8 @@ def predict_all(
     """
     folder = Path(output_dir) / intrinsic.name / "predicted"
     make_folder(folder, "--output_dir")
-    files, failed, targets = list(mine), [], output_names(mine, intrinsic.name)
+    files, targets = list(mine), output_names(mine, intrinsic.name)
+    failed: list[str] = []
     chunks = [files[first : first + batch_size] for first in range(0, len(files), batch_size)]
     bar = tqdm(total=len(files), desc=f"predicting {intrinsic.name}", disable=not state.is_local_main_process)
     writing: list[Future] = []
@@ -97,9 +98,9 @@ def predict_all(
                     pool.submit(write, one, intrinsic, folder / targets[path], with_npy)
                     for one, path in zip(maps, batch)
                 ]
-                for i, path in enumerate(batch if uncertainties is not None else ()):
+                for one, path in zip(() if uncertainties is None else uncertainties, batch):
                     place_of = folder.with_name("uncertainty") / targets[path]
-                    writing.append(pool.submit(write_uncertainty, uncertainties[i], intrinsic, place_of))
+                    writing.append(pool.submit(write_uncertainty, one, intrinsic, place_of))
             bar.update(len(chunk))
         wait(writing)
     bar.close()

@@ -26,7 +26,7 @@ def label_all(
 ) -> None:
     """Label every picture that has no label yet; exit with status 1 if one of any process failed.
 
-    pictures: name -> file. predict: name -> values of `quantity` and where measured (see `utils.labels.encoding.encode`).
+    pictures: name -> file. predict: name -> values of `quantity` and where measured (`utils.labels.encoding.encode`).
     described: what provenance.json keeps, and what a later run into the same folder must share.
     """
     if state.is_main_process:
