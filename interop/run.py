@@ -64,7 +64,7 @@ PROMISED = {
     "pipe kohya": TODAY,
     "pipe all-peft": TODAY,
     "adapter all-peft": TODAY,
-    "pipe all-kohya": TODAY,
+    "pipe all-kohya": ("0.39.0", "newest"),  # 0.35.2 leaves time_embedding's two layers out and says nothing
     **{f"ours {name}": TODAY for name in FILES},
     **{f"reverse {name}": TODAY for name in REVERSE},
     "augunet pipe": ALL,
@@ -219,7 +219,8 @@ def table(measured: Mapping[str, dict]) -> str:
     )
     explained = (
         f"ok: the UNet's output is that of weights merged by hand (largest difference {worst:.1e} of the output's "
-        f"scale; the LoRAs change it by {effect:.2f} or more). **no-op**: no error, and nothing loaded. –: no such "
+        f"scale; the LoRAs change it by {effect:.2f} or more). **no-op**: no error, and nothing loaded. **wrong**: "
+        f"no error, and another output (kohya keys in 0.35.2: time_embedding's two layers are left out). –: no such "
         f"call, or no peft. Measured with torch {next(iter(measured.values()))['versions']['torch']}: {companions}."
     )
     lines += ["", *textwrap.wrap(explained, 119, break_on_hyphens=False)]

@@ -2,11 +2,14 @@
 
     python -m miniworld.pretrain --out miniworld/mini-sd            # train what is not trained yet, save, measure
     python -m miniworld.pretrain --out miniworld/mini-sd --report   # measure what lies there
+    python -m miniworld.pretrain --continue_from miniworld/mini-sd --out output/mini-sd        # train it on
+    python -m miniworld.pretrain --velocity_from miniworld/mini-sd --out miniworld/mini-sd-2     # to predict velocity
 
 The stages, each a module of `miniworld.pretraining`: the VAE, then its decoder alone (`vae`); text encoder and UNet
-together (`generator`); and a UNet that also reads a picture (`editor`), saved beside --out as mini-ip2p. Checkpoints,
-logs, sample sheets and the UNet's snapshots along the training lie in --work. Interrupted, the same command goes on
-where it was cut off.
+together (`generator`); and a UNet that also reads a picture (`editor`), saved beside --out as mini-ip2p. A generator
+that is there already can be trained on, with an editor of its own, or made into one that predicts velocity
+(`continued`). Checkpoints, logs, sample sheets and the UNet's snapshots along the training lie in --work. Interrupted,
+the same command goes on where it was cut off.
 """
 
 import argparse
@@ -15,17 +18,21 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
+from diffusers import AutoencoderKL
 
+from miniworld.pretraining.card import write_velocity_card
 from miniworld.pretraining.codec import build_codec, codec_stage, decoder_stage, enlarge
+from miniworld.pretraining.continued import MORE, VELOCITY, continued_stage, latents_of, velocity_stage
 from miniworld.pretraining.editor import build_editor, editor_stage
-from miniworld.pretraining.generator import build_generator, encode_pictures, generator_stage
-from miniworld.pretraining.model_folder import save_editor, save_generator
+from miniworld.pretraining.generator import Latents, Parts, build_generator, encode_pictures, generator_stage
+from miniworld.pretraining.model_folder import load_generator, save_editor, save_generator, save_velocity
 from miniworld.pretraining.picture_cache import cached_pictures
 from miniworld.pretraining.report import report
 from miniworld.pretraining.stage import run_stage
 from utils.cli import Parser, path_flag
-from utils.errors import run
+from utils.errors import InputError, run
 
 SIZE = 64  # pixels
 SCALING_FACTOR = 0.18215  # Stable Diffusion's
@@ -50,15 +57,22 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default=Path("output/pretrain"),
         help="checkpoints, logs, sample sheets, cached scenes",
     )
+    add("--continue_from", type=path_flag, metavar="FOLDER", help="train this generator for --unet_steps more, then "
+        "an editor for it; --out must lie in another folder")  # fmt: skip
+    add("--velocity_from", type=path_flag, metavar="FOLDER", help="train this generator to predict velocity, for "
+        "--velocity_steps; --out borrows its codec by relative links")  # fmt: skip
     add("--report", action="store_true", help="train nothing: measure what lies in --out and --work")
     add(
-        "--sheet", type=path_flag, default=Path("docs/mini-sd-samples.png"), help="contact sheet that the report draws"
+        "--sheet",
+        type=path_flag,
+        help="contact sheet of the report (default: docs/<name of --out>-samples.png)",
     )
     add("--until", choices=STAGES, default="ip2p", help="the last stage to run")
     add("--vae_steps", type=int, default=4500, help="steps of the codec")
     add("--decoder_steps", type=int, default=8000, help="steps of the codec's decoder alone, in two cycles")
     add("--unet_steps", type=int, default=5000, help="steps of text encoder and UNet")
     add("--ip2p_steps", type=int, default=600, help="steps of the UNet that reads a picture")
+    add("--velocity_steps", type=int, default=700, help="steps of a generator that learns to predict velocity")
     add("--vae_scenes", type=int, default=4096, help="pictures for the codec")
     add("--scenes", type=int, default=24576, help="pictures for the UNets")
     add("--codec_batch", type=int, default=16, help="pictures a step of the codec, crops of half the side at first")
@@ -66,16 +80,39 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--full_precision", action="store_true", help="float32 instead of bfloat16 autocast")
     add("--workers", type=int, default=os.cpu_count(), help="processes that render")
     add("--seed", type=int, default=0, help="of pictures, weights, batches and noise")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    check(args)
+    args.sheet = args.sheet or Path("docs") / f"{args.out.name}-samples.png"
+    return args
+
+
+def check(args: argparse.Namespace) -> None:
+    """InputError for flags that exclude each other, or a generator that is not there."""
+    if args.continue_from and args.velocity_from:
+        raise InputError("--continue_from and --velocity_from exclude each other: leave one out")
+    for name in ("continue_from", "velocity_from"):
+        folder = getattr(args, name)
+        if folder and not (folder / "model_index.json").is_file():
+            raise InputError(f"--{name}={folder}: no Stable Diffusion folder (model_index.json is expected in it)")
+    if args.continue_from and args.continue_from.resolve().parent == args.out.resolve().parent:
+        raise InputError(f"--out={args.out}: mini-ip2p beside --continue_from would be replaced; name another folder, "
+            "such as output/mini-sd")  # fmt: skip
+    if args.velocity_from and args.velocity_from.resolve() == args.out.resolve():
+        raise InputError(f"--out={args.out}: is --velocity_from's folder, which stays as it is; name a new one")
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     logging.getLogger("diffusers").setLevel(logging.ERROR)  # a missing safety checker is on purpose
     if not args.report:
-        train(args)
-    if args.report or args.until == "ip2p":
-        report(args.out, args.work, args.sheet, args.seed)
+        if args.velocity_from:
+            train_velocity(args)
+        elif args.continue_from:
+            train_on(args)
+        else:
+            train(args)
+    if args.report or args.velocity_from or args.until == "ip2p":
+        report(args.out, args.work, args.sheet, args.seed, MORE if args.continue_from else "unet")
 
 
 def train(args: argparse.Namespace) -> None:
@@ -111,9 +148,48 @@ def train(args: argparse.Namespace) -> None:
     if args.until == "unet":
         return
 
+    train_editor(args, parts, vae, rgb, data, "ip2p")
+
+
+def train_on(args: argparse.Namespace) -> None:
+    """More steps of a generator that is there, and an editor that begins as it, not as its predecessor."""
+    parts, vae, rgb, data = open_generator(args.continue_from, args)
+    settings = {"steps": args.unet_steps, "learning_rate": 5e-4, "seed": args.seed, "ema_decay": 0.999}
+    settings |= {"snapshots": snapshot_steps(args.unet_steps)}
+    run_stage(continued_stage(parts, data, vae, args.work / MORE, args.batch, not args.full_precision, **settings))
+    parts.text_encoder.requires_grad_(False)
+    save_generator(args.out, parts, vae)
+    if args.until != "unet":
+        train_editor(args, parts, vae, rgb, data, f"ip2p-{MORE}")
+
+
+def train_velocity(args: argparse.Namespace) -> None:
+    """A generator that is there learns to predict velocity."""
+    parts, vae, _, data = open_generator(args.velocity_from, args)
+    settings = {"steps": args.velocity_steps, "learning_rate": 5e-4, "seed": args.seed, "ema_decay": 0.995}
+    settings |= {"snapshots": snapshot_steps(args.velocity_steps), "save_every": 50}
+    folder, half = args.work / VELOCITY, not args.full_precision
+    stage = velocity_stage(parts, data, vae, folder, args.batch, half, **settings)
+    run_stage(stage)
+    save_velocity(args.out, args.velocity_from, parts, vae)
+    write_velocity_card(args.out, args.velocity_from, args.batch, stage)
+
+
+def open_generator(folder: Path, args: argparse.Namespace) -> tuple[Parts, AutoencoderKL, np.ndarray, Latents]:
+    """A trained generator, its codec, and the pictures (N,S,S,3) uint8 with their latents."""
+    parts, vae = load_generator(folder)
+    rgb, captions = cached_pictures(args.work / "scenes", args.seed, args.scenes, SIZE, args.workers)
+    return parts, vae, rgb, latents_of(parts, vae, rgb, captions, args.work / "latents", not args.full_precision)
+
+
+def train_editor(
+    args: argparse.Namespace, parts: Parts, vae: AutoencoderKL, rgb: np.ndarray, data: Latents, name: str
+) -> None:
+    """The UNet that reads a picture, begun as the generator; `name`: of its folder in --work."""
     editor = build_editor(parts.unet)
     settings = {"steps": args.ip2p_steps, "learning_rate": 3e-4, "seed": args.seed, "ema_decay": 0.99}
-    run_stage(editor_stage(editor, parts, vae, rgb, data, args.work / "ip2p", args.batch, half, **settings))
+    half = not args.full_precision
+    run_stage(editor_stage(editor, parts, vae, rgb, data, args.work / name, args.batch, half, **settings))
     save_editor(args.out.parent / "mini-ip2p", args.out, editor)
 
 

@@ -7,7 +7,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from miniworld.pretraining.random_sd import build_scheduler, build_unet, build_vae
-from utils.latents import draw, mode, moments
+from utils.latents import mode, moments, training_latents
 from utils.noise import gaussian, generators
 from utils.objectives import AugUNet, SingleStep, rescale, zero_snr_scheduler
 
@@ -61,7 +61,7 @@ def test_single_step_asks_once_at_the_last_timestep_without_noise(vae, batch):
 
 def test_single_step_decodes_what_the_unet_drew(vae, batch):
     method = SingleStep(vae, PROMPT, 999)
-    drawn = method.sample(Spy(lambda z, t, text: 2 * z), batch["rgb"])
+    drawn = method.predict(Spy(lambda z, t, text: 2 * z), batch["rgb"])
     torch.testing.assert_close(drawn, vae.decode(2 * vae.encode(batch["rgb"]).latent_dist.mode()).sample)
 
 
@@ -70,7 +70,7 @@ def test_augunet_trains_on_the_schedulers_velocity(vae, batch):
     loss = method.loss(spy, batch, generators(7, 0, 2))
     ((z, t, text),) = spy.calls
     noise = generators(7, 0, 2)
-    z0 = 4.0 * draw(vae, batch, noise)[1]
+    z0 = 4.0 * training_latents(vae, batch, noise)[1]
     eps = gaussian(z0.shape, noise, z0)
     drawn = torch.cat([torch.randint(1000, (1,), generator=generator) for generator in noise])
     assert t.tolist() == drawn.tolist() and t[0] != t[1]
@@ -89,7 +89,7 @@ def test_noise_offset_shifts_whole_channels(vae, batch):
     method = augunet(vae, noise_offset=0.5)
     method.loss(shifted, batch, generators(7, 0, 2))
     noise = generators(7, 0, 2)
-    z0 = 4.0 * draw(vae, batch, noise)[1]
+    z0 = 4.0 * training_latents(vae, batch, noise)[1]
     eps = gaussian(z0.shape, noise, z0) + 0.5 * gaussian((2, 4, 1, 1), noise, z0)
     z, t, _ = shifted.calls[0]
     torch.testing.assert_close(z[:, :4], method.scheduler.add_noise(z0, eps, t))
@@ -143,7 +143,7 @@ def test_sampling_recovers_the_answer_of_a_perfect_network(vae):
         alpha2 = method.scheduler.alphas_cumprod[int(t)].clamp(min=2**-24)
         return (alpha2.sqrt() * z[:, :4] - z0) / (1 - alpha2).sqrt()
 
-    drawn = method.sample(Spy(perfect), torch.zeros(1, 3, 32, 32), generators(0, 0, 1))
+    drawn = method.predict(Spy(perfect), torch.zeros(1, 3, 32, 32), generators(0, 0, 1))
     expected = vae.decode(z0 / 4.0).sample
     assert len(seen) == 25 and seen[0] == 999 and seen == sorted(seen, reverse=True)
     assert (drawn - expected).abs().max() < 0.02 * expected.abs().max()
@@ -154,15 +154,15 @@ def test_a_samples_drawing_does_not_depend_on_its_batch(vae):
     unet, rgb = build_unet(in_channels=8).eval(), torch.rand(3, 3, 32, 32) * 2 - 1
     method = augunet(vae, steps=3)
     with torch.no_grad():
-        together = method.sample(unet, rgb, generators(5, 0, 3))
-        alone = torch.cat([method.sample(unet, rgb[i : i + 1], generators(5, i, 1)) for i in range(3)])
-        again = method.sample(unet, rgb, generators(5, 0, 3))
+        together = method.predict(unet, rgb, generators(5, 0, 3))
+        alone = torch.cat([method.predict(unet, rgb[i : i + 1], generators(5, i, 1)) for i in range(3)])
+        again = method.predict(unet, rgb, generators(5, 0, 3))
     torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-4)
     assert torch.equal(together, again)  # rescaling works alike on every call (the released sampler's second differs)
 
 
 def test_posterior_sample_and_mode(vae, batch):
-    draws = torch.stack([draw(vae, batch, generators(1, 2 * i, 2))[1] for i in range(200)])
+    draws = torch.stack([training_latents(vae, batch, generators(1, 2 * i, 2))[1] for i in range(200)])
     posterior = vae.encode(batch["target"]).latent_dist
     torch.testing.assert_close(draws.std(0).mean(), posterior.std.mean(), rtol=0.05, atol=0)
     torch.testing.assert_close(mode(vae, batch["target"]), posterior.mean)

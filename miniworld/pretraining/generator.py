@@ -7,6 +7,9 @@ Loss of a picture's latents z0 (scaled to unit variance), at t uniform in 0..T-1
 
 The weight (arXiv 2303.09556, equation 5 in epsilon's terms) keeps the nearly clean timesteps, which are the most
 numerous in this sense, from taking over the gradient. The caption is empty for one picture in ten, for guidance.
+
+The same stage trains a base that predicts velocity (`velocity.py`). Its loss is plain, mse(unet(z_t, t, c), v) with
+v = a_t eps - sigma_t z0 (arXiv 2202.00512, appendix D): where the last step is pure noise, SNR_t reaches 0 there.
 """
 
 import zlib
@@ -110,8 +113,10 @@ def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
     return tokenizer(captions, return_tensors="pt", **settings).input_ids
 
 
-def generator_stage(parts: Parts, data: Latents, vae, folder: Path, batch: int, half: bool, **settings) -> Stage:
-    """Train UNet and text encoder of `parts` together on `data`."""
+def generator_stage(
+    parts: Parts, data: Latents, vae, folder: Path, batch: int, half: bool, name: str = "unet", **settings
+) -> Stage:
+    """Train UNet and text encoder of `parts` together on `data`; `name` chooses the batches and the noise."""
 
     def loss(step: int, rng: Generator) -> dict[str, Tensor]:
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
@@ -123,17 +128,24 @@ def generator_stage(parts: Parts, data: Latents, vae, folder: Path, batch: int, 
         save_sheet(list(decode(vae, z / data.scale).split(count)), path)
 
     modules = {"unet": parts.unet, "text_encoder": parts.text_encoder}
-    return Stage("unet", folder, modules, loss, sheet, **settings)
+    return Stage(name, folder, modules, loss, sheet, **settings)
 
 
 def generator_loss(parts: Parts, data: Latents, batch: int, rng: Generator) -> Tensor:
-    """The loss of the module's docstring for a random batch."""
+    """The loss of the module's docstring for a random batch, by the scheduler's prediction type; a scalar in fp32."""
     chosen = torch.randint(len(data.tokens), (batch,), generator=rng)
     z0 = data.draw(chosen, rng)
     dropped = torch.rand(batch, 1, generator=rng) < DROPPED
     text = parts.text_encoder(torch.where(dropped, data.empty, data.tokens[chosen]))[0]
     z_t, t, eps = diffuse(parts.scheduler, z0, rng)
-    return weighted_mse(parts.scheduler, parts.unet(z_t, t, text).sample, eps, t)
+    prediction = parts.unet(z_t, t, text).sample
+    if predicts_velocity(parts.scheduler):
+        return F.mse_loss(prediction.float(), parts.scheduler.get_velocity(z0, eps, t))
+    return weighted_mse(parts.scheduler, prediction, eps, t)
+
+
+def predicts_velocity(scheduler: DDIMScheduler) -> bool:
+    return scheduler.config.prediction_type == "v_prediction"
 
 
 def diffuse(scheduler: DDIMScheduler, z0: Tensor, rng: Generator) -> tuple[Tensor, Tensor, Tensor]:
@@ -155,7 +167,11 @@ def weighted_mse(scheduler: DDIMScheduler, prediction: Tensor, eps: Tensor, t: T
 def sample(
     unet, text_encoder, scheduler, tokens: Tensor, empty: Tensor, seed: int, steps: int = 20, guidance=GUIDANCE
 ):
-    """Captions' tokens (B,L) -> scaled latents (B,4,16,16), by DDIM; guidance 1 costs half."""
+    """Captions' tokens (B,L) -> scaled latents (B,4,16,16), by DDIM; guidance 1 costs half.
+
+    DDIM's step reads noise or velocity as the scheduler says; the scheduler's spacing says where it begins, which for
+    a schedule of zero terminal SNR must be T-1.
+    """
     scheduler = DDIMScheduler.from_config(scheduler.config)
     scheduler.set_timesteps(steps)
     side = unet.config.sample_size
@@ -168,11 +184,11 @@ def sample(
         for t in scheduler.timesteps:
             doubled = z if guidance == 1 else z.repeat(2, 1, 1, 1)
             with torch.autocast("cpu", torch.bfloat16):
-                eps = unet(doubled.contiguous(memory_format=torch.channels_last), t, text).sample.float()
+                predicted = unet(doubled.contiguous(memory_format=torch.channels_last), t, text).sample.float()
             if guidance != 1:
-                free, told = eps.chunk(2)
-                eps = free + guidance * (told - free)
-            z = scheduler.step(eps, t, z).prev_sample
+                uncond, cond = predicted.chunk(2)
+                predicted = uncond + guidance * (cond - uncond)
+            z = scheduler.step(predicted, t, z).prev_sample
         drawn.append(z)
     return torch.cat(drawn)
 

@@ -1,4 +1,7 @@
-"""The trained models as folders that diffusers reads with no code of this project."""
+"""The trained models as folders that diffusers reads with no code of this project, and what they are read with.
+
+A base's folder also holds the settings that a LoRA on it is best trained with, which the training scripts read.
+"""
 
 import json
 import os
@@ -7,10 +10,13 @@ from pathlib import Path
 
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 
-from miniworld.pretraining.generator import Parts, quick
+from miniworld.pretraining.generator import Parts, predicts_velocity, quick
 from miniworld.pretraining.random_sd import save_pipeline
+from utils.training.args import RECOMMENDED
 
+LEARNING_RATE, TIMESTEP = 4e-3, 400  # of a LoRA's training: see docs/paper_questions.md, question 5
 SHARED = ("scheduler", "text_encoder", "tokenizer", "vae")
+SHARED_BY_VELOCITY = ("tokenizer", "vae")
 
 
 def save_generator(folder: Path, parts: Parts, vae: AutoencoderKL) -> None:
@@ -19,23 +25,52 @@ def save_generator(folder: Path, parts: Parts, vae: AutoencoderKL) -> None:
     """
     unet, vae = (deepcopy(part).half().requires_grad_(True) for part in (parts.unet, vae))
     save_pipeline(folder, parts.tokenizer, parts.text_encoder, vae, unet, parts.scheduler)
+    recommend(folder, parts, vae)
+
+
+def save_velocity(folder: Path, generator: Path, parts: Parts, vae: AutoencoderKL) -> None:
+    """A base that predicts velocity: UNet in float16, text encoder in float32 and schedule of its own; codec and
+    tokenizer are the generator's, by relative links.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    deepcopy(parts.unet).half().save_pretrained(folder / "unet")
+    parts.text_encoder.save_pretrained(folder / "text_encoder")
+    parts.scheduler.save_pretrained(folder / "scheduler")
+    link(folder, generator, SHARED_BY_VELOCITY)
+    (folder / "model_index.json").write_text((generator / "model_index.json").read_text())
+    recommend(folder, parts, vae)
+
+
+def recommend(folder: Path, parts: Parts, vae: AutoencoderKL) -> None:
+    """Write RECOMMENDED. At the last timestep a base that predicts noise answers with little but its input."""
+    settings: dict[str, float] = {"learning_rate": LEARNING_RATE}
+    if not predicts_velocity(parts.scheduler):
+        settings["timestep"] = TIMESTEP
+    settings["resolution"] = parts.unet.config.sample_size * 2 ** (len(vae.config.block_out_channels) - 1)
+    (folder / RECOMMENDED).write_text(json.dumps(settings, indent=2) + "\n")
 
 
 def save_editor(folder: Path, generator: Path, editor: UNet2DConditionModel) -> None:
     """The 8-channel UNet in float16; all else is the generator's, by relative links."""
     folder.mkdir(parents=True, exist_ok=True)
     deepcopy(editor).half().save_pretrained(folder / "unet")
-    for part in SHARED:
-        link = folder / part
-        if not link.is_symlink():
-            link.symlink_to(Path(os.path.relpath(generator / part, folder)), target_is_directory=True)
+    link(folder, generator, SHARED)
     index = json.loads((generator / "model_index.json").read_text())
     index["_class_name"] = "StableDiffusionInstructPix2PixPipeline"
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
+def link(folder: Path, generator: Path, parts: tuple[str, ...]) -> None:
+    """Relative links in `folder` to these parts of `generator`, in place of older links."""
+    for part in parts:
+        path = folder / part
+        if path.is_symlink():
+            path.unlink()
+        path.symlink_to(Path(os.path.relpath(generator.resolve() / part, folder.resolve())), target_is_directory=True)
+
+
 def load_generator(folder: Path) -> tuple[Parts, AutoencoderKL]:
-    """What `save_generator` wrote, in float32."""
+    """What `save_generator` or `save_velocity` wrote, in float32, frozen."""
     pipeline = StableDiffusionPipeline.from_pretrained(folder)
     for part in (pipeline.vae, pipeline.unet, pipeline.text_encoder):
         part.requires_grad_(False)

@@ -6,9 +6,10 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
+from miniworld.pretraining.continued import MORE, VELOCITY
 from miniworld.pretraining.editor import condition_gain
 from miniworld.pretraining.gates import Gate, codec_gates, distance, sheet_of_samples, table, unseen_scenes
-from miniworld.pretraining.generator import Parts, fingerprint
+from miniworld.pretraining.generator import Parts, fingerprint, predicts_velocity
 from miniworld.pretraining.model_folder import load_generator
 from miniworld.pretraining.wasserstein import sliced_wasserstein
 
@@ -21,26 +22,41 @@ TITLES = {
     "decoder": "its decoder alone",
     "unet": "text encoder and UNet",
     "ip2p": "UNet that reads a picture",
+    MORE: "text encoder and UNet, continued",
+    f"ip2p-{MORE}": "UNet that reads a picture, anew",
+    VELOCITY: "text encoder and UNet, from noise to velocity",
+}
+STAGES = {  # last stage of a generator -> the stages that made it and its editor
+    "unet": ("vae", "decoder", "unet", "ip2p"),
+    MORE: ("vae", "decoder", "unet", MORE, f"ip2p-{MORE}"),
+    VELOCITY: (VELOCITY,),
 }
 
 
-def report(out: Path, work: Path, sheet: Path, seed: int) -> None:
-    """Measure, print, draw the sheet; where the training's logs are at hand, write the tables into the model card."""
+def report(out: Path, work: Path, sheet: Path, seed: int, last: str) -> None:
+    """Measure, print, draw the sheet; where the training's logs are at hand, write the tables into the model card.
+
+    last: "unet" or MORE, the stage that the generator in `out` came from. A base that predicts velocity came from
+    VELOCITY, and has no editor of its own: mini-ip2p is measured with the generator that it began as.
+    """
     parts, vae = load_generator(out)
+    velocity = predicts_velocity(parts.scheduler)
+    last = VELOCITY if velocity else last
     maps, seen, captions = unseen_scenes(seed, CODEC_SCENES)
     gates = codec_gates(vae, maps, seen)
-    along = distances_along(parts, vae, maps["rgb"], captions, work / "unet", seed)
+    along = distances_along(parts, vae, maps["rgb"], captions, work / last, seed)
     gates += distance_gates(along)
-    editor = UNet2DConditionModel.from_pretrained(out.parent / "mini-ip2p", subfolder="unet")
-    gain = condition_gain(editor, parts, vae, maps["rgb"][:64], captions[:64])
-    gates.append(
-        Gate("mini-ip2p's error with another scene's picture / with its own", f"{gain:.2f}", "above 1", gain > 1)
-    )
+    if not velocity:
+        editor = UNet2DConditionModel.from_pretrained(out.parent / "mini-ip2p", subfolder="unet")
+        gain = condition_gain(editor, parts, vae, maps["rgb"][:64], captions[:64])
+        gates.append(
+            Gate("mini-ip2p's error with another scene's picture / with its own", f"{gain:.2f}", "above 1", gain > 1)
+        )
     sheet_of_samples(parts, vae, captions[:SHOWN], sheet, seed)
-    text = "\n\n".join([table(gates), trend(along), hours(work)])
+    text = "\n\n".join([table(gates), trend(along), hours(work, STAGES[last])])
     print(text)
     print(f"\nsamples: {sheet}")
-    if (work / "unet" / "log.jsonl").exists():  # else there is less to tell than the card knows
+    if (work / last / "log.jsonl").exists():  # else there is less to tell than the card knows
         write_card(out / "README.md", text)
 
 
@@ -91,10 +107,10 @@ def trend(along: dict) -> str:
     return "\n".join([head, "", "| UNet steps | 64 px | 32 px | 16 px | mean |", "|---|---|---|---|---|", *rows])
 
 
-def hours(work: Path) -> str:
+def hours(work: Path, stages: tuple[str, ...]) -> str:
     """Steps and wall time of each stage from its log, as markdown; "" if the logs are not there."""
     rows = []
-    for stage, title in TITLES.items():
+    for stage in stages:
         path = work / stage / "log.jsonl"
         if path.exists():
             records = [json.loads(line) for line in path.read_text().splitlines()]
@@ -102,7 +118,7 @@ def hours(work: Path) -> str:
             for record in records:
                 seconds += record["seconds_per_step"] * (record["step"] - last)
                 last = record["step"]
-            rows.append(f"| {title} | {last} | {seconds / 3600:.2f} |")
+            rows.append(f"| {TITLES[stage]} | {last} | {seconds / 3600:.2f} |")
     return "\n".join(["| stage | steps | hours |", "|---|---|---|", *rows]) if rows else ""
 
 

@@ -28,10 +28,11 @@ from PIL import Image
 from safetensors.torch import save, save_file
 
 import inference_sd_single
-from dataloaders.diode import DiodeDepth, DiodeNormals
+from dataloaders.diode import Diode
 from dataloaders.listing import complete, manifest_samples
 from miniworld.pretraining.random_sd import build_unet
 from utils.errors import InputError, run
+from utils.intrinsics import DEPTH, NORMAL
 from utils.lora import BIN, SAFETENSORS, load_attn_procs, save_lora
 from utils.lora.__main__ import main as lora_main
 from utils.maps.files import read_npy
@@ -106,12 +107,12 @@ def tree(diode, tmp_path):
     return root, stem
 
 
-def normals(root: Path, **options) -> DiodeNormals:
-    return DiodeNormals(root / "normals", root / "pseudo/normal", "train", resolution=32, **options)
+def normals(root: Path, **options) -> Diode:
+    return Diode(NORMAL, root / "normals", root / "pseudo/normal", "train", resolution=32, **options)
 
 
-def depths(root: Path, **options) -> DiodeDepth:
-    return DiodeDepth(root / "depths", root / "pseudo/depth", "train", resolution=32, **options)
+def depths(root: Path, **options) -> Diode:
+    return Diode(DEPTH, root / "depths", root / "pseudo/depth", "train", resolution=32, **options)
 
 
 def put(path: Path, content: bytes | None) -> None:
@@ -152,7 +153,7 @@ def test_pictures(weights, tmp_path):
     names = [*bad, "loop.png", "nowhere.png"]
     words = ["--lora", weights, "--input_dir", folder, "--output_dir", out, "--device", "cpu"]
     status, told = outcome(lambda: inference_sd_single.main([str(word) for word in words]))
-    assert status == 1 and f"{len(names)} pictures could not be read" in told and "Traceback" not in told, told
+    assert status == 1 and f"{len(names)} images could not be read" in told and "Traceback" not in told, told
     listed = told.split("could not be read:\n")[1].splitlines()
     for name in names:
         shown = InputError(str(folder / name)).args[0]
@@ -376,25 +377,28 @@ def test_trees(tree, tmp_path):
     root, stem = tree
     args = {"resolution": 32}
     cases = {
-        "no tree": (lambda: DiodeNormals("/nowhere", root / "pseudo/normal", "train"), "--train_data_dir"),
-        "a file for a tree": (lambda: DiodeNormals(__file__, root / "pseudo/normal", "train"), "--train_data_dir"),
-        "no labels' tree": (lambda: DiodeNormals(root / "normals", "/nowhere", "train"), "--pseudo_root"),
-        "a file for labels": (lambda: DiodeNormals(root / "normals", __file__, "train"), "--pseudo_root"),
-        "labels one up": (lambda: DiodeNormals(root / "normals", root / "pseudo", "train"), "--pseudo_root"),
+        "no tree": (lambda: Diode(NORMAL, "/nowhere", root / "pseudo/normal", "train"), "--train_data_dir"),
+        "a file for a tree": (lambda: Diode(NORMAL, __file__, root / "pseudo/normal", "train"), "--train_data_dir"),
+        "no labels' tree": (lambda: Diode(NORMAL, root / "normals", "/nowhere", "train"), "--pseudo_root"),
+        "a file for labels": (lambda: Diode(NORMAL, root / "normals", __file__, "train"), "--pseudo_root"),
+        "labels one up": (lambda: Diode(NORMAL, root / "normals", root / "pseudo", "train"), "--pseudo_root"),
         "labels one down": (
-            lambda: DiodeNormals(root / "normals", root / "pseudo/normal/train", "train"),
+            lambda: Diode(NORMAL, root / "normals", root / "pseudo/normal/train", "train"),
             "--pseudo_root",
         ),
-        "root one up": (lambda: DiodeNormals(root, root / "pseudo/normal", "train"), "depths/ beside"),
+        "root one up": (lambda: Diode(NORMAL, root, root / "pseudo/normal", "train"), "depths/ beside"),
         "root one down": (
-            lambda: DiodeNormals(root / "normals/train", root / "pseudo/normal", "train"),
+            lambda: Diode(NORMAL, root / "normals/train", root / "pseudo/normal", "train"),
             "normals/ folder",
         ),
         "depths for normals": (
-            lambda: DiodeNormals(root / "depths", root / "pseudo/normal", "train"),
+            lambda: Diode(NORMAL, root / "depths", root / "pseudo/normal", "train"),
             "normals/ folder",
         ),
-        "normals for depths": (lambda: DiodeDepth(root / "normals", root / "pseudo/depth", "train"), "depths/ folder"),
+        "normals for depths": (
+            lambda: Diode(DEPTH, root / "normals", root / "pseudo/depth", "train"),
+            "depths/ folder",
+        ),
         "a scene type in the singular": (lambda: normals(root, scene_types=["indoor"]), "--scene_types"),
         "a scene type in the plural": (lambda: normals(root, scene_types=["outdoors"]), "--scene_types"),
         "no scene type": (lambda: normals(root, scene_types=[]), "--scene_types"),
@@ -555,9 +559,9 @@ def lora_files(state: dict, mark: Path) -> dict[str, tuple[str, bytes, str]]:
         "one key missing": (changed(lambda s: s.pop(first)), "not both down and up"),
         "one layer missing": (
             changed(lambda s: [s.pop(key) for key in keys[:2]]),
-            "1 of the UNet's layers are not in it",
+            "1 of the UNet's attention layers are not in it",
         ),
-        "half of it": (dict(list(state.items())[: len(state) // 2]), "of the UNet's layers are not in it"),
+        "half of it": (dict(list(state.items())[: len(state) // 2]), "of the UNet's attention layers are not in it"),
         "a key of a checkpoint": (
             changed(lambda s: s.update({"conv_in.weight": tensors[0]})),
             "is of no LoRA layer",
@@ -1000,13 +1004,14 @@ def test_a_worker_that_is_killed_ends_in_one_line(flags, tmp_path):
     program.write_text(
         "import os, signal, sys\n"
         "import sd_single_diode_pseudo_normal as script\n"
+        "from dataloaders.diode import Diode\n"
         "from torch.utils.data import get_worker_info\n"
         "from utils.errors import run\n"
-        "read = script.DiodeNormals.__getitem__\n"
+        "read = Diode.__getitem__\n"
         "def dying(self, key):\n"
         "    if get_worker_info() is not None: os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return read(self, key)\n"
-        "script.DiodeNormals.__getitem__ = dying\n"
+        "Diode.__getitem__ = dying\n"
         "run(lambda: script.main(sys.argv[1:]))\n"
     )
     words = flags("sd_single_diode_pseudo_normal.py", tmp_path / "run", "--max_train_steps", 2)

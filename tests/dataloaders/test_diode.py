@@ -8,8 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from dataloaders.diode import DiodeDepth, DiodeNormals, validation_sets
+from dataloaders.diode import Diode, validation_sets
 from utils.errors import InputError
+from utils.intrinsics import DEPTH, NORMAL
 
 
 @pytest.fixture
@@ -18,12 +19,12 @@ def tree(diode, tmp_path):
     return shutil.copytree(diode, tmp_path / "DIODE")
 
 
-def normals(root, split="train", **options) -> DiodeNormals:
-    return DiodeNormals(root / "normals", root / "pseudo" / "normal", split, resolution=64, **options)
+def normals(root, split="train", **options) -> Diode:
+    return Diode(NORMAL, root / "normals", root / "pseudo" / "normal", split, resolution=64, **options)
 
 
-def depths(root, split="train", **options) -> DiodeDepth:
-    return DiodeDepth(root / "depths", root / "pseudo" / "depth", split, resolution=64, **options)
+def depths(root, split="train", **options) -> Diode:
+    return Diode(DEPTH, root / "depths", root / "pseudo" / "depth", split, resolution=64, **options)
 
 
 def agreement(item: dict) -> float:
@@ -140,9 +141,9 @@ def test_missing_files_fail_early(tree):
 
 def test_wrong_folder_is_named(diode):
     with pytest.raises(InputError, match=r"_normal\.npy.*is --train_data_dir DIODE's normals/ folder"):
-        DiodeNormals(diode / "depths", diode / "pseudo" / "normal", "train")
+        Diode(NORMAL, diode / "depths", diode / "pseudo" / "normal", "train")
     with pytest.raises(InputError, match="--pseudo_root"):
-        DiodeNormals(diode / "normals", diode / "pseudo", "train")
+        Diode(NORMAL, diode / "normals", diode / "pseudo", "train")
     with pytest.raises(InputError, match="--scene_types"):
         normals(diode, scene_types=("indoor",))
 

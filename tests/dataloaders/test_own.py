@@ -16,10 +16,11 @@ from PIL import Image
 from safetensors import safe_open
 
 from dataloaders.check import main as check
-from dataloaders.diode import DiodeNormals
-from dataloaders.folder import OwnMaps, open_own
+from dataloaders.diode import Diode
+from dataloaders.folder import FolderMaps, open_folder
 from dataloaders.listing import folder_samples, manifest_samples, split_samples
 from utils.errors import InputError
+from utils.intrinsics import ALBEDO, DEPTH, NORMAL
 from utils.lora import SAFETENSORS
 
 
@@ -27,7 +28,7 @@ from utils.lora import SAFETENSORS
 def own(diode, tmp_path) -> Path:
     """12 of the mini world's training samples as a folder of one's own: labels, normals as gt, and masks."""
     root = tmp_path / "own"
-    world = DiodeNormals(diode / "normals", diode / "pseudo" / "normal", "train")
+    world = Diode(NORMAL, diode / "normals", diode / "pseudo" / "normal", "train")
     for i, stem in enumerate(world.stems[:12]):
         name = f"{'deep/er/' if i % 2 else ''}{i:02d}"
         for folder, source, ending in (
@@ -42,9 +43,9 @@ def own(diode, tmp_path) -> Path:
     return root
 
 
-def opened(root, task="normal", fraction=0.25, seed=3, **options):
+def opened(root, intrinsic=NORMAL, fraction=0.25, seed=3, **options):
     options = {"frame": "opengl", "resolution": 64, **options}
-    return open_own(folder_samples(root), task, fraction, seed, **options)
+    return open_folder(folder_samples(root), intrinsic, fraction, seed, **options)
 
 
 def manifest(root, **more) -> Path:
@@ -66,7 +67,7 @@ def test_a_folder_gives_what_diode_gives(own, diode):
     train, validation = opened(own)
     assert len(train) == 9 and {name: len(items) for name, items in validation.items()} == {"train": 4, "val": 3}
     assert "9 samples to train on, 3 held out; 12 have ground truth" in train.notes
-    world = DiodeNormals(diode / "normals", diode / "pseudo" / "normal", "train", resolution=64)
+    world = Diode(NORMAL, diode / "normals", diode / "pseudo" / "normal", "train", resolution=64)
     for i in (0, 5):
         ours, theirs = train[i], world[int(train.stems[i][-2:])]
         for key in ("rgb", "target", "valid"):
@@ -119,7 +120,7 @@ def test_folders_called_train_and_val_are_the_split(own):
 def test_a_manifest_is_the_same_data(own):
     folder, _ = opened(own)
     samples = manifest_samples(manifest(own))
-    listed, _ = open_own(samples, "normal", 0.25, 3, frame="opengl", resolution=64)
+    listed, _ = open_folder(samples, NORMAL, 0.25, 3, frame="opengl", resolution=64)
     assert listed.fingerprint == folder.fingerprint
     assert all(torch.equal(listed[2][key], folder[2][key]) for key in ("rgb", "target", "gt", "valid"))
 
@@ -166,7 +167,7 @@ def test_truth_of_some_and_of_none(own):
     train, _ = opened(own)
     assert not train.measured and "LABELS" in train.notes[-1]
     torch.testing.assert_close(train[0]["gt"], torch.nn.functional.normalize(train[0]["target"], dim=0))
-    depth, _ = opened(own, task="depth")
+    depth, _ = opened(own, intrinsic=DEPTH)
     assert not depth[0]["valid"].any() and "nothing is scored" in depth.notes[-1]
 
 
@@ -174,24 +175,24 @@ def test_truth_of_every_kind(own):
     stem = folder_samples(own)[0].stem
     gt, mask = own / "gt" / f"{stem}.npy", own / "masks" / f"{stem}.npy"
 
-    def item(task):
-        return OwnMaps(folder_samples(own)[:1], task, measured=True, resolution=64)[0]
+    def item(intrinsic):
+        return FolderMaps(folder_samples(own)[:1], intrinsic, measured=True, resolution=64)[0]
 
     np.save(mask, np.ones((72, 96)))
     depth = np.full((72, 96), 3.0, np.float32)
     depth[:, :48] = np.nan
     np.save(gt, depth)
-    found = item("depth")
+    found = item(DEPTH)
     assert found["gt"].shape == (1, 64, 64) and found["valid"].float().mean() == 0.5
     gt.unlink()
     Image.fromarray(np.full((72, 96, 3), 188, np.uint8)).save(gt.with_suffix(".png"))
-    found = item("albedo")
+    found = item(ALBEDO)
     assert found["gt"].shape == (3, 64, 64) and found["gt"].mean() == pytest.approx(0.503, abs=0.002)  # decoded sRGB
     with pytest.raises(InputError, match=r"\.png: ground truth depth is read from \.npy in metres only"):
-        item("depth")
+        item(DEPTH)
     np.save(mask, np.ones((5, 5)))
     with pytest.raises(InputError, match=r"mask of shape \(5, 5\)"):
-        item("albedo")
+        item(ALBEDO)
 
 
 @pytest.mark.parametrize("script", ["sd_single_diode_pseudo_normal.py", "augunet_diode_pseudo_depth.py"])

@@ -12,8 +12,9 @@ from PIL import Image
 
 from dataloaders import prepare as preparation
 from dataloaders.__main__ import main
-from dataloaders.diode import DiodeDepth, DiodeNormals
+from dataloaders.diode import Diode
 from utils.errors import InputError
+from utils.intrinsics import DEPTH, NORMAL
 
 
 @pytest.fixture(scope="module")
@@ -37,14 +38,14 @@ def files(root) -> dict[str, bytes]:
 
 
 def test_from_archives_to_training_data(diode, archives, tmp_path, capsys):
-    assert main(words(archives, tmp_path, "--skip_md5")) == 0
+    assert not main(words(archives, tmp_path, "--skip_md5"))
     for kind in ("depths", "normals"):
         assert files(tmp_path / kind) == files(diode / kind)
     assert json.loads((tmp_path / "diode_meta.json").read_text()) == json.loads(
         (diode / "diode_meta.json").read_text()
     )
-    assert len(DiodeNormals(tmp_path / "normals", diode / "pseudo" / "normal", "train")) == 24
-    assert len(DiodeDepth(tmp_path / "depths", diode / "pseudo" / "depth", "val")) == 10
+    assert len(Diode(NORMAL, tmp_path / "normals", diode / "pseudo" / "normal", "train")) == 24
+    assert len(Diode(DEPTH, tmp_path / "depths", diode / "pseudo" / "depth", "val")) == 10
     assert "102 files written" in capsys.readouterr().out
     main(words(archives, tmp_path, "--skip_md5"))
     assert capsys.readouterr().out.count("already unpacked") == 2
@@ -60,7 +61,7 @@ def test_md5_sums_guard(archives, tmp_path, monkeypatch):
         kind: hashlib.md5((archives / f"{kind}.tar.gz").read_bytes()).hexdigest() for kind in ("depths", "normals")
     }
     monkeypatch.setattr(preparation, "MD5", {kind: {"val": value} for kind, value in sums.items()})
-    assert main(words(archives, tmp_path)) == 0 and (tmp_path / "normals" / "val").is_dir()
+    assert not main(words(archives, tmp_path)) and (tmp_path / "normals" / "val").is_dir()
     swapped = ["prepare", "--depths", archives / "normals.tar.gz", "--root", tmp_path / "other"]
     with pytest.raises(InputError, match="one of the normals: pass it to --normals"):
         main([str(word) for word in swapped])
@@ -214,5 +215,5 @@ def test_check_knows_what_the_list_knows(diode, tmp_path, capsys):
     assert main(["check", "--root", str(tree)]) == 1
     assert f"missing: {gone}" in capsys.readouterr().out
     shutil.rmtree(tree / "depths" / "train")  # only val was downloaded
-    assert main(["check", "--root", str(tree)]) == 0
+    assert not main(["check", "--root", str(tree)])
     assert "24 listed samples of splits that are not on disk" in capsys.readouterr().out

@@ -23,9 +23,10 @@ from transformers import (
 
 import pseudo_label
 from dataloaders.check import main as check
-from dataloaders.diode import DiodeDepth, DiodeNormals
+from dataloaders.diode import Diode
 from miniworld.pretraining.random_sd import build_text_encoder, build_tokenizer, build_vae
 from utils.errors import InputError
+from utils.intrinsics import DEPTH, NORMAL
 from utils.maps.conventions import to_srgb
 from utils.noise import noise_of
 
@@ -254,9 +255,9 @@ def test_ground_truth_becomes_labels_that_train(diode, tmp_path, task):
     """The mini world's own labels are the truth, so labels made of its measurements are nearly those."""
     made = label(task, None, diode, tmp_path / task, "--splits", "train")
     assert made["counts"]["pictures"] == 24 and "nearest valid pixel" in made["conventions"]["invalid pixels"]
-    kind = DiodeNormals if task == "normal" else DiodeDepth
-    ours = kind(diode / f"{task}s", tmp_path / task, "train", resolution=64)
-    theirs = kind(diode / f"{task}s", diode / "pseudo" / task, "train", resolution=64)
+    kind = NORMAL if task == "normal" else DEPTH
+    ours = Diode(kind, diode / f"{task}s", tmp_path / task, "train", resolution=64)
+    theirs = Diode(kind, diode / f"{task}s", diode / "pseudo" / task, "train", resolution=64)
     assert ours.stems == theirs.stems
     for i in range(0, 24, 5):
         mine, exact = ours[i], theirs[i]

@@ -217,6 +217,13 @@ def test_kohyas_alpha_scales_convolutions_too():
     assert torch.equal(forward(halved), forward(plain)) and not torch.equal(forward(halved), forward(unet))
 
 
+@pytest.mark.parametrize(("choice", "noted"), [("time", True), ("attention,conv", False)])
+def test_converting_to_kohya_says_which_loader_leaves_layers_out(choice, noted, tmp_path, capsys):
+    save_lora(with_random_lora(base(), parse_targets(choice)), tmp_path, {})
+    main(["convert", str(tmp_path), str(tmp_path / "kohya.safetensors"), "--format", "kohya"])
+    assert ("leaves time_embedding out" in capsys.readouterr().out) == noted
+
+
 @pytest.mark.parametrize("to", ["released", "diffusers"])
 def test_a_format_that_cannot_name_the_layers_refuses_and_names_those_that_can(to, tmp_path):
     save_lora(with_random_lora(base(), ("attention", "conv", "time")), tmp_path, {})

@@ -53,13 +53,15 @@ def draw(lora, samples: list[dict], timestep: int = 400) -> torch.Tensor:
 
 
 def test_a_short_training_learns_what_normals_are(world, tmp_path):
-    """21.6 degrees when written. Broken on purpose it was: no gradient 95, the picture as its own label 78, the input
-    not scaled 44, trained at another timestep than it is drawn at 33, the target not scaled 26.
+    """With the learning rate, timestep and resolution that mini-sd recommends: 21.6 degrees when written.
+
+    Broken on purpose it was: no gradient 95, the image as its own label 78, the input not scaled 44, trained at
+    another timestep than it predicts at 33, the target not scaled 26.
     """
-    words = ["--pretrained_model_name_or_path", BASE, "--resolution", 64, "--report_to", "none"]
+    words = ["--pretrained_model_name_or_path", BASE, "--report_to", "none"]
     words += ["--train_data_dir", world / "normals", "--pseudo_root", world / "pseudo" / "normal"]
     words += ["--output_dir", tmp_path / "run", "--max_train_steps", 60, "--train_batch_size", 8, "--rank", 16]
-    words += ["--learning_rate", 4e-3, "--lr_scheduler", "linear", "--validation_steps", 1000, "--timestep", 400]
+    words += ["--lr_scheduler", "linear", "--validation_steps", 1000]
     run_here(SCRIPT, [str(word) for word in words])
     samples = unseen(world)
     assert error(draw(tmp_path / "run", samples), samples) < 24

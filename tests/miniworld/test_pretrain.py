@@ -1,5 +1,6 @@
 """The small generator: what its training sees, that it resumes exactly, and that what is shipped is good enough."""
 
+import importlib
 import json
 from dataclasses import replace
 from functools import partial
@@ -11,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionInstructPix2PixPipeline, StableDiffusionPipeline
-from helpers import ROOT
-from torch import Generator
+from helpers import ROOT, SCRIPTS
+from torch import Generator, nn
 
 from miniworld import pretrain, scenes
-from miniworld.pretraining import codec, editor, generator
+from miniworld.pretraining import codec, editor, generator, report
 from miniworld.pretraining.augment import recolour, turn
 from miniworld.pretraining.codec import (
     build_codec,
@@ -26,6 +27,7 @@ from miniworld.pretraining.codec import (
     reconstruct,
     to_tensor,
 )
+from miniworld.pretraining.continued import velocity_stage
 from miniworld.pretraining.editor import build_editor, condition_gain, editor_stage
 from miniworld.pretraining.gates import codec_gates, unseen_scenes
 from miniworld.pretraining.generator import (
@@ -36,12 +38,16 @@ from miniworld.pretraining.generator import (
     generator_stage,
     quick,
 )
+from miniworld.pretraining.model_folder import LEARNING_RATE, TIMESTEP, load_generator, save_editor, save_generator
 from miniworld.pretraining.picture_cache import cached_pictures
 from miniworld.pretraining.random_sd import build_text_encoder, build_unet
 from miniworld.pretraining.report import BEGIN, CODEC_SCENES, END, write_card
 from miniworld.pretraining.stage import Stage, run_stage
 from miniworld.pretraining.wasserstein import pyramid, sliced_wasserstein
 from miniworld.render.diode_tree import encode_labels
+from utils.errors import InputError
+from utils.models import load_base, load_donor, widen_conv_in
+from utils.objectives import zero_snr_scheduler
 
 MINI_SD, MINI_IP2P = ROOT / "miniworld" / "mini-sd", ROOT / "miniworld" / "mini-ip2p"
 PROMPTS = ("surface normal", "depth map", "albedo", "shading")
@@ -79,6 +85,8 @@ def tiny_stage(name: str, folder: Path, pairs, steps: int = 6):
     data = tiny_data(vae, parts, pairs, folder)
     if name == "unet":
         return generator_stage(parts, data, vae, folder / name, 4, True, snapshots=(2, 6), **settings)
+    if name == "velocity":
+        return velocity_stage(parts, data, vae, folder / name, 4, True, **settings)
     parts.text_encoder.requires_grad_(False)
     return editor_stage(build_editor(parts.unet), parts, vae, pairs[0], data, folder / name, 4, True, **settings)
 
@@ -106,7 +114,7 @@ def count_calls(function):
 
 
 def test_no_stage_can_see_a_map(tmp_path, monkeypatch):
-    """All stages run on scenes that have nothing but a picture and a caption."""
+    """All stages, also those that train a generator on, run on scenes that are but a picture and a caption."""
 
     def bare(*args):
         scene = render(*args)
@@ -135,6 +143,17 @@ def test_no_stage_can_see_a_map(tmp_path, monkeypatch):
     assert edits.unet.config.in_channels == 8
     snapshots = sorted(path.name for path in (tmp_path / "work" / "unet").glob("ema-*.pt"))
     assert snapshots == ["ema-000002.pt"]
+
+    base, on, velocity = tmp_path / "mini-sd", tmp_path / "on" / "mini-sd", tmp_path / "mini-sd-2"
+    words += ["--velocity_steps", 2]
+    for more in (["--continue_from", base, "--out", on], ["--velocity_from", base, "--out", velocity]):
+        pretrain.main([str(word) for word in (*words, *more)])
+    for folder in (on, velocity):
+        assert (load_generator(folder)[0].unet.conv_in.weight != load_generator(base)[0].unet.conv_in.weight).any()
+    assert (tmp_path / "on" / "mini-ip2p" / "text_encoder").resolve() == (on / "text_encoder").resolve()
+    pretrain.main([str(word) for word in (*words, "--velocity_from", base, "--out", velocity)])  # nothing left to do
+    with pytest.raises(InputError, match="begun from another generator"):  # it would end where the first one did
+        pretrain.main([str(word) for word in (*words, "--velocity_from", on, "--out", velocity)])
 
 
 def test_the_codec_sees_pieces_of_pictures(pairs, monkeypatch):
@@ -212,10 +231,126 @@ def test_the_editors_condition_keeps_its_place():
     assert (turned != to_tensor(rgb)).any()
 
 
+# Velocity
+
+
+@pytest.fixture
+def tiny_folder(tmp_path) -> Path:
+    """A generator's folder beside an editor's, with random weights."""
+    torch.manual_seed(0)
+    parts = tiny_parts()
+    save_generator(tmp_path / "mini-sd", parts, build_codec((8, 8, 8), 4))
+    save_editor(tmp_path / "mini-ip2p", tmp_path / "mini-sd", build_editor(parts.unet))
+    return tmp_path / "mini-sd"
+
+
+def test_the_velocity_stage_descends_the_error_of_v_on_a_schedule_that_ends_in_noise(tmp_path, pairs, monkeypatch):
+    stage = tiny_stage("velocity", tmp_path, pairs)
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    a = (1 - betas).cumprod(0).sqrt()
+    a = (a - a[-1]) * a[0] / (a[0] - a[-1])  # arXiv 2305.08891, algorithm 1
+    drawn = []
+    diffuse = generator.diffuse
+    monkeypatch.setattr(generator, "diffuse", lambda scheduler, z0, rng: keep(z0, *diffuse(scheduler, z0, rng)))
+
+    def keep(z0, z_t, t, eps):
+        scale = a[t].view(-1, 1, 1, 1)
+        drawn.append((scale * eps - (1 - scale**2).sqrt() * z0).float())
+        torch.testing.assert_close(z_t, (scale * z0 + (1 - scale**2).sqrt() * eps).float(), atol=1e-3, rtol=0)
+        return z_t, t, eps
+
+    monkeypatch.setattr(stage.modules["unet"], "forward", lambda z_t, t, text: SimpleNamespace(sample=z_t * 0))
+    for step in range(3):
+        loss = stage.loss(step, stage.rng(step))["loss"]
+        assert loss.item() == pytest.approx(drawn[-1].pow(2).mean().item(), rel=1e-3)
+
+
+@pytest.mark.parametrize("velocity", [False, True])
+@pytest.mark.parametrize("guidance", [1, 3])
+def test_the_sampler_finds_what_an_exact_prediction_points_at(velocity, guidance):
+    """An oracle that knows the one picture there is, by noise and by velocity from pure noise on."""
+    parts = build_generator()
+    scheduler = zero_snr_scheduler(parts.scheduler) if velocity else parts.scheduler
+    z0 = torch.randn(2, 4, 8, 8, generator=Generator().manual_seed(1))
+    seen = []
+
+    class Oracle(nn.Module):
+        config = SimpleNamespace(sample_size=8)
+
+        def forward(self, z_t, t, text):
+            seen.append(int(t))
+            a = scheduler.alphas_cumprod[t].sqrt()
+            sigma, clean = (1 - a**2).sqrt(), z0.repeat(len(z_t) // 2, 1, 1, 1)
+            return SimpleNamespace(sample=(a * z_t - clean if velocity else z_t - a * clean) / sigma)
+
+    tokens = generator.tokenize(parts.tokenizer, ["a room", "a yard"])
+    z = generator.sample(Oracle(), parts.text_encoder, scheduler, tokens, tokens[0], seed=0, guidance=guidance)
+    assert (z - z0).abs().max() < 0.2  # the first step of the schedule keeps a little noise
+    assert seen[0] == 999 or not velocity
+
+
+def test_a_velocity_base_is_a_folder_that_diffusers_and_the_scripts_read(tiny_folder, tmp_path, monkeypatch):
+    """Its codec is the generator's by links that can be moved along; it says how it was made, and is measured."""
+    monkeypatch.setattr("miniworld.pretraining.picture_cache.CHUNK", 16)
+    monkeypatch.setattr(pretrain, "SIZE", SIDE)
+    for name, value in {"CODEC_SCENES": 8, "DRAWN": 4, "SHOWN": 2}.items():
+        monkeypatch.setattr(report, name, value)
+    monkeypatch.setattr(report, "unseen_scenes", partial(unseen_scenes, size=SIDE))
+    out = tmp_path / "mini-sd-2"
+    words = [
+        "--velocity_from",
+        tiny_folder,
+        "--out",
+        out,
+        "--work",
+        tmp_path / "work",
+        "--sheet",
+        tmp_path / "sheet.png",
+    ]
+    words += ["--workers", 1, "--batch", 4, "--scenes", 16, "--velocity_steps", 2]
+    pretrain.main([str(word) for word in words])
+
+    card = (out / "README.md").read_text()
+    assert (
+        "2 more steps of 4 pictures" in card
+        and "sliced Wasserstein" in card
+        and "from noise to velocity | 2 |" in card
+    )
+    assert "mini-ip2p's error" not in card  # it predicts noise
+    assert (tmp_path / "sheet.png").exists()
+    assert [(out / part).readlink() for part in ("vae", "tokenizer")] == [
+        Path("../mini-sd/vae"),
+        Path("../mini-sd/tokenizer"),
+    ]
+    pipeline = StableDiffusionPipeline.from_pretrained(out, safety_checker=None)
+    assert pipeline.scheduler.config.prediction_type == "v_prediction"
+    assert pipeline.scheduler.alphas_cumprod[-1] == 0 and pipeline.scheduler.config.timestep_spacing == "trailing"
+    assert np.isfinite(
+        pipeline("a room", height=SIDE, width=SIDE, num_inference_steps=2, output_type="np").images
+    ).all()
+    assert json.loads((out / "recommended_settings.json").read_text()) == {
+        "learning_rate": LEARNING_RATE,
+        "resolution": SIDE,
+    }
+    widen_conv_in(load_base(str(out)).unet, load_donor(str(tmp_path / "mini-ip2p")))  # AugUNet's start
+
+
+@pytest.mark.parametrize("words, message", [
+    (["--continue_from", "A", "--velocity_from", "A"], "exclude each other"),
+    (["--velocity_from", "nosuch"], "--velocity_from=nosuch: no Stable Diffusion folder"),
+    (["--velocity_from", "A", "--out", "A"], "stays as it is"),
+    (["--continue_from", "A", "--out", "B"], "mini-ip2p beside --continue_from would be replaced"),
+])  # fmt: skip
+def test_what_would_spoil_a_generator_is_refused(words, message, tiny_folder):
+    names = {"A": str(tiny_folder), "B": str(tiny_folder.parent / "B")}
+    with pytest.raises(InputError, match=message):
+        pretrain.parse_args([names.get(word, word) for word in words])
+
+
 # Resuming
 
 
-@pytest.mark.parametrize("name", ["vae", "decoder", "unet", "ip2p"])
+@pytest.mark.parametrize("name", ["vae", "decoder", "unet", "ip2p", "velocity"])
 def test_a_resumed_stage_ends_where_an_uninterrupted_one_does(name, tmp_path, pairs):
     whole = tiny_stage(name, tmp_path / "whole", pairs)
     run_stage(whole)
@@ -342,3 +477,20 @@ def test_the_shipped_folders_are_small():
         "mini-sd/unet",
         "mini-ip2p/unet",
     }
+
+
+def test_the_shipped_settings_are_those_that_saving_writes():
+    found = json.loads((MINI_SD / "recommended_settings.json").read_text())
+    assert found == {"learning_rate": LEARNING_RATE, "timestep": TIMESTEP, "resolution": 64}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_script_takes_the_shipped_settings(script, capsys):
+    """AugUNet runs through all timesteps; a flag that is given wins."""
+    module = importlib.import_module(script.removesuffix(".py"))
+    words = ["--pretrained_model_name_or_path", MINI_SD, "--learning_rate", 1e-5]
+    with pytest.raises(InputError, match="train_data_dir"):
+        module.main([str(word) for word in words])
+    note = capsys.readouterr()
+    assert "--resolution 64" in note.out + note.err and "--learning_rate" not in note.out + note.err
+    assert ("--timestep 400" in note.out + note.err) == script.startswith("sd_single")

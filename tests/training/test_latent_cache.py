@@ -12,7 +12,8 @@ import pytest
 import torch
 from helpers import ROOT, losses, python, run_here
 
-from dataloaders.diode import DiodeNormals
+from dataloaders.diode import Diode
+from utils.intrinsics import NORMAL
 from utils.latents import NAMES, moments
 from utils.models import load_base
 from utils.training import latent_cache
@@ -20,7 +21,8 @@ from utils.training.latent_cache import cached_latents, cached_or_not
 
 BUILD = """
 import sys, torch
-from dataloaders.diode import DiodeNormals
+from dataloaders.diode import Diode
+from utils.intrinsics import NORMAL
 from utils.training import latent_cache
 from utils.models import load_base
 latent_cache.CHUNK = 2
@@ -30,7 +32,7 @@ if float(pause):
     import time
     moments = latent_cache.moments
     latent_cache.moments = lambda *args: (time.sleep(float(pause)), moments(*args))[1]
-train_set = DiodeNormals(f"{data}/normals", f"{data}/pseudo/normal", "train", resolution=32)
+train_set = Diode(NORMAL, f"{data}/normals", f"{data}/pseudo/normal", "train", resolution=32)
 latent_cache.cached_latents(train_set, load_base(base).vae, latent_cache.Path(folder), 0, int(rank), int(world))
 """
 
@@ -42,7 +44,7 @@ def vae(bases):
 
 @pytest.fixture
 def train_set(diode):
-    return DiodeNormals(diode / "normals", diode / "pseudo" / "normal", "train", resolution=32)
+    return Diode(NORMAL, diode / "normals", diode / "pseudo" / "normal", "train", resolution=32)
 
 
 @pytest.mark.parametrize("script", ["sd_single_diode_pseudo_normal.py", "augunet_diode_pseudo_depth.py"])
@@ -85,12 +87,12 @@ def test_the_cache_holds_what_the_vae_says(train_set, vae, tmp_path):
 
 def test_the_target_is_still_drawn_anew_from_its_posterior(train_set, vae, tmp_path):
     """Over many draws, cached latents have the posterior's mean and deviation."""
-    from utils.latents import draw
+    from utils.latents import training_latents
     from utils.noise import generators
 
     cache = cached_latents(train_set, vae, tmp_path)
     item = {name: cache[3][name][None] for name in NAMES}
-    draws = torch.cat([draw(vae, item, generators(0, number, 1))[1] for number in range(500)])
+    draws = torch.cat([training_latents(vae, item, generators(0, number, 1))[1] for number in range(500)])
     torch.testing.assert_close(draws.mean(0), item["target_mean"][0], rtol=0, atol=0.2 * item["target_std"].max())
     torch.testing.assert_close((draws.std(0) / item["target_std"][0]).mean(), torch.tensor(1.0), rtol=0.02, atol=0)
 
@@ -112,9 +114,9 @@ def test_whatever_changes_a_latent_makes_another_cache(train_set, vae, diode, ba
 
     assert key() == 1 and key() == 0
     options = {"resolution": 40}
-    assert key(DiodeNormals(diode / "normals", diode / "pseudo" / "normal", "train", **options)) == 1
-    assert key(DiodeNormals(diode / "normals", diode / "pseudo" / "depth", "train", resolution=32)) == 1
-    assert key(DiodeNormals(diode / "normals", diode / "pseudo" / "normal", "train", resolution=32, first=9)) == 1
+    assert key(Diode(NORMAL, diode / "normals", diode / "pseudo" / "normal", "train", **options)) == 1
+    assert key(Diode(NORMAL, diode / "normals", diode / "pseudo" / "depth", "train", resolution=32)) == 1
+    assert key(Diode(NORMAL, diode / "normals", diode / "pseudo" / "normal", "train", resolution=32, first=9)) == 1
     assert key(vae=load_base(str(bases["sd21"])).vae) == 1
     path = train_set.label_path(train_set.stems[4])
     status = path.stat()
@@ -179,7 +181,7 @@ def test_two_processes_build_one_cache(train_set, vae, diode, bases, tmp_path, m
 
 def test_random_crops_are_not_cached(diode, vae, tmp_path, capsys):
     roots = (diode / "normals", diode / "pseudo" / "normal")
-    crops = DiodeNormals(*roots, "train", resolution=32, center_crop=False)
+    crops = Diode(NORMAL, *roots, "train", resolution=32, center_crop=False)
     assert cached_or_not(crops, vae, tmp_path) is crops and "random crops" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
 

@@ -16,9 +16,10 @@ import torch
 from helpers import ROOT, distance, launch, lora, losses, python, records, run_here
 
 import sd_single_diode_pseudo_normal
-from dataloaders.diode import DiodeNormals
+from dataloaders.diode import Diode
 from miniworld.pretraining.random_sd import build_unet
 from utils.errors import InputError
+from utils.intrinsics import NORMAL
 from utils.lora import SAFETENSORS, add_lora
 from utils.objectives import SingleStep
 from utils.system import atomic, signals
@@ -293,7 +294,7 @@ def test_only_the_bad_micro_batch_is_named(flags, diode, tmp_path, monkeypatch, 
     words = ["--max_train_steps", 1, "--gradient_accumulation_steps", 3, "--train_batch_size", 1]
     run_here(SCRIPT, flags(SCRIPT, tmp_path / "run", *words))
     order = [batch[0][0] for _, batch in zip(range(3), EndlessBatches(24, 1, 1234))]
-    stems = DiodeNormals(diode / "normals", diode / "pseudo/normal", "train", resolution=32).stems
+    stems = Diode(NORMAL, diode / "normals", diode / "pseudo/normal", "train", resolution=32).stems
     assert f"in the batch: {stems[order[1]]}\n" in capsys.readouterr().err
 
 
@@ -392,7 +393,7 @@ def test_another_number_of_processes(flags, tmp_path, whole, capsys):
 def test_one_ranks_failure_ends_all_with_its_error_on_top(flags, diode, tmp_path):
     """A picture that only rank 1 reads is cut: rank 0 would wait for it."""
     tree = shutil.copytree(diode, tmp_path / "DIODE")
-    names = DiodeNormals(tree / "normals", tree / "pseudo/normal", "train", resolution=32).stems
+    names = Diode(NORMAL, tree / "normals", tree / "pseudo/normal", "train", resolution=32).stems
     fixed = np.random.default_rng([1234, 24]).permutation(24)[:4].tolist()  # read by every rank, for validation
     batches = zip(range(6), EndlessBatches(24, 2, 1234, rank=1, world=2))
     victim = next(index for _, batch in batches for index, _ in batch if index not in fixed)

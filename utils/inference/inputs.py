@@ -54,7 +54,9 @@ def find_inputs(source: str | Path, output_dir: str | Path) -> Inputs:
             raise InputError(f"{source}: this is where --output_dir puts the maps; name another --output_dir")
     inside = output != source.resolve() and output.is_relative_to(source.resolve())
     written = {output} if inside else set(maps)
-    found, skipped, own = {}, Counter(), 0
+    found: dict[Path, str] = {}
+    skipped: Counter[str] = Counter()
+    own = 0
     for path, is_own in _files(source, written):
         if path.suffix.lower() not in PICTURES:
             skipped[path.suffix.lower() or "without ending"] += not is_own

@@ -49,7 +49,8 @@ def predict_all(
     targets = {intrinsic.name: output_names(mine, intrinsic.name) for intrinsic in intrinsics}
     for name in targets:
         make_folder(Path(output_dir) / name / "predicted", "--output_dir")
-    files, failed, size = list(mine), [], engine.batch_size
+    files, size = list(mine), engine.batch_size
+    failed: list[str] = []
     chunks = [files[first : first + size] for first in range(0, len(files), size)]
     bar = tqdm(total=len(files), desc=f"predicting {', '.join(targets)}", disable=not state.is_local_main_process)
     writing: list[Future] = []

@@ -1,7 +1,7 @@
 """Overlapping windows over an image, and their maps merged into one without a seam.
 
-Each window is encoded, predicted and decoded by itself, so that memory is one window's. Merged are the decoded maps, not
-the latents, because what has to agree are values: depth's scale and shift, the length of normals.
+Each window is encoded, predicted and decoded by itself, so that memory is one window's. What is merged are the decoded
+maps, not the latents: what has to agree are values, namely depth's scale and shift, and the length of normals.
 """
 
 from collections.abc import Iterator

@@ -1,0 +1,82 @@
+"""Commands in README and docs: every one parses, and the paper's four are those of the released README."""
+
+import importlib
+import re
+import shlex
+
+import pytest
+from helpers import ROOT, SCRIPTS
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FIRST = {"accelerate", "python"}  # words that a command of this project begins with
+
+
+def commands(text: str) -> list[list[str]]:
+    """The words of every command that starts a script of this project, in a page's bash and sh blocks."""
+    blocks = re.findall(r"```(?:bash|sh)\n(.*?)```", text, re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    words = [shlex.split(line, comments=True) for line in lines]
+    return [line for line in words if line and line[0] in FIRST and script_of(line)]
+
+
+def script_of(words: list[str]) -> str | None:
+    return next((word for word in words if re.fullmatch(r"[a-z_]+\.py", word)), None)
+
+
+SHOWN = [(page.name, words) for page in PAGES for words in commands(page.read_text())]
+NAMES = [f"{page}-{script_of(words)}" for page, words in SHOWN]
+PAPER = [
+    (page, words) for page, words in SHOWN if "--max_train_steps=20000" in words or "--max_train_steps=50000" in words
+]
+
+
+class ParsedError(Exception):
+    """Raised where a training script has parsed its flags."""
+
+
+@pytest.mark.parametrize(("page", "words"), SHOWN, ids=NAMES)
+def test_the_command_parses(page, words, monkeypatch):
+    name = script_of(words)
+    rest = words[words.index(name) + 1 :]
+    module = importlib.import_module(name.removesuffix(".py"))
+    if name == "evaluate.py":
+        from utils.evaluation.args import parse_args
+
+        assert parse_args("", rest).task
+    elif name in SCRIPTS:
+
+        def stop(settings):
+            raise ParsedError
+
+        monkeypatch.chdir(ROOT)
+        monkeypatch.setattr("utils.training.loop.start", stop)
+        monkeypatch.setattr("utils.training.args.check_base", lambda *_: None)  # no network in the tests
+        with pytest.raises(ParsedError):
+            module.main(rest)
+    else:
+        assert module.parse(rest)
+
+
+def test_the_papers_four_commands_keep_the_released_values():
+    in_docs = [words for page, words in PAPER if page == "training.md"]
+    assert {script_of(words) for words in in_docs} == {
+        script for script, task in SCRIPTS.items() if task in ("normal", "depth")
+    }
+    for words in in_docs:
+        task = SCRIPTS[script_of(words)]
+        expected = {
+            "--train_data_dir=path/to/DIODE/" + {"normal": "normals", "depth": "depths"}[task],
+            "--unified_prompt=" + {"normal": "surface normal", "depth": "depth map"}[task],
+            "--max_train_steps=" + ("20000" if script_of(words).startswith("sd_single") else "50000"),
+            *"--pseudo_root=path/to/pseudo/labels --output_dir=path/to/output/dir --train_batch_size=4".split(),
+            *"--dataloader_num_workers=4 --learning_rate=1e-4 --report_to=wandb --lr_warmup_steps=0".split(),
+            *"--validation_steps=2500 --checkpointing_steps=2500 --rank=8 --scene_types=outdoor,indoors".split(),
+            *"--resume_from_checkpoint=latest --seed=1234".split(),
+        }
+        assert expected <= set(words)
+        assert ("--num_train_imgs=4000" in words) == script_of(words).startswith("sd_single")
+
+
+def test_the_readme_shows_one_of_them_word_for_word():
+    shown = [words for page, words in PAPER if page == "README.md"]
+    assert len(shown) == 1 and ("training.md", shown[0]) in PAPER
