@@ -60,14 +60,14 @@ class SingleStep:
         is the mode, as in the released code.
         """
         rgb, target = training_latents(self.vae, batch, noise)
-        return F.mse_loss(self._latents(unet, rgb).float(), self.vae.config.scaling_factor * target.float())
+        return F.mse_loss(self.latents(unet, rgb).float(), self.vae.config.scaling_factor * target.float())
 
     def predict(self, unet: nn.Module, rgb: Tensor, noise: list[Generator] | None = None) -> Tensor:
         """rgb (B,3,H,W) in [-1,1] -> map (B,3,H,W) about [-1,1], not clamped. Deterministic; `noise` is not used."""
-        return decode(self.vae, self._latents(unet, mode(self.vae, rgb)))
+        return decode(self.vae, self.latents(unet, mode(self.vae, rgb)))
 
-    def _latents(self, unet: nn.Module, rgb: Tensor) -> Tensor:
-        """unet(s rgb, t, c) of the picture's latents (B,4,h,w), not scaled."""
+    def latents(self, unet: nn.Module, rgb: Tensor, noise: Tensor | None = None) -> Tensor:
+        """unet(s rgb, t, c), the map's scaled latents, of the image's latents (B,4,h,w), not scaled."""
         z = self.vae.config.scaling_factor * rgb
         t = torch.full((len(z),), self.timestep, device=z.device)
         return unet(z, t, self.prompt.expand(len(z), -1, -1)).sample
@@ -120,16 +120,20 @@ class AugUNet:
 
         DPM-Solver++ (arXiv 2211.01095), order 2, midpoint, from pure noise at t = T-1.
         """
+        cond = mode(self.vae, rgb)
+        return decode(self.vae, self.latents(unet, cond, gaussian(cond.shape, noise, cond)))
+
+    def latents(self, unet: nn.Module, cond: Tensor, noise: Tensor) -> Tensor:
+        """The map's scaled latents from the image's, not scaled, and standard normal noise: (B,4,h,w) each."""
         solver = DPMSolverMultistepScheduler.from_config(
             self.scheduler.config, solver_order=2, solver_type="midpoint", algorithm_type="dpmsolver++"
         )
-        solver.set_timesteps(self.steps, device=rgb.device)
-        cond = mode(self.vae, rgb)
-        z = gaussian(cond.shape, noise, cond) * solver.init_noise_sigma
+        solver.set_timesteps(self.steps, device=cond.device)
+        z = noise * solver.init_noise_sigma
         for t in solver.timesteps:
             v = self.guided(unet, solver.scale_model_input(z, t), cond, t)
             z = solver.step(v, t, z, return_dict=False)[0]
-        return decode(self.vae, z)
+        return z
 
     def guided(self, unet: nn.Module, z_t: Tensor, cond: Tensor, t: Tensor) -> Tensor:
         """Guided and rescaled velocity (B,4,h,w), from two UNet evaluations in one batch.

@@ -1,7 +1,7 @@
 """Bad input in bulk: each case ends, soon, in one line that names the file or flag, and leaves nothing half done.
 
 A case is a call of what the scripts call (their own `main` for pictures and flags) under `utils.errors.run`, with a
-time limit. What it must say is given with it. The last test counts the cases; README states the count.
+time limit. What it must say is given with it. The last test counts the cases; docs/reliability.md states the count.
 """
 
 import contextlib
@@ -386,7 +386,7 @@ def test_trees(tree, tmp_path):
             lambda: Diode(NORMAL, root / "normals", root / "pseudo/normal/train", "train"),
             "--pseudo_root",
         ),
-        "root one up": (lambda: Diode(NORMAL, root, root / "pseudo/normal", "train"), "depths/ beside"),
+        "root one up": (lambda: Diode(NORMAL, root, root / "pseudo/normal", "train"), "DIODE's root; pass"),
         "root one down": (
             lambda: Diode(NORMAL, root / "normals/train", root / "pseudo/normal", "train"),
             "normals/ folder",
@@ -587,7 +587,7 @@ def lora_files(state: dict, mark: Path) -> dict[str, tuple[str, bytes, str]]:
         "rank 0": ({key: v[:0] if ".down." in key else v[:, :0] for key, v in state.items()}, "rank 0"),
         "ranks that do not multiply": (changed(lambda s: s.update({first: s[first][:2]})), "do not multiply"),
         "one axis": ({key: v.flatten() for key, v in state.items()}, "do not multiply"),
-        "four axes": ({key: v[:, :, None, None] for key, v in state.items()}, "do not multiply"),
+        "four axes": ({key: v[:, :, None, None] for key, v in state.items()}, "maps"),
         "no axes": ({key: torch.tensor(1.0) for key in state}, "do not multiply"),
         "NaN": (changed(lambda s: s[first].fill_(float("nan"))), "NaN or infinity"),
         "infinity": (changed(lambda s: s[first].fill_(float("inf"))), "NaN or infinity"),
@@ -1022,7 +1022,7 @@ def test_a_worker_that_is_killed_ends_in_one_line(flags, tmp_path):
     tried.setdefault("data set", set()).add("a worker that is killed")
 
 
-def test_enough_cases_and_the_readme_says_how_many():
+def test_enough_cases_and_the_docs_say_how_many():
     """Runs last in this file: it counts what the others tried."""
     table = {kind: len(names) for kind, names in sorted(tried.items()) if "(" not in kind}
     fuzzed = sum(len(names) for kind, names in tried.items() if "(" in kind)
@@ -1030,5 +1030,5 @@ def test_enough_cases_and_the_readme_says_how_many():
     print(f"\n{total} cases: " + ", ".join(f"{count} {kind}" for kind, count in table.items()) + f"; {fuzzed} random")
     if len(table) == 8:  # the whole file was run, and not a part of it
         assert total >= 300
-        stated = re.search(r"(\d+) kinds of bad input", (ROOT / "README.md").read_text())
+        stated = re.search(r"(\d+) kinds of bad input", (ROOT / "docs" / "reliability.md").read_text())
         assert stated and int(stated[1]) <= total < int(stated[1]) + 25

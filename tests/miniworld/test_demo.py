@@ -53,10 +53,10 @@ def draw(lora, samples: list[dict], timestep: int = 400) -> torch.Tensor:
 
 
 def test_a_short_training_learns_what_normals_are(world, tmp_path):
-    """21.6 degrees when written, with the learning rate, timestep and resolution that mini-sd recommends.
+    """With the learning rate, timestep and resolution that mini-sd recommends: 21.6 degrees when written.
 
-    Broken on purpose it was: no gradient 95, the picture as its own label 78, the input not scaled 44, trained at
-    another timestep than it is predicted at 33, the target not scaled 26.
+    Broken on purpose it was: no gradient 95, the image as its own label 78, the input not scaled 44, trained at
+    another timestep than it predicts at 33, the target not scaled 26.
     """
     words = ["--pretrained_model_name_or_path", BASE, "--report_to", "none"]
     words += ["--train_data_dir", world / "normals", "--pseudo_root", world / "pseudo" / "normal"]

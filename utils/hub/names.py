@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from utils.cli import did_you_mean
-from utils.errors import InputError, note
+from utils.errors import InputError, note, one_line
 
 SUCCESSORS = {  # hub names that are gone, and where the same weights live on
     "runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
@@ -49,7 +49,13 @@ def require(name: str, revision: str | None = None) -> bool:
     if not offline:
         return False
     files = ("model_index.json", "config.json", "unet/config.json")
-    if any(isinstance(try_to_load_from_cache(name, file, revision=revision), str) for file in files):
+    try:
+        cached = any(isinstance(try_to_load_from_cache(name, file, revision=revision), str) for file in files)
+    except ValueError as error:  # the hub's rules for names
+        raise InputError(
+            f"{name}: no such folder, nor a name that the hub allows ({one_line(str(error))[:150]}); pass a local folder"
+        ) from None
+    if cached:
         if not os.environ.get("HF_HUB_OFFLINE"):
             note(f"{offline}: {name} is read from the local cache")
         return True

@@ -1,0 +1,29 @@
+"""Intrinsic images from photographs.
+
+from utils.inference import Predictor
+
+predict = Predictor("path/to/output")           # a LoRA of a training script; a list of them shares one base
+normal = predict("photo.jpg")["normal"]         # the whole image at its own size
+normal.values, normal.frame                     # float32 (H,W,3) unit vectors, "opencv (x right, ...)"
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from utils.inference.prediction import Prediction
+    from utils.inference.predictor import Predictor
+
+__all__ = ["Prediction", "Predictor"]
+
+
+def __getattr__(name: str) -> object:
+    """What needs torch and diffusers (seconds of imports) is imported when it is first used (PEP 562)."""
+    if name == "Predictor":
+        from utils.inference.predictor import Predictor
+
+        return Predictor
+    if name == "Prediction":
+        from utils.inference.prediction import Prediction
+
+        return Prediction
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

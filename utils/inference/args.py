@@ -1,42 +1,19 @@
-"""The inference scripts' shared flags, and what the LoRA's own metadata fills in. Imports no torch by itself."""
+"""The inference scripts' shared flags. Imports no torch."""
 
 import argparse
-from dataclasses import dataclass, field
-from pathlib import Path
 
 from utils.cli import Parser, expand
 from utils.errors import InputError
-from utils.inference.inputs import Inputs, find_inputs, nearest
-from utils.intrinsics import DEPTH, INTRINSICS, Intrinsic
-from utils.lora import SAFETENSORS, LoraFile, read_lora
-
-SCRIPTS = {"single-step": "inference_sd_single.py", "augunet": "inference_augunet.py"}
-ROOT = Path(__file__).resolve().parents[2]
-SHIPPED = ROOT / "miniworld" / "mini-loras"
-RELEASED = "https://github.com/duxiaodan/intrinsic-lora"  # its README links to the authors' weights
+from utils.inference.inputs import Inputs, find_inputs, output_names
+from utils.inference.job import BASES, check_lora
+from utils.inference.view import View
+from utils.intrinsics import INTRINSICS
 
 
-@dataclass(frozen=True)
-class Job:
-    """What to predict, prompt, resolution in pixels, the base model (a local folder or hub name) and the LoRA.
-
-    trained_on: the base that the LoRA's metadata names, found as `find_base` does. closing: what the user must know
-    and is told when all is done.
-    """
-
-    intrinsic: Intrinsic
-    prompt: str
-    resolution: int
-    model: str
-    lora: LoraFile = field(repr=False, compare=False)  # read once, though its header is needed before its weights
-    trained_on: str | None = None
-    closing: tuple[str, ...] = ()
-
-
-def inference_parser(description: str, lora: str, model: str) -> argparse.ArgumentParser:
-    """The flags that both inference scripts share. lora, model: the defaults."""
+def inference_parser(description: str, lora: str, method: str) -> argparse.ArgumentParser:
+    """The flags that both inference scripts share. lora: the default; method: whose LoRAs."""
     parser = Parser(description=description)
-    parser.set_defaults(default_lora=lora, default_model=model)
+    parser.set_defaults(default_lora=lora, method=method)
     add = parser.add_argument
     add(
         "--task", choices=list(INTRINSICS), help="what to predict (default: what the LoRA's metadata says, else depth)"
@@ -47,10 +24,10 @@ def inference_parser(description: str, lora: str, model: str) -> argparse.Argume
     add("--output_dir", type=expand, default="./output", help="maps go to <output_dir>/<task>/predicted/, in "
         "the input's subfolders")  # fmt: skip
     add("--pretrained_model_name_or_path", type=expand, help="Stable Diffusion: local folder or hub name (default: "
-        f"the one the LoRA was made for, else {model})")  # fmt: skip
+        f"the one the LoRA was made for, else {BASES[method]})")  # fmt: skip
     add("--revision", help="branch, tag or commit of the hub model")
     add("--prompt", help="of the text encoder (default: what the LoRA's metadata says, else the paper's)")
-    add("--resolution", type=int, help="side of the square in pixels (default: the training's, else 512)")
+    _view_flags(parser)
     add("--batch_size", type=int, default=1, help="images per UNet pass; other sizes than 1 may differ from it by "
         "one grey level (rounding)")  # fmt: skip
     add("--npy", action="store_true", help="also write float32 maps: unit normals (H,W,3) with x right, y down, z "
@@ -62,74 +39,62 @@ def inference_parser(description: str, lora: str, model: str) -> argparse.Argume
     return parser
 
 
+def _view_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--resolution", type=int, help="short side in pixels, as the network sees it (default: the training's, else "
+        "512; with --tile the image's own)")  # fmt: skip
+    add("--output_size", choices=["input", "network"], help="size of the maps: the image's own, or the network's "
+        "(default: input; with --center_crop network)")  # fmt: skip
+    add("--center_crop", action="store_true", help="predict the centre square alone, --resolution pixels wide: the "
+        "released script's files, pixel for pixel")  # fmt: skip
+    add("--flip_tta", action="store_true", help="average with the prediction of the mirrored image; twice the time")
+    add("--tile", type=int, metavar="N", help="predict windows of N pixels and merge them: for images too large for "
+        "the memory, or finer than the base predicts well (a multiple of 64 for Stable Diffusion)")  # fmt: skip
+    add("--overlap", type=int, metavar="M", help="of the windows, at least, in pixels (default: a quarter of N)")
+    add("--wrap", action="store_true", help="the image repeats, as textures do: left and right, top and bottom of "
+        "the maps fit together")  # fmt: skip
+
+
+def view_of(args: argparse.Namespace) -> View:
+    """The flags' view. Raises InputError where they do not go together."""
+    if args.center_crop and args.output_size == "input":
+        raise InputError("--output_size=input: of whole images only; leave out --center_crop")
+    size = args.output_size or ("network" if args.center_crop else "input")
+    view = (args.resolution, args.center_crop, size, args.flip_tta, args.tile, args.overlap, args.wrap)
+    return View(*view)
+
+
 def check(args: argparse.Namespace, at_least_one: tuple[str, ...] = ("batch_size",)) -> argparse.Namespace:
     """The flags, if they can work; InputError names the one that cannot."""
     for name in at_least_one:
         if getattr(args, name) < 1:
             raise InputError(f"--{name}={getattr(args, name)}: must be at least 1")
-    if args.resolution is not None and (args.resolution < 8 or args.resolution % 8):
-        raise InputError(f"--resolution={args.resolution}: must be a positive multiple of 8")
+    args.view = view_of(args)
     return args
 
 
 def find_files(args: argparse.Namespace) -> Inputs:
-    """The pictures of --input_dir. Raises InputError where they, or the LoRA, are not there: before PyTorch is
-    imported, which takes seconds.
+    """The pictures of --input_dir. Raises InputError where they, or the LoRA, are not there, or two would write one
+    map: before PyTorch is imported, which takes seconds.
     """
     check_lora(args.lora, args.default_lora)
-    return find_inputs(args.input_dir, args.output_dir)
+    inputs = find_inputs(args.input_dir, args.output_dir)
+    output_names(inputs.pictures, args.task or "<task>")
+    return inputs
 
 
-def check_lora(path: str, default: str) -> None:
-    """InputError for a --lora that does not exist, with the nearest name, or with the LoRAs that there are."""
-    if Path(path).exists():
-        return
-    if Path(path) == Path(default):
-        shipped = sorted(folder.name for folder in SHIPPED.glob("*") if (folder / SAFETENSORS).is_file())
-        raise InputError(
-            f"{Path(path)}: no such LoRA file; pass --lora: your training's output folder, a small one that is here "
-            f"({_from_here(SHIPPED)}/{{{','.join(shipped)}}}), or the authors' weights, linked from {RELEASED}"
-        )
-    raise InputError(f"{path}: no such LoRA file{nearest(path)}")
-
-
-def fill_in(args: argparse.Namespace, method: str) -> tuple[Job, dict[str, str]]:
-    """What is to be predicted and with which model, and the LoRA's metadata (empty for .bin files).
-
-    Raises InputError where the LoRA was made for another method, or for a base model that is not here.
-    """
-    lora = read_lora(args.lora)
-    metadata = lora.metadata
-    made_for = metadata.get("method", method)
-    if made_for != method:
-        raise InputError(f"{args.lora}: made for {made_for}: run {SCRIPTS.get(made_for, 'its own script')}")
-    trained_for = metadata.get("task")
-    intrinsic = INTRINSICS[args.task or trained_for or DEPTH.name]
-    prompt, closing = metadata.get("prompt", intrinsic.prompt), []
-    if trained_for not in (None, intrinsic.name):
-        closing.append(f"{args.lora} was trained for {trained_for}, predicting {intrinsic.name} because of --task")
-        prompt = intrinsic.prompt
-    prompt = args.prompt if args.prompt is not None else prompt
-    trained_on = find_base(metadata["base_model"], lora.path) if "base_model" in metadata else None
-    model = args.pretrained_model_name_or_path or trained_on or args.default_model
-    if args.pretrained_model_name_or_path is None and Path(model).is_absolute() and not Path(model).exists():
-        raise InputError(f"{args.lora}: made for {model}, which is not here; pass --pretrained_model_name_or_path")
-    resolution = args.resolution or int(metadata.get("resolution", 512))
-    return Job(intrinsic, prompt, resolution, model, lora, trained_on, tuple(closing)), metadata
-
-
-def find_base(name: str, lora: str) -> str:
-    """The base model that a LoRA file names: a folder below the current one, or below one that holds the file.
-
-    So a LoRA that was moved together with its base finds it, whatever the current folder is. A name that is no folder
-    anywhere is returned as it is: a hub name.
-    """
-    if Path(name).is_absolute() or Path(name).is_dir():
-        return name
-    folders = [parent / name for parent in Path(lora).resolve().parents]
-    return next((str(folder) for folder in folders if (folder / "unet").is_dir()), name)
-
-
-def _from_here(path: Path) -> str:
-    """`path` as one would type it here."""
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+def wanted(args: argparse.Namespace, device: object) -> dict[str, object]:
+    """The shared flags as keywords of `Predictor`. device: where --device is not given."""
+    return {
+        "lora": args.lora,
+        "base": args.pretrained_model_name_or_path,
+        "device": args.device or device,
+        "dtype": args.dtype,
+        "method": args.method,
+        "task": args.task,
+        "prompt": args.prompt,
+        "revision": args.revision,
+        "batch_size": args.batch_size,
+        "compile": args.compile,
+        **vars(args.view),
+    }

@@ -82,7 +82,7 @@ def output_names(pictures: dict[Path, str], suffix: str) -> dict[Path, str]:
     for file, relative in pictures.items():
         name = Path(relative).with_name(f"{file.stem}_{suffix}.png").as_posix()
         if name in names:
-            raise InputError(f"{names[name]} and {file} would both be written as {name}: rename one of them")
+            raise InputError(f"{names[name]} and {file} would both be written as {name}; rename one of them")
         names[name] = file
     return {file: name for name, file in names.items()}
 

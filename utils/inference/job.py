@@ -1,0 +1,123 @@
+"""What a LoRA file says of itself, and what its user wants otherwise: task, prompt, base model. Imports no torch."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from utils.errors import InputError
+from utils.inference.inputs import nearest
+from utils.inference.view import View
+from utils.intrinsics import DEPTH, INTRINSICS, Intrinsic
+from utils.lora import SAFETENSORS, LoraFile, read_lora
+
+SCRIPTS = {"single-step": "inference_sd_single.py", "augunet": "inference_augunet.py"}
+BASES = {"single-step": "runwayml/stable-diffusion-v1-5", "augunet": "stabilityai/stable-diffusion-2-1"}  # the paper's
+ROOT = Path(__file__).resolve().parents[2]
+SHIPPED = ROOT / "miniworld" / "mini-loras"
+RELEASED = "https://github.com/duxiaodan/intrinsic-lora"  # its README links to the authors' weights
+FAR = 1.5  # times the training's resolution, or less than its 1.5th part: worth a warning
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to predict with one LoRA, and how.
+
+    name: the LoRA as the user named it. method: a key of SCRIPTS. model: the base, a local folder or hub name;
+    trained_on: the one that the LoRA's metadata names. timestep, resolution: the training's, where the metadata has
+    them. closing: what the user must know, and is told when all is done.
+    """
+
+    name: str
+    lora: LoraFile = field(repr=False, compare=False)  # read once, though its header is needed before its weights
+    method: str
+    intrinsic: Intrinsic
+    prompt: str
+    model: str
+    trained_on: str | None
+    timestep: int | None
+    resolution: int | None
+    closing: tuple[str, ...] = ()
+
+    @property
+    def trained_at(self) -> int:
+        """Side of the training images in pixels; the paper's where the file does not say."""
+        return self.resolution or 512
+
+    def far(self, view: View) -> str:
+        """A warning, if the network is to see images of another size than the LoRA has learnt; else empty."""
+        flag, side = ("--tile", view.tile) if view.tile else ("--resolution", view.resolution)
+        if side is None or self.resolution is None or 1 / FAR <= side / self.resolution <= FAR:
+            return ""
+        return (
+            f"{flag}={side} is far from the {self.resolution} pixels that {self.name} was trained at; maps may be poor"
+        )
+
+
+def describe(
+    lora: str | Path,
+    method: str | None = None,
+    task: str | None = None,
+    prompt: str | None = None,
+    base: str | None = None,
+) -> Job:
+    """Read a LoRA; its metadata (none in .bin files) fills in what is left out, then the paper's values do.
+
+    Raises InputError where the LoRA was made for another method than `method`, or for a base model that is not here.
+    """
+    check_lora(lora)
+    file = read_lora(lora)
+    metadata = file.metadata
+    made_for = metadata.get("method", method or "single-step")
+    if made_for not in SCRIPTS or method not in (None, made_for):
+        raise InputError(f"{lora}: made for {made_for}: run {SCRIPTS.get(made_for, 'its own script')}")
+    trained_for = metadata.get("task")
+    intrinsic = INTRINSICS[task or trained_for or DEPTH.name]
+    own_prompt, closing = metadata.get("prompt", intrinsic.prompt), []
+    if trained_for not in (None, intrinsic.name):
+        closing.append(f"{lora} was trained for {trained_for}, predicting {intrinsic.name} because of --task")
+        own_prompt = intrinsic.prompt
+    trained_on = find_base(metadata["base_model"], file.path) if "base_model" in metadata else None
+    model = base or trained_on or BASES[made_for]
+    if base is None and Path(model).is_absolute() and not Path(model).exists():
+        raise InputError(f"{lora}: made for {model}, which is not here; pass --pretrained_model_name_or_path")
+    return Job(
+        name=str(lora),
+        lora=file,
+        method=made_for,
+        intrinsic=intrinsic,
+        prompt=own_prompt if prompt is None else prompt,
+        model=model,
+        trained_on=trained_on,
+        timestep=int(metadata["timestep"]) if "timestep" in metadata else None,
+        resolution=int(metadata["resolution"]) if "resolution" in metadata else None,
+        closing=tuple(closing),
+    )
+
+
+def check_lora(path: str | Path, default: str | None = None) -> None:
+    """InputError for a --lora that does not exist, with the nearest name, or with the LoRAs that there are."""
+    if Path(path).exists():
+        return
+    if default is not None and Path(path) == Path(default):
+        shipped = sorted(folder.name for folder in SHIPPED.glob("*") if (folder / SAFETENSORS).is_file())
+        raise InputError(
+            f"{Path(path)}: no such LoRA file; pass --lora: your training's output folder, a small one that is here "
+            f"({_from_here(SHIPPED)}/{{{','.join(shipped)}}}), or the authors' weights, linked from {RELEASED}"
+        )
+    raise InputError(f"{path}: no such LoRA file{nearest(path)}")
+
+
+def find_base(name: str, lora: str) -> str:
+    """The base model that a LoRA file names: a folder below the current one, or below one that holds the file.
+
+    So a LoRA that was moved together with its base finds it, whatever the current folder is. A name that is no folder
+    anywhere is returned as it is: a hub name.
+    """
+    if Path(name).is_absolute() or Path(name).is_dir():
+        return name
+    folders = [parent / name for parent in Path(lora).resolve().parents]
+    return next((str(folder) for folder in folders if (folder / "unet").is_dir()), name)
+
+
+def _from_here(path: Path) -> str:
+    """`path` as one would type it here."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

@@ -1,0 +1,58 @@
+"""One map of one image, and what its numbers mean."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from utils.intrinsics import Intrinsic
+from utils.maps.pictures import prediction_to_uint8, prediction_to_values
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A predicted map, usable as an array: `np.asarray(prediction)` is `prediction.values`.
+
+    map: as the network predicts it, (3,H,W) about [-1,1], not clamped. uncertainty: (H,W), of ensembles only; degrees
+    for normals, else units of the map.
+    """
+
+    intrinsic: Intrinsic
+    map: Tensor
+    uncertainty: Tensor | None = None
+
+    @property
+    def values(self) -> np.ndarray:
+        """float32. Normals: unit vectors (H,W,3). Depth: (H,W). Colours: (H,W,3), about [0,1], not clamped."""
+        return prediction_to_values(self.map, self.intrinsic)
+
+    @property
+    def image(self) -> np.ndarray:
+        """uint8 (H,W,3), depth (H,W), as the released script writes it."""
+        return prediction_to_uint8(self.map, self.intrinsic)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return tuple(self.map.shape[1:])
+
+    @property
+    def frame(self) -> str | None:
+        """The axes of normals; None for other maps."""
+        return self._convention("frame")
+
+    @property
+    def polarity(self) -> str | None:
+        """Which end of depth is near; None for other maps."""
+        return self._convention("polarity")
+
+    @property
+    def colour_space(self) -> str | None:
+        """The coding of albedo and shading; None for other maps."""
+        return self._convention("colour_space")
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return self.values if dtype is None else self.values.astype(dtype)
+
+    def _convention(self, key: str) -> str | None:
+        return self.intrinsic.convention[1] if self.intrinsic.convention[0] == key else None

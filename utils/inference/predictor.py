@@ -1,0 +1,174 @@
+"""From LoRA files to a function of images: the base is loaded once, whatever the number of LoRAs."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from utils.errors import InputError, note
+from utils.inference.engine import Adapter, Engine
+from utils.inference.job import Job, describe
+from utils.inference.prediction import Prediction
+from utils.inference.view import View
+from utils.lora import fuse_lora, load_attn_procs
+from utils.lora.layers import layers_of, lora_targets
+from utils.maps.images import read_rgb
+from utils.models import Base, dtype_of, load_base, load_donor, widen_conv_in
+from utils.objectives import AugUNet, SingleStep, zero_snr_scheduler
+from utils.system.compiling import compile_unet
+
+DONOR = "timbrooks/instruct-pix2pix"
+Picture = str | Path | Image.Image | np.ndarray
+
+
+class Predictor(Engine):
+    """Predictor("path/to/lora")(image) -> {"normal": Prediction}, of the whole image at its own size.
+
+    lora: .safetensors, .bin or a training's output folder; several predict several maps from one base and one pass of
+    its encoder. base: a folder or hub name, else the one that the LoRAs were made for. device: None: a GPU if there is
+    one. dtype: fp32, fp16 or bf16. method, task, prompt, timestep: for files whose metadata lacks them. steps,
+    guidance_scale, ensemble_size, seed, augment_from: of AugUNet's LoRAs, as inference_augunet.py has them.
+    view: the fields of `View`, such as resolution=768, center_crop=True or tile=512.
+
+    Raises InputError where a file, the base or the device is not to be had, or they do not go together.
+    """
+
+    def __init__(
+        self,
+        lora: str | Path | Sequence[str | Path],
+        base: str | Path | None = None,
+        device: str | torch.device | None = None,
+        dtype: str = "fp32",
+        *,
+        method: str | None = None,
+        task: str | None = None,
+        prompt: str | None = None,
+        revision: str | None = None,
+        timestep: int | None = None,
+        augment_from: str | None = None,
+        steps: int = 25,
+        guidance_scale: float = 3.0,
+        ensemble_size: int = 1,
+        seed: int = 1234,
+        batch_size: int = 1,
+        compile: bool = False,
+        **view,
+    ):
+        loras = [lora] if isinstance(lora, (str, Path)) else list(lora)
+        self.jobs = [describe(one, method, task, prompt, None if base is None else str(base)) for one in loras]
+        loaded = load_base(_one_base(self.jobs), revision)
+        for job in self.jobs:
+            _note_other_base(job, loaded)
+        place = pick_device(device)
+        changes = _add_loras(loaded.unet, self.jobs, augment_from)
+        loaded.to(place, dtype_of(dtype))
+        if compile:
+            compile_unet(loaded.unet, place)
+        adapters = []
+        for job, (weights, conv_in) in zip(self.jobs, changes, strict=True):
+            known: SingleStep | AugUNet
+            if job.method == "augunet":
+                prompts = loaded.encode_prompt(job.prompt), loaded.encode_prompt("")
+                schedule = zero_snr_scheduler(loaded.scheduler)
+                known = AugUNet(loaded.vae, *prompts, schedule, steps=steps, guidance_scale=guidance_scale)
+            else:
+                t = loaded.timestep(job.timestep if timestep is None else timestep)
+                known = SingleStep(loaded.vae, loaded.encode_prompt(job.prompt), t)
+            weights = {name: weight.to(place, dtype_of(dtype)) for name, weight in weights.items()}
+            conv_in = None if conv_in is None else conv_in.to(place, dtype_of(dtype))
+            adapters.append(Adapter(job.intrinsic, known, job.trained_at, weights, conv_in))
+        touched = {name for adapter in adapters for name in adapter.weights}
+        own = {name: loaded.unet.get_submodule(name).weight.data for name in touched}
+        sizes = {"batch_size": batch_size, "ensemble_size": ensemble_size, "seed": seed}
+        super().__init__(loaded.vae, loaded.unet, adapters, View(**view), own=own, **sizes)
+
+    def __call__(
+        self, images: Picture | Sequence[Picture], names: Sequence[str] | None = None
+    ) -> dict[str, Prediction] | list[dict[str, Prediction]]:
+        """Maps by name of the intrinsic; of a list of images, a list.
+
+        images: a file's path, a PIL image, or uint8 RGB (H,W,3). names: what AugUNet's noise depends on beside the
+        seed; default: the files' names, else empty.
+        """
+        if not isinstance(images, (list, tuple)):
+            return self([images], names)[0]
+        if names is None:
+            names = [Path(image).name if isinstance(image, (str, Path)) else "" for image in images]
+        return self.predict([self.prepare(_rgb(image)) for image in images], names)
+
+
+def pick_device(wanted: str | torch.device | None) -> torch.device:
+    """The device wanted, or a GPU if there is one. Raises InputError where this machine has none of that name."""
+    try:
+        device = torch.device(wanted or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0][:150]
+        raise InputError(f"--device={wanted}: {reason}; try cpu, or leave it out") from None
+    return device
+
+
+def _one_base(jobs: Sequence[Job]) -> str:
+    """The base of all LoRAs. InputError where they have several, or two LoRAs predict the same."""
+    if not jobs:
+        raise InputError("--lora: no LoRA given")
+    for i, job in enumerate(jobs):
+        for other in jobs[:i]:
+            if job.intrinsic == other.intrinsic:
+                raise InputError(f"--lora: {other.name} and {job.name} both predict {job.intrinsic.name}; use one")
+            if job.model != other.model:
+                raise InputError(
+                    f"--lora: {other.name} was made for {other.model}, {job.name} for {job.model}: one base at a time"
+                )
+    return jobs[0].model
+
+
+def _note_other_base(job: Job, base: Base) -> None:
+    trained_on = job.trained_on or base.name
+    if base.name not in (trained_on, str(Path(trained_on).resolve())):
+        note(f"{job.name} was trained on {trained_on}, predicting with {base.name}")
+
+
+def _add_loras(
+    unet: nn.Module, jobs: Sequence[Job], augment_from: str | None
+) -> list[tuple[dict[str, Tensor], nn.Conv2d | None]]:
+    """A single LoRA is added to the UNet's weights, in place, and ({}, None) returned. Of several, each one's layers
+    with the LoRA added, and its conv_in; the UNet stays the base's own.
+    """
+    first, found = unet.conv_in, []
+    for job in jobs:
+        load_attn_procs(unet, job.lora)
+        layers = layers_of(unet, lora_targets(unet))
+        before = {name: layer.weight.data.clone() for name, layer in layers.items()} if len(jobs) > 1 else {}
+        fuse_lora(unet)
+        if job.method == "augunet":
+            _widen(unet, job, augment_from)
+        if len(jobs) == 1:
+            return [({}, None)]
+        found.append(({name: unet.get_submodule(name).weight.data for name in before}, unet.conv_in))
+        for name, weight in before.items():
+            unet.get_submodule(name).weight.data = weight
+        unet.conv_in = first
+        unet.register_to_config(in_channels=first.in_channels)
+    return found
+
+
+def _widen(unet: nn.Module, job: Job, augment_from: str | None) -> None:
+    """AugUNet's conv_in: the one the LoRA brings along, or made anew as in training."""
+    if unet.config.in_channels == unet.config.out_channels:
+        widen_conv_in(unet, load_donor(augment_from or DONOR))
+    elif augment_from:
+        raise InputError(f"--augment_from: {job.name} has its own conv_in.safetensors; leave the flag out")
+
+
+def _rgb(image: Picture) -> Image.Image:
+    if isinstance(image, (str, Path)):
+        return read_rgb(image)
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise InputError(f"an image array must be uint8 (H,W,3), not {image.dtype} {image.shape}")
+        return Image.fromarray(image)
+    return image.convert("RGB")

@@ -1,0 +1,107 @@
+"""Overlapping windows over an image, and their maps merged into one without a seam.
+
+Each window is encoded, predicted and decoded by itself, so that memory is one window's. What is merged are the decoded
+maps, not the latents: what has to agree are values, namely depth's scale and shift, and the length of normals.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from utils.intrinsics import Intrinsic
+from utils.maps.pictures import grey, unit_normals
+
+Window = tuple[slice, slice]  # rows, columns; where the image repeats, they may end beyond it
+
+
+def starts(length: int, size: int, overlap: int, step: int, wrap: bool) -> list[int]:
+    """Where windows of `size` begin on a side of `length`: evenly, at multiples of `step`, overlapping by `overlap`
+    at least. wrap: the side is a circle, and a window may run over its end, once around at most.
+    """
+    if wrap:
+        count = -(-length // (size - overlap))
+        return [index * length // count // step * step for index in range(count)]
+    if length <= size:
+        return [0]
+    count = -(-(length - overlap) // (size - overlap))
+    return [index * (length - size) // (count - 1) // step * step for index in range(count)]
+
+
+def windows(shape: tuple[int, int], size: tuple[int, int], overlap: int, step: int, wrap: bool) -> Iterator[Window]:
+    """The windows that cover an image of `shape`, row by row."""
+    for top in starts(shape[0], size[0], overlap, step, wrap):
+        for left in starts(shape[1], size[1], overlap, step, wrap):
+            yield slice(top, top + size[0]), slice(left, left + size[1])
+
+
+def cut(values: Tensor, window: Window) -> Tensor:
+    """The window (C,h,w) of an image (C,H,W); what lies beyond its end is taken from its beginning."""
+    rows, columns = (
+        torch.arange(part.start, part.stop) % side for part, side in zip(window, values.shape[-2:], strict=True)
+    )
+    return values[..., rows[:, None], columns]
+
+
+def weights(size: tuple[int, int], overlap: int) -> Tensor:
+    """(h,w), 1 inside, falling to almost 0 over the outer `overlap` pixels as a squared sine: two that overlap by
+    that much add up to 1.
+    """
+    sides = []
+    for length in size:
+        ramp = torch.sin(torch.pi / 2 * (torch.arange(overlap) + 0.5) / max(overlap, 1)) ** 2
+        side = torch.ones(length)
+        side[:overlap] = ramp
+        side[length - overlap :] = side[length - overlap :].minimum(ramp.flip(0))
+        sides.append(side)
+    return sides[0][:, None] * sides[1]
+
+
+class Mosaic:
+    """The weighted mean of windows' maps over an image of `shape` (height, width)."""
+
+    def __init__(self, shape: tuple[int, int], size: tuple[int, int], overlap: int, intrinsic: Intrinsic):
+        self.shape, self.intrinsic = shape, intrinsic
+        self.weights = weights(size, overlap)
+        # windows may run over the end: what they bring there is folded back when all are in
+        self.total = torch.zeros(4, shape[0] + size[0], shape[1] + size[1])
+
+    def add(self, prediction: Tensor, window: Window, reference: Tensor | None = None) -> None:
+        """A window's map (3,h,w). reference: of depth, a map (1,h,w) whose scale and shift it is brought to."""
+        if self.intrinsic.kind == "normals":
+            prediction = unit_normals(prediction)
+        elif self.intrinsic.kind == "depth":
+            prediction = grey(prediction)
+            if reference is not None:
+                prediction = aligned(prediction, reference)
+        self.total[(slice(3), *window)] += self.weights * prediction
+        self.total[(3, *window)] += self.weights
+
+    def merged(self) -> Tensor:
+        """The map (3,H,W); normals with length 1."""
+        total = _folded(_folded(self.total, self.shape[0]).transpose(1, 2), self.shape[1]).transpose(1, 2)
+        mean = total[:3] / total[3:].clamp(min=1e-12)
+        return unit_normals(mean) if self.intrinsic.kind == "normals" else mean
+
+
+def aligned(values: Tensor, reference: Tensor) -> Tensor:
+    """a values + b, nearest to `reference` in the least-squares sense; a is not negative. Shapes must broadcast."""
+    x, y = values.double(), reference.double()
+    dx, dy = x - x.mean(), y - y.mean()
+    scale = ((dx * dy).mean() / dx.square().mean().clamp(min=1e-12)).clamp(min=0)
+    return (scale * dx + y.mean()).float()
+
+
+def enlarged(values: Tensor, shape: tuple[int, int]) -> Tensor:
+    """A low-resolution depth (3,h,w) -> (1,*shape)."""
+    return interpolate(values.mean(0)[None, None], size=shape, mode="bilinear", antialias=True)[0]
+
+
+def _folded(values: Tensor, length: int) -> Tensor:
+    """(C,L,W) -> (C,length,W): what lies beyond `length` is added to the beginning, round by round."""
+    folded = values[:, :length].clone()
+    for start in range(length, values.shape[1], length):
+        piece = values[:, start : start + length]
+        folded[:, : piece.shape[1]] += piece
+    return folded
