@@ -1,6 +1,7 @@
 """The inference scripts' shared flags. Imports no torch."""
 
 import argparse
+from typing import Any
 
 from utils.cli import Parser, expand
 from utils.errors import InputError
@@ -59,9 +60,15 @@ def view_of(args: argparse.Namespace) -> View:
     """The flags' view. Raises InputError where they do not go together."""
     if args.center_crop and args.output_size == "input":
         raise InputError("--output_size=input: of whole images only; leave out --center_crop")
-    size = args.output_size or ("network" if args.center_crop else "input")
-    view = (args.resolution, args.center_crop, size, args.flip_tta, args.tile, args.overlap, args.wrap)
-    return View(*view)
+    return View(
+        resolution=args.resolution,
+        center_crop=args.center_crop,
+        output_size=args.output_size or ("network" if args.center_crop else "input"),
+        flip_tta=args.flip_tta,
+        tile=args.tile,
+        overlap=args.overlap,
+        wrap=args.wrap,
+    )
 
 
 def check(args: argparse.Namespace, at_least_one: tuple[str, ...] = ("batch_size",)) -> argparse.Namespace:
@@ -83,7 +90,7 @@ def find_files(args: argparse.Namespace) -> Inputs:
     return inputs
 
 
-def wanted(args: argparse.Namespace, device: object) -> dict[str, object]:
+def wanted(args: argparse.Namespace, device: object) -> dict[str, Any]:
     """The shared flags as keywords of `Predictor`. device: where --device is not given."""
     return {
         "lora": args.lora,
