@@ -21,7 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT / ".interop"
-PAGE = ROOT / "README.md"  # the table goes between its markers
+PAGE = ROOT / "docs" / "lora_formats.md"  # the table goes between its markers
 CASES, TRAINED = WORK / "cases", WORK / "trained-by-0.20"
 COMMON = ("pillow", "numpy", "pytest", "pytest-xdist", "hypothesis")
 # 0.20.2 is the release that the released code pins, with what was current in August 2023; later transformers,

@@ -1,7 +1,7 @@
 """Bad input in bulk: each case ends, soon, in one line that names the file or flag, and leaves nothing half done.
 
 A case is a call of what the scripts call (their own `main` for pictures and flags) under `utils.errors.run`, with a
-time limit. What it must say is given with it. The last test counts the cases; README states the count.
+time limit. What it must say is given with it. The last test counts the cases; docs/reliability.md states the count.
 """
 
 import contextlib
@@ -1022,7 +1022,7 @@ def test_a_worker_that_is_killed_ends_in_one_line(flags, tmp_path):
     tried.setdefault("data set", set()).add("a worker that is killed")
 
 
-def test_enough_cases_and_the_readme_says_how_many():
+def test_enough_cases_and_the_docs_say_how_many():
     """Runs last in this file: it counts what the others tried."""
     table = {kind: len(names) for kind, names in sorted(tried.items()) if "(" not in kind}
     fuzzed = sum(len(names) for kind, names in tried.items() if "(" in kind)
@@ -1030,5 +1030,5 @@ def test_enough_cases_and_the_readme_says_how_many():
     print(f"\n{total} cases: " + ", ".join(f"{count} {kind}" for kind, count in table.items()) + f"; {fuzzed} random")
     if len(table) == 8:  # the whole file was run, and not a part of it
         assert total >= 300
-        stated = re.search(r"(\d+) kinds of bad input", (ROOT / "README.md").read_text())
+        stated = re.search(r"(\d+) kinds of bad input", (ROOT / "docs" / "reliability.md").read_text())
         assert stated and int(stated[1]) <= total < int(stated[1]) + 25

@@ -1,17 +1,13 @@
-"""Your own data: folders and manifests, splits, truth, and the README's recipe."""
+"""Your own data: folders and manifests, splits, truth. Its recipe: tests/docs."""
 
 import json
-import os
-import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, losses, records, run_here
+from helpers import losses, records, run_here
 from PIL import Image
 from safetensors import safe_open
 
@@ -229,23 +225,3 @@ def test_check(own, capsys):
     path = own.parent / "m.jsonl"
     path.write_text(json.dumps({"image": "own/images/02.png", "label": "own/labels/02.png"}))
     assert check(["--dataset", "manifest", "--manifest", str(path)]) == 0
-
-
-def test_the_readmes_recipe_runs(own, tmp_path):
-    """README's lines, word for word, but for the number of steps."""
-    block = re.search(r"## Your own data\n.*?```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
-    recipe, count = re.subn(r"--max_train_steps \d+", "--max_train_steps 2", block)
-    assert count == 1 and len(block.replace("\\\n", "").strip().splitlines()) == 5
-    place = tmp_path / "checkout"
-    place.mkdir()
-    for name in [*ROOT.glob("*.py"), ROOT / "utils", ROOT / "dataloaders", ROOT / "miniworld"]:
-        (place / name.name).symlink_to(name)
-    for folder, kind in (("my_pictures", "images"), ("my_labels", "labels")):
-        (place / folder).mkdir()
-        for path in (own / kind).rglob("*.png"):
-            shutil.copy(path, place / folder)
-    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    done = subprocess.run(["bash", "-ec", recipe], cwd=place, env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "12 samples, 24 files in 1 groups: all good" in done.stdout
-    assert len(list((place / "output").rglob("*_normal.png"))) == 12

@@ -23,6 +23,7 @@ from miniworld.render.materials import Material
 from miniworld.render.raycast import ENCLOSURE, SKY, hidden, trace
 from miniworld.render.shapes import Sphere
 from miniworld.render.world import NUMBERS
+from utils.errors import InputError
 from utils.maps.conventions import to_linear, to_srgb
 
 CASES = [(kind, seed) for kind in ("room", "yard") for seed in range(6)]
@@ -383,11 +384,11 @@ COMMAND = ["--train", "2", "--val", "1", "--size", "24x16", "--workers", "1"]
 
 def test_command_writes_width_by_height_then_leaves_it_alone(tmp_path, capsys):
     root = tmp_path / "data"
-    assert scenes.main(["--root", str(root), *COMMAND]) == 0
+    scenes.main(["--root", str(root), *COMMAND])
     assert "written" in capsys.readouterr().out
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
     assert Image.open(next(root.glob("depths/**/*.png"))).size == (24, 16)
-    assert scenes.main(["--root", str(root), *COMMAND]) == 0
+    scenes.main(["--root", str(root), *COMMAND])
     assert "already complete" in capsys.readouterr().out
     assert before == {path: path.stat().st_mtime_ns for path in root.rglob("*")}
 
@@ -403,10 +404,11 @@ def test_a_missing_file_is_written_again(tmp_path):
 def test_other_settings_are_refused_until_overwritten(tmp_path, capsys):
     scenes.main(["--root", str(tmp_path), *COMMAND])
     before = digests(tmp_path)
-    assert scenes.main(["--root", str(tmp_path), *COMMAND, "--seed", "1"]) == 1
-    message = capsys.readouterr().err.strip()
+    with pytest.raises(InputError) as refused:
+        scenes.main(["--root", str(tmp_path), *COMMAND, "--seed", "1"])
+    message = str(refused.value)
     assert "--overwrite" in message.splitlines()[-1] and digests(tmp_path) == before
-    assert scenes.main(["--root", str(tmp_path), *COMMAND, "--seed", "1", "--train", "1", "--overwrite"]) == 0
+    scenes.main(["--root", str(tmp_path), *COMMAND, "--seed", "1", "--train", "1", "--overwrite"])
     assert len(list(tmp_path.glob("depths/**/*.png"))) == 2
     assert json.loads((tmp_path / "miniworld.json").read_text())["settings"]["seed"] == 1
 
@@ -418,7 +420,7 @@ def test_an_interrupted_render_of_other_settings_is_refused(tmp_path, monkeypatc
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(scenes, "write_sample", broken)
         scenes.write_tree(tmp_path, SETTINGS)
-    with pytest.raises(FileExistsError, match="other settings"):
+    with pytest.raises(InputError, match="other settings"):
         scenes.write_tree(tmp_path, Settings(1, 1, 24, 16))
     assert scenes.write_tree(tmp_path, SETTINGS)
 
@@ -427,8 +429,8 @@ def test_foreign_data_are_never_touched(tmp_path, capsys):
     precious = tmp_path / "depths" / "real.npy"
     precious.parent.mkdir()
     precious.write_bytes(b"DIODE")
-    assert scenes.main(["--root", str(tmp_path), *COMMAND, "--overwrite"]) == 1
-    assert "not written by miniworld" in capsys.readouterr().err
+    with pytest.raises(InputError, match="not written by miniworld"):
+        scenes.main(["--root", str(tmp_path), *COMMAND, "--overwrite"])
     assert precious.read_bytes() == b"DIODE"
 
 
@@ -443,6 +445,5 @@ def test_truth_on_request(tmp_path):
 
 @pytest.mark.parametrize("size", ["128", "128x", "axb", "8x8", "-5x40"])
 def test_bad_sizes_are_refused(size, tmp_path, capsys):
-    with pytest.raises(SystemExit):
+    with pytest.raises(InputError, match="128x96"):
         scenes.parse_args(["--root", str(tmp_path), f"--size={size}"])
-    assert "128x96" in capsys.readouterr().err
