@@ -40,9 +40,7 @@ def convert(source: Path, out: Path, to: str) -> None:
     except Exception as error:  # safetensors and torch raise their own kinds where a disk is full
         raise InputError(f"{out}: cannot write it ({' '.join(str(error).split())[:200]})") from None
     if to == "kohya" and any(module.startswith("time_embedding.") for module in layers):
-        note(
-            "diffusers 0.35 leaves time_embedding out of kohya files silently (0.39 does not): give it peft keys"
-        )
+        note("diffusers 0.35 leaves time_embedding out of kohya files silently (0.39 does not): give it peft keys")
     if metadata and out.suffix == ".bin":
         note(f"{out.name} cannot hold the metadata ({', '.join(sorted(metadata))}); a .safetensors file does")
 
