@@ -42,7 +42,7 @@ def test_the_shipped_loras_predict_from_any_folder_and_the_page_shows_all(photog
         assert Image.open(f"out/{task}/predicted/sub/<b>&_{task}.png").size == (40, 70)
     assert capsys.readouterr().out.strip().splitlines()[-1] == "next: open out/index.html"
     page = Path("out/index.html").read_text()
-    titles = [*INTRINSICS][:2] + ["depth, grey"] + [*INTRINSICS][2:]
+    titles = [*[*INTRINSICS][:2], "depth, grey", *[*INTRINSICS][2:]]
     assert re.findall(r'data-title="([^"]*)"', page) == 2 * ["image", *titles]
     assert "sub/&lt;b&gt;&amp;.png" in page and "<b>" not in page
     assert not re.findall(r"""(?:src|href)=["'](?!data:)|https?://|url\(""", page)  # nothing comes from elsewhere
