@@ -15,7 +15,7 @@ of normals, the median of aligned depths, the median of albedo and shading. How 
 import argparse
 
 from utils.errors import InputError, run
-from utils.inference.args import check, find_files, inference_parser, wanted
+from utils.inference.args import check, find_files, inference_parser, wanted_of_one
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
 
     mine, state = share_out(inputs, args.device)
     predictor = Predictor(
-        **wanted(args, state.device),
+        **wanted_of_one(args, state.device),
         augment_from=args.augment_from,
         steps=args.steps,
         guidance_scale=args.guidance_scale,

@@ -14,7 +14,7 @@ The whole image is predicted, its short side brought to --resolution, and the ma
 import argparse
 
 from utils.errors import run
-from utils.inference.args import check, find_files, inference_parser, wanted
+from utils.inference.args import check, find_files, inference_parser, wanted_of_one
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     from utils.inference.run import predict_all, report, share_out
 
     mine, state = share_out(inputs, args.device)
-    predictor = Predictor(**wanted(args, state.device), timestep=args.timestep)
+    predictor = Predictor(**wanted_of_one(args, state.device), timestep=args.timestep)
     failed = predict_all(mine, state, predictor, args.output_dir, args.npy)
     return report(args, predictor.jobs, inputs, failed)
 

@@ -17,8 +17,6 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Callable
-from contextlib import redirect_stdout
-from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -26,11 +24,12 @@ import torch
 from accelerate import PartialState
 from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
-from torch import Tensor
 
 from benchmarks.models import models, prompt_tokens
 from benchmarks.side_by_side import DTYPES, compare, parser_of
+from utils.inference.engine import Adapter, Engine
 from utils.inference.run import predict_all
+from utils.inference.view import View
 from utils.intrinsics import NORMAL
 from utils.lora import add_lora, fuse_lora, lora_parameters
 from utils.maps.images import Crop, read_rgb
@@ -75,16 +74,12 @@ def our_pass(args: argparse.Namespace, device: str) -> Callable[[], None]:
     if args.compile:
         unet.compile()
     files, out = pictures(args)
-    method = SingleStep(vae, text, 999)
-
-    def predict(rgb: Tensor, names: list[str]) -> tuple[Tensor, None]:
-        return method.predict(unet, rgb.to(device, dtype)), None
+    adapter = Adapter(NORMAL, SingleStep(vae, text, 999), args.resolution)
+    engine = Engine(vae, unet, [adapter], View(center_crop=True), batch_size=args.batch)
 
     def predict_folder() -> None:
-        with redirect_stdout(StringIO()):  # its note on how many there were
-            mine = {file: file.name for file in files}
-            state = PartialState(cpu=device == "cpu")
-            predict_all(mine, state, predict, NORMAL, args.resolution, args.batch, str(out), False)
+        mine = {file: file.name for file in files}
+        predict_all(mine, PartialState(cpu=device == "cpu"), engine, out, with_npy=False)
 
     return predict_folder
 

@@ -58,6 +58,7 @@ def test_compiled_inference_draws_the_same(small, tmp_path, capsys):
     for more in ([], ["--compile"]):
         out = tmp_path / f"out{len(more)}"
         words = ["--lora", tmp_path / "lora", "--input_dir", tmp_path / "pictures", "--output_dir", out, *more]
+        words += ["--center_crop"]
         inference_sd_single.main([str(w) for w in (*words, "--pretrained_model_name_or_path", small)])
         drawn.append(np.stack([np.asarray(Image.open(file)) for file in sorted(out.rglob("*.png"))]).astype(int))
     assert "UNet is compiled" in capsys.readouterr().out

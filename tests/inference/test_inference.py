@@ -82,7 +82,7 @@ def released(base, state: dict, picture: Image.Image, task: str, prompt: str) ->
 def test_pixels_equal_the_released_scripts(task, prompt, weights, pictures, bases, tmp_path):
     predict(
         "--task", task, "--lora", weights / "released.bin", "--input_dir", pictures, "--output_dir", tmp_path,
-        "--pretrained_model_name_or_path", bases["sd15"], "--resolution", 64,
+        "--pretrained_model_name_or_path", bases["sd15"], "--resolution", 64, "--center_crop",
     )  # fmt: skip
     state = torch.load(weights / "released.bin", weights_only=True)
     folder = tmp_path / task / "predicted"
@@ -117,7 +117,8 @@ def test_the_timestep_is_the_trainings(weights, pictures, tmp_path):
 
 
 def test_metadata_fills_in_what_is_left_out(weights, pictures, tmp_path):
-    done = python(SCRIPT, "--lora", weights / "ours", "--input_dir", pictures, "--output_dir", tmp_path, "--npy")
+    words = ["--lora", weights / "ours", "--input_dir", pictures, "--output_dir", tmp_path, "--npy"]
+    done = python(SCRIPT, *words, "--center_crop")
     folder = tmp_path / "normal" / "predicted"
     normals = np.load(folder / "p1_normal.npy")
     assert normals.shape == (64, 64, 3) and normals.dtype == np.float32
@@ -127,7 +128,7 @@ def test_metadata_fills_in_what_is_left_out(weights, pictures, tmp_path):
 
 
 def test_depth_npy_is_not_clamped_and_batches_agree(weights, pictures, tmp_path, capsys):
-    words = ["--lora", weights / "ours", "--task", "depth", "--input_dir", pictures, "--npy"]
+    words = ["--lora", weights / "ours", "--task", "depth", "--input_dir", pictures, "--npy", "--center_crop"]
     assert predict(*words, "--output_dir", tmp_path / "one") == 0
     assert "trained for normal, predicting depth" in capsys.readouterr().out.splitlines()[-1]
     predict(*words, "--output_dir", tmp_path / "four", "--batch_size", 4)

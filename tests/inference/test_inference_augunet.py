@@ -50,8 +50,19 @@ def pictures(diode, tmp_path_factory):
 
 
 def draw(weights, pictures, out, *more) -> None:
-    words = ["--lora", weights / "ours", "--input_dir", pictures, "--output_dir", out, *STEPS, "--npy", *more]
-    inference_augunet.main([*map(str, words), "--device", "cpu"])
+    words = [
+        "--lora",
+        weights / "ours",
+        "--input_dir",
+        pictures,
+        "--output_dir",
+        out,
+        *STEPS,
+        "--npy",
+        "--center_crop",
+        *more,
+    ]
+    inference_augunet.main([*map(str, words), "--center_crop", "--device", "cpu"])
 
 
 def read(out, i, task="normal", kind="predicted"):
@@ -84,7 +95,7 @@ def test_drawings_are_the_samplers(bases, weights, pictures, tmp_path):
 
 def test_neither_batch_nor_neighbours_nor_processes_matter_but_the_seed_does(weights, pictures, tmp_path):
     env = {"OMP_NUM_THREADS": "1"}
-    words = ["--lora", weights / "ours", "--input_dir", pictures, "--npy", *STEPS, "--device", "cpu"]
+    words = ["--lora", weights / "ours", "--input_dir", pictures, "--npy", *STEPS, "--center_crop", "--device", "cpu"]
     launch(SCRIPT, *words, "--output_dir", tmp_path / "two", processes=2, env=env)
     draw(weights, pictures, tmp_path / "one")
     draw(weights, pictures, tmp_path / "batch", "--batch_size", 4)
@@ -135,7 +146,7 @@ def test_ensembles(bases, weights, pictures, tmp_path):
 
 def test_a_bare_lora_gets_its_conv_in_from_instruct_pix2pix(bases, weights, pictures, tmp_path):
     words = ["--lora", weights / "bare.bin", "--input_dir", pictures, "--output_dir", tmp_path / "bare", *STEPS]
-    words += ["--task", "normal", "--resolution", 32, "--npy", "--device", "cpu"]
+    words += ["--task", "normal", "--resolution", 32, "--npy", "--center_crop", "--device", "cpu"]
     words += ["--pretrained_model_name_or_path", bases["sd21"], "--augment_from", bases["ip2p"]]
     inference_augunet.main([*map(str, words)])
     draw(weights, pictures, tmp_path / "ours")

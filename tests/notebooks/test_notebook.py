@@ -99,7 +99,16 @@ def test_float_arrays_come_out(flags, diode, executed):
     (folder / "in").mkdir()
     Image.open(picture).save(folder / "in" / "p.png")
     for task in ("normal", "albedo"):
-        words = ["--lora", folder / task, "--input_dir", folder / "in", "--output_dir", folder / "out", "--npy"]
+        words = [
+            "--lora",
+            folder / task,
+            "--input_dir",
+            folder / "in",
+            "--output_dir",
+            folder / "out",
+            "--npy",
+            "--center_crop",
+        ]
         inference_sd_single.main([str(word) for word in words])
         np.testing.assert_allclose(
             np.load(folder / "out" / task / "predicted" / f"p_{task}.npy"), maps[task], atol=1e-4

@@ -1,6 +1,7 @@
 """The inference scripts' shared flags. Imports no torch."""
 
 import argparse
+from typing import Any
 
 from utils.cli import Parser, expand
 from utils.errors import InputError
@@ -23,11 +24,18 @@ def inference_parser(description: str, lora: str, method: str) -> argparse.Argum
         "(png, jpg, jpeg, webp, bmp, tif)")  # fmt: skip
     add("--output_dir", type=expand, default="./output", help="maps go to <output_dir>/<task>/predicted/, in "
         "the input's subfolders")  # fmt: skip
-    add("--pretrained_model_name_or_path", type=expand, help="Stable Diffusion: local folder or hub name (default: "
-        f"the one the LoRA was made for, else {BASES[method]})")  # fmt: skip
-    add("--revision", help="branch, tag or commit of the hub model")
     add("--prompt", help="of the text encoder (default: what the LoRA's metadata says, else the paper's)")
-    _view_flags(parser)
+    model_flags(parser, BASES[method])
+    view_flags(parser)
+    return parser
+
+
+def model_flags(parser: argparse.ArgumentParser, base: str) -> None:
+    """Base model and computation. base: what stands in for a LoRA's silence, in the help."""
+    add = parser.add_argument
+    add("--pretrained_model_name_or_path", type=expand, help="Stable Diffusion: local folder or hub name (default: "
+        f"the one the LoRA was made for, else {base})")  # fmt: skip
+    add("--revision", help="branch, tag or commit of the hub model")
     add("--batch_size", type=int, default=1, help="images per UNet pass; other sizes than 1 may differ from it by "
         "one grey level (rounding)")  # fmt: skip
     add("--npy", action="store_true", help="also write float32 maps: unit normals (H,W,3) with x right, y down, z "
@@ -36,10 +44,10 @@ def inference_parser(description: str, lora: str, method: str) -> argparse.Argum
     add("--compile", action="store_true", help="torch.compile the UNet; for many images: the first ones take a "
         "minute or so")  # fmt: skip
     add("--device", help="such as cuda:1 or cpu (default: a GPU if there is one)")
-    return parser
 
 
-def _view_flags(parser: argparse.ArgumentParser) -> None:
+def view_flags(parser: argparse.ArgumentParser) -> None:
+    """How images are sized and cut; `view_of` reads them."""
     add = parser.add_argument
     add("--resolution", type=int, help="short side in pixels, as the network sees it (default: the training's, else "
         "512; with --tile the image's own)")  # fmt: skip
@@ -59,9 +67,15 @@ def view_of(args: argparse.Namespace) -> View:
     """The flags' view. Raises InputError where they do not go together."""
     if args.center_crop and args.output_size == "input":
         raise InputError("--output_size=input: of whole images only; leave out --center_crop")
-    size = args.output_size or ("network" if args.center_crop else "input")
-    view = (args.resolution, args.center_crop, size, args.flip_tta, args.tile, args.overlap, args.wrap)
-    return View(*view)
+    return View(
+        resolution=args.resolution,
+        center_crop=args.center_crop,
+        output_size=args.output_size or ("network" if args.center_crop else "input"),
+        flip_tta=args.flip_tta,
+        tile=args.tile,
+        overlap=args.overlap,
+        wrap=args.wrap,
+    )
 
 
 def check(args: argparse.Namespace, at_least_one: tuple[str, ...] = ("batch_size",)) -> argparse.Namespace:
@@ -83,18 +97,20 @@ def find_files(args: argparse.Namespace) -> Inputs:
     return inputs
 
 
-def wanted(args: argparse.Namespace, device: object) -> dict[str, object]:
-    """The shared flags as keywords of `Predictor`. device: where --device is not given."""
+def wanted(args: argparse.Namespace, device: object) -> dict[str, Any]:
+    """The flags of `model_flags` and `view_flags` as keywords of `Predictor`. device: where --device is not given."""
     return {
-        "lora": args.lora,
         "base": args.pretrained_model_name_or_path,
         "device": args.device or device,
         "dtype": args.dtype,
-        "method": args.method,
-        "task": args.task,
-        "prompt": args.prompt,
         "revision": args.revision,
         "batch_size": args.batch_size,
         "compile": args.compile,
         **vars(args.view),
     }
+
+
+def wanted_of_one(args: argparse.Namespace, device: object) -> dict[str, Any]:
+    """All flags of `inference_parser` as keywords of `Predictor`."""
+    own = {name: getattr(args, name) for name in ("lora", "method", "task", "prompt")}
+    return own | wanted(args, device)

@@ -1,5 +1,6 @@
 """How a whole image is brought to a size that the network takes, and its maps back to the image's own size."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,7 @@ class Canvas:
     own: tuple[int, int]
     inner: tuple[int, int]
     outer: tuple[int, int]
+    wrap: bool = False
 
     @classmethod
     def of(cls, size: tuple[int, int], resolution: int | None, multiple: int, wrap: bool = False) -> "Canvas":
@@ -31,13 +33,16 @@ class Canvas:
         short = min(size)
         inner = size if resolution is None else (int(resolution * height / short), int(resolution * width / short))
         if wrap:
-            inner = tuple(max(round(side / multiple), 1) * multiple for side in inner)
-        return cls(size, inner, tuple(-(-side // multiple) * multiple for side in inner))
+            inner = (_near(inner[0], multiple), _near(inner[1], multiple))
+        return cls(size, inner, (up(inner[0], multiple), up(inner[1], multiple)), wrap)
 
     def picture(self, image: Image.Image) -> Tensor:
         """8-bit RGB image of the own size -> float32 (3, *outer) in [-1,1]: resized with antialiasing, reflected."""
         height, width = self.inner
-        pixels = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+        if self.wrap:
+            pixels = self._wrapped_resize(np.asarray(image))
+        else:
+            pixels = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
         below, right = self.outer[0] - height, self.outer[1] - width
         pixels = np.pad(pixels, ((0, below), (0, right), (0, 0)), mode="reflect")
         return (torch.from_numpy(pixels).permute(2, 0, 1).contiguous().float() / 255 - 0.5) / 0.5
@@ -52,15 +57,47 @@ class Canvas:
         if not to_own or self.own == self.inner:
             return prediction
         if intrinsic.kind == "normals":
-            return unit_normals(_resized(unit_normals(prediction), self.own))
-        return _resized(prediction, self.own)
+            return unit_normals(self._resized(unit_normals(prediction)))
+        return self._resized(prediction)
 
     def uncertainty_back(self, uncertainty: Tensor, to_own: bool) -> Tensor:
         """The same for an uncertainty (*outer)."""
         uncertainty = uncertainty[: self.inner[0], : self.inner[1]]
-        return uncertainty if not to_own or self.own == self.inner else _resized(uncertainty[None], self.own)[0]
+        return uncertainty if not to_own or self.own == self.inner else self._resized(uncertainty[None])[0]
+
+    def _wrapped_resize(self, pixels: np.ndarray) -> np.ndarray:
+        """uint8 (H,W,3) of an image that repeats -> (*inner,3): the filter reads across its edges."""
+        (top, above), (left, beside) = (_margin(*lengths) for lengths in zip(self.own, self.inner, strict=True))
+        padded = Image.fromarray(np.pad(pixels, ((top, top), (left, left), (0, 0)), mode="wrap"))
+        height, width = self.inner
+        resized = padded.resize((width + 2 * beside, height + 2 * above), Image.Resampling.BILINEAR)
+        return np.asarray(resized)[above : above + height, beside : beside + width]
+
+    def _resized(self, values: Tensor) -> Tensor:
+        """(C,*inner) float -> (C,*own), bilinear; across the edges of an image that repeats."""
+        (height, width), above, beside = self.own, 0, 0
+        if self.wrap:
+            (top, above), (left, beside) = (_margin(*lengths) for lengths in zip(self.inner, self.own, strict=True))
+            rows, columns = (torch.arange(-pad, side + pad) % side for pad, side in zip((top, left), self.inner))
+            values = values[:, rows[:, None], columns]
+        size = (height + 2 * above, width + 2 * beside)
+        values = interpolate(values[None].float(), size=size, mode="bilinear", antialias=True)[0]
+        return values[:, above : above + height, beside : beside + width]
 
 
-def _resized(values: Tensor, size: tuple[int, int]) -> Tensor:
-    """(C,H,W) float -> (C,*size), bilinear."""
-    return interpolate(values[None].float(), size=size, mode="bilinear", antialias=True)[0]
+def up(length: int, multiple: int) -> int:
+    """The smallest multiple that is not less than `length`."""
+    return -(-length // multiple) * multiple
+
+
+def _near(length: int, multiple: int) -> int:
+    return max(round(length / multiple), 1) * multiple
+
+
+def _margin(length: int, target: int) -> tuple[int, int]:
+    """Pixels to repeat on each side before a resize from `length` to `target`, and what they become: whole numbers,
+    and more than a filter reads.
+    """
+    step = length // math.gcd(length, target)
+    pad = up(math.ceil(4 * max(length / target, 1)), step)
+    return pad, pad * target // length

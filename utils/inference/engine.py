@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from utils.errors import InputError
 from utils.inference import tiles
-from utils.inference.canvas import Canvas
+from utils.inference.canvas import Canvas, up
 from utils.inference.ensemble import merge
 from utils.inference.prediction import Prediction
 from utils.inference.view import View
@@ -84,10 +84,12 @@ class Engine:
 
     def prepare(self, image: Image.Image) -> Prepared:
         """An RGB image, resized, cropped or padded as the view says."""
+        width, height = image.size
+        canvas: Canvas | Crop
         if self.view.center_crop:
-            canvas = Crop.of(*image.size, self.resolution)
+            canvas = Crop.of(width, height, self.resolution or self.trained_at)
         else:
-            canvas = Canvas.of(image.size[::-1], self.resolution, self.multiple, self.view.wrap)
+            canvas = Canvas.of((height, width), self.resolution, self.multiple, self.view.wrap)
         return Prepared(canvas.picture(image), canvas)
 
     @torch.inference_mode()
@@ -121,7 +123,9 @@ class Engine:
             uncertainty = canvas.uncertainty_back(uncertainty, to_own)
         return Prediction(intrinsic, canvas.back(one, intrinsic, to_own), uncertainty)
 
-    def _members(self, rgb: Tensor, names: Sequence[str]) -> dict[str, tuple[Sequence[Tensor], Sequence]]:
+    def _members(
+        self, rgb: Tensor, names: Sequence[str]
+    ) -> dict[str, tuple[Sequence[Tensor], Sequence[Tensor | None]]]:
         """Name -> (maps, uncertainties or Nones), one of each per image (B,3,H,W)."""
         diffusing = [adapter for adapter in self.adapters if isinstance(adapter.method, AugUNet)]
         members: dict[str, list[Tensor]] = {}
@@ -130,13 +134,13 @@ class Engine:
                 rgb, self._noise(names, member), diffusing if member else self.adapters
             ).items():
                 members.setdefault(name, []).append(maps)
-        found = {}
+        found: dict[str, tuple[Sequence[Tensor], Sequence[Tensor | None]]] = {}
         for name, maps in members.items():
             if len(maps) == 1:
-                found[name] = maps[0], [None] * len(rgb)
+                found[name] = list(maps[0]), [None] * len(rgb)
             else:
                 merged = [merge(torch.stack(each), self._intrinsic(name)) for each in zip(*maps, strict=True)]
-                found[name] = tuple(zip(*merged, strict=True))
+                found[name] = [one for one, _ in merged], [uncertainty for _, uncertainty in merged]
         return found
 
     def _noise(self, names: Sequence[str], member: int) -> Noise:
@@ -150,19 +154,18 @@ class Engine:
 
     def _maps(self, rgb: Tensor, noise: Noise, adapters: Sequence[Adapter]) -> Maps:
         """rgb (B,3,H,W) on the CPU -> maps (B,3,H,W) on the CPU, tiled as the view says."""
-        size = self._window(rgb.shape[-2:])
+        size = (self._window(rgb.shape[-2]), self._window(rgb.shape[-1]))
         latents = tuple(side // self.factor for side in rgb.shape[-2:])
         eps = noise(*latents) if any(isinstance(adapter.method, AugUNet) for adapter in adapters) else None
         if size == tuple(rgb.shape[-2:]):
             return self._mirrored(rgb, eps, adapters)
         return self._tiled(rgb[0], None if eps is None else eps[0], noise, size, adapters)
 
-    def _window(self, shape: Sequence[int]) -> tuple[int, int]:
-        """The size of a window over a canvas of `shape`; the canvas's own where one window without wrapping does."""
+    def _window(self, side: int) -> int:
+        """The length of a window on a canvas's side; the side's own where one window without wrapping does."""
         if not self.view.wrap:
-            return tuple(min(side, self.view.tile or side) for side in shape)
-        margin = -(-max(self._overlap, 1) // self.multiple) * self.multiple
-        return tuple(min(self.view.tile or 2 * side, side + min(margin, side)) for side in shape)
+            return min(side, self.view.tile or side)
+        return min(self.view.tile or 2 * side, side + min(up(max(self._overlap, 1), self.multiple), side))
 
     @property
     def _overlap(self) -> int:
@@ -172,7 +175,7 @@ class Engine:
         self, rgb: Tensor, eps: Tensor | None, noise: Noise, size: tuple[int, int], adapters: Sequence[Adapter]
     ) -> Maps:
         """rgb (3,H,W), eps (4,h,w) -> maps (1,3,H,W), predicted window by window and merged."""
-        shape, wrap = tuple(rgb.shape[-2:]), self.view.wrap
+        shape, wrap = (rgb.shape[-2], rgb.shape[-1]), self.view.wrap
         overlap = min(self._overlap, *(side // 2 for side in size))
         places = list(tiles.windows(shape, size, overlap, self.factor, wrap))
         mosaics = {a.intrinsic.name: tiles.Mosaic(shape, size, overlap, a.intrinsic) for a in adapters}
@@ -190,14 +193,15 @@ class Engine:
         return {name: mosaic.merged()[None] for name, mosaic in mosaics.items()}
 
     def _in_latents(self, window: tiles.Window) -> tiles.Window:
-        return tuple(slice(part.start // self.factor, part.stop // self.factor) for part in window)
+        rows, columns = (slice(part.start // self.factor, part.stop // self.factor) for part in window)
+        return rows, columns
 
     def _references(self, rgb: Tensor, noise: Noise, adapters: Sequence[Adapter]) -> Maps:
         """Depth of the whole image at the training's resolution, (1,H,W), which the tiles' depths are brought to."""
         adapters = [adapter for adapter in adapters if adapter.intrinsic.kind == "depth"]
         if not adapters:
             return {}
-        shape = tuple(rgb.shape[-2:])
+        shape = (rgb.shape[-2], rgb.shape[-1])
         low = Canvas.of(shape, min(self.trained_at, *shape), self.multiple, wrap=True).inner
         small = nn.functional.interpolate(rgb[None], size=low, mode="bilinear", antialias=True)
         eps = noise(*(side // self.factor for side in low))

@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -71,6 +71,20 @@ def find_inputs(source: str | Path, output_dir: str | Path) -> Inputs:
             f"{source}: no pictures ({', '.join(PICTURES)}) in this folder" + (f"; {said}" if said else "")
         )
     return inputs
+
+
+def find_all(sources: Sequence[str | Path], output_dir: str | Path) -> Inputs:
+    """Several files and folders as one; with more than one source, a folder's name stands before what is in it."""
+    pictures: dict[Path, str] = {}
+    skipped: Counter[str] = Counter()
+    own = 0
+    for source in map(Path, sources):
+        found = find_inputs(source, output_dir)
+        front = f"{source.resolve().name}/" if source.is_dir() and len(sources) > 1 else ""
+        pictures |= {file: front + name for file, name in found.pictures.items()}
+        skipped += found.skipped
+        own += found.own
+    return Inputs(pictures, skipped, own)
 
 
 def output_names(pictures: dict[Path, str], suffix: str) -> dict[Path, str]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 import torch
@@ -85,9 +86,15 @@ class Predictor(Engine):
         sizes = {"batch_size": batch_size, "ensemble_size": ensemble_size, "seed": seed}
         super().__init__(loaded.vae, loaded.unet, adapters, View(**view), own=own, **sizes)
 
+    @overload
+    def __call__(self, images: Picture, names: Sequence[str] | None = None) -> dict[str, Prediction]: ...
+
+    @overload
     def __call__(
-        self, images: Picture | Sequence[Picture], names: Sequence[str] | None = None
-    ) -> dict[str, Prediction] | list[dict[str, Prediction]]:
+        self, images: list[Picture] | tuple[Picture, ...], names: Sequence[str] | None = None
+    ) -> list[dict[str, Prediction]]: ...
+
+    def __call__(self, images, names=None):
         """Maps by name of the intrinsic; of a list of images, a list.
 
         images: a file's path, a PIL image, or uint8 RGB (H,W,3). names: what AugUNet's noise depends on beside the

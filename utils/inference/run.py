@@ -4,7 +4,7 @@ import argparse
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -38,12 +38,18 @@ def share_out(inputs: Inputs, device: str | None) -> tuple[dict[Path, str], Part
 
 
 def predict_all(
-    mine: dict[Path, str], state: PartialState, engine: Engine, output_dir: str | Path, with_npy: bool
+    mine: dict[Path, str],
+    state: PartialState,
+    engine: Engine,
+    output_dir: str | Path,
+    with_npy: bool,
+    also: Callable[[Path, dict[str, Prediction]], object] | None = None,
 ) -> list[str]:
     """Predict and write every image of this process; return why images could not be read, those of all processes.
 
     mine: file -> its name, which may have folders in front. Maps go to <output_dir>/<intrinsic>/predicted/,
-    uncertainties to <output_dir>/<intrinsic>/uncertainty/, below the folders of the names.
+    uncertainties to <output_dir>/<intrinsic>/uncertainty/, below the folders of the names. also: called with every
+    file and its maps, in order.
     """
     intrinsics = [adapter.intrinsic for adapter in engine.adapters]
     targets = {intrinsic.name: output_names(mine, intrinsic.name) for intrinsic in intrinsics}
@@ -67,6 +73,9 @@ def predict_all(
                 for path, maps in zip(batch, found)
                 for name in targets
             ]
+            if also is not None:
+                for path, maps in zip(batch, found):
+                    also(path, maps)
             bar.update(len(chunk))
         wait(writing)
     bar.close()

@@ -1,0 +1,78 @@
+"""Predict normals, depth, albedo and shading of photographs, and show them on one page.
+
+    python predict.py photo.jpg                                # the four small LoRAs that are here
+    python predict.py photo.jpg folder/ --lora path/to/normal path/to/depth --output_dir out
+
+All LoRAs share one base, which is loaded once, and one pass of its encoder. Written are the maps, where and as the
+inference scripts write them (<output_dir>/<task>/predicted/<stem>_<task>.png), and <output_dir>/index.html: image and
+maps with a slider between any two, a page that needs no server and loads nothing from elsewhere. It shows the colours
+that people are used to; the files keep the declared frame (normals: x right, y down, z forward).
+"""
+
+import argparse
+
+from utils.cli import Parser, expand
+from utils.errors import InputError, note, run, warn
+from utils.inference.args import check, model_flags, view_flags, wanted
+from utils.inference.inputs import find_all, output_names
+from utils.inference.job import BASES, SHIPPED, check_lora
+from utils.intrinsics import INTRINSICS
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = Parser(description=__doc__)
+    add = parser.add_argument
+    add("images", nargs="+", type=expand, help="images, or folders with any subfolders")
+    add("--lora", nargs="+", type=expand, help="LoRAs of one base, each of another task: .safetensors, .bin or output "
+        "folders of training scripts (default: the four in miniworld/mini-loras)")  # fmt: skip
+    add("--output_dir", type=expand, default="out", help="maps and index.html")
+    add("--colours", choices=["opengl", "opencv"], default="opengl", help="of the page's normals: opengl, blue-violet "
+        "where a surface faces the viewer, or opencv, the files' own axes")  # fmt: skip
+    model_flags(parser, BASES["single-step"])
+    view_flags(parser)
+    return check(parser.parse_args(argv))
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse(argv)
+    loras = args.lora or [str(SHIPPED / name) for name in INTRINSICS]
+    for lora in loras:
+        check_lora(lora)
+    inputs = find_all(args.images, args.output_dir)
+    output_names(inputs.pictures, "<task>")
+
+    from accelerate import PartialState  # only now: PyTorch takes seconds to import, --help should not
+
+    from utils.inference.page import Page
+    from utils.inference.predictor import Predictor
+    from utils.inference.run import predict_all
+    from utils.system.processes import use_cpu
+
+    state = PartialState(cpu=args.device == "cpu" or use_cpu())
+    if state.num_processes > 1:
+        raise InputError(
+            "predict.py writes one page and runs in one process; inference_sd_single.py shares images out"
+        )
+    predictor = Predictor(loras, **wanted(args, state.device))
+    page = Page(inputs.pictures, args.colours, args.center_crop)
+    failed = predict_all(inputs.pictures, state, predictor, args.output_dir, args.npy, page.add)
+    path = page.write(args.output_dir, predictor.jobs)
+
+    note(f"{len(inputs.pictures) - len(failed)} of {len(inputs.pictures)} images predicted: {args.output_dir}")
+    if said := inputs.said():
+        note(said)
+    for line in failed:
+        warn(f"not read: {line}")
+    for job in predictor.jobs:
+        for line in job.closing:
+            note(line)
+        if far := job.far(args.view):
+            warn(far)
+    if not args.lora:
+        note("these LoRAs are of mini-sd: they show the way, not Stable Diffusion's quality")
+    print(f"next: open {path}", flush=True)
+    return int(bool(failed))
+
+
+if __name__ == "__main__":
+    run(main)
