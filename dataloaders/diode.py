@@ -106,8 +106,8 @@ class Diode(Maps):
             if not os.path.isdir(folder):
                 what = "a file, not a folder" if os.path.isfile(folder) else "no such folder"
                 raise InputError(f"{folder}: {what} (from {flag})")
-        if (self.root / "depths").is_dir():
-            inside = [name for name in (self.intrinsic.truth_folder, "depths") if (self.root / name).is_dir()]
+        if os.path.isdir(self.root / "depths"):  # False too for a folder that may not be looked into
+            inside = [name for name in (self.intrinsic.truth_folder, "depths") if os.path.isdir(self.root / name)]
             raise InputError(f"--train_data_dir={self.root}: this is DIODE's root; pass {self.root / inside[0]}")
         if not os.path.isdir(self.rgb_root):
             raise InputError(

@@ -38,7 +38,7 @@ BASE, DONOR = ROOT / "miniworld" / "mini-sd", ROOT / "miniworld" / "mini-ip2p"
 SCRIPTS = {"single": "sd_single", "augunet": "augunet"}
 INFERENCE = {"single": "inference_sd_single.py", "augunet": "inference_augunet.py"}
 SIDE, ROWS, RANK = 64, 6, 16
-STEPS = {"single": 200, "augunet": 1000}
+STEPS, BATCH = {"single": 300, "augunet": 1000}, {"single": 8, "augunet": 16}
 TIMESTEP = 400  # at the paper's, 999, mini-sd predicts nearly its input, which the LoRA has to undo first
 
 
@@ -58,9 +58,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--method", choices=METHODS, default="single", help="one UNet pass, or diffusion (default: single)")
     add("--base", type=path_flag, default=BASE, help="folder of the base model (default: miniworld/mini-sd)")
     add("--timestep", type=int, default=TIMESTEP, help="of the single step; the paper's is 999 (default: 400)")
-    add("--steps", type=int, help="training steps of 16 labels (default: 200; by diffusion 1,000)")
+    add("--steps", type=int, help="training steps (default: 300 of 8 labels; by diffusion 1,000 of 16)")
     add("--train", type=int, default=300, help="labelled scenes (default: 300)")
     add("--val", type=int, default=100, help="unseen scenes (default: 100)")
+    add("--only_lora", action="store_true", help="leave out the trainings that the LoRA is compared with")
     add("--keep", type=path_flag, help="also write the LoRA into this folder, in half precision, to be shipped")
     add("--page", action="store_true", help="train nothing: gather the tables and pictures in --out")
     args = parser.parse_args(argv)
@@ -83,10 +84,14 @@ def main(argv: list[str] | None = None) -> None:
     size = ("--train", args.train, "--val", args.val, "--size", "128x96", "--truth")
     python("-m", "miniworld.scenes", "--root", diode, *size)
 
-    step(f"2/4  train LoRAs for {args.steps} steps of 16 labels, at once: on the base, and for comparison")
-    trainings = {"lora": Training(base, "all"), "random": Training(random_control(base, out / "random-sd"), "all")}
-    if method == "single":
-        trainings["attention"] = Training(base, "attention")
+    step(
+        f"2/4  train LoRAs for {args.steps} steps of {BATCH[method]} labels, at once: on the base, and for comparison"
+    )
+    trainings = {"lora": Training(base, "all")}
+    if not args.only_lora:
+        trainings["random"] = Training(random_control(base, out / "random-sd"), "all")
+        if method == "single":
+            trainings["attention"] = Training(base, "attention")
     train(trainings, args, diode, out)
 
     step("3/4  predict what training has not seen")
@@ -110,12 +115,13 @@ def main(argv: list[str] | None = None) -> None:
     write_vae_ceiling(base, unseen, intrinsic, out / "predictions" / "ceiling")
 
     step("4/4  score")
-    found = {name: score(name, intrinsic, diode, out) for name in row_names(method, base.name)}
+    names = row_names(base.name, (*trainings, "mean", "untrained", "ceiling"))
+    found = {name: score(name, intrinsic, diode, out) for name in names}
     if args.keep:
         keep(out / "lora", base, args.keep)
     at = f", t = {args.timestep}" if method == "single" else ""
     title = f"{args.val} unseen scenes, {args.task}, {method}{at}"
-    text = table(found, row_names(method, base.name), intrinsic, title)
+    text = table(found, names, intrinsic, title)
     (out / "results.md").write_text(text + "\n")
     chosen = np.linspace(0, len(unseen) - 1, ROWS).astype(int).tolist()
     predicted = out / "predictions" / "lora" / args.task / "predicted"
@@ -136,7 +142,7 @@ def train(trainings: dict[str, Training], args: argparse.Namespace, diode: Path,
         words += ["--augment_from", DONOR] if args.method == "augunet" else ["--timestep", args.timestep]
         words += ["--train_data_dir", diode / INTRINSICS[args.task].truth_folder]
         words += ["--pseudo_root", diode / "pseudo" / args.task, "--output_dir", out / name, "--resolution", SIDE]
-        words += ["--max_train_steps", args.steps, "--train_batch_size", 16, "--rank", RANK]
+        words += ["--max_train_steps", args.steps, "--train_batch_size", BATCH[args.method], "--rank", RANK]
         words += ["--learning_rate", 4e-3, "--lr_scheduler", "linear", "--report_to", "none"]
         running.append(begin(*words, log=out / f"{name}.log" if running else None))
     for process, log in running:

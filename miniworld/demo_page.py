@@ -1,6 +1,7 @@
 """What the demo shows: a table and a picture of one run, and a page of all."""
 
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -14,17 +15,17 @@ METHODS = ["single", "augunet"]
 SHOWN, GAP = (0, 3), 12  # of the page: which rows of each run (a room, a yard), pixels between them
 
 
-def row_names(method: str, base: str) -> dict[str, str]:
-    """Row -> its name in the table; the paper's place is trained and shown in the single step alone."""
-    attention = {"attention": f"LoRA on {base}'s attention layers alone (the paper's place)"}
-    return {
+def row_names(base: str, rows: Collection[str]) -> dict[str, str]:
+    """Row -> its name in the table, for those rows that a run has, in the table's order."""
+    names = {
         "lora": f"LoRA on all layers of {base}",
-        **(attention if method == "single" else {}),
+        "attention": f"LoRA on {base}'s attention layers alone (the paper's place)",
         "mean": "mean of the training labels, pixel by pixel",
         "random": "LoRA on all layers of a randomly initialised UNet",
         "untrained": "no training at all",
         "ceiling": "the label itself, through the VAE",
     }
+    return {row: name for row, name in names.items() if row in rows}
 
 
 def table(found: dict[str, dict], names: dict[str, str], intrinsic: Intrinsic, title: str) -> str:

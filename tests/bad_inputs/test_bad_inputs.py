@@ -386,7 +386,7 @@ def test_trees(tree, tmp_path):
             lambda: Diode(NORMAL, root / "normals", root / "pseudo/normal/train", "train"),
             "--pseudo_root",
         ),
-        "root one up": (lambda: Diode(NORMAL, root, root / "pseudo/normal", "train"), "depths/ beside"),
+        "root one up": (lambda: Diode(NORMAL, root, root / "pseudo/normal", "train"), "DIODE's root; pass"),
         "root one down": (
             lambda: Diode(NORMAL, root / "normals/train", root / "pseudo/normal", "train"),
             "normals/ folder",
@@ -587,7 +587,7 @@ def lora_files(state: dict, mark: Path) -> dict[str, tuple[str, bytes, str]]:
         "rank 0": ({key: v[:0] if ".down." in key else v[:, :0] for key, v in state.items()}, "rank 0"),
         "ranks that do not multiply": (changed(lambda s: s.update({first: s[first][:2]})), "do not multiply"),
         "one axis": ({key: v.flatten() for key, v in state.items()}, "do not multiply"),
-        "four axes": ({key: v[:, :, None, None] for key, v in state.items()}, "do not multiply"),
+        "four axes": ({key: v[:, :, None, None] for key, v in state.items()}, "maps"),
         "no axes": ({key: torch.tensor(1.0) for key in state}, "do not multiply"),
         "NaN": (changed(lambda s: s[first].fill_(float("nan"))), "NaN or infinity"),
         "infinity": (changed(lambda s: s[first].fill_(float("inf"))), "NaN or infinity"),

@@ -114,9 +114,10 @@ def test_a_kept_lora_names_its_base_by_its_place_in_the_repository(tmp_path, tar
         torch.testing.assert_close(kept, own, rtol=1e-3, atol=1e-6)
 
 
-def test_the_papers_place_is_a_row_of_the_single_steps_table():
+def test_the_table_has_the_rows_that_were_run():
     result = {"metrics": {"mean": 1.0, "median": 2.0}, "intervals": {"mean": [0.5, 1.5], "median": [1.5, 2.5]}}
-    for method, rows in (("single", 6), ("augunet", 5)):
-        names = row_names(method, "mini-sd")
-        text = table(dict.fromkeys(names, result), names, NORMAL, "title")
-        assert len(text.splitlines()) == 2 + rows and ("the paper's place" in text) == (method == "single")
+    for rows in (("random", "lora", "attention"), ("lora", "ceiling")):
+        names = row_names("mini-sd", rows)
+        lines = table(dict.fromkeys(names, result), names, NORMAL, "title").splitlines()
+        assert lines[2] == "| LoRA on all layers of mini-sd | 1 [0.5, 1.5] | 2 [1.5, 2.5] |"
+        assert len(lines) == 2 + len(rows) and any("the paper's place" in line for line in lines) == (len(rows) == 3)

@@ -52,7 +52,8 @@ def require(name: str, revision: str | None = None) -> bool:
     try:
         cached = any(isinstance(try_to_load_from_cache(name, file, revision=revision), str) for file in files)
     except ValueError as error:  # the hub's rules for names
-        raise InputError(f"{name}: no such folder, nor a name that the hub allows ({one_line(str(error))})") from None
+        reason = one_line(str(error))[:150]
+        raise InputError(f"{name}: no such folder, nor a name for the hub ({reason}); pass a local folder") from None
     if cached:
         if not os.environ.get("HF_HUB_OFFLINE"):
             note(f"{offline}: {name} is read from the local cache")

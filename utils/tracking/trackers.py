@@ -54,7 +54,8 @@ def start_trackers(
             "mode": mode,
             "dir": output_dir,
             "settings": wandb.Settings(
-                silent="WANDB_SILENT" not in os.environ or None,  # its own summary of the run is longer than ours
+                silent=os.environ.get("WANDB_SILENT", "true").lower()
+                != "false",  # its own summary of the run is longer than ours
                 x_transaction_log_flush_interval=1,  # 15 s of curve would die with a process
             ),
         }
