@@ -72,16 +72,42 @@ def table(head: tuple[str, ...], rows: list[tuple]) -> str:
 
 
 def control(results: list[dict]) -> str:
+    """Pretrained against random UNet for each intrinsic, place of the LoRA and timestep."""
+    found = groups(results, "task", "targets", "timestep", "unet")
     rows = []
-    for task in INTRINSICS:
-        pair = {unet: [one for one in results if one["setting"]["task"] == task and one["setting"]["unet"] == unet]
-                for unet in UNETS}  # fmt: skip
+    for task, targets, timestep in dict.fromkeys(key[:3] for key in found):
+        pair = {unet: found[task, targets, timestep, unet] for unet in UNETS}
         ratio = resample(matrix(pair["random"])) / resample(matrix(pair["pretrained"]))
         low, high = interval(ratio)
         times = np.nanmean(matrix(pair["random"])) / np.nanmean(matrix(pair["pretrained"]))
         cells = [shown(pair[unet]) for unet in UNETS]
-        rows.append((task, headline(task), *cells, f"{times:.2f} [{low:.2f}, {high:.2f}]"))
-    return table(("intrinsic", "error", *UNETS.values(), "random / pretrained"), rows)
+        rows.append((task, headline(task), targets, timestep, *cells, f"{times:.2f} [{low:.2f}, {high:.2f}]"))
+    return table(("intrinsic", "error", "layers", "t", *UNETS.values(), "random / pretrained"), rows)
+
+
+def layers(results: list[dict]) -> str:
+    """Error at each timestep for each choice of layers, at equally many parameters."""
+    found = groups(results, "targets", "timestep")
+    timesteps = list(dict.fromkeys(timestep for _, timestep in found))
+    rows = []
+    for targets in dict.fromkeys(targets for targets, _ in found):
+        first = found[targets, timesteps[0]][0]
+        counts = (first["setting"]["rank"], f"{first['parameters']:,}", f"{100 * first['share']:.2f} %")
+        rows.append((targets, *counts, *(shown(found[targets, timestep]) for timestep in timesteps)))
+    errors = (f"{headline('normal')}, t = {timestep}" for timestep in timesteps)
+    return table(("layers", "rank", "LoRA parameters", "of the UNet's", *errors), rows)
+
+
+def two_bases(results: list[dict]) -> str:
+    """Error on the base and on the velocity base for each place of the LoRA."""
+    found = groups(results, "targets", "base")
+    rows = []
+    for targets in dict.fromkeys(targets for targets, _ in found):
+        pair = [found[targets, base] for base in ("base", "velocity")]
+        low, high = interval(resample(matrix(pair[0])) / resample(matrix(pair[1])))
+        times = np.nanmean(matrix(pair[0])) / np.nanmean(matrix(pair[1]))
+        rows.append((targets, *map(shown, pair), f"{times:.2f} [{low:.2f}, {high:.2f}]"))
+    return table(("layers", "the base", "the velocity base", "base / velocity base"), rows)
 
 
 def one_by_one(results: list[dict], key: str, title: str, share: bool = False) -> str:
@@ -191,6 +217,8 @@ def write_answers(answers: dict[str, list[dict]], recipe: dict, args: argparse.N
     add("5 timestep", "5. The timestep (normals)", lambda r: both_unets(r, "timestep", "timestep"))
     add("5 rates", "5, continued: the learning rate (normals)", lambda r: both_unets(r, "learning_rate", "rate"))
     add("5 place", "5, continued: where the LoRA sits (normals)", lambda r: one_by_one(r, "where", "where", True))
+    add("5 layers", "5, continued: the kinds of layers, at equally many parameters (normals)", layers)
+    add("6", f"6. A base that predicts velocity, {args.velocity_base}, at the paper's timestep (normals)", two_bases)
     text = "\n\n".join(sections)
     write_card(args.docs / "paper_questions.md", text)
     print(text)
@@ -208,7 +236,7 @@ def about(recipe: dict, args: argparse.Namespace) -> str:
     return (
         f"Base {args.base}; {recipe['steps']} steps of {recipe['batch']} labels, AdamW, learning rate "
         f"{args.learning_rate:g} falling linearly to 0, rank 8, {args.labels} labels, t = {args.timestep}, the LoRA "
-        f"everywhere, unless the row says otherwise; {args.seeds} seeds; {args.val} unseen scenes; "
+        f"on all attention layers, unless the row says otherwise; {args.seeds} seeds; {args.val} unseen scenes; "
         f"{recipe['mixed_precision']} "
         f"autocast; {device}. Brackets: 95 % bootstrap intervals over seeds and scenes. Lower is better."
     )

@@ -2,9 +2,10 @@
 
     python -m benchmarks.paper_questions --base miniworld/mini-sd
 
-1 control: pretrained against randomly initialised UNet, four intrinsics     4 does a better generator know more?
-2 how few parameters: the rank                                               5 open: the timestep, the learning
-3 how few labels                                                               rate, and where the LoRA sits
+1 control: pretrained against random UNet,    4 does a better generator know more? (--snapshots)
+  four intrinsics, two timesteps, two places  5 open: the timestep, the learning rate, the place
+2 how few parameters: the rank                6 a base that predicts noise against one that predicts
+3 how few labels                                velocity, at the paper's timestep (--velocity_base)
 
 Every training is kept as a JSON file in --work; interrupted, the same command goes on. Tables and plots go into
 docs/paper_questions.md. Without --data, scenes of the mini world are rendered.
@@ -23,21 +24,26 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from benchmarks.answers import write_answers
-from benchmarks.probe import PLACES, Recipe, Setting, load_task, probe
+from benchmarks.probe import PLACES, Recipe, Setting, equal_ranks, load_task, probe
 from miniworld.pretraining.generator import fingerprint
 from utils.cli import Parser, path_flag
 from utils.errors import InputError, note, run
 from utils.intrinsics import INTRINSICS
-from utils.models import load_base
+from utils.models import Base, load_base
 from utils.system import atomic
 
 RANKS = (1, 2, 4, 8, 16, 32)
 LABELS = (10, 25, 50, 100, 250, 500, 1000, 4000)
 TIMESTEPS = (0, 200, 400, 600, 800, 999)
 RATES = (0.25, 1, 4)  # times the usual learning rate
+PAPER_TIMESTEP = 999
+TARGETS = ("attention", "all")
+KINDS = ("attention", "feedforward", "projection", "conv", "time", "feedforward,projection", "all")
+EQUAL_RANK = 2  # of a LoRA on all layers; the others get as many parameters
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -57,12 +63,19 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         type=path_flag,
         help="question 4: the pretraining's folder with ema-*.pt, e.g. output/pretrain/unet",
     )
-    add("--questions", type=int, nargs="+", choices=range(1, 6), default=[1, 2, 3, 4, 5])
+    add(
+        "--velocity_base",
+        type=path_flag,
+        default=Path("miniworld/mini-sd-2"),
+        help="question 6: a base that predicts velocity, which python -m miniworld.pretrain --velocity_from makes "
+        "(miniworld/mini-sd-2)",
+    )
+    add("--questions", type=int, nargs="+", choices=range(1, 7), default=[1, 2, 3, 4, 5, 6])
     add("--seeds", type=int, default=3, help="trainings of each setting (3)")
     add("--steps", type=int, default=100, help="steps of each (100)")
     add("--batch", type=int, default=8, help="labels a step (8)")
     add("--learning_rate", type=float, default=4e-3, help="of all but the sweep in question 5 (4e-3)")
-    add("--timestep", type=int, default=400, help="of all but question 5's (400; the paper's is 999)")
+    add("--timestep", type=int, default=400, help="of all that do not ask for others (400; the paper's is 999)")
     add("--mixed_precision", choices=["no", "bf16"], default="bf16", help="autocast (bf16)")
     add("--resolution", type=int, default=64, help="pixels (64)")
     add("--labels", type=int, default=1000, help="labels of each training but question 3's (1000)")
@@ -72,26 +85,53 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def plan(args: argparse.Namespace) -> dict[str, list[Setting]]:
-    """Question -> settings, each once per seed. What several questions ask for is trained once."""
+def plan(args: argparse.Namespace, unet: nn.Module) -> dict[str, list[Setting]]:
+    """Question -> settings, each once per seed; `unet`: the base's. What several questions ask for is trained once."""
     usual = Setting(labels=args.labels, learning_rate=args.learning_rate, timestep=args.timestep)
-    both = ("pretrained", "random")
+    both, timesteps = ("pretrained", "random"), tuple(dict.fromkeys((args.timestep, PAPER_TIMESTEP)))
+    ranks = equal_ranks(unet, KINDS, EQUAL_RANK) if 5 in args.questions else {}
     asked: dict[str, list[Setting]] = {
-        "1": [replace(usual, task=task, unet=unet) for task in INTRINSICS for unet in both],
+        "1": [
+            replace(usual, task=task, unet=one, timestep=timestep, targets=targets)
+            for task in INTRINSICS for targets in TARGETS for timestep in timesteps for one in both
+        ],
         "2": [replace(usual, rank=rank) for rank in RANKS],
         "3": [replace(usual, labels=labels) for labels in LABELS if labels <= args.train],
         "4": [replace(usual, unet=str(path)) for path in snapshots(args)],
-        "5 timestep": [replace(usual, timestep=timestep, unet=unet) for timestep in TIMESTEPS for unet in both],
+        "5 timestep": [replace(usual, timestep=timestep, unet=one) for timestep in TIMESTEPS for one in both],
         "5 rates": [
-            replace(usual, unet=unet, learning_rate=args.learning_rate * factor) for factor in RATES for unet in both
+            replace(usual, unet=one, learning_rate=args.learning_rate * factor) for factor in RATES for one in both
         ],
         "5 place": [replace(usual, where=where) for where in PLACES],
-    }
+        "5 layers": [
+            replace(usual, targets=targets, rank=rank, timestep=timestep)
+            for targets, rank in ranks.items() for timestep in timesteps
+        ],
+        "6": [
+            replace(usual, base=base, targets=targets, timestep=PAPER_TIMESTEP)
+            for base in bases(args) for targets in TARGETS
+        ],
+    }  # fmt: skip
     chosen = {name: settings for name, settings in asked.items() if int(name[0]) in args.questions}
     return {
         name: [replace(one, seed=seed) for one in settings for seed in range(args.seeds)]
         for name, settings in chosen.items()
     }
+
+
+def bases(args: argparse.Namespace) -> tuple[str, ...]:
+    """The bases that question 6 compares; none, with a note, where the second is not there."""
+    if 6 not in args.questions:
+        return ()
+    file = args.velocity_base / "scheduler" / "scheduler_config.json"
+    if not file.is_file():
+        note(
+            f"question 6 is left out: no {args.velocity_base}; python -m miniworld.pretrain --velocity_from makes one"
+        )
+        return ()
+    if json.loads(file.read_text()).get("prediction_type") != "v_prediction":
+        raise InputError(f"--velocity_base={args.velocity_base}: does not predict velocity, by its {file.name}")
+    return ("base", "velocity")
 
 
 def snapshots(args: argparse.Namespace) -> list[Path]:
@@ -111,35 +151,47 @@ def main(argv: list[str] | None = None) -> None:
     recipe = Recipe(args.steps, args.batch, args.mixed_precision, args.resolution)
     data = args.data or render(args.work / "DIODE", args.train, args.val)
     base = load_base(args.base)
-    crc = zlib.crc32(f"{recipe} {data} {fingerprint(base.unet)} {fingerprint(base.vae)}".encode())
-    folder = args.work / f"runs-{crc:08x}"
-    folder.mkdir(parents=True, exist_ok=True)
-
-    asked = plan(args)
+    asked = plan(args, base.unet)
     todo = {one.name: one for settings in asked.values() for one in settings}
-    missing = [one for name, one in todo.items() if not (folder / f"{name}.json").exists()]
-    used = {one.task for one in missing}
-    for task in [task for task in INTRINSICS if task in used]:  # encode once, before the processes need it
-        load_task(data, task, base, recipe, args.work)
-    del base
-    common = (args.base, data, recipe, args.work, folder)
+    paths = {"base": args.base, "velocity": str(args.velocity_base)}
+    files: dict[str, Path] = {}
+    for kind in dict.fromkeys(one.base for one in todo.values()):
+        loaded = base if kind == "base" else load_base(paths[kind])
+        folder = runs_folder(args.work, recipe, data, loaded)
+        own = {name: folder / f"{name}.json" for name, one in todo.items() if one.base == kind}
+        files |= own
+        for task in dict.fromkeys(todo[name].task for name, file in own.items() if not file.exists()):
+            load_task(data, task, loaded, recipe, args.work)  # encode once, before the processes need it
+    del base, loaded
+    missing = [one for name, one in todo.items() if not files[name].exists()]
     with ProcessPoolExecutor(args.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        begun = [pool.submit(answer, one, args.jobs, *common) for one in missing]
+        begun = [
+            pool.submit(answer, one, args.jobs, paths[one.base], data, recipe, args.work, files[one.name])
+            for one in missing
+        ]
         for done in tqdm(as_completed(begun), total=len(begun), desc="trainings"):
             done.result()
 
-    results = {name: json.loads((folder / f"{name}.json").read_text()) for name in todo}
+    results = {name: json.loads(file.read_text()) for name, file in files.items()}
     answers = {name: [results[one.name] for one in settings] for name, settings in asked.items()}
     write_answers(answers, asdict(recipe), args)
 
 
-def answer(setting: Setting, jobs: int, base: str, data: Path, recipe: Recipe, work: Path, folder: Path) -> None:
-    """Run one training in a process of the pool, and keep its result."""
+def runs_folder(work: Path, recipe: Recipe, data: Path, base: Base) -> Path:
+    """Where the results on this base, data and recipe are kept."""
+    text = f"{recipe} {data} {fingerprint(base.unet)} {fingerprint(base.vae)} {fingerprint(base.text_encoder)}"
+    folder = work / f"runs-{zlib.crc32(text.encode()):08x}"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def answer(setting: Setting, jobs: int, base: str, data: Path, recipe: Recipe, work: Path, file: Path) -> None:
+    """Run one training in a process of the pool, and keep its result in `file`."""
     if jobs > 1:
         torch.set_num_threads(1)
     loaded, tasks = prepared(base, data, recipe, work)
     result = probe(loaded, tasks(setting.task), setting, recipe)
-    atomic.replace(folder / f"{setting.name}.json", lambda part: part.write_text(json.dumps(result)))
+    atomic.replace(file, lambda part: part.write_text(json.dumps(result)))
 
 
 @cache

@@ -5,6 +5,7 @@ scripts; only the loop is shorter, because nothing is saved or resumed.
 """
 
 import zlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -18,9 +19,11 @@ from tqdm import tqdm
 
 from dataloaders.diode import Diode
 from miniworld.pretraining.generator import fingerprint
+from utils.errors import InputError
 from utils.intrinsics import INTRINSICS, Intrinsic
 from utils.latents import moments
-from utils.lora import add_lora
+from utils.lora import add_lora, parse_targets
+from utils.lora.layers import layers_of
 from utils.metrics.scores import score_of
 from utils.models import Base
 from utils.noise import generators
@@ -42,15 +45,22 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Setting:
-    """What one training differs in. unet: "pretrained", "random", or the path of a snapshot of its pretraining."""
+    """What one training differs in.
+
+    base: "base", or "velocity" for the study's second base model, which predicts velocity. unet: "pretrained",
+    "random", or the path of a snapshot of its pretraining. targets: the kinds of layers that the LoRA sits on, as
+    --lora_targets; where: the part of the LoRA that trains, of PLACES.
+    """
 
     task: str = "normal"
     unet: str = "pretrained"
     rank: int = 8
     labels: int = 1000
     timestep: int = 999
+    targets: str = "attention"
     where: str = "everywhere"
     learning_rate: float = 4e-3
+    base: str = "base"
     seed: int = 0
 
     @property
@@ -60,7 +70,7 @@ class Setting:
         return "-".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values.values())
 
 
-# where the LoRA may train: part of a parameter's name, for everywhere ""
+# where a LoRA on attention may train: part of a parameter's name, for everywhere ""
 PLACES = {
     "everywhere": "",
     "self-attention": ".attn1.",
@@ -73,6 +83,9 @@ PLACES = {
     "mid": "mid_block.",
     "up": "up_blocks.",
 }
+
+
+TOLERANCE = 0.1  # how far parameter counts may lie apart and still be called equal
 
 
 @dataclass
@@ -119,10 +132,34 @@ def make_unet(base: Base, setting: Setting) -> UNet2DConditionModel:
 
 def place_lora(unet: nn.Module, setting: Setting) -> list[nn.Parameter]:
     """Add the setting's LoRA; return those of its parameters that train. The others stay without effect (up = 0)."""
-    add_lora(unet, setting.rank, setting.seed)
+    add_lora(unet, setting.rank, setting.seed, parse_targets(setting.targets, "targets"))
     for name, parameter in unet.named_parameters():
         parameter.requires_grad_(parameter.requires_grad and PLACES[setting.where] in name)
-    return [parameter for parameter in unet.parameters() if parameter.requires_grad]
+    chosen = [parameter for parameter in unet.parameters() if parameter.requires_grad]
+    if not chosen:
+        raise ValueError(f"no parameter of a LoRA on {setting.targets} layers lies in {setting.where}")
+    return chosen
+
+
+def parameters_per_rank(unet: nn.Module, targets: str) -> int:
+    """Parameters of a LoRA of rank 1 on these layers: down (1,in,kh,kw) and up (out,1) of each."""
+    layers = layers_of(unet, parse_targets(targets, "targets")).values()
+    return sum(layer.weight[0].numel() + layer.weight.shape[0] for layer in layers)
+
+
+def equal_ranks(unet: nn.Module, choices: Sequence[str], rank: int) -> dict[str, int]:
+    """Targets -> rank, such that each has about as many parameters as a LoRA on all layers of at least this rank.
+
+    The smallest such rank of all layers for which every count is within TOLERANCE of it. InputError if there is none
+    below 64.
+    """
+    each = {targets: parameters_per_rank(unet, targets) for targets in choices}
+    whole = parameters_per_rank(unet, "all")
+    for wanted in range(rank, 64):
+        ranks = {targets: max(1, round(wanted * whole / count)) for targets, count in each.items()}
+        if all(abs(ranks[targets] * count / (wanted * whole) - 1) <= TOLERANCE for targets, count in each.items()):
+            return ranks
+    raise InputError(f"no ranks at which LoRAs on {', '.join(choices)} have equally many parameters")
 
 
 def train(unet: nn.Module, parameters: list, objective: SingleStep, latents: dict, setting: Setting, recipe: Recipe):

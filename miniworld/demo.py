@@ -109,7 +109,7 @@ def main(argv: list[str] | None = None) -> None:
     for name in (*trainings, "untrained"):
         words = ["--lora", out / name, "--input_dir", pictures, "--output_dir", out / "predictions" / name]
         words += ["--pretrained_model_name_or_path", trainings[name].base if name in trainings else base]
-        words += ["--resolution", SIDE, "--batch_size", 10, "--npy", "--center_crop"]
+        words += ["--resolution", SIDE, "--center_crop", "--batch_size", 10, "--npy"]
         python(ROOT / INFERENCE[method], *words)
     write_mean_label(train_set, unseen, intrinsic, out / "predictions" / "mean")
     write_vae_ceiling(base, unseen, intrinsic, out / "predictions" / "ceiling")

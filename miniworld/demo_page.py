@@ -61,14 +61,16 @@ def write_page(out: Path) -> None:
     if not runs:
         sys.exit(f"error: {out} holds no run of the demo; make demo-all makes them")
     (out / "all.md").write_text("\n".join((run / "results.md").read_text() for run in runs.values()))
+    methods = [method for method in METHODS if any(method == one for _, one in runs)]
+    tasks = [task for task in INTRINSICS if any(task == one for one, _ in runs)]
     tiles = {what: Image.open(run / "demo.png") for what, run in runs.items()}
     width = next(iter(tiles.values())).width
     side = width // 4
     right, down = width + GAP, 2 * CAPTION_HEIGHT + len(SHOWN) * side + GAP
-    page = Image.new("RGB", (len(METHODS) * right, len(INTRINSICS) * down), "white")
+    page = Image.new("RGB", (len(methods) * right, len(tasks) * down), "white")
     draw = ImageDraw.Draw(page)
     for (task, method), tile in tiles.items():
-        left, top = METHODS.index(method) * right, list(INTRINSICS).index(task) * down
+        left, top = methods.index(method) * right, tasks.index(task) * down
         draw.text((left + 2, top + 1), f"{task}, {method}", fill="black")
         page.paste(tile.crop((0, 0, width, CAPTION_HEIGHT)), (left, top + CAPTION_HEIGHT))
         for place, row in enumerate(SHOWN):

@@ -11,8 +11,9 @@ from helpers import ROOT
 
 from benchmarks import paper_questions
 from benchmarks.answers import interval, matrix, resample, spearman
-from benchmarks.probe import PLACES, Recipe, Setting, load_task, make_unet, place_lora, probe
+from benchmarks.probe import PLACES, TOLERANCE, Recipe, Setting, equal_ranks, load_task, make_unet, place_lora, probe
 from miniworld import scenes
+from utils.intrinsics import INTRINSICS
 from utils.models import load_base
 
 RECIPE = Recipe(steps=2, batch=4, mixed_precision="no", resolution=32)
@@ -54,7 +55,8 @@ def test_settings_change_what_they_say(world, base, tmp_path):
     first = probe(base, data, usual, RECIPE)
     assert len(first["errors"]) == 4 and all(0 < error < 180 for error in first["errors"])
     assert probe(base, data, usual, RECIPE) == first  # a function of the setting alone
-    for change in ({"unet": "random"}, {"rank": 4}, {"labels": 5}, {"timestep": 0}, {"where": "q"}, {"seed": 1}):
+    for change in ({"unet": "random"}, {"rank": 4}, {"labels": 5}, {"timestep": 0}, {"where": "q"}, {"seed": 1},
+                   {"targets": "all"}, {"targets": "feedforward"}):  # fmt: skip
         other = probe(base, data, replace(usual, **change), RECIPE)
         assert other["errors"] != first["errors"], change
     assert probe(base, data, replace(usual, rank=4), RECIPE)["parameters"] == 2 * first["parameters"]
@@ -71,6 +73,23 @@ def test_places_are_parts_of_the_lora(base):
         assert sum(counts[part] for part in parts) == counts["everywhere"]
 
 
+def test_kinds_of_layers_are_compared_at_equally_many_parameters():
+    """On mini-sd, counted on the LoRAs themselves."""
+    base = load_base(str(ROOT / "miniworld" / "mini-sd"))
+    ranks = equal_ranks(base.unet, paper_questions.KINDS, paper_questions.EQUAL_RANK)
+    assert list(ranks) == list(paper_questions.KINDS) and ranks["all"] >= paper_questions.EQUAL_RANK
+    counts = {}
+    for targets, rank in ranks.items():
+        unet = make_unet(base, Setting())
+        counts[targets] = sum(one.numel() for one in place_lora(unet, Setting(targets=targets, rank=rank)))
+    assert all(abs(count / counts["all"] - 1) <= TOLERANCE for count in counts.values()), counts
+
+
+def test_a_place_that_the_lora_does_not_have_is_no_setting(base):
+    with pytest.raises(ValueError, match="lies in self-attention"):
+        place_lora(make_unet(base, Setting()), Setting(targets="conv", where="self-attention"))
+
+
 def test_random_unets_differ_by_seed_and_snapshots_are_loaded(base, tmp_path):
     weights = [make_unet(base, Setting(unet="random", seed=seed)).conv_in.weight for seed in (0, 0, 1)]
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
@@ -82,13 +101,19 @@ def test_random_unets_differ_by_seed_and_snapshots_are_loaded(base, tmp_path):
 
 def test_a_study_resumes_and_writes_its_page(world, bases, tmp_path, monkeypatch):
     words = ["--base", bases["sd15"], "--data", world, "--work", tmp_path / "work", "--docs", tmp_path / "docs"]
-    words += ["--questions", 1, "--seeds", 1, "--steps", 1, "--batch", 2, "--labels", 8, "--resolution", 32]
-    words = [str(word) for word in (*words, "--jobs", 1)]
+    words += ["--questions", 1, 6, "--seeds", 1, "--steps", 1, "--batch", 2, "--labels", 8, "--resolution", 32]
+    words += ["--velocity_base", bases["sd21"], "--timestep", 999, "--jobs", 1]
+    words = [str(word) for word in words]
+    tasks = ("normal", "shading")
+    monkeypatch.setattr(paper_questions, "INTRINSICS", {task: INTRINSICS[task] for task in tasks})
     paper_questions.main(words)
     page = (tmp_path / "docs" / "paper_questions.md").read_text()
-    assert all(f"| {task} |" in page for task in ("normal", "depth", "albedo", "shading"))
+    assert all(f"| {task} |" in page for task in tasks)
     kept = sorted((tmp_path / "work").glob("runs-*/*.json"))
-    assert len(kept) == 8
+    assert all(f"| {targets} | 999 |" in page for targets in ("attention", "all"))
+    assert "base / velocity base" in page and len(page.split("### 6.")[1].split("| a")) == 3
+    # question 6's base has been asked in question 1; the velocity base's results lie apart
+    assert sorted(len(list(folder.iterdir())) for folder in (tmp_path / "work").glob("runs-*")) == [2, 8]
     changed = json.loads(kept[0].read_text())
     changed["errors"] = [1.0] * 4
     kept[0].write_text(json.dumps(changed))
@@ -105,10 +130,22 @@ def test_question_4_needs_snapshots(tmp_path, capsys):
         paper_questions.snapshots(argparse.Namespace(questions=[4], snapshots=tmp_path))
 
 
-def test_plan_has_every_question_and_no_setting_twice():
-    args = paper_questions.parse_args(["--seeds", "3"])
-    plan = paper_questions.plan(args)
-    assert {name[0] for name in plan} == {"1", "2", "3", "4", "5"}
+def test_question_6_needs_a_base_that_predicts_velocity(bases, tmp_path, capsys):
+    for folder, found in ((bases["sd21"], ("base", "velocity")), (tmp_path, ())):
+        args = argparse.Namespace(questions=[6], velocity_base=folder)
+        assert paper_questions.bases(args) == found and ("--velocity_from" in capsys.readouterr().out) == (not found)
+    with pytest.raises(ValueError, match="does not predict velocity"):
+        paper_questions.bases(argparse.Namespace(questions=[6], velocity_base=bases["sd15"]))
+
+
+def test_plan_has_every_question_and_no_setting_twice(bases):
+    args = paper_questions.parse_args(["--seeds", "3", "--velocity_base", str(bases["sd21"])])
+    plan = paper_questions.plan(args, load_base(str(ROOT / "miniworld" / "mini-sd")).unet)
+    assert {name[0] for name in plan} == {"1", "2", "3", "4", "5", "6"}
+    for name, timesteps in (("1", {400, 999}), ("5 layers", {400, 999}), ("6", {999})):
+        assert {one.timestep for one in plan[name]} == timesteps and {"attention", "all"} <= {
+            one.targets for one in plan[name]
+        }
     names = [one.name for settings in plan.values() for one in settings]
     assert len(set(names)) == len({one for settings in plan.values() for one in settings})
     assert ROOT.joinpath(args.base, "model_index.json").exists()

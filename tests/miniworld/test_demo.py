@@ -12,26 +12,27 @@ import inference_sd_single
 from dataloaders.diode import Diode
 from miniworld import demo, scenes
 from miniworld.demo_page import row_names, table
-from utils.intrinsics import NORMAL
+from utils.intrinsics import INTRINSICS, NORMAL, Intrinsic
 from utils.lora import CONV_IN, add_lora, load_attn_procs, lora_parameters, read_lora, save_lora
-from utils.metrics.scores import score_normals
+from utils.metrics.scores import score_normals, score_of
 from utils.models import load_base, load_donor, widen_conv_in
 from utils.objectives import SingleStep
 
 BASE = ROOT / "miniworld" / "mini-sd"
-SHIPPED = ROOT / "miniworld" / "mini-loras" / "normal"
+SHIPPED = ROOT / "miniworld" / "mini-loras"
 SCRIPT = "sd_single_diode_pseudo_normal.py"
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     root = tmp_path_factory.mktemp("world")
-    scenes.main(["--root", str(root), "--train", "120", "--val", "24", "--size", "80x64", "--seed", "3"])
+    scenes.main(["--root", str(root), "--train", "120", "--val", "24", "--size", "80x64", "--seed", "3", "--truth"])
     return root
 
 
-def labelled(world, split: str) -> Diode:
-    return Diode(NORMAL, world / "normals", world / "pseudo" / "normal", split, resolution=64)
+def labelled(world, split: str, intrinsic: Intrinsic = NORMAL) -> Diode:
+    labels = world / "pseudo" / intrinsic.name
+    return Diode(intrinsic, world / intrinsic.truth_folder, labels, split, resolution=64)
 
 
 def unseen(world) -> list[dict]:
@@ -67,20 +68,24 @@ def test_a_short_training_learns_what_normals_are(world, tmp_path):
     assert error(draw(tmp_path / "run", samples), samples) < 24
 
 
-def test_the_shipped_lora_draws_at_once(world, tmp_path, monkeypatch, capsys):
-    """By the inference script alone, told nothing but the LoRA: 16.7 degrees when written."""
-    monkeypatch.chdir(ROOT)  # its base model is named by its place in the repository
-    val = labelled(world, "val")
-    (tmp_path / "pictures").mkdir()
+@pytest.mark.parametrize(("task", "bound"), [("normal", 14), ("depth", 0.105), ("albedo", 0.16), ("shading", 0.145)])
+def test_a_shipped_lora_predicts_at_once(world, tmp_path, monkeypatch, capsys, task, bound):
+    """By the inference script alone, from another folder, given nothing but the LoRA."""
+    monkeypatch.chdir(tmp_path)
+    intrinsic = INTRINSICS[task]
+    val = labelled(world, "val", intrinsic)
+    Path("pictures").mkdir()
     for stem in val.stems:
-        shutil.copy(val.rgb_path(stem), tmp_path / "pictures")
-    words = ["--lora", SHIPPED, "--input_dir", tmp_path / "pictures", "--output_dir", tmp_path, "--npy"]
-    inference_sd_single.main([str(word) for word in (*words, "--batch_size", 8, "--center_crop")])
+        shutil.copy(val.rgb_path(stem), "pictures")
+    words = ["--lora", str(SHIPPED / task), "--input_dir", "pictures", "--output_dir", "."]
+    inference_sd_single.main([*words, "--center_crop", "--npy", "--batch_size", "8"])
     assert "was trained on" not in capsys.readouterr().out
-    folder = tmp_path / "normal" / "predicted"
-    drawn = [np.load(folder / f"{Path(stem).name}_normal.npy") for stem in val.stems]
-    samples = unseen(world)
-    assert error([torch.from_numpy(each).permute(2, 0, 1) for each in drawn], samples) < 18
+    errors, score = [], score_of(intrinsic, "diode")
+    for sample in (val[index] for index in range(len(val))):
+        found = torch.from_numpy(np.load(f"{task}/predicted/{Path(sample['stem']).name}_{task}.npy"))
+        found = found.permute(2, 0, 1) if found.ndim == 3 else found.expand(3, -1, -1)
+        errors.append(score(found, sample["gt"], sample["valid"])[next(iter(intrinsic.scores))])
+    assert np.mean(errors) < bound, np.mean(errors)
 
 
 def test_the_bound_is_below_what_positions_alone_give(world):
