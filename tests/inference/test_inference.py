@@ -175,7 +175,7 @@ def test_mistakes_are_named(weights, pictures, tmp_path):
         Image.new("RGB", (64, 64)).save(tmp_path / "twins" / name)
     for words, message in (
         (["--input_dir", tmp_path / "empty"], "no pictures"),
-        (["--input_dir", tmp_path / "twins"], "would both be written as a_normal.png"),
+        (["--input_dir", tmp_path / "twins"], "would both be written as a_<task>.png"),
         (["--input_dir", pictures, "--resolution", 63], "multiple of 8"),
         (["--input_dir", pictures, "--pretrained_model_name_or_path", "./x"], "./x: no such model folder"),
     ):
