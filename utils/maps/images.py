@@ -1,14 +1,19 @@
 """Reading pictures and bringing them to the square that the models see. Shared by training and inference."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps
 
 from utils.errors import InputError
 from utils.maps.files import PICTURES, check_file
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["PICTURES", "SIXTEEN_BIT", "Crop", "open_picture", "read_label", "read_rgb"]
 
@@ -71,7 +76,7 @@ class Crop:
     side: int
 
     @classmethod
-    def of(cls, width: int, height: int, side: int, rng: np.random.Generator | None = None) -> "Crop":
+    def of(cls, width: int, height: int, side: int, rng: np.random.Generator | None = None) -> Crop:
         """The centre window (offset round((h - side) / 2)), or one drawn from `rng`.
 
         The long side becomes int(side * long / short): torchvision's rule, so that pixels equal the released code's.
@@ -90,6 +95,8 @@ class Crop:
         """8-bit RGB picture -> float32 (3,side,side) in [-1,1], resized bilinearly with antialiasing."""
         image = image.resize((self.width, self.height), Image.Resampling.BILINEAR)
         image = image.crop((self.left, self.top, self.left + self.side, self.top + self.side))
+        import torch  # only here: the evaluation reads images too, and does without
+
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float()
         return (pixels / 255 - 0.5) / 0.5
 

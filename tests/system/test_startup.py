@@ -1,0 +1,40 @@
+"""What a command says before it works, it says without PyTorch, which takes seconds to import."""
+
+import subprocess
+import sys
+
+import pytest
+from helpers import ROOT, SCRIPTS
+
+NEEDED = ["--pretrained_model_name_or_path", "x", "--train_data_dir", "y", "--pseudo_root", "z"]
+COMMANDS = [*SCRIPTS, "inference_sd_single.py", "inference_augunet.py", "evaluate.py"]
+
+
+def imported(script: str, *words: str) -> tuple[int | str | None, set[str]]:
+    """The exit status of a script with these flags, and which of the slow packages it imported."""
+    program = f"""
+import runpy, sys
+sys.argv = [{script!r}, *{list(words)!r}]
+try:
+    runpy.run_path({script!r}, run_name="__main__")
+except SystemExit as end:
+    print("\\nSTATUS", end.code, [name for name in ("torch", "diffusers", "transformers") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    _, status, *names = done.stdout.strip().splitlines()[-1].split(" ", 2)
+    return status, {name.strip("[]',") for name in names[0].split()} - {""}
+
+
+@pytest.mark.parametrize("script", COMMANDS)
+def test_help_needs_no_torch(script):
+    assert imported(script, "--help") == ("0", set())
+
+
+@pytest.mark.parametrize("script", COMMANDS)
+def test_a_mistyped_flag_needs_no_torch(script):
+    assert imported(script, "--sead", "1") == ("2", set())
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_refused_flag_needs_no_torch(script):
+    assert imported(script, *NEEDED, "--prediction_type", "epsilon") == ("2", set())
