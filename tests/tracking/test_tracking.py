@@ -156,7 +156,7 @@ def test_wandb_config_says_what_the_run_was_made_with(flags, killed):
     config = {key: entry["value"] for key, entry in run["config"].items()}
     assert run["given"]["displayName"] == "a name" and run["given"]["project"] == "shapes"
     assert sorted(run["given"]["tags"]) == ["mini", "test"]
-    wanted = {action.dest for action in training_parser("")._actions} - {"help", "hub_token"}
+    wanted = {action.dest for action in training_parser("", {})._actions} - {"help", "hub_token"}
     assert wanted <= set(config) and "hub_token" not in config
     assert config["learning_rate"] == 1e-4 and config["task"] == "depth" and config["total_steps"] == 4
     assert config["training_images"] == 24 and config["validation_images"] == {"train": 4, "indoors": 4, "outdoor": 4}

@@ -15,7 +15,6 @@ import pytest
 import torch
 from helpers import ROOT, distance, launch, lora, losses, python, records, run_here
 
-import sd_single_diode_pseudo_normal
 from dataloaders.diode import Diode
 from miniworld.pretraining.random_sd import build_unet
 from utils.errors import InputError
@@ -23,7 +22,7 @@ from utils.intrinsics import NORMAL
 from utils.lora import SAFETENSORS, add_lora
 from utils.objectives import SingleStep
 from utils.system import atomic, signals
-from utils.training import checkpoint
+from utils.training import checkpoint, loop
 from utils.training.batches import EndlessBatches
 
 SCRIPT = "sd_single_diode_pseudo_normal.py"
@@ -230,7 +229,9 @@ def test_signals_under_accelerate_launch(processes, flags, tmp_path):
     os.killpg(process.pid, signal.SIGTERM)
     process.wait(60)
     deadline = time.monotonic() + 60
-    while "to go on" not in log.read_text() and time.monotonic() < deadline:  # the launcher may be gone before
+    while (
+        "next: run the same command" not in log.read_text() and time.monotonic() < deadline
+    ):  # the launcher may be gone before
         time.sleep(0.1)
     text = log.read_text()
     assert "by SIGTERM; saved: checkpoint-" in text and "Traceback" not in text, text
@@ -251,7 +252,7 @@ def test_a_launcher_alone_that_is_killed_stops_its_run(flags, tmp_path):
     process.kill()
     process.wait()
     deadline = time.monotonic() + 60
-    while "to go on" not in (tmp_path / "log").read_text():
+    while "next: run the same command" not in (tmp_path / "log").read_text():
         assert time.monotonic() < deadline, (tmp_path / "log").read_text()
         time.sleep(0.1)
     assert checkpoint.newest(tmp_path / "run")
@@ -300,16 +301,16 @@ def test_only_the_bad_micro_batch_is_named(flags, diode, tmp_path, monkeypatch, 
 
 def test_the_fp16_scaler_recovers_and_is_resumed(flags, tmp_path, monkeypatch):
     """A real scaler, and fp16, on the CPU: it starts too high and halves with each skipped update until all fits."""
-    original, scalers = sd_single_diode_pseudo_normal.start, []
+    original, scalers = loop.start, []
 
-    def start(args):
-        accelerator = original(args)
+    def start(settings):
+        accelerator, resume_from = original(settings)
         accelerator.native_amp = True  # accelerate itself has fp16 and its scaler on GPUs only
         accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**24, growth_interval=1000)
         scalers.append(accelerator.scaler)
-        return accelerator
+        return accelerator, resume_from
 
-    monkeypatch.setattr(sd_single_diode_pseudo_normal, "start", start)
+    monkeypatch.setattr(loop, "start", start)
     words = ["--checkpointing_steps", 2, *RESUME, "--mixed_precision", "fp16"]
     run_here(SCRIPT, flags(SCRIPT, tmp_path / "whole", "--max_train_steps", 12, *words, "--max_nonfinite", 11))
     log = {r["step"]: r for r in records(tmp_path / "whole") if "train_loss" in r}
