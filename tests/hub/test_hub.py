@@ -157,7 +157,7 @@ def test_the_card_tells_what_the_run_was(flags, uploaded):
 
 def test_a_protocol_says_what_was_measured():
     plain = partial(score_depth, protocol="plain")
-    assert described(score_normals) == "Angles in degrees between the drawn normals and gt, both in the label's frame."
+    assert described(score_normals) == "Angles in degrees between the predicted normals and gt, both in the label's frame."
     assert described(plain).startswith("Affine-invariant depth errors") and described(plain).endswith(
         "(protocol: plain)"
     )
