@@ -157,7 +157,8 @@ def test_the_card_tells_what_the_run_was(flags, uploaded):
 
 def test_a_protocol_says_what_was_measured():
     plain = partial(score_depth, protocol="plain")
-    assert described(score_normals) == "Angles in degrees between the predicted normals and gt, both in the label's frame."
+    normals = "Angles in degrees between the predicted normals and gt, both in the label's frame."
+    assert described(score_normals) == normals
     assert described(plain).startswith("Affine-invariant depth errors") and described(plain).endswith(
         "(protocol: plain)"
     )
@@ -187,7 +188,7 @@ from utils.objectives import SingleStep
 rgb = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
 base = load_base("sd15")
 def sample():
-    return SingleStep(base.vae, base.encode_prompt("surface normal"), 999).sample(base.unet, rgb)
+    return SingleStep(base.vae, base.encode_prompt("surface normal"), 999).predict(base.unet, rgb)
 with torch.no_grad():
     bare = sample()
     load_attn_procs(base.unet, {str(output)!r})
