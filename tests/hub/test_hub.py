@@ -202,7 +202,7 @@ def after(i):
     for pipeline_ in loaded:
         scope = {{"pipeline": pipeline_, "rgb": rgb}}
         exec(blocks[2], scope)
-        assert torch.allclose(scope["drawn"], ours, atol=1e-4), (scope["drawn"] - ours).abs().max()
+        assert torch.allclose(scope["prediction"], ours, atol=1e-4), (scope["prediction"] - ours).abs().max()
 loaded = []
 """
     text = hub.files["README.md"].decode()
