@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils.errors import InputError
-from utils.maps.images import PICTURES
+from utils.maps.files import PICTURES
 
 SPLITS = ("train", "val")
 KEYS = {"image", "label", "gt", "mask", "split", "name"}

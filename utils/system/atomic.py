@@ -50,6 +50,11 @@ def replace(path: Path, write: Callable[[Path], object]) -> None:
         part.unlink(missing_ok=True)
 
 
+def write_json(path: Path, content: object) -> None:
+    """Write `content` as indented JSON, atomically. Raises OSError where it cannot be written."""
+    replace(path, lambda part: part.write_text(json.dumps(content, indent=1) + "\n"))
+
+
 def save_npy(path: Path, values: np.ndarray) -> None:
     """Write an array atomically. Raises InputError where it cannot be written."""
     buffer = io.BytesIO()

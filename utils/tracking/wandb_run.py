@@ -4,14 +4,14 @@ import netrc
 import os
 import re
 import secrets
-import socket
 import string
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
-from urllib.request import getproxies
+
+from utils.system.network import connection_error
 
 
 def wandb_id(output_dir: Path) -> str:
@@ -30,12 +30,9 @@ def wandb_mode(environment: Mapping[str, str] = os.environ) -> tuple[str, str]:
     url = urlsplit(environment.get("WANDB_BASE_URL", "https://api.wandb.ai"))
     if not environment.get("WANDB_API_KEY") and not _netrc_knows(url.hostname or ""):
         return "offline", "not logged in: run `wandb login` or set WANDB_API_KEY"
-    target = urlsplit(getproxies().get(url.scheme, url.geturl()))
-    try:
-        port = target.port or (443 if target.scheme == "https" else 80)
-        socket.create_connection((target.hostname, port), timeout=3).close()
-    except OSError as error:
-        return "offline", f"{target.hostname} cannot be reached: {error}"
+    if failed := connection_error(url.geturl()):
+        host, error = failed
+        return "offline", f"{host} cannot be reached: {error}"
     return "online", ""
 
 

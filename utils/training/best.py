@@ -7,7 +7,7 @@ from pathlib import Path
 
 from utils.errors import InputError, warn
 from utils.metrics.common import higher_is_better
-from utils.system.atomic import replace
+from utils.system.atomic import write_json
 from utils.tracking.metrics_file import BEST, read_metrics
 from utils.training import checkpoint
 
@@ -41,7 +41,7 @@ def mark_best(output_dir: Path, metric: str | None) -> dict[str, object] | None:
     line = min(lines, key=lambda line: sign * line[metric])
     found = {"metric": metric, "value": line[metric], "step": line["step"], "checkpoint": on_disk[line["step"]]}
     try:
-        replace(output_dir / BEST, lambda part: part.write_text(json.dumps(found, indent=1) + "\n"))
+        write_json(output_dir / BEST, found)
     except OSError as error:  # a full disk: no reason to end a run
         warn(f"{output_dir / BEST} could not be written ({error.strerror})")
         return None

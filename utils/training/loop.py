@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from utils import __version__
 from utils.errors import InputError, note
 from utils.hub import upload
+from utils.inference.job import SCRIPTS
 from utils.latents import NAMES
 from utils.lora import save_lora
 from utils.models import Base
@@ -285,7 +286,7 @@ def summary(state: TrainingState, run: RunSettings, accelerator: Accelerator, im
 
 def outcome(output_dir: Path, metadata: Mapping[str, object], settings: Settings) -> str:
     """Where everything lies, and what to do next."""
-    script = "inference_augunet.py" if metadata["method"] == "augunet" else "inference_sd_single.py"
+    script = SCRIPTS[str(metadata["method"])]
     lines = [
         f"{output_dir}: pytorch_lora_weights.safetensors and .bin, metrics.jsonl, validation/, best.json",
         f"next: python {script} --lora {output_dir} --input_dir path/to/images --output_dir output",
