@@ -60,7 +60,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--continue_from", type=path_flag, metavar="FOLDER", help="train this generator for --unet_steps more, then "
         "an editor for it; --out must lie in another folder")  # fmt: skip
     add("--velocity_from", type=path_flag, metavar="FOLDER", help="train this generator to predict velocity, for "
-        "--velocity_steps; --out borrows its codec by relative links")  # fmt: skip
+        "--velocity_steps; --out borrows its VAE by relative links")  # fmt: skip
     add("--report", action="store_true", help="train nothing: measure what lies in --out and --work")
     add(
         "--sheet",
@@ -176,7 +176,7 @@ def train_velocity(args: argparse.Namespace) -> None:
 
 
 def open_generator(folder: Path, args: argparse.Namespace) -> tuple[Parts, AutoencoderKL, np.ndarray, Latents]:
-    """A trained generator, its codec, and the pictures (N,S,S,3) uint8 with their latents."""
+    """A trained generator, its VAE, and the pictures (N,S,S,3) uint8 with their latents."""
     parts, vae = load_generator(folder)
     rgb, captions = cached_pictures(args.work / "scenes", args.seed, args.scenes, SIZE, args.workers)
     return parts, vae, rgb, latents_of(parts, vae, rgb, captions, args.work / "latents", not args.full_precision)

@@ -2,7 +2,7 @@
 
 mini-sd-2 stands in for Stable Diffusion 2.1: it predicts v = a_t eps - sigma_t z0 on a schedule whose last step is
 pure noise (zero terminal SNR, arXiv 2305.08891, algorithm 1), sampled from t = T-1 on (trailing spacing). It begins as
-mini-sd, UNet and text encoder train together, and the codec stays as it is.
+mini-sd, UNet and text encoder train together, and the VAE stays as it is.
 """
 
 from dataclasses import replace
@@ -29,14 +29,14 @@ MORE, VELOCITY = "more", "velocity"  # names of the stages, and of their folders
 def latents_of(
     parts: Parts, vae: AutoencoderKL, rgb: np.ndarray, captions: list[str], folder: Path, half: bool
 ) -> Latents:
-    """The pictures' latents, with the scale that the trained codec has settled on."""
+    """The pictures' latents, with the scale that the trained VAE has settled on."""
     return replace(encode_pictures(vae, rgb, captions, parts.tokenizer, folder, half), scale=vae.config.scaling_factor)
 
 
 def continued_stage(
     parts: Parts, data: Latents, vae: AutoencoderKL, folder: Path, batch: int, half: bool, **settings
 ) -> Stage:
-    """More steps of `generator_stage`, on batches and noise that it has not drawn.
+    """More steps of `generator_stage`, on batches and noise that it has not seen.
 
     InputError as in `begin_from`, or where `parts` predicts velocity: the editor that follows predicts noise.
     """

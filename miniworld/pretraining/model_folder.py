@@ -29,7 +29,7 @@ def save_generator(folder: Path, parts: Parts, vae: AutoencoderKL) -> None:
 
 
 def save_velocity(folder: Path, generator: Path, parts: Parts, vae: AutoencoderKL) -> None:
-    """A base that predicts velocity: UNet in float16, text encoder in float32 and schedule of its own; codec and
+    """A base that predicts velocity: UNet in float16, text encoder in float32 and schedule of its own; VAE and
     tokenizer are the generator's, by relative links.
     """
     folder.mkdir(parents=True, exist_ok=True)

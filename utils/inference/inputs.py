@@ -104,7 +104,7 @@ def output_names(pictures: dict[Path, str], suffix: str) -> dict[Path, str]:
 def _files(source: Path, written: set[Path]) -> Iterator[tuple[Path, bool]]:
     """Every file below `source` that is not hidden, and whether it lies in one of the folders `written`.
 
-    Links to folders are followed, but each folder is read once. A dead link is yielded: it is an error to be told.
+    Links to folders are followed, but each folder is read once. A dead link is yielded: it is an error to report.
     """
     seen: set[Path] = set()
     stack = [(source, False)]

@@ -23,7 +23,7 @@ class Job:
 
     name: the LoRA as the user named it. method: a key of SCRIPTS. model: the base, a local folder or hub name;
     trained_on: the one that the LoRA's metadata names. timestep, resolution: the training's, where the metadata has
-    them. closing: what the user must know, and is told when all is done.
+    them. closing: what the user must know, printed when all is done.
     """
 
     name: str
