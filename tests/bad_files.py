@@ -1,15 +1,18 @@
 """Files that are broken in every way we could think of: name -> content."""
 
+import functools
 import io
 import os
 import pickle
 import struct
+import tempfile
 import zlib
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+MARK = Path(tempfile.gettempdir()) / f"code-was-run-{os.getpid()}"  # a file that runs code makes this folder
 PIXELS = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
 
 
@@ -43,35 +46,33 @@ def npy(header: str, body: bytes = b"", version: int = 1) -> bytes:
 
 
 class Malicious:
-    """Unpickling it would make a folder: proof that the file ran code."""
-
-    def __init__(self, mark: Path):
-        self.mark = str(mark)
+    """Unpickling it would make the folder MARK: proof that the file ran code."""
 
     def __reduce__(self):
-        return os.mkdir, (self.mark,)
+        return os.mkdir, (str(MARK),)
 
 
-def malicious_pickle(mark: Path) -> bytes:
-    return pickle.dumps({"x": Malicious(mark)})
+def malicious_pickle() -> bytes:
+    return pickle.dumps({"x": Malicious()})
 
 
-def malicious_zip(mark: Path) -> bytes:
+def malicious_zip() -> bytes:
     """As torch.save writes it."""
     import torch
 
     buffer = io.BytesIO()
-    torch.save({"x": Malicious(mark)}, buffer)
+    torch.save({"x": Malicious()}, buffer)
     return buffer.getvalue()
 
 
-def malicious_npy(mark: Path) -> bytes:
+def malicious_npy() -> bytes:
     buffer = io.BytesIO()
-    np.save(buffer, np.array([Malicious(mark)], dtype=object), allow_pickle=True)
+    np.save(buffer, np.array([Malicious()], dtype=object), allow_pickle=True)
     return buffer.getvalue()
 
 
-def pictures(mark: Path) -> dict[str, bytes]:
+@functools.cache
+def pictures() -> dict[str, bytes]:
     """Files with a picture's name that hold no picture."""
     good, jpeg, webp = encoded("PNG"), encoded("JPEG"), encoded("WEBP")
     tif, bmp = encoded("TIFF"), encoded("BMP")
@@ -127,8 +128,8 @@ def pictures(mark: Path) -> dict[str, bytes]:
         "gzip.jpg": b"\x1f\x8b\x08" + garbage,
         "document.png": b"%PDF-1.7\n" + garbage,
         "array.png": npy("{'descr': '<f4', 'fortran_order': False, 'shape': (2,), }", bytes(8)),
-        "pickle.png": malicious_pickle(mark),
-        "state.png": malicious_zip(mark),
+        "pickle.png": malicious_pickle(),
+        "state.png": malicious_zip(),
         "line\nbreak.png": b"",
         "tab\tand \x1b[31mcolour.png": b"x",
         "surface normal Ω 法線 🧱.png": b"x",
@@ -140,7 +141,8 @@ def pictures(mark: Path) -> dict[str, bytes]:
     return files
 
 
-def arrays(mark: Path) -> dict[str, bytes]:
+@functools.cache
+def arrays() -> dict[str, bytes]:
     """Contents of a .npy file that is no array of numbers, whatever is expected in it."""
     good = io.BytesIO()
     np.save(good, np.ones((24, 32, 3), np.float32))
@@ -154,8 +156,8 @@ def arrays(mark: Path) -> dict[str, bytes]:
         "picture": encoded("PNG"),
         "archive of arrays": several.getvalue(),
         "half an archive": several.getvalue()[:200],
-        "pickle": malicious_pickle(mark),
-        "objects": malicious_npy(mark),
+        "pickle": malicious_pickle(),
+        "objects": malicious_npy(),
         "a petabyte": npy(shape % "(1000000, 1000000, 250)", b"1234"),
         "beyond 64 bits": npy(shape % "(4294967296, 4294967296, 4)", b"1234"),
         "negative shape": npy(shape % "(-24, 32, 3)", bytes(9216)),
