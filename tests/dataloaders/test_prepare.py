@@ -153,12 +153,14 @@ def test_archives_that_are_cut_off(archives, tmp_path, lost):
         main(["prepare", "--depths", str(tmp_path / "cut.tar.gz"), "--root", str(tmp_path / "D"), "--skip_md5"])
 
 
-def test_not_an_archive_of_this_kind(archives, tmp_path):
-    for content, message in ((b"<html>not found</html>" * 100, "broken"), (None, "holds none of DIODE's normals")):
-        path = tmp_path / "x.tar.gz"
-        path.write_bytes(content or (pack(tmp_path / "y", ("val/a.txt", "x"))).read_bytes())
-        with pytest.raises(InputError, match=message):
-            main(["prepare", "--normals", str(path), "--root", str(tmp_path / "D"), "--skip_md5"])
+@pytest.mark.parametrize(("content", "message"), [
+    (b"<html>not found</html>" * 100, "broken"), (None, "holds none of DIODE's normals"),
+], ids=["a page", "other files"])  # fmt: skip
+def test_not_an_archive_of_this_kind(content, message, tmp_path):
+    path = tmp_path / "x.tar.gz"
+    path.write_bytes(content or (pack(tmp_path / "y", ("val/a.txt", "x"))).read_bytes())
+    with pytest.raises(InputError, match=message):
+        main(["prepare", "--normals", str(path), "--root", str(tmp_path / "D"), "--skip_md5"])
 
 
 def test_a_list_that_is_there_is_only_completed(diode, tmp_path):

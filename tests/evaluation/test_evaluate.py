@@ -526,10 +526,13 @@ def test_colour_spaces(tmp_path, run, fail):
     assert "b_albedo.npy: is grey" in fail(task="albedo")
 
 
-def test_pictures_scale_to_one(tmp_path):
-    for kind in (np.uint8, np.uint16):
-        ends = np.array([[0, np.iinfo(kind).max]], kind)
-        assert read_colour(save(tmp_path / "a.png", ends)).tolist() == [[0, 1]]
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_pictures_scale_to_one(kind, tmp_path):
+    ends = np.array([[0, np.iinfo(kind).max]], kind)
+    assert read_colour(save(tmp_path / "a.png", ends)).tolist() == [[0, 1]]
+
+
+def test_arrays_keep_their_values(tmp_path):
     assert read_colour(save(tmp_path / "a.npy", np.array([[0.25, 3.5]]))).tolist() == [[0.25, 3.5]]
 
 
@@ -584,26 +587,29 @@ def png_file(width, height, depth, colour, rows):
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
-def test_pictures_that_would_be_read_wrongly(tmp_path):
-    plain = encode(random_normals())
-    rgba = Image.fromarray(plain).convert("RGBA")
-    rgba.save(tmp_path / "rgba.png")
-    Image.fromarray(plain).convert("P").save(tmp_path / "palette.png")
-    Image.fromarray(plain).save(tmp_path / "jpeg.png", format="JPEG")
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in plain)
-    (tmp_path / "deep.png").write_bytes(png_file(plain.shape[1], plain.shape[0], depth=16, colour=2, rows=rows))
-    for name, words in (
-        ("rgba", "mode RGBA"),
-        ("palette", "mode P"),
-        ("jpeg", "is a JPEG"),
-        ("deep", "16-bit colour"),
-    ):
-        with pytest.raises(ValueError, match=words):
-            read_array(tmp_path / f"{name}.png")
-    with pytest.raises(ValueError, match="cannot be read"):
-        read_array(save(tmp_path / "objects.npy", np.array([{}], dtype=object)))
-    with pytest.raises(ValueError, match="one image as"):
-        read_array(save(tmp_path / "batch.npy", np.zeros((2, 4, 4, 3))))
+def deep_png(pixels: np.ndarray) -> bytes:
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    return png_file(pixels.shape[1], pixels.shape[0], depth=16, colour=2, rows=rows)
+
+
+@pytest.mark.parametrize(("write", "words"), [
+    (lambda pixels, path: Image.fromarray(pixels).convert("RGBA").save(path), "mode RGBA"),
+    (lambda pixels, path: Image.fromarray(pixels).convert("P").save(path), "mode P"),
+    (lambda pixels, path: Image.fromarray(pixels).save(path, format="JPEG"), "is a JPEG"),
+    (lambda pixels, path: path.write_bytes(deep_png(pixels)), "16-bit colour"),
+], ids=["rgba", "palette", "jpeg", "16 bits"])  # fmt: skip
+def test_pictures_that_would_be_read_wrongly(write, words, tmp_path):
+    write(encode(random_normals()), tmp_path / "a.png")
+    with pytest.raises(ValueError, match=words):
+        read_array(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize(("array", "words"), [
+    (np.array([{}], dtype=object), "cannot be read"), (np.zeros((2, 4, 4, 3)), "one image as"),
+], ids=["objects", "a batch"])  # fmt: skip
+def test_arrays_that_would_be_read_wrongly(array, words, tmp_path):
+    with pytest.raises(ValueError, match=words):
+        read_array(save(tmp_path / "a.npy", array))
 
 
 def test_names(tmp_path):

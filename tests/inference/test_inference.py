@@ -168,19 +168,19 @@ def test_two_processes_share_the_pictures(weights, pictures, tmp_path):
         assert one == two
 
 
-def test_mistakes_are_named(weights, pictures, tmp_path):
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "twins").mkdir()
-    for name in ("a.png", "a.jpg"):
-        Image.new("RGB", (64, 64)).save(tmp_path / "twins" / name)
-    for words, message in (
-        (["--input_dir", tmp_path / "empty"], "no pictures"),
-        (["--input_dir", tmp_path / "twins"], "would both be written as a_<task>.png"),
-        (["--input_dir", pictures, "--resolution", 63], "multiple of 8"),
-        (["--input_dir", pictures, "--pretrained_model_name_or_path", "./x"], "./x: no such model folder"),
-    ):
-        with pytest.raises(InputError, match=message):
-            inference_sd_single.main([str(word) for word in ("--lora", weights / "ours", *words)])
+@pytest.mark.parametrize(("words", "message"), [
+    (["--input_dir", "empty"], "no pictures"),
+    (["--input_dir", "twins"], "would both be written as a_<task>.png"),
+    (["--input_dir", "good", "--resolution", "63"], "multiple of 8"),
+    (["--input_dir", "good", "--pretrained_model_name_or_path", "./x"], "./x: no such model folder"),
+])  # fmt: skip
+def test_a_mistake_is_named(words, message, weights, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("empty/none.txt", "twins/a.png", "twins/a.jpg", "good/a.png"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (64, 64)).save(name) if "none" not in name else Path(name).touch()
+    with pytest.raises(InputError, match=message):
+        inference_sd_single.main(["--lora", str(weights / "ours"), *words])
 
 
 def test_the_default_lora_is_the_released_one_and_its_absence_says_which_there_are():

@@ -153,18 +153,22 @@ def test_a_bare_lora_gets_its_conv_in_from_instruct_pix2pix(bases, weights, pict
     assert np.array_equal(read(tmp_path / "bare", 1), read(tmp_path / "ours", 1))
 
 
-def test_mistakes_are_named(bases, weights, pictures, tmp_path):
+@pytest.mark.parametrize(("words", "message"), [
+    (["--augment_from", "x"], r"has its own conv_in\.safetensors"),
+    (["--steps", 0], "--steps=0: must be at least 1"),
+    (["--ensemble_size", 0], "--ensemble_size=0"),
+    (["--guidance_scale", -1], "must not be negative"),
+])  # fmt: skip
+def test_a_flag_that_cannot_be(words, message, weights, pictures, tmp_path):
+    with pytest.raises(InputError, match=message):
+        draw(weights, pictures, tmp_path / "out", *words)
+
+
+def test_a_lora_of_the_other_method_names_its_script(bases, weights, pictures, tmp_path):
     base = load_base(str(bases["sd15"]))
     load_attn_procs(base.unet, random_lora(base.unet))
     save_lora(base.unet, tmp_path / "single", {"method": "single-step", "task": "depth"})
-    for words, message in (
-        (["--lora", tmp_path / "single"], r"made for single-step: run inference_sd_single\.py"),
-        (["--augment_from", bases["ip2p"]], r"has its own conv_in\.safetensors"),
-        (["--steps", 0], "--steps=0: must be at least 1"),
-        (["--ensemble_size", 0], "--ensemble_size=0"),
-        (["--guidance_scale", -1], "must not be negative"),
-    ):
-        with pytest.raises(InputError, match=message):
-            draw(weights, pictures, tmp_path / "out", *words)
+    with pytest.raises(InputError, match=r"made for single-step: run inference_sd_single\.py"):
+        draw(weights, pictures, tmp_path / "out", "--lora", tmp_path / "single")
     with pytest.raises(InputError, match=r"made for augunet: run inference_augunet\.py"):
         inference_sd_single.main(["--lora", str(weights / "ours"), "--input_dir", str(pictures)])

@@ -180,28 +180,25 @@ def test_a_widened_conv_in_travels_with_the_lora(tmp_path):
     assert torch.equal(forward(fresh, channels=8), forward(wide, channels=8))
 
 
-def test_nothing_loads_halfway():
-    state = random_lora(unet())
-    some = dict(list(state.items())[:8])
-    broken = dict(state)
-    broken.pop(next(key for key in state if ".up." in key))
-    wrong_key = state | {"conv_in.lora_down.weight": torch.zeros(4, 4)}
-    foreign = {key.replace("mid_block", "middle"): value for key, value in state.items()}
-    other_width = random_lora(build_unet(channels=(32, 64, 64)))
-    for bad, message in (
-        (some, "layers are not in it"),
-        (broken, "not both down and up"),
-        (wrong_key, "conv_in"),
-        (foreign, "not in this UNet"),
-        (other_width, "another base model"),
-        ({}, "not a LoRA"),
-    ):
-        model = unet()
-        before = forward(model)
-        with pytest.raises(InputError, match=message):
-            load_attn_procs(model, bad)
-        assert torch.equal(forward(model), before)
+@pytest.mark.parametrize(("spoil", "message"), [
+    (lambda state: dict(list(state.items())[:8]), "layers are not in it"),
+    (lambda state: dict(list(state.items())[:-1]), "not both down and up"),
+    (lambda state: state | {"conv_in.lora_down.weight": torch.zeros(4, 4)}, "conv_in"),
+    (lambda state: {key.replace("mid_block", "middle"): value for key, value in state.items()}, "not in this UNet"),
+    (lambda state: random_lora(build_unet(channels=(32, 64, 64))), "another base model"),
+    (lambda state: {}, "not a LoRA"),
+], ids=["some", "half a layer", "another key", "another block", "another width", "nothing"])  # fmt: skip
+def test_nothing_loads_halfway(spoil, message):
     model = unet()
+    before = forward(model)
+    with pytest.raises(InputError, match=message):
+        load_attn_procs(model, spoil(random_lora(model)))
+    assert torch.equal(forward(model), before)
+
+
+def test_another_rank_does_not_load():
+    model = unet()
+    state = random_lora(model)
     add_lora(model, rank=8)
     with pytest.raises(InputError, match="rank 4, but the UNet's LoRA has rank 8"):
         load_attn_procs(model, state)
@@ -212,16 +209,16 @@ class Evil:
         return os.system, (f"touch {os.environ['EVIL_FILE']}",)
 
 
-def test_pickles_that_run_code_are_refused(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("name", "said"), [
+    ("evil.bin", "evil.bin"), ("text.safetensors", "text"), ("absent.bin", "absent"), (".", "holds neither"),
+])  # fmt: skip
+def test_what_is_no_lora_or_runs_code_is_refused(name, said, tmp_path, monkeypatch):
     monkeypatch.setenv("EVIL_FILE", str(tmp_path / "ran"))
     torch.save({"x": Evil()}, tmp_path / "evil.bin")
     (tmp_path / "text.safetensors").write_text("not a tensor in sight")
-    for name in ("evil.bin", "text.safetensors", "absent.bin"):
-        with pytest.raises(InputError, match=name):
-            read_lora(tmp_path / name)
+    with pytest.raises(InputError, match=said):
+        read_lora(tmp_path / name)
     assert not (tmp_path / "ran").exists()
-    with pytest.raises(InputError, match="holds neither"):
-        read_lora(tmp_path)
 
 
 def test_fused_lora_is_the_same_function_without_its_layers():

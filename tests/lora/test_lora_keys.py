@@ -80,46 +80,56 @@ def test_every_key_of_the_real_architectures_goes_there_and_back(to, text_width)
     assert len(keys) == len(modules) * (3 if to == "kohya" else 2), "two modules share a key"
 
 
-def test_the_keys_are_spelt_as_each_program_spells_them():
-    module = "down_blocks.0.attentions.1.transformer_blocks.0.attn1.to_out.0"
-    kohya = "lora_unet_down_blocks_0_attentions_1_transformer_blocks_0_attn1_to_out_0"
-    layer = "down_blocks.0.attentions.1.transformer_blocks.0.attn1"
-    for key, (part, to) in {
-        f"{layer}.processor.to_out_lora.down.weight": ("down", "released"),
-        f"unet.{layer}.processor.to_out_lora.up.weight": ("up", "diffusers"),
-        f"unet.{layer}.to_out.0.lora_A.weight": ("down", "peft"),
-        f"{kohya}.lora_up.weight": ("up", "kohya"),
-        f"{kohya}.alpha": ("alpha", "kohya"),
-    }.items():
-        assert make_key(module, part, to) == key
-    for foreign in (
-        f"base_model.model.{layer}.to_out.0.lora_A.weight",
-        f"{layer}.to_out.0.lora_A.default.weight",
-        f"unet.{layer}.to_out.0.lora.down.weight",
-    ):
-        assert split_key(foreign) == (module, "down")
-    for module, kohya_name in (
-        ("down_blocks.1.resnets.0.conv_shortcut", "down_blocks_1_resnets_0_conv_shortcut"),
-        ("mid_block.attentions.0.proj_in", "mid_block_attentions_0_proj_in"),
-        ("mid_block.attentions.0.transformer_blocks.0.ff.net.0.proj",
-         "mid_block_attentions_0_transformer_blocks_0_ff_net_0_proj"),
-        ("time_embedding.linear_2", "time_embedding_linear_2"),
-        ("up_blocks.0.upsamplers.0.conv", "up_blocks_0_upsamplers_0_conv"),
-    ):  # fmt: skip
-        assert make_key(module, "up", "peft") == f"unet.{module}.lora_B.weight"
-        assert make_key(module, "up", "kohya") == f"lora_unet_{kohya_name}.lora_up.weight"
-        for old in (f"unet.{module}.lora.up.weight", f"base_model.model.{module}.lora_B.default.weight"):
-            assert split_key(old) == (module, "up")
-    for other in (
-        "lora_te_text_model_encoder_layers_0_mlp_fc1.lora_up.weight",
-        kohya.replace("attn1_to_out_0", "ff_net_1") + ".lora_up.weight",
-        "lora_unet_conv_in.lora_up.weight",
-        "unet.conv_out.lora_A.weight",
-        "unet.down_blocks.0.resnets.0.norm1.lora_A.weight",
-        "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q.lora_up.weight",
-        "conv_in.weight",
-    ):
-        assert split_key(other) is None
+LAYER = "down_blocks.0.attentions.1.transformer_blocks.0.attn1"
+KOHYA = "lora_unet_down_blocks_0_attentions_1_transformer_blocks_0_attn1_to_out_0"
+
+
+@pytest.mark.parametrize(("key", "part", "to"), [
+    (f"{LAYER}.processor.to_out_lora.down.weight", "down", "released"),
+    (f"unet.{LAYER}.processor.to_out_lora.up.weight", "up", "diffusers"),
+    (f"unet.{LAYER}.to_out.0.lora_A.weight", "down", "peft"),
+    (f"{KOHYA}.lora_up.weight", "up", "kohya"),
+    (f"{KOHYA}.alpha", "alpha", "kohya"),
+])  # fmt: skip
+def test_a_key_is_spelt_as_each_program_spells_it(key, part, to):
+    assert make_key(f"{LAYER}.to_out.0", part, to) == key
+
+
+@pytest.mark.parametrize("key", [
+    f"base_model.model.{LAYER}.to_out.0.lora_A.weight",
+    f"{LAYER}.to_out.0.lora_A.default.weight",
+    f"unet.{LAYER}.to_out.0.lora.down.weight",
+])  # fmt: skip
+def test_an_older_spelling_is_read(key):
+    assert split_key(key) == (f"{LAYER}.to_out.0", "down")
+
+
+@pytest.mark.parametrize(("module", "kohya_name"), [
+    ("down_blocks.1.resnets.0.conv_shortcut", "down_blocks_1_resnets_0_conv_shortcut"),
+    ("mid_block.attentions.0.proj_in", "mid_block_attentions_0_proj_in"),
+    ("mid_block.attentions.0.transformer_blocks.0.ff.net.0.proj",
+     "mid_block_attentions_0_transformer_blocks_0_ff_net_0_proj"),
+    ("time_embedding.linear_2", "time_embedding_linear_2"),
+    ("up_blocks.0.upsamplers.0.conv", "up_blocks_0_upsamplers_0_conv"),
+])  # fmt: skip
+def test_a_layer_beyond_attention_is_spelt_alike(module, kohya_name):
+    assert make_key(module, "up", "peft") == f"unet.{module}.lora_B.weight"
+    assert make_key(module, "up", "kohya") == f"lora_unet_{kohya_name}.lora_up.weight"
+    for old in (f"unet.{module}.lora.up.weight", f"base_model.model.{module}.lora_B.default.weight"):
+        assert split_key(old) == (module, "up")
+
+
+@pytest.mark.parametrize("key", [
+    "lora_te_text_model_encoder_layers_0_mlp_fc1.lora_up.weight",
+    KOHYA.replace("attn1_to_out_0", "ff_net_1") + ".lora_up.weight",
+    "lora_unet_conv_in.lora_up.weight",
+    "unet.conv_out.lora_A.weight",
+    "unet.down_blocks.0.resnets.0.norm1.lora_A.weight",
+    "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q.lora_up.weight",
+    "conv_in.weight",
+])  # fmt: skip
+def test_a_key_of_another_layer_is_none_of_ours(key):
+    assert split_key(key) is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -228,23 +238,31 @@ def test_the_trainers_file_is_in_the_format_that_comfyui_takes(tmp_path):
     assert set(comfyui_takes(set(state), modules)) == set(state) == set(lora_state(unet))
 
 
-def test_convert_refuses_what_it_would_spoil(tmp_path, capsys):
-    source, other = tmp_path / "a" / "pytorch_lora_weights.safetensors", tmp_path / "b"
-    source.parent.mkdir()
-    save_file(tiny_state(), source)
+@pytest.fixture
+def source(tmp_path):
+    path = tmp_path / "a" / "pytorch_lora_weights.safetensors"
+    path.parent.mkdir()
+    save_file(tiny_state(), path)
+    return path
+
+
+@pytest.mark.parametrize("given", [".", "pytorch_lora_weights.safetensors"])
+@pytest.mark.parametrize(("out", "message"), [
+    ("pytorch_lora_weights.safetensors", "is the file to convert"),
+    ("../link.safetensors", "is the file to convert"),
+    ("../a.pt", "ends in .safetensors or .bin"),
+    ("pytorch_lora_weights.safetensors/x.bin", "cannot write it"),
+])  # fmt: skip
+def test_convert_refuses_what_it_would_spoil(given, out, message, source, tmp_path):
     before = source.read_bytes()
     (tmp_path / "link.safetensors").symlink_to(source)
-    for out, message in (
-        (source, "is the file to convert"),
-        (tmp_path / "link.safetensors", "is the file to convert"),
-        (tmp_path / "a.pt", "ends in .safetensors or .bin"),
-        (source / "x.bin", "cannot write it"),
-    ):
-        for given in (source, source.parent):
-            with pytest.raises(InputError, match=message):
-                main(["convert", str(given), str(out), "--format", "peft"])
+    with pytest.raises(InputError, match=message):
+        main(["convert", str(source.parent / given), str(source.parent / out), "--format", "peft"])
     assert source.read_bytes() == before
-    # a widened conv_in goes along, and never over another one
+
+
+def test_convert_takes_a_widened_conv_in_along_and_never_over_another(source, tmp_path, capsys):
+    other = tmp_path / "b"
     save_file({"weight": torch.ones(8, 8, 3, 3), "bias": torch.ones(8)}, source.parent / CONV_IN)
     main(["convert", str(source.parent), str(other / "x.safetensors"), "--format", "kohya"])
     assert (other / CONV_IN).read_bytes() == (source.parent / CONV_IN).read_bytes()
@@ -365,8 +383,9 @@ def test_inspect_names_what_is_broken_or_empty(tmp_path, capsys):
     main(["inspect", str(tmp_path / "nan.safetensors"), "--json"])
     facts = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
     assert facts["not_finite"] == [split_key(key)[0]] and facts["norm"] is None
-    for name, word in (("nan", "BROKEN"), ("zero", "EMPTY")):
-        main(["inspect", str(tmp_path / f"{name}.safetensors")])
-        assert word in capsys.readouterr().out
+    main(["inspect", str(tmp_path / "nan.safetensors")])
+    assert "BROKEN" in capsys.readouterr().out
+    main(["inspect", str(tmp_path / "zero.safetensors")])
+    assert "EMPTY" in capsys.readouterr().out
     with safe_open(tmp_path / "zero.safetensors", "pt") as file:
         assert file.metadata() is None

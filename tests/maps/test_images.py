@@ -81,19 +81,19 @@ def test_sixteen_bit_labels_are_refused(tmp_path):
         read_label(tmp_path / "label.png")
 
 
-def test_bad_files_name_themselves(tmp_path):
+@pytest.mark.parametrize("name", ["empty.png", "text.png", "cut.png", "absent.png"])
+def test_a_bad_picture_names_itself(name, tmp_path):
     (tmp_path / "empty.png").touch()
     (tmp_path / "text.png").write_text("no picture")
     Image.fromarray(noise(50, 50)).save(tmp_path / "cut.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:2000])
-    for name in ("empty.png", "text.png", "cut.png", "absent.png"):
-        with pytest.raises(InputError, match=name):
-            read_rgb(tmp_path / name)
+    with pytest.raises(InputError, match=name):
+        read_rgb(tmp_path / name)
 
 
-def test_npy_objects_are_never_unpickled(tmp_path):
+@pytest.mark.parametrize("name", ["objects.npy", "cut.npy", "absent.npy"])
+def test_npy_objects_are_never_unpickled(name, tmp_path):
     np.save(tmp_path / "objects.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
     (tmp_path / "cut.npy").write_bytes(b"\x93NUMPY")
-    for name in ("objects.npy", "cut.npy", "absent.npy"):
-        with pytest.raises(InputError, match=name):
-            read_npy(tmp_path / name)
+    with pytest.raises(InputError, match=name):
+        read_npy(tmp_path / name)

@@ -344,13 +344,18 @@ def test_whdr_by_hand():
     assert whdr(albedo, said, threshold=0.05) == pytest.approx((2 + 1) / 10)
 
 
+@pytest.mark.parametrize(
+    "broken", [{}, [], judgements((0, 9, "1", 1.0)), {"intrinsic_points": [], "intrinsic_comparisons": [{}]}]
+)
+def test_judgements_that_are_none_of_iiw(broken):
+    with pytest.raises(ValueError, match="IIW"):
+        whdr(np.ones((4, 4)), broken)
+
+
 def test_whdr_errors():
     albedo = np.ones((4, 4))
     with pytest.raises(ValueError, match="no comparison counts"):
         whdr(albedo, judgements((0, 3, "1", 1.0)))
-    for broken in ({}, [], judgements((0, 9, "1", 1.0)), {"intrinsic_points": [], "intrinsic_comparisons": [{}]}):
-        with pytest.raises(ValueError, match="IIW"):
-            whdr(albedo, broken)
     with pytest.raises(ValueError, match="not finite"):
         whdr(np.full((4, 4), np.nan), judgements((0, 1, "1", 1.0)))
 

@@ -186,13 +186,13 @@ def test_shadows_take_light_only_where_something_hides_the_lamp(kind):
     assert shadowed > 300
 
 
-def test_only_what_stands_before_the_lamp_hides_it():
+@pytest.mark.parametrize(("length", "expected"), [(2.0, True), (0.7, False), (-2.0, False)])
+def test_only_what_stands_before_the_lamp_hides_it(length, expected):
     scene = scenes.render(0, "room", 16, 16).scene
     material = scene.wall
     ball = replace(scene.things[0], parts=((Sphere((0.0, 1.0, 0.0), 0.2), material),))
     start, toward = np.float32([[0], [0], [0]]), np.float32([[0], [1], [0]])
-    for length, expected in ((2.0, True), (0.7, False), (-2.0, False)):
-        assert hidden(replace(scene, things=(ball,)), start, toward * np.float32(length)) == [expected]
+    assert hidden(replace(scene, things=(ball,)), start, toward * np.float32(length)) == [expected]
 
 
 def test_lamp_falls_off_as_documented():
@@ -211,8 +211,9 @@ def test_lamp_falls_off_as_documented():
     assert ratio.size > 200 and np.ptp(ratio) < 0.02 * ratio.mean()
 
 
+@pytest.mark.parametrize("footprint", [0.2, 0.7, 3.0])
 @pytest.mark.parametrize("pattern", ["striped", "checked"])
-def test_patterns_are_averaged_over_the_pixel(pattern):
+def test_patterns_are_averaged_over_the_pixel(pattern, footprint):
     material = Material((0.8, 0.8, 0.8), (0.2, 0.2, 0.2), pattern, band=0.5)
     assert material.albedo(np.float32([[0.25, 0.75], [0.25, 0.25]]), np.float32([0, 0]))[0] == pytest.approx(
         [0.8, 0.2], abs=1e-3
@@ -220,13 +221,10 @@ def test_patterns_are_averaged_over_the_pixel(pattern):
     u, v = np.random.default_rng(0).uniform(-3, 3, (2, 50)).astype(np.float32)
     offsets = (np.arange(40) + 0.5) / 40 - 0.5
     across, along = np.meshgrid(offsets, offsets)
-    for footprint in (0.2, 0.7, 3.0):
-        uv = np.stack([u[:, None] + footprint * across.ravel(), v[:, None] + footprint * along.ravel()])
-        points = material.albedo(uv.reshape(2, -1).astype(np.float32), np.zeros(uv[0].size, np.float32))[0]
-        mean = points.reshape(50, -1).mean(axis=1)
-        assert material.albedo(np.stack([u, v]), np.full(50, footprint, np.float32))[0] == pytest.approx(
-            mean, abs=0.02
-        )
+    uv = np.stack([u[:, None] + footprint * across.ravel(), v[:, None] + footprint * along.ravel()])
+    points = material.albedo(uv.reshape(2, -1).astype(np.float32), np.zeros(uv[0].size, np.float32))[0]
+    mean = points.reshape(50, -1).mean(axis=1)
+    assert material.albedo(np.stack([u, v]), np.full(50, footprint, np.float32))[0] == pytest.approx(mean, abs=0.02)
 
 
 def test_this_world_is_version_1():

@@ -137,18 +137,16 @@ def test_a_killed_and_resumed_run_is_one_curve_in_wandb(flags, killed):
     assert {"val/train/abs_rel", "val/indoors/abs_rel", "val/outdoor/delta1"} <= set(history[4])
 
 
-def test_wandb_panels_have_the_stems_as_captions(flags, killed):
+@pytest.mark.parametrize(("name", "split"), [
+    ("training images", "train/"), ("test images 1", "val/indoors/"), ("test images 2", "val/out"),
+])  # fmt: skip
+def test_wandb_panels_have_the_stems_as_captions(name, split, flags, killed):
     _, run = killed(flags)
     history = [json.loads(line) for line in run["streams"]["wandb-history.jsonl"]]
-    for name, split in (
-        ("training images", "train/"),
-        ("test images 1", "val/indoors/"),
-        ("test images 2", "val/out"),
-    ):
-        assert [line["_step"] for line in history if f"validation: {name}" in line] == [0, 2, 4]
-        panel = history[4][f"validation: {name}"]
-        assert len(panel["captions"]) == 4 and all(stem.startswith(split) for stem in panel["captions"])
-        assert all(run["files"][file][:4] == b"\x89PNG" for file in panel["filenames"])
+    assert [line["_step"] for line in history if f"validation: {name}" in line] == [0, 2, 4]
+    panel = history[4][f"validation: {name}"]
+    assert len(panel["captions"]) == 4 and all(stem.startswith(split) for stem in panel["captions"])
+    assert all(run["files"][file][:4] == b"\x89PNG" for file in panel["filenames"])
 
 
 def test_wandb_config_says_what_the_run_was_made_with(flags, killed):
