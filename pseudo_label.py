@@ -12,23 +12,9 @@ albedo and shading sRGB-coded. Run it again to go on: what is there is skipped. 
 
 import argparse
 
-import numpy as np
-import torch
-from accelerate import PartialState
-from PIL import Image
-
-from dataloaders.to_label import HOLES, find_pictures, measured_map
-from miniworld.reference_room import room_with_sphere
 from utils.cli import Parser, path_flag
 from utils.errors import InputError, note, run
-from utils.labels.loop import label_all
-from utils.labels.self_check import self_check
-from utils.labels.teachers import load_teacher
 from utils.maps.frames import FRAMES
-from utils.maps.images import read_rgb
-from utils.models import dtype_of
-from utils.noise import noise_of
-from utils.system.processes import start_missing, use_cpu
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -74,6 +60,14 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
+
+    import numpy as np  # only now: the libraries take seconds to import, --help should not
+    from accelerate import PartialState
+
+    from dataloaders.to_label import HOLES, find_pictures, measured_map
+    from utils.labels.loop import label_all
+    from utils.system.processes import start_missing, use_cpu
+
     pictures = find_pictures(args.input_dir, args.output_dir, args.splits.split(","), args.scene_types.split(","))
     start_missing()
     state = PartialState(cpu=args.device == "cpu" or use_cpu())
@@ -90,6 +84,16 @@ def main(argv: list[str] | None = None) -> None:
         return
 
     # Teacher, and whether it sees what is there
+    import torch
+    from PIL import Image
+
+    from miniworld.reference_room import room_with_sphere
+    from utils.labels.self_check import self_check
+    from utils.labels.teachers import load_teacher
+    from utils.maps.images import read_rgb
+    from utils.models import dtype_of
+    from utils.noise import noise_of
+
     options = (args.steps, args.processing_resolution, args.frame, args.predicts)
     device, dtype = torch.device(args.device or state.device), dtype_of(args.dtype)
     teacher = load_teacher(args.task, args.teacher, args.revision, device, dtype, *options)

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from utils.errors import InputError
 from utils.intrinsics import Intrinsic
 from utils.maps.conventions import to_linear
-from utils.maps.images import Crop, read_label, read_rgb
+from utils.maps.images import Crop, read_label, read_rgb, same_aspect
 from utils.metrics.scores import Score, against_label, score_of
 
 PROBES = 8  # pictures and labels whose content goes into a fingerprint
@@ -123,11 +123,6 @@ class Maps(Dataset):
             return
         cure = "labels of centre squares need --center_crop" if label[0] == label[1] else "make the label anew"
         raise InputError(f"{path}: a {label[0]}x{label[1]} label does not cover a {rgb[0]}x{rgb[1]} picture; {cure}")
-
-
-def same_aspect(a: tuple[int, int], b: tuple[int, int]) -> bool:
-    """Whether two sizes have one shape, up to one pixel of rounding."""
-    return abs(a[0] * b[1] - a[1] * b[0]) <= max(*a, *b)
 
 
 def label_as_truth(intrinsic: Intrinsic, target: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,14 +20,13 @@ import numpy as np
 import PIL
 from tqdm.auto import tqdm
 
-from dataloaders.base import same_aspect
 from dataloaders.listing import folder_samples, manifest_samples
 from utils import __version__
 from utils.cli import Parser, path_flag
 from utils.errors import InputError, run
-from utils.maps.diode_names import listed_samples
+from utils.maps.diode_names import KNOWN_GAP, listed_samples
 from utils.maps.files import read_array, read_mask
-from utils.maps.images import read_label, read_rgb
+from utils.maps.images import read_label, read_rgb, same_aspect
 
 CHANNELS = {"depth": (1,), "mask": (1, 3), "normal": (3,), "gt": (1, 3)}
 SHOWN = 20  # problems written out
@@ -125,12 +124,15 @@ def diode_files(root: Path, pseudo_root: Path | None, notes: list[str]) -> Itera
         stems |= listed - absent
     else:
         notes.append("no diode_meta.json")
+    gap = {stem for stem in stems if stem.startswith(KNOWN_GAP + "/") and not any((normals / KNOWN_GAP).glob("*"))}
     if not normals.is_dir():
         notes.append(f"not checked: {normals} is not there")
+    elif gap:
+        notes.append(f"not checked: {len(gap)} normals of {KNOWN_GAP}, for which DIODE has none")
     for stem in sorted(stems):
         paths = {"rgb": depths / f"{stem}.png", "depth": depths / f"{stem}_depth.npy"}
         paths["mask"] = depths / f"{stem}_depth_mask.npy"
-        paths |= {"normal": normals / f"{stem}_normal.npy"} if normals.is_dir() else {}
+        paths |= {"normal": normals / f"{stem}_normal.npy"} if normals.is_dir() and stem not in gap else {}
         paths |= {"label": pseudo_root / f"{stem}.png"} if pseudo_root else {}
         yield Files("/".join(stem.split("/")[:3]), stem, paths)
 

@@ -18,11 +18,9 @@ import numpy as np
 from dataloaders.base import Maps, fixed_samples
 from utils.errors import InputError
 from utils.intrinsics import Intrinsic
-from utils.maps.diode_names import SCENE_TYPES, listed_samples
+from utils.maps.diode_names import KNOWN_GAP, SCENE_TYPES, listed_samples
 from utils.maps.files import read_npy
 from utils.metrics.scores import Score, score_of
-
-KNOWN_GAP = "train/indoors/scene_00000/scan_00007"  # 181 images in diode_meta.json, and no normals of any
 
 
 class Diode(Maps):

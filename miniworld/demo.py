@@ -12,42 +12,16 @@ references, measured in the same run by the same command (`miniworld.references`
 """
 
 import argparse
-import json
-import os
-import shlex
-import shutil
-import subprocess
-import sys
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from safetensors.torch import save_file
-
-from dataloaders.diode import Diode
-from miniworld.demo_page import METHODS, compare, row_names, table, write_page
-from miniworld.references import random_control, untrained_lora, write_mean_label, write_vae_ceiling
-from miniworld.tasks import evaluation_flags
 from utils.cli import Parser, path_flag
 from utils.errors import InputError, run
-from utils.intrinsics import INTRINSICS, Intrinsic
-from utils.lora import CONV_IN, SAFETENSORS, read_lora
+from utils.intrinsics import INTRINSICS
 
-ROOT = Path(__file__).resolve().parent.parent
-BASE, DONOR = ROOT / "miniworld" / "mini-sd", ROOT / "miniworld" / "mini-ip2p"
-SCRIPTS = {"single": "sd_single", "augunet": "augunet"}
-INFERENCE = {"single": "inference_sd_single.py", "augunet": "inference_augunet.py"}
-SIDE, ROWS, RANK = 64, 6, 16
-STEPS, BATCH = {"single": 300, "augunet": 1000}, {"single": 8, "augunet": 16}
+HERE = Path(__file__).resolve().parent
+BASES = {"single": HERE / "mini-sd", "augunet": HERE / "mini-sd-2"}  # for SD 1.5 and SD 2.1, the paper's
+STEPS = {"single": 300, "augunet": 1000}
 TIMESTEP = 400  # at the paper's, 999, mini-sd predicts nearly its input, which the LoRA has to undo first
-
-
-@dataclass(frozen=True)
-class Training:
-    """One of the trainings that run at once: a LoRA on these layers of this base."""
-
-    base: Path
-    targets: str
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -55,8 +29,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--out", type=path_flag, default=Path("demo"), help="folder for everything (default: demo)")
     add("--task", choices=INTRINSICS, default="normal", help="what to predict (default: normal)")
-    add("--method", choices=METHODS, default="single", help="one UNet pass, or diffusion (default: single)")
-    add("--base", type=path_flag, default=BASE, help="folder of the base model (default: miniworld/mini-sd)")
+    add("--method", choices=list(STEPS), default="single", help="one UNet pass, or diffusion (default: single)")
+    add("--base", type=path_flag, help="folder of the base model (default: miniworld/mini-sd; by diffusion mini-sd-2)")
     add("--timestep", type=int, default=TIMESTEP, help="of the single step; the paper's is 999 (default: 400)")
     add("--steps", type=int, help="training steps (default: 300 of 8 labels; by diffusion 1,000 of 16)")
     add("--train", type=int, default=300, help="labelled scenes (default: 300)")
@@ -66,134 +40,19 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--page", action="store_true", help="train nothing: gather the tables and pictures in --out")
     args = parser.parse_args(argv)
     args.steps = STEPS[args.method] if args.steps is None else args.steps
+    args.base = BASES[args.method] if args.base is None else args.base
+    if not (args.base / "unet").is_dir():
+        raise InputError(f"--base={args.base}: no Stable Diffusion folder (unet/ is expected in it)")
     return args
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    if args.page:
-        write_page(args.out)
-        return
-    intrinsic, method, base = INTRINSICS[args.task], args.method, args.base.resolve()
-    if not (base / "unet").is_dir():
-        raise InputError(f"--base={args.base}: no Stable Diffusion folder (unet/ is expected in it)")
-    diode, out = args.out.resolve() / "DIODE", args.out.resolve() / f"{args.task}-{method}"
-    shutil.rmtree(out, ignore_errors=True)
 
-    step("1/4  render scenes in DIODE's layout, with labels")
-    size = ("--train", args.train, "--val", args.val, "--size", "128x96", "--truth")
-    python("-m", "miniworld.scenes", "--root", diode, *size)
+    from miniworld.demo_page import write_page  # only now: PyTorch takes seconds to import, --help should not
+    from miniworld.demo_steps import run_demo
 
-    step(
-        f"2/4  train LoRAs for {args.steps} steps of {BATCH[method]} labels, at once: on the base, and for comparison"
-    )
-    trainings = {"lora": Training(base, "all")}
-    if not args.only_lora:
-        trainings["random"] = Training(random_control(base, out / "random-sd"), "all")
-        if method == "single":
-            trainings["attention"] = Training(base, "attention")
-    train(trainings, args, diode, out)
-
-    step("3/4  predict what training has not seen")
-    train_set, unseen = (
-        Diode(intrinsic, diode / intrinsic.truth_folder, diode / "pseudo" / args.task, split, resolution=SIDE)
-        for split in ("train", "val")
-    )
-    pictures = out / "unseen"
-    pictures.mkdir()
-    for stem in unseen.stems:
-        shutil.copy(unseen.rgb_root / f"{stem}.png", pictures)
-    header = {"task": args.task, "method": {"single": "single-step"}.get(method, method), "steps": 0}
-    header |= {"timestep": args.timestep} if method == "single" else {}
-    untrained_lora(base, DONOR if method == "augunet" else None, out / "untrained", header)
-    for name in (*trainings, "untrained"):
-        words = ["--lora", out / name, "--input_dir", pictures, "--output_dir", out / "predictions" / name]
-        words += ["--pretrained_model_name_or_path", trainings[name].base if name in trainings else base]
-        words += ["--resolution", SIDE, "--center_crop", "--batch_size", 10, "--npy"]
-        python(ROOT / INFERENCE[method], *words)
-    write_mean_label(train_set, unseen, intrinsic, out / "predictions" / "mean")
-    write_vae_ceiling(base, unseen, intrinsic, out / "predictions" / "ceiling")
-
-    step("4/4  score")
-    names = row_names(base.name, (*trainings, "mean", "untrained", "ceiling"))
-    found = {name: score(name, intrinsic, diode, out) for name in names}
-    if args.keep:
-        keep(out / "lora", base, args.keep)
-    at = f", t = {args.timestep}" if method == "single" else ""
-    title = f"{args.val} unseen scenes, {args.task}, {method}{at}"
-    text = table(found, names, intrinsic, title)
-    (out / "results.md").write_text(text + "\n")
-    chosen = np.linspace(0, len(unseen) - 1, ROWS).astype(int).tolist()
-    predicted = out / "predictions" / "lora" / args.task / "predicted"
-    page = compare([unseen[index] for index in chosen], intrinsic, predicted)
-    page.save(out / "demo.png")
-    print(f"\n{text}\n\nRGB | ground truth | label | prediction, {ROWS} unseen images: {out / 'demo.png'}")
-    print(f"report: {out / 'report' / 'index.html'}\n{base.name} shows the way, not Stable Diffusion's quality")
-
-
-def train(trainings: dict[str, Training], args: argparse.Namespace, diode: Path, out: Path) -> None:
-    """Run the training script for all rows at once: the first shows its progress, the others write a log."""
-    running = []
-    for name, training in trainings.items():
-        words = ["-m", "accelerate.commands.launch", "--num_processes", 1, "--num_machines", 1]
-        words += ["--mixed_precision", "no", "--dynamo_backend", "no"]
-        words += [ROOT / f"{SCRIPTS[args.method]}_diode_pseudo_{args.task}.py"]
-        words += ["--pretrained_model_name_or_path", training.base, "--lora_targets", training.targets]
-        words += ["--augment_from", DONOR] if args.method == "augunet" else ["--timestep", args.timestep]
-        words += ["--train_data_dir", diode / INTRINSICS[args.task].truth_folder]
-        words += ["--pseudo_root", diode / "pseudo" / args.task, "--output_dir", out / name, "--resolution", SIDE]
-        words += ["--max_train_steps", args.steps, "--train_batch_size", BATCH[args.method], "--rank", RANK]
-        words += ["--learning_rate", 4e-3, "--lr_scheduler", "linear", "--report_to", "none"]
-        running.append(begin(*words, log=out / f"{name}.log" if running else None))
-    for process, log in running:
-        if process.wait():
-            sys.exit(log.read_text() if log else process.returncode)
-
-
-def score(name: str, intrinsic: Intrinsic, diode: Path, out: Path) -> dict:
-    """evaluate.py on one row's maps -> its result file."""
-    words = ["--task", intrinsic.name, *evaluation_flags(intrinsic)]
-    words += ["--pred_dir", out / "predictions" / name / intrinsic.name / "predicted"]
-    words += ["--gt_dir", diode / intrinsic.truth_folder / "val", "--by_stem", "--center_crop"]
-    words += ["--output", out / f"{name}.json"] + (["--report", out / "report"] if name == "lora" else [])
-    python(ROOT / "evaluate.py", *words, quiet=True)
-    return json.loads((out / f"{name}.json").read_text())
-
-
-def keep(lora: Path, base: Path, folder: Path) -> None:
-    """Copy the LoRA in half precision, with AugUNet's conv_in. Its header names models of this repository
-    by their place in it.
-    """
-    state, metadata, _ = read_lora(lora)
-    inside = base.is_relative_to(ROOT)
-    header = {**metadata, "base_model": base.relative_to(ROOT).as_posix() if inside else str(base)}
-    if "augment_from" in header:
-        header["augment_from"] = DONOR.relative_to(ROOT).as_posix()
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file({key: value.half() for key, value in state.items()}, folder / SAFETENSORS, header)
-    if (lora / CONV_IN).exists():
-        shutil.copy(lora / CONV_IN, folder)
-
-
-def step(text: str) -> None:
-    print(f"\n== {text}", flush=True)
-
-
-def begin(*words: object, log: Path | None = None) -> tuple[subprocess.Popen, Path | None]:
-    """Start Python with these arguments in the project's root, showing the command; its output goes into `log`."""
-    command = [sys.executable, *map(str, words)]
-    print("$ python " + shlex.join(command[1:]) + (f" > {log}" if log else ""), flush=True)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    output = log.open("w") if log else None
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output), log
-
-
-def python(*words: object, quiet: bool = False) -> None:
-    """`begin` and wait; stop the demo if it fails."""
-    log = Path(os.devnull) if quiet else None
-    status = begin(*words, log=log)[0].wait()
-    if status:
-        sys.exit(status)
+    write_page(args.out) if args.page else run_demo(args)
 
 
 if __name__ == "__main__":

@@ -8,9 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
+from dataloaders.check import main as check_main
 from dataloaders.diode import Diode, validation_sets
 from utils.errors import InputError
 from utils.intrinsics import DEPTH, NORMAL
+from utils.maps.diode_names import KNOWN_GAP
 
 
 @pytest.fixture
@@ -185,3 +187,52 @@ def test_validation_samples_are_fixed(diode, tree):
     shutil.rmtree(tree / "depths" / "val" / "outdoor")
     train = normals(tree)
     assert set(validation_sets(train)) == {"train", "indoors"} and "no outdoor images" in train.notes[-1]
+
+
+# The scan for which the real DIODE has no normals
+
+
+@pytest.fixture
+def gap(tree):
+    """The tree with a scan of the name of DIODE's gap, and without its normals: as the real one is."""
+    meta = json.loads((tree / "diode_meta.json").read_text())
+    scenes = meta["train"]["indoors"]
+    scene, scans = next(iter(scenes.items()))
+    scan, stems = next(iter(scans.items()))
+    for folder in ("depths", "normals", "pseudo/normal"):
+        (tree / folder / KNOWN_GAP).parent.mkdir(exist_ok=True)
+        shutil.move(tree / folder / "train/indoors" / scene / scan, tree / folder / KNOWN_GAP)
+    del scans[scan]
+    scenes.setdefault("scene_00000", {})["scan_00007"] = stems
+    (tree / "diode_meta.json").write_text(json.dumps(meta))
+    shutil.move(tree / "normals" / KNOWN_GAP, tree / "away")
+    return tree, len(stems)
+
+
+def test_the_known_gap_is_left_out_and_counted(gap, capsys):
+    tree, count = gap
+    dataset = normals(tree)
+    assert len(dataset) == 24 - count and not any(stem.startswith(KNOWN_GAP) for stem in dataset.stems)
+    assert f"left out {count} images of {KNOWN_GAP}: DIODE has no normals for that scan" in dataset.notes
+    assert check_main(["--root", str(tree), "--pseudo_root", str(tree / "pseudo/normal")]) == 0
+    assert f"not checked: {count} normals of {KNOWN_GAP}" in capsys.readouterr().out
+
+
+def test_depth_has_no_gap(gap):
+    tree, _ = gap
+    shutil.copytree(tree / "pseudo/normal" / KNOWN_GAP, tree / "pseudo/depth" / KNOWN_GAP, dirs_exist_ok=True)
+    assert len(depths(tree)) == 24
+
+
+@pytest.mark.parametrize("kept", [0, 1])
+def test_another_gap_is_an_error(gap, kept):
+    """Another scan without normals; or the known one with one file of several, which is no gap of DIODE's."""
+    tree, _ = gap
+    if kept:
+        (tree / "normals" / KNOWN_GAP).mkdir()
+        shutil.copy(min((tree / "away").iterdir()), tree / "normals" / KNOWN_GAP)
+    else:
+        other = next(stem for stem in depths(tree, list_from="disk", skip_missing=True).stems if KNOWN_GAP not in stem)
+        shutil.rmtree((tree / "normals" / other).parent)
+    with pytest.raises(InputError, match=r"samples lack a file: .*_normal\.npy.*--skip_missing"):
+        normals(tree)

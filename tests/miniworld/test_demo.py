@@ -10,7 +10,7 @@ from helpers import ROOT, run_here
 
 import inference_sd_single
 from dataloaders.diode import Diode
-from miniworld import demo, scenes
+from miniworld import demo_steps, scenes
 from miniworld.demo_page import row_names, table
 from utils.intrinsics import INTRINSICS, NORMAL, Intrinsic
 from utils.lora import CONV_IN, add_lora, load_attn_procs, lora_parameters, read_lora, save_lora
@@ -100,13 +100,13 @@ def test_the_bound_is_below_what_positions_alone_give(world):
 def test_a_kept_lora_names_its_base_by_its_place_in_the_repository(tmp_path, targets):
     """In half precision, with AugUNet's conv_in, and nothing of this machine in its header."""
     unet = load_base(str(BASE)).unet
-    widen_conv_in(unet, load_donor(str(demo.DONOR)))
+    widen_conv_in(unet, load_donor(str(demo_steps.DONOR)))
     add_lora(unet, 2, targets=targets)
     for parameter in lora_parameters(unet):
         parameter.data.normal_(generator=torch.Generator().manual_seed(parameter.numel()))
-    trained = {"base_model": str(BASE), "augment_from": str(demo.DONOR), "task": "normal"}
+    trained = {"base_model": str(BASE), "augment_from": str(demo_steps.DONOR), "task": "normal"}
     save_lora(unet, tmp_path / "run", trained)
-    demo.keep(tmp_path / "run", BASE, tmp_path / "kept")
+    demo_steps.keep(tmp_path / "run", BASE, tmp_path / "kept")
 
     state, metadata, _ = read_lora(tmp_path / "kept")
     assert {value.dtype for value in state.values()} == {torch.float16} and (tmp_path / "kept" / CONV_IN).is_file()

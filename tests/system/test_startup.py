@@ -7,7 +7,8 @@ import pytest
 from helpers import ROOT, SCRIPTS
 
 NEEDED = ["--pretrained_model_name_or_path", "x", "--train_data_dir", "y", "--pseudo_root", "z"]
-COMMANDS = [*SCRIPTS, "inference_sd_single.py", "inference_augunet.py", "evaluate.py"]
+COMMANDS = [*SCRIPTS, "inference_sd_single.py", "inference_augunet.py", "predict.py", "evaluate.py", "pseudo_label.py",
+            "miniworld.demo", "miniworld.scenes", "utils.lora", "dataloaders"]  # fmt: skip
 
 
 def imported(script: str, *words: str) -> tuple[int | str | None, set[str]]:
@@ -16,7 +17,7 @@ def imported(script: str, *words: str) -> tuple[int | str | None, set[str]]:
 import runpy, sys
 sys.argv = [{script!r}, *{list(words)!r}]
 try:
-    runpy.run_path({script!r}, run_name="__main__")
+    runpy.{"run_path" if script.endswith(".py") else "run_module"}({script!r}, run_name="__main__")
 except SystemExit as end:
     print("\\nSTATUS", end.code, [name for name in ("torch", "diffusers", "transformers") if name in sys.modules])
 """

@@ -8,6 +8,7 @@ from utils.errors import InputError
 Meta = dict[str, dict[str, dict[str, dict[str, list[str]]]]]  # [split][scene type][scene][scan] -> stems
 
 SCENE_TYPES = ("indoors", "outdoor")  # DIODE's folder names: one plural, one singular
+KNOWN_GAP = "train/indoors/scene_00000/scan_00007"  # 181 images in diode_meta.json, and no normals of any
 
 
 def diode_root(gt_dir: Path) -> Path | None:

@@ -60,6 +60,11 @@ def read_label(path: str | Path) -> Image.Image:
     return image.convert("RGB")
 
 
+def same_aspect(a: tuple[int, int], b: tuple[int, int]) -> bool:
+    """Whether two sizes have one shape, (width, height) each, up to one pixel of rounding."""
+    return abs(a[0] * b[1] - a[1] * b[0]) <= max(*a, *b)
+
+
 @dataclass(frozen=True)
 class Crop:
     """A resize of the short side to `side` and a square window, the same for every map of one sample.
