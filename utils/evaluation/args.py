@@ -52,9 +52,11 @@ def parse_args(description: str, argv: list[str] | None = None) -> argparse.Name
     add("--pred_space", choices=("srgb", "linear"), help="colour space of predictions (default: srgb)")
     add("--gt_space", choices=("srgb", "linear"), help="colour space of the truth, and of the scores (default: srgb)")
     add("--whdr", type=path_flag, help="IIW judgements: one .json, or a folder of <name>.json; needs no --gt_dir")
-    add("--by_stem", action="store_true", help="pair by file stem alone: inference writes one flat folder")
+    add("--by_stem", action="store_true", help="pair by file stem alone: for predictions in one flat folder")
     add(
-        "--center_crop", action="store_true", help="score the truth's centre square, for predictions of centre squares"
+        "--center_crop",
+        action="store_true",
+        help="score the truth's centre square: for predictions made with inference's --center_crop",
     )
     add("--erode", type=int, help="second row with masks shrunk by that many pixels (default: 5 for diode, else 0)")
     add("--diode_set", choices=("disk", "meta"), help="DIODE: all files found (default), or those in diode_meta.json")
