@@ -15,6 +15,7 @@ from PIL import Image
 import evaluate
 from utils import __version__, errors
 from utils.evaluation import pairing, scoring
+from utils.evaluation.rules import Rules
 from utils.intrinsics import INTRINSICS, NORMAL
 from utils.maps.conventions import unit_vectors
 from utils.maps.files import read_array, read_colour, resize
@@ -114,7 +115,7 @@ def test_pooled_and_per_image_differ_where_they_must(tmp_path, run):
 def test_only_the_pooled_median_keeps_angles(tmp_path):
     pair = pairing.Pair("a", save(tmp_path / "p.npy", normals(7)), save(tmp_path / "g.npy", normals()))
     for protocol, kept in (("pooled", True), ("per_image", False)):
-        score, _ = scoring.score_pair(pair, scoring.Rules(NORMAL, protocol))
+        score, _ = scoring.score_pair(pair, Rules(NORMAL, protocol))
         assert (score.angles is not None) == kept
 
 

@@ -1,143 +1,28 @@
-"""Scores one image: reads its files, brings both sides into one frame, size and colour space, calls the metrics."""
-
-from __future__ import annotations
+"""Scores one image: calls the metrics on its truth and its prediction."""
 
 import itertools
 import json
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from utils.evaluation.aggregation import ANGLE_BINS, ImageScore, angle_bins
+from utils.evaluation.maps import load_prediction, load_truth
 from utils.evaluation.pairing import Pair
-from utils.intrinsics import Intrinsic
-from utils.maps.conventions import convert_frame, convert_space, unit_vectors
-from utils.maps.files import read_colour, read_depth, read_mask, read_metric_depth, read_normals, resize
+from utils.evaluation.rules import GroundTruthError, NothingToScore, PredictionError, Rules
+from utils.maps.conventions import convert_space, unit_vectors
 from utils.metrics.colour import albedo_metrics, align_scale, whdr
 from utils.metrics.depth import align_depth, depth_metrics
 from utils.metrics.normals import angular_error, normal_metrics
-from utils.metrics.protocols import DEPTH_RULES, center_window, depth_valid, erode, kitti_window
+from utils.metrics.protocols import DEPTH_RULES, erode
 
 RELATIVE_BINS = 1001  # depth and colour errors: bins of 0.001, the last holds everything from 1 up
+
+
 AXIS_FLIPS = list(itertools.product((1.0, -1.0), repeat=3))
+
+
 FLIP_SAMPLES = 2048  # pixels per image that the frame check looks at
-
-
-class Rules(NamedTuple):
-    """Everything that decides a score besides the files. Names and values are those of the command line."""
-
-    intrinsic: Intrinsic
-    protocol: str
-    pred_frame: str = "opencv"
-    gt_frame: str = "opencv"
-    align: str = "depth"
-    gt_depth_scale: float | None = None
-    pred_space: str = "srgb"
-    gt_space: str = "srgb"
-    center_crop: bool = False
-
-
-class Truth(NamedTuple):
-    """Ground truth of one image: normals (H, W, 3) in opencv axes, depth (H, W) in metres, or colour; valid (H, W).
-
-    full: (height, width) of its file; window: the part of the file that was kept, as two slices.
-    """
-
-    gt: np.ndarray
-    valid: np.ndarray
-    full: tuple[int, int]
-    window: tuple[slice, slice]
-
-
-class GroundTruthError(ValueError):
-    """A ground truth or mask that cannot be used: never excused, the message names the file."""
-
-
-class PredictionError(ValueError):
-    """A prediction that is missing or cannot be scored: the message names the file."""
-
-
-class NothingToScore(ValueError):
-    """An image without enough valid ground truth: left out and counted."""
-
-
-def load_truth(pair: Pair, rules: Rules) -> Truth:
-    """The ground truth of one image under `rules`, cropped as they say. GroundTruthError names the file."""
-    if pair.gt is None:
-        raise GroundTruthError(f"{pair.name}: no ground truth")
-    mask = None if pair.mask is None else _read(read_mask, pair.mask, GroundTruthError)
-    if rules.intrinsic.kind == "normals":
-        gt, valid = _read(read_normals, pair.gt, GroundTruthError)
-        gt = convert_frame(gt, rules.gt_frame)
-    elif rules.intrinsic.kind == "depth":
-        gt = _read(read_metric_depth, pair.gt, GroundTruthError, rules.gt_depth_scale)
-        valid = np.ones(gt.shape, bool)
-    else:
-        gt = _read(read_colour, pair.gt, GroundTruthError)
-        valid = np.isfinite(gt) if gt.ndim == 2 else np.isfinite(gt).all(axis=2)
-    full = valid.shape
-    if mask is not None:
-        if mask.shape != full:
-            raise GroundTruthError(f"{pair.mask}: mask of shape {mask.shape} does not fit {pair.gt}, {full}")
-        valid = valid & mask
-    window = np.s_[0 : full[0], 0 : full[1]]
-    if rules.intrinsic.kind == "depth":
-        try:
-            if rules.protocol == "kitti":
-                window = kitti_window(full)
-            inside = np.zeros(full, bool)
-            inside[window] = depth_valid(gt[window], rules.protocol, valid[window])
-            valid = inside
-        except ValueError as error:
-            raise GroundTruthError(f"{pair.gt}: {error}") from error
-    if rules.center_crop:
-        window = center_window(full)
-    return Truth(gt[window], valid[window], full, window)
-
-
-def load_prediction(pair: Pair, rules: Rules, truth: Truth | None) -> tuple[np.ndarray, bool]:
-    """(prediction in the ground truth's frame, size, channels and colour space; was its shape distorted for that?).
-
-    truth: None (colour only) leaves size and channels as they are. PredictionError names the file.
-    """
-    if pair.prediction is None:
-        raise PredictionError(f"{pair.name}: no prediction")
-    if rules.intrinsic.kind == "normals":
-        pred, _ = _read(read_normals, pair.prediction, PredictionError)
-        pred = convert_frame(pred, rules.pred_frame)
-    elif rules.intrinsic.kind == "depth":
-        pred = _read(read_depth, pair.prediction, PredictionError)
-    else:
-        pred = _read(read_colour, pair.prediction, PredictionError)
-        pred = convert_space(pred, rules.pred_space, rules.gt_space)
-    if truth is None:
-        return (pred if pred.ndim == 3 else pred[..., None]), False
-    if rules.intrinsic.kind == "normals" and pred.shape[:2] not in (truth.gt.shape[:2], truth.full):
-        pred = unit_vectors(pred)  # so that no long vector outweighs its neighbours in the resize
-    elif rules.intrinsic.kind == "colour":
-        if pred.ndim == 3 and truth.gt.ndim == 2:
-            pred = pred.mean(axis=2)
-        elif pred.ndim == 2 and truth.gt.ndim == 3:
-            raise PredictionError(f"{pair.prediction}: is grey, but {pair.gt} has colours: predict 3 channels")
-    return fit_to(pred, truth)
-
-
-def fit_to(pred: np.ndarray, truth: Truth) -> tuple[np.ndarray, bool]:
-    """(pred in the size of `truth.gt`, was it distorted?).
-
-    A prediction shows either what was kept of the ground truth or its whole picture: the one whose proportions are
-    nearer. It is resized to that (bilinear, antialiased when shrinking) and, of the whole, the window is kept.
-    Distorted means that neither has its proportions to within 2 %.
-    """
-    kept, shape = truth.gt.shape[:2], pred.shape[:2]
-    if shape == kept:
-        return pred, False
-    kept_off, full_off = (abs(np.log(shape[1] / shape[0] * size[0] / size[1])) for size in (kept, truth.full))
-    if shape == truth.full or full_off < kept_off:
-        whole = pred if shape == truth.full else resize(pred, truth.full)
-        return whole[truth.window], full_off > 0.02
-    return resize(pred, kept), kept_off > 0.02
 
 
 def score(
@@ -277,11 +162,3 @@ def _reject(pair: Pair, bad: np.ndarray, what: str) -> None:
     if bad.any():
         name = pair.prediction or pair.name
         raise PredictionError(f"{name}: {what} on {np.count_nonzero(bad)} of {bad.size} scored values")
-
-
-def _read(reader, path: Path, kind: type[ValueError], *rest):
-    """reader(path, *rest), its ValueError turned into `kind` with the file's name."""
-    try:
-        return reader(path, *rest)
-    except ValueError as error:
-        raise kind(f"{path}: {error}") from error
