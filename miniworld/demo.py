@@ -32,7 +32,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--method", choices=list(STEPS), default="single", help="one UNet pass, or diffusion (default: single)")
     add("--base", type=path_flag, help="folder of the base model (default: miniworld/mini-sd; by diffusion mini-sd-2)")
     add("--timestep", type=int, default=TIMESTEP, help="of the single step; the paper's is 999 (default: 400)")
-    add("--steps", type=int, help="training steps (default: 300 of 8 labels; by diffusion 1,000 of 16)")
+    add("--steps", type=int, help="training steps (default: 300 of 8 labels; by diffusion 1,000)")
     add("--train", type=int, default=300, help="labelled scenes (default: 300)")
     add("--val", type=int, default=100, help="unseen scenes (default: 100)")
     add("--only_lora", action="store_true", help="leave out the trainings that the LoRA is compared with")

@@ -25,7 +25,7 @@ DONOR = ROOT / "miniworld" / "mini-ip2p"
 SCRIPTS = {"single": "sd_single", "augunet": "augunet"}
 INFERENCE = {"single": "inference_sd_single.py", "augunet": "inference_augunet.py"}
 SIDE, ROWS, RANK = 64, 6, 16
-BATCH = {"single": 8, "augunet": 16}
+BATCH = 8
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,7 @@ def run_demo(args: argparse.Namespace) -> None:
     size = ("--train", args.train, "--val", args.val, "--size", "128x96", "--truth")
     python("-m", "miniworld.scenes", "--root", diode, *size)
 
-    step(
-        f"2/4  train LoRAs for {args.steps} steps of {BATCH[method]} labels, at once: on the base, and for comparison"
-    )
+    step(f"2/4  train LoRAs for {args.steps} steps of {BATCH} labels, at once: on the base, and for comparison")
     trainings = {"lora": Training(base, "all")}
     if not args.only_lora:
         trainings["random"] = Training(random_control(base, out / "random-sd"), "all")
@@ -104,7 +102,7 @@ def train(trainings: dict[str, Training], args: argparse.Namespace, diode: Path,
         words += ["--augment_from", DONOR] if args.method == "augunet" else ["--timestep", args.timestep]
         words += ["--train_data_dir", diode / INTRINSICS[args.task].truth_folder]
         words += ["--pseudo_root", diode / "pseudo" / args.task, "--output_dir", out / name, "--resolution", SIDE]
-        words += ["--max_train_steps", args.steps, "--train_batch_size", BATCH[args.method], "--rank", RANK]
+        words += ["--max_train_steps", args.steps, "--train_batch_size", BATCH, "--rank", RANK]
         words += ["--learning_rate", 4e-3, "--lr_scheduler", "linear", "--report_to", "none"]
         running.append(begin(*words, log=out / f"{name}.log" if running else None))
     for process, log in running:

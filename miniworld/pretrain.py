@@ -23,7 +23,6 @@ import torch
 from diffusers import AutoencoderKL
 
 from miniworld.pretraining.card import write_velocity_card
-from miniworld.pretraining.codec import build_codec, codec_stage, decoder_stage, enlarge
 from miniworld.pretraining.continued import MORE, VELOCITY, continued_stage, latents_of, velocity_stage
 from miniworld.pretraining.editor import build_editor, editor_stage
 from miniworld.pretraining.generator import Latents, Parts, build_generator, encode_pictures, generator_stage
@@ -31,6 +30,7 @@ from miniworld.pretraining.model_folder import load_generator, save_editor, save
 from miniworld.pretraining.picture_cache import cached_pictures
 from miniworld.pretraining.report import report
 from miniworld.pretraining.stage import run_stage
+from miniworld.pretraining.vae import build_mini_vae, decoder_stage, enlarge, vae_stage
 from utils.cli import Parser, path_flag
 from utils.errors import InputError, run
 
@@ -68,14 +68,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="contact sheet of the report (default: docs/<name of --out>-samples.png)",
     )
     add("--until", choices=STAGES, default="ip2p", help="the last stage to run")
-    add("--vae_steps", type=int, default=4500, help="steps of the codec")
-    add("--decoder_steps", type=int, default=8000, help="steps of the codec's decoder alone, in two cycles")
+    add("--vae_steps", type=int, default=4500, help="steps of the VAE")
+    add("--decoder_steps", type=int, default=8000, help="steps of the VAE's decoder alone, in two cycles")
     add("--unet_steps", type=int, default=5000, help="steps of text encoder and UNet")
     add("--ip2p_steps", type=int, default=600, help="steps of the UNet that reads a picture")
     add("--velocity_steps", type=int, default=700, help="steps of a generator that learns to predict velocity")
-    add("--vae_scenes", type=int, default=4096, help="pictures for the codec")
+    add("--vae_scenes", type=int, default=4096, help="pictures for the VAE")
     add("--scenes", type=int, default=24576, help="pictures for the UNets")
-    add("--codec_batch", type=int, default=16, help="pictures a step of the codec, crops of half the side at first")
+    add("--codec_batch", type=int, default=16, help="pictures a step of the VAE, crops of half the side at first")
     add("--batch", type=int, default=32, help="pictures a step of the UNets")
     add("--full_precision", action="store_true", help="float32 instead of bfloat16 autocast")
     add("--workers", type=int, default=os.cpu_count(), help="processes that render")
@@ -120,11 +120,11 @@ def train(args: argparse.Namespace) -> None:
     half = not args.full_precision
     scenes = args.work / "scenes"
     torch.manual_seed(args.seed)
-    vae, parts = build_codec(), build_generator()
+    vae, parts = build_mini_vae(), build_generator()
 
     rgb, _ = cached_pictures(scenes, args.seed, args.vae_scenes, SIZE, args.workers)
     settings = {"steps": args.vae_steps, "learning_rate": 1e-3, "seed": args.seed}
-    run_stage(codec_stage(vae, rgb, args.work / "vae", args.codec_batch, half, **settings))
+    run_stage(vae_stage(vae, rgb, args.work / "vae", args.codec_batch, half, **settings))
     if args.until == "vae":
         return
 

@@ -1,6 +1,6 @@
-"""Pictures in many colours, so that a codec trained on them can code any picture.
+"""Pictures in many colours, so that a VAE trained on them can code any picture.
 
-Rendered scenes have muted colours; a codec that has seen nothing else codes saturated ones with far too large latents.
+Rendered scenes have muted colours; a VAE that has seen nothing else codes saturated ones with far too large latents.
 Everything here is what a photo editor does to a finished picture. No map of any scene is used, or could be: the input
 is the picture alone.
 """

@@ -15,9 +15,9 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from miniworld.pretraining.augment import chance, recolour
-from miniworld.pretraining.codec import save_sheet, to_tensor
 from miniworld.pretraining.generator import Latents, Parts, decode, diffuse, encode, quick, tokenize, weighted_mse
 from miniworld.pretraining.stage import Stage
+from miniworld.pretraining.vae import save_sheet, to_tensor
 
 DROPPED = 0.05
 BLURRED = 0.25
@@ -35,7 +35,7 @@ def build_editor(generator: UNet2DConditionModel) -> UNet2DConditionModel:
 def editor_stage(
     editor, parts: Parts, vae, rgb: np.ndarray, data: Latents, folder: Path, batch: int, half: bool, **settings
 ) -> Stage:
-    """Train `editor` on pictures rgb (N,S,S,3) uint8 with latents `data`; text encoder and codec stay as they are."""
+    """Train `editor` on pictures rgb (N,S,S,3) uint8 with latents `data`; text encoder and VAE stay as they are."""
     text_encoder, scheduler = parts.text_encoder, parts.scheduler
 
     def loss(step: int, rng: Generator) -> dict[str, Tensor]:

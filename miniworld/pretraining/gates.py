@@ -10,8 +10,8 @@ from diffusers import AutoencoderKL
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from miniworld.pretraining.codec import reconstruct, to_tensor
 from miniworld.pretraining.generator import GUIDANCE, Parts, decode, encode, sample, tokenize
+from miniworld.pretraining.vae import reconstruct, to_tensor
 from miniworld.pretraining.wasserstein import sliced_wasserstein
 from miniworld.render.diode_tree import TASKS, encode_labels
 from miniworld.scenes import KINDS, render
@@ -54,7 +54,7 @@ def unseen_scenes(seed: int, count: int, size: int = 64) -> tuple[dict[str, Tens
     return maps, np.stack([scene.depth > 0 for scene in scenes]), [scene.caption for scene in scenes]
 
 
-def codec_gates(vae: AutoencoderKL, maps: dict[str, Tensor], seen: np.ndarray) -> list[Gate]:
+def vae_gates(vae: AutoencoderKL, maps: dict[str, Tensor], seen: np.ndarray) -> list[Gate]:
     """Reconstruction of pictures and normals, and whether every map's latents are about as large as pictures'."""
     drawn = batched(lambda x: reconstruct(vae, x).clamp(-1, 1), maps["rgb"])
     errors = (drawn - maps["rgb"]).pow(2).mean(dim=(1, 2, 3))
@@ -64,9 +64,9 @@ def codec_gates(vae: AutoencoderKL, maps: dict[str, Tensor], seen: np.ndarray) -
     spread = {name: batched(lambda x: encode(vae, x)[0], x).std().item() for name, x in maps.items()}
     low, high = SPREAD
     gates = [
-        Gate("RGB through the codec, mean PSNR", f"{psnr:.2f} dB", f"at least {PSNR_FLOOR:g}", psnr >= PSNR_FLOOR),
+        Gate("RGB through the VAE, mean PSNR", f"{psnr:.2f} dB", f"at least {PSNR_FLOOR:g}", psnr >= PSNR_FLOOR),
         Gate(
-            "normal maps through the codec, mean error",
+            "normal maps through the VAE, mean error",
             f"{angle:.2f} degrees",
             f"at most {NORMAL_CEILING:g}",
             bool(angle <= NORMAL_CEILING),

@@ -25,9 +25,9 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from miniworld.pretraining.codec import save_sheet, to_tensor
 from miniworld.pretraining.random_sd import WORDS, build_scheduler, build_text_encoder, build_tokenizer, build_unet
 from miniworld.pretraining.stage import Stage
+from miniworld.pretraining.vae import save_sheet, to_tensor
 
 MORE_WORDS = ("ball", "balls", "teal", "under")
 CONTEXT_LENGTH = 32  # the longest caption has 25 tokens; CLIP's 77 would triple the text's share of a step
@@ -55,7 +55,7 @@ class Latents:
 
 @dataclass
 class Parts:
-    """A Stable Diffusion but for its codec."""
+    """A Stable Diffusion but for its VAE."""
 
     tokenizer: CLIPTokenizer
     text_encoder: CLIPTextModel

@@ -20,7 +20,7 @@ SHARED_BY_VELOCITY = ("tokenizer", "vae")
 
 
 def save_generator(folder: Path, parts: Parts, vae: AutoencoderKL) -> None:
-    """Codec and UNet in float16. The text encoder stays in float32, half a megabyte: recent transformers load a model
+    """VAE and UNet in float16. The text encoder stays in float32, half a megabyte: recent transformers load a model
     in the precision of its file, and the other parts are loaded in float32.
     """
     unet, vae = (deepcopy(part).half().requires_grad_(True) for part in (parts.unet, vae))

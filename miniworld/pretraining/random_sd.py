@@ -98,7 +98,7 @@ def build_vae(channels: tuple[int, ...] = (32, 64, 64), groups: int = 32, attent
         scaling_factor=4.0,  # about 1 / std of this VAE's random latents, so that the UNet sees unit variance
     )
     with torch.no_grad():
-        vae.quant_conv.bias[4:] -= 10  # log-variance: a trained codec's posterior is narrow, so be this one's
+        vae.quant_conv.bias[4:] -= 10  # log-variance: a trained VAE's posterior is narrow, so be this one's
     return vae
 
 

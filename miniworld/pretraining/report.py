@@ -8,17 +8,17 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from miniworld.pretraining.continued import MORE, VELOCITY
 from miniworld.pretraining.editor import condition_gain
-from miniworld.pretraining.gates import Gate, codec_gates, distance, sheet_of_samples, table, unseen_scenes
+from miniworld.pretraining.gates import Gate, distance, sheet_of_samples, table, unseen_scenes, vae_gates
 from miniworld.pretraining.generator import Parts, fingerprint, predicts_velocity
 from miniworld.pretraining.model_folder import load_generator
 from miniworld.pretraining.wasserstein import sliced_wasserstein
 
-CODEC_SCENES = 256
+VAE_SCENES = 256
 DRAWN = 128
 SHOWN = 30
 BEGIN, END = "<!-- report -->", "<!-- end of report -->"
 TITLES = {
-    "vae": "codec",
+    "vae": "VAE",
     "decoder": "its decoder alone",
     "unet": "text encoder and UNet",
     "ip2p": "UNet that reads a picture",
@@ -42,8 +42,8 @@ def report(out: Path, work: Path, sheet: Path, seed: int, last: str) -> None:
     parts, vae = load_generator(out)
     velocity = predicts_velocity(parts.scheduler)
     last = VELOCITY if velocity else last
-    maps, seen, captions = unseen_scenes(seed, CODEC_SCENES)
-    gates = codec_gates(vae, maps, seen)
+    maps, seen, captions = unseen_scenes(seed, VAE_SCENES)
+    gates = vae_gates(vae, maps, seen)
     along = distances_along(parts, vae, maps["rgb"], captions, work / last, seed)
     gates += distance_gates(along)
     if not velocity:

@@ -16,20 +16,11 @@ from helpers import ROOT, SCRIPTS
 from torch import Generator, nn
 
 from miniworld import pretrain, scenes
-from miniworld.pretraining import codec, editor, generator, report
+from miniworld.pretraining import editor, generator, report
 from miniworld.pretraining.augment import recolour, turn
-from miniworld.pretraining.codec import (
-    build_codec,
-    codec_batch,
-    codec_stage,
-    decoder_stage,
-    enlarge,
-    reconstruct,
-    to_tensor,
-)
 from miniworld.pretraining.continued import velocity_stage
 from miniworld.pretraining.editor import build_editor, condition_gain, editor_stage
-from miniworld.pretraining.gates import codec_gates, unseen_scenes
+from miniworld.pretraining.gates import unseen_scenes, vae_gates
 from miniworld.pretraining.generator import (
     Parts,
     build_generator,
@@ -41,8 +32,17 @@ from miniworld.pretraining.generator import (
 from miniworld.pretraining.model_folder import LEARNING_RATE, TIMESTEP, load_generator, save_editor, save_generator
 from miniworld.pretraining.picture_cache import cached_pictures
 from miniworld.pretraining.random_sd import build_text_encoder, build_unet
-from miniworld.pretraining.report import BEGIN, CODEC_SCENES, END, write_card
+from miniworld.pretraining.report import BEGIN, END, VAE_SCENES, write_card
 from miniworld.pretraining.stage import Stage, run_stage
+from miniworld.pretraining.vae import (
+    build_mini_vae,
+    decoder_stage,
+    enlarge,
+    reconstruct,
+    to_tensor,
+    vae_batch,
+    vae_stage,
+)
 from miniworld.pretraining.wasserstein import pyramid, sliced_wasserstein
 from miniworld.render.diode_tree import encode_labels
 from utils.errors import InputError
@@ -75,10 +75,10 @@ def tiny_data(vae, parts: Parts, pairs, folder: Path) -> generator.Latents:
 def tiny_stage(name: str, folder: Path, pairs, steps: int = 6):
     """One of the stages, on few pictures of few pixels; its weights are a function of its name."""
     torch.manual_seed(0)
-    vae, parts = build_codec((8, 8, 8), 4), tiny_parts()
+    vae, parts = build_mini_vae((8, 8, 8), 4), tiny_parts()
     settings = {"steps": steps, "learning_rate": 1e-3, "log_every": 1, "save_every": 2, "sheet_every": 1000}
     if name == "vae":
-        return codec_stage(vae, pairs[0], folder / name, 4, True, **settings)
+        return vae_stage(vae, pairs[0], folder / name, 4, True, **settings)
     if name == "decoder":
         return decoder_stage(vae, pairs[0], folder / name, 4, True, **settings)
     vae.requires_grad_(False)
@@ -129,7 +129,7 @@ def test_no_stage_can_see_a_map(tmp_path, monkeypatch):
     monkeypatch.setattr("miniworld.pretraining.gates.encode_labels", refuse)
     monkeypatch.setattr("miniworld.pretraining.picture_cache.CHUNK", 16)
     monkeypatch.setattr(pretrain, "SIZE", SIDE)
-    monkeypatch.setattr(pretrain, "build_codec", partial(build_codec, (8, 8, 8), 4))
+    monkeypatch.setattr(pretrain, "build_mini_vae", partial(build_mini_vae, (8, 8, 8), 4))
     monkeypatch.setattr(pretrain, "build_generator", tiny_parts)
     monkeypatch.setattr(pretrain, "report", lambda *args: None)
     words = ["--out", tmp_path / "mini-sd", "--work", tmp_path / "work", "--workers", 1]
@@ -156,18 +156,18 @@ def test_no_stage_can_see_a_map(tmp_path, monkeypatch):
         pretrain.main([str(word) for word in (*words, "--velocity_from", on, "--out", velocity)])
 
 
-def test_the_codec_sees_pieces_of_pictures(pairs, monkeypatch):
-    monkeypatch.setattr(codec, "vary", lambda rgb, rng: rgb)
+def test_the_vae_sees_pieces_of_pictures(pairs, monkeypatch):
+    monkeypatch.setattr("miniworld.pretraining.vae.vary", lambda rgb, rng: rgb)
     rgb = to_tensor(pairs[0]) * 2 - 1
     for side in (SIDE // 2, SIDE):
         windows = rgb.unfold(2, side, 1).unfold(3, side, 1).permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
-        for piece in codec_batch(pairs[0], 8, Generator().manual_seed(side), side):
+        for piece in vae_batch(pairs[0], 8, Generator().manual_seed(side), side):
             assert (windows - piece).abs().amax(dim=(1, 2, 3)).min() < 1e-6
 
 
-def test_enlarged_latents_are_the_same_codec(pairs):
+def test_enlarged_latents_are_the_same_vae(pairs):
     torch.manual_seed(0)
-    vae = build_codec((8, 8, 8), 4)
+    vae = build_mini_vae((8, 8, 8), 4)
     rgb = to_tensor(pairs[0][:3]) * 2 - 1
     with torch.no_grad():
         before, drawn = vae.encode(rgb).latent_dist, reconstruct(vae, rgb)
@@ -179,7 +179,7 @@ def test_enlarged_latents_are_the_same_codec(pairs):
 
 
 def test_recoloured_pictures_are_not_maps():
-    """Neither the codec's nor the editor's pictures come near the normals or the depth of their scenes."""
+    """Neither the VAE's nor the editor's pictures come near the normals or the depth of their scenes."""
     found = [scenes.render(seed, kind, 64, 64) for seed in range(12) for kind in ("room", "yard")]
     rgb = to_tensor(np.stack([scene.rgb for scene in found]))
     varied = recolour(rgb, Generator().manual_seed(0))
@@ -192,7 +192,7 @@ def test_recoloured_pictures_are_not_maps():
 
 def test_the_unet_sees_pictures_latents_and_captions(tmp_path, pairs):
     torch.manual_seed(0)
-    vae, parts = build_codec((8, 8, 8), 4).requires_grad_(False), tiny_parts()
+    vae, parts = build_mini_vae((8, 8, 8), 4).requires_grad_(False), tiny_parts()
     data = tiny_data(vae, parts, pairs, tmp_path)
     picture = (to_tensor(pairs[0][:4]) * 2 - 1).contiguous(memory_format=torch.channels_last)
     assert torch.allclose(data.mean[:4].float(), vae.encode(picture).latent_dist.mean, atol=2e-3)
@@ -239,7 +239,7 @@ def tiny_folder(tmp_path) -> Path:
     """A generator's folder beside an editor's, with random weights."""
     torch.manual_seed(0)
     parts = tiny_parts()
-    save_generator(tmp_path / "mini-sd", parts, build_codec((8, 8, 8), 4))
+    save_generator(tmp_path / "mini-sd", parts, build_mini_vae((8, 8, 8), 4))
     save_editor(tmp_path / "mini-ip2p", tmp_path / "mini-sd", build_editor(parts.unet))
     return tmp_path / "mini-sd"
 
@@ -290,10 +290,10 @@ def test_the_sampler_finds_what_an_exact_prediction_points_at(velocity, guidance
 
 
 def test_a_velocity_base_is_a_folder_that_diffusers_and_the_scripts_read(tiny_folder, tmp_path, monkeypatch):
-    """Its codec is the generator's by links that can be moved along; it says how it was made, and is measured."""
+    """Its VAE is the generator's by links that can be moved along; it says how it was made, and is measured."""
     monkeypatch.setattr("miniworld.pretraining.picture_cache.CHUNK", 16)
     monkeypatch.setattr(pretrain, "SIZE", SIDE)
-    for name, value in {"CODEC_SCENES": 8, "DRAWN": 4, "SHOWN": 2}.items():
+    for name, value in {"VAE_SCENES": 8, "DRAWN": 4, "SHOWN": 2}.items():
         monkeypatch.setattr(report, name, value)
     monkeypatch.setattr(report, "unseen_scenes", partial(unseen_scenes, size=SIDE))
     out = tmp_path / "mini-sd-2"
@@ -414,10 +414,10 @@ def shipped():
     return StableDiffusionPipeline.from_pretrained(MINI_SD, safety_checker=None)
 
 
-def test_the_shipped_codec(shipped):
-    """All gates of the codec, on the scenes that the card speaks of."""
-    maps, seen, _ = unseen_scenes(seed=0, count=CODEC_SCENES)
-    gates = codec_gates(shipped.vae, maps, seen)
+def test_the_shipped_vae(shipped):
+    """All gates of the VAE, on the scenes that the card speaks of."""
+    maps, seen, _ = unseen_scenes(seed=0, count=VAE_SCENES)
+    gates = vae_gates(shipped.vae, maps, seen)
     assert [gate.name for gate in gates if gate.passed is False] == []
     assert len([gate for gate in gates if gate.passed]) == 6
 

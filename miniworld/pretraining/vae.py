@@ -1,4 +1,4 @@
-"""Stage 1: the picture codec, an AutoencoderKL that reads and writes any picture, trained on pictures alone.
+"""Stage 1: the VAE, an AutoencoderKL that reads and writes any picture, trained on pictures alone.
 
 Loss per picture x with posterior N(mu, sigma^2) and z drawn from it:
 
@@ -31,7 +31,7 @@ CHANNELS, GROUPS = (32, 48, 96), 8  # 32 groups of 1 channel each would take eve
 CROPPED = 0.7  # share of the steps on crops of half the side: four times as many pictures for the same work
 
 
-def build_codec(channels: tuple[int, ...] = CHANNELS, groups: int = GROUPS) -> AutoencoderKL:
+def build_mini_vae(channels: tuple[int, ...] = CHANNELS, groups: int = GROUPS) -> AutoencoderKL:
     """pictures (B,3,H,W) in [-1,1] -> latents (B,4,H/4,W/4). All convolutions, so that it can learn on crops."""
     vae = build_vae(channels, groups, attention=False)
     with torch.no_grad():
@@ -39,16 +39,16 @@ def build_codec(channels: tuple[int, ...] = CHANNELS, groups: int = GROUPS) -> A
     return vae.to(memory_format=torch.channels_last)
 
 
-def codec_stage(vae: AutoencoderKL, rgb: np.ndarray, folder: Path, batch: int, half: bool, **settings) -> Stage:
+def vae_stage(vae: AutoencoderKL, rgb: np.ndarray, folder: Path, batch: int, half: bool, **settings) -> Stage:
     """Train `vae` on pictures `rgb` (N,S,S,3) uint8, varied in colour: first crops, then a quarter as many whole."""
 
     def loss(step: int, rng: Generator) -> dict[str, Tensor]:
         cropped = step < CROPPED * settings["steps"]
-        x = codec_batch(rgb, batch if cropped else max(1, batch // 4), rng, rgb.shape[1] // (2 if cropped else 1))
+        x = vae_batch(rgb, batch if cropped else max(1, batch // 4), rng, rgb.shape[1] // (2 if cropped else 1))
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
-            return codec_loss(vae, x, rng)
+            return vae_loss(vae, x, rng)
 
-    return Stage("vae", folder, {"vae": vae}, loss, partial(codec_sheet, rgb), **settings)
+    return Stage("vae", folder, {"vae": vae}, loss, partial(vae_sheet, rgb), **settings)
 
 
 def decoder_stage(vae: AutoencoderKL, rgb: np.ndarray, folder: Path, batch: int, half: bool, **settings) -> Stage:
@@ -56,7 +56,7 @@ def decoder_stage(vae: AutoencoderKL, rgb: np.ndarray, folder: Path, batch: int,
     decoder = {"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv}
 
     def loss(step: int, rng: Generator) -> dict[str, Tensor]:
-        x = codec_batch(rgb, max(1, batch // 4), rng, rgb.shape[1])
+        x = vae_batch(rgb, max(1, batch // 4), rng, rgb.shape[1])
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
             with torch.no_grad():
                 mean = vae.encode(x.contiguous(memory_format=torch.channels_last)).latent_dist.mean
@@ -64,20 +64,20 @@ def decoder_stage(vae: AutoencoderKL, rgb: np.ndarray, folder: Path, batch: int,
             return {"mse": F.mse_loss(drawn.float(), x)}
 
     def sheet(modules: dict, path: Path) -> None:
-        codec_sheet(rgb, {"vae": vae}, path)
+        vae_sheet(rgb, {"vae": vae}, path)
 
     return Stage("decoder", folder, decoder, loss, sheet, **settings)
 
 
-def codec_batch(rgb: np.ndarray, batch: int, rng: Generator, side: int) -> Tensor:
-    """What the codec is shown: `batch` pictures, or pieces of them, (B,3,side,side) in [-1,1], varied in colour."""
+def vae_batch(rgb: np.ndarray, batch: int, rng: Generator, side: int) -> Tensor:
+    """What the VAE is shown: `batch` pictures, or pieces of them, (B,3,side,side) in [-1,1], varied in colour."""
     chosen = torch.randint(len(rgb), (batch,), generator=rng).tolist()
     corners = torch.randint(rgb.shape[1] - side + 1, (batch, 2), generator=rng).tolist()
     pieces = [rgb[index, y : y + side, x : x + side] for index, (y, x) in zip(chosen, corners)]
     return vary(to_tensor(np.stack(pieces)), rng) * 2 - 1
 
 
-def codec_loss(vae: AutoencoderKL, x: Tensor, rng: Generator) -> dict[str, Tensor]:
+def vae_loss(vae: AutoencoderKL, x: Tensor, rng: Generator) -> dict[str, Tensor]:
     """The loss of pictures x (B,3,S,S) in [-1,1], by term."""
     posterior = vae.encode(x.contiguous(memory_format=torch.channels_last)).latent_dist
     mean, logvar = posterior.mean.float(), posterior.logvar.float()
@@ -90,18 +90,18 @@ def codec_loss(vae: AutoencoderKL, x: Tensor, rng: Generator) -> dict[str, Tenso
     }
 
 
-def codec_sheet(rgb: np.ndarray, modules: dict, path: Path, count: int = 10) -> None:
-    """Pictures above, what the codec makes of them below: as rendered, then varied."""
+def vae_sheet(rgb: np.ndarray, modules: dict, path: Path, count: int = 10) -> None:
+    """Pictures above, what the VAE makes of them below: as rendered, then varied."""
     plain = to_tensor(rgb[:count]) * 2 - 1
-    rows = [plain, *(codec_batch(rgb, count, Generator().manual_seed(seed), rgb.shape[1]) for seed in range(2))]
+    rows = [plain, *(vae_batch(rgb, count, Generator().manual_seed(seed), rgb.shape[1]) for seed in range(2))]
     save_sheet([row for x in rows for row in (x, reconstruct(modules["vae"], x))], path)
 
 
 @torch.no_grad()
 def enlarge(vae: AutoencoderKL, factor: float) -> None:
-    """The same codec with latents `factor` times as large, in place.
+    """The same VAE with latents `factor` times as large, in place.
 
-    Stable Diffusion's latents have a deviation of about 5.5, which its scaling factor takes to 1. A codec whose own
+    Stable Diffusion's latents have a deviation of about 5.5, which its scaling factor takes to 1. A VAE whose own
     deviation is 1 would hide every place that forgets the factor.
     """
     vae.quant_conv.weight[:4] *= factor
