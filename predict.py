@@ -54,11 +54,13 @@ def main(argv: list[str] | None = None) -> int:
             "predict.py writes one page and runs in one process; inference_sd_single.py shares images out"
         )
     predictor = Predictor(loras, **wanted(args, state.device))
-    page = Page(inputs.pictures, args.colours, args.center_crop)
-    failed = predict_all(inputs.pictures, state, predictor, args.output_dir, args.npy, page.add)
+    page = Page(inputs.pictures, args.colours, args.output, args.center_crop)
+    failed = predict_all(inputs.pictures, state, predictor, args.output_dir, args.output, page.add)
     path = page.write(args.output_dir, predictor.jobs)
 
     note(f"{len(inputs.pictures) - len(failed)} of {len(inputs.pictures)} images predicted: {args.output_dir}")
+    for line in args.output.said([job.intrinsic for job in predictor.jobs]):
+        note(line)
     if said := inputs.said():
         note(said)
     for line in failed:

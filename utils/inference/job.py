@@ -1,5 +1,6 @@
 """What a LoRA file says of itself, and what its user wants otherwise: task, prompt, base model. Imports no torch."""
 
+import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,6 +42,15 @@ class Job:
     def trained_at(self) -> int:
         """Side of the training images in pixels; the paper's where the file does not say."""
         return self.resolution or 512
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What the files of its maps say of their making. Who reads them need not know where their maker keeps things:
+        of paths the last two parts.
+        """
+        with open(self.lora.path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return {"base": short(self.model), "lora": short(self.name), "lora_sha256": digest}
 
     def far(self, view: View) -> str:
         """A warning, if the network is to see images of another size than the LoRA has learnt; else empty."""
@@ -116,6 +126,11 @@ def find_base(name: str, lora: str) -> str:
         return name
     folders = [parent / name for parent in Path(lora).resolve().parents]
     return next((str(folder) for folder in folders if (folder / "unet").is_dir()), name)
+
+
+def short(name: str) -> str:
+    """The last two parts of a path."""
+    return "/".join(Path(name).parts[-2:])
 
 
 def _from_here(path: Path) -> str:
