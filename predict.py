@@ -23,8 +23,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(description=__doc__)
     add = parser.add_argument
     add("images", nargs="+", type=expand, help="images, or folders with any subfolders")
-    add("--lora", nargs="+", type=expand, help="LoRAs of one base, each of another task: .safetensors, .bin or output "
-        "folders of training scripts (default: the four in miniworld/mini-loras)")  # fmt: skip
+    add("--lora", nargs="+", type=expand, help="LoRAs of one base, each of another task: .safetensors, .bin, output "
+        "folders of training scripts, or hub names (default: the four in miniworld/mini-loras)")  # fmt: skip
     add("--output_dir", type=expand, default="out", help="maps and index.html")
     add("--colours", choices=["opengl", "opencv"], default="opengl", help="of the page's normals: opengl, blue-violet "
         "where a surface faces the viewer, or opencv, the files' own axes")  # fmt: skip

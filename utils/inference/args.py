@@ -20,7 +20,8 @@ def inference_parser(description: str, lora: str, method: str) -> argparse.Argum
     add(
         "--task", choices=list(INTRINSICS), help="what to predict (default: what the LoRA's metadata says, else depth)"
     )
-    add("--lora", type=expand, default=lora, help="LoRA: .safetensors, .bin or the output folder of a training script")
+    add("--lora", type=expand, default=lora, help="LoRA: .safetensors, .bin, the output folder of a training script, "
+        "or a repository on the hub, owner/name")  # fmt: skip
     add("--input_dir", type=expand, default="./my_dataset", help="a picture, or a folder with any subfolders "
         "(png, jpg, jpeg, webp, bmp, tif)")  # fmt: skip
     add("--output_dir", type=expand, default="./output", help="maps go to <output_dir>/<task>/predicted/, in "

@@ -9,6 +9,8 @@ from utils.inference.inputs import nearest
 from utils.inference.view import View
 from utils.intrinsics import DEPTH, INTRINSICS, Intrinsic
 from utils.lora import SAFETENSORS, LoraFile, read_lora
+from utils.lora.files import NAMES, is_on_hub
+from utils.system.repositories import require
 
 SCRIPTS = {"single-step": "inference_sd_single.py", "augunet": "inference_augunet.py"}
 BASES = {"single-step": "runwayml/stable-diffusion-v1-5", "augunet": "stabilityai/stable-diffusion-2-1"}  # the paper's
@@ -104,8 +106,13 @@ def describe(
 
 
 def check_lora(path: str | Path, default: str | None = None) -> None:
-    """InputError for a --lora that does not exist, with the nearest name, or with the LoRAs that there are."""
+    """InputError for a --lora that neither exists nor is to be had from the hub, with the nearest name, or with the
+    LoRAs that there are.
+    """
     if Path(path).exists():
+        return
+    if is_on_hub(path) and path != default:
+        require(str(path), files=NAMES)
         return
     if default is not None and Path(path) == Path(default):
         shipped = sorted(folder.name for folder in SHIPPED.glob("*") if (folder / SAFETENSORS).is_file())
