@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
         ensemble_size=args.ensemble_size,
         seed=args.seed,
     )
-    failed = predict_all(mine, state, predictor, args.output_dir, args.npy)
+    failed = predict_all(mine, state, predictor, args.output_dir, args.output)
     return report(args, predictor.jobs, inputs, failed)
 
 

@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
 
     mine, state = share_out(inputs, args.device)
     predictor = Predictor(**wanted_of_one(args, state.device), timestep=args.timestep)
-    failed = predict_all(mine, state, predictor, args.output_dir, args.npy)
+    failed = predict_all(mine, state, predictor, args.output_dir, args.output)
     return report(args, predictor.jobs, inputs, failed)
 
 

@@ -23,8 +23,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(description=__doc__)
     add = parser.add_argument
     add("images", nargs="+", type=expand, help="images, or folders with any subfolders")
-    add("--lora", nargs="+", type=expand, help="LoRAs of one base, each of another task: .safetensors, .bin or output "
-        "folders of training scripts (default: the four in miniworld/mini-loras)")  # fmt: skip
+    add("--lora", nargs="+", type=expand, help="LoRAs of one base, each of another task: .safetensors, .bin, output "
+        "folders of training scripts, or hub names (default: the four in miniworld/mini-loras)")  # fmt: skip
     add("--output_dir", type=expand, default="out", help="maps and index.html")
     add("--colours", choices=["opengl", "opencv"], default="opengl", help="of the page's normals: opengl, blue-violet "
         "where a surface faces the viewer, or opencv, the files' own axes")  # fmt: skip
@@ -54,11 +54,13 @@ def main(argv: list[str] | None = None) -> int:
             "predict.py writes one page and runs in one process; inference_sd_single.py shares images out"
         )
     predictor = Predictor(loras, **wanted(args, state.device))
-    page = Page(inputs.pictures, args.colours, args.center_crop)
-    failed = predict_all(inputs.pictures, state, predictor, args.output_dir, args.npy, page.add)
+    page = Page(inputs.pictures, args.colours, args.output, args.center_crop)
+    failed = predict_all(inputs.pictures, state, predictor, args.output_dir, args.output, page.add)
     path = page.write(args.output_dir, predictor.jobs)
 
     note(f"{len(inputs.pictures) - len(failed)} of {len(inputs.pictures)} images predicted: {args.output_dir}")
+    for line in args.output.said([job.intrinsic for job in predictor.jobs]):
+        note(line)
     if said := inputs.said():
         note(said)
     for line in failed:

@@ -28,6 +28,7 @@ from PIL import Image
 from benchmarks.models import models, prompt_tokens
 from benchmarks.side_by_side import DTYPES, compare, parser_of
 from utils.inference.engine import Adapter, Engine
+from utils.inference.output import Output
 from utils.inference.run import predict_all
 from utils.inference.view import View
 from utils.intrinsics import NORMAL
@@ -79,7 +80,7 @@ def our_pass(args: argparse.Namespace, device: str) -> Callable[[], None]:
 
     def predict_folder() -> None:
         mine = {file: file.name for file in files}
-        predict_all(mine, PartialState(cpu=device == "cpu"), engine, out, with_npy=False)
+        predict_all(mine, PartialState(cpu=device == "cpu"), engine, out, Output())
 
     return predict_folder
 

@@ -8,7 +8,9 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from dataloaders.diode import Diode
-from utils.inference.run import write
+from utils.inference.output import Output
+from utils.inference.prediction import Prediction
+from utils.inference.write import write
 from utils.intrinsics import Intrinsic
 from utils.latents import mode
 from utils.lora import add_lora, save_lora
@@ -58,4 +60,5 @@ def write_maps(maps: dict[str, Tensor], intrinsic: Intrinsic, folder: Path) -> N
     target = folder / intrinsic.name / "predicted"
     target.mkdir(parents=True)
     for stem, prediction in maps.items():
-        write(prediction, intrinsic, target / f"{Path(stem).name}_{intrinsic.name}.png", with_npy=True)
+        path = target / f"{Path(stem).name}_{intrinsic.name}.png"
+        write(Prediction(intrinsic, prediction), path, Output(("png", "npy")))

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from utils.errors import InputError
-from utils.hub.names import nearest_folder, require, resolve
+from utils.hub.names import resolve
+from utils.system.repositories import nearest_folder, require
 
 Component = TypeVar(
     "Component", bound=CLIPTokenizer | CLIPTextModel | AutoencoderKL | UNet2DConditionModel | DDIMScheduler

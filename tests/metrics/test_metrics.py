@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from utils.evaluation import aggregation
-from utils.maps.conventions import FRAMES, convert_frame, normal_valid, to_linear, to_srgb, unit_vectors
+from utils.maps.conventions import FRAMES, convert_frame, normal_valid, to_frame, to_linear, to_srgb, unit_vectors
 from utils.metrics.colour import albedo_metrics, local_mse, ssim, whdr
 from utils.metrics.depth import align_depth, align_scale_shift, depth_metrics
 from utils.metrics.normals import angular_error, normal_metrics
@@ -364,15 +364,17 @@ def test_whdr_errors():
 
 
 def test_frames():
-    wall = {"opencv": [0, 0, -1], "opengl": [0, 0, 1], "dsine": [0, 0, 1]}  # a wall that faces the camera
-    floor = {"opencv": [0, -1, 0], "opengl": [0, 1, 0], "dsine": [0, 1, 0]}
-    left_wall = {"opencv": [1, 0, 0], "opengl": [1, 0, 0], "dsine": [-1, 0, 0]}  # it faces right
+    frames = ("opencv", "opengl", "dsine", "directx", "blender")
+    wall = dict(zip(frames, ([0, 0, -1], [0, 0, 1], [0, 0, 1], [0, 0, 1], [0, -1, 0])))  # it faces the camera
+    floor = dict(zip(frames, ([0, -1, 0], [0, 1, 0], [0, 1, 0], [0, -1, 0], [0, 0, 1])))
+    left_wall = dict(zip(frames, ([1, 0, 0], [1, 0, 0], [-1, 0, 0], [1, 0, 0], [1, 0, 0])))  # it faces right
     for surface in (wall, floor, left_wall):
         for frame, normal in surface.items():
             assert convert_frame(np.array(normal), frame).tolist() == surface["opencv"]
+            assert to_frame(np.array(surface["opencv"]), frame).tolist() == normal
     normals = random_normals(10)
     for frame in FRAMES:
-        np.testing.assert_array_equal(convert_frame(convert_frame(normals, frame), frame), normals)
+        np.testing.assert_array_equal(to_frame(convert_frame(normals, frame), frame), normals)
 
 
 def test_depth_crops():

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from utils.errors import InputError
 from utils.intrinsics import INTRINSICS
 from utils.maps.diode_names import SCENE_TYPES, sample_of
+from utils.maps.files import SIXTEEN
 
 MASK_SUFFIXES = ("_depth_mask", "_mask")
 
@@ -25,9 +26,10 @@ class Pair(NamedTuple):
 def find_maps(folder: Path, task: str, what: str, by_stem: bool = False) -> tuple[dict[str, Path], int]:
     """({name: file} of the task's maps under `folder`, how many names had both .npy and .png).
 
-    name: path relative to `folder`, in posix form, without `_<task>` and `_pred`. Masks and maps of other tasks are
-    passed over, and so is a bare `x.png` beside `x_depth.npy` when depth is not the task: that is the photograph. Of
-    several files with one name the most explicit wins: `_<task>` before none, then .npy before .png.
+    name: path relative to `folder`, in posix form, without `_<task>` and `_pred`. Masks, maps of other tasks and
+    16-bit copies are passed over, and so is a bare `x.png` beside `x_depth.npy` when depth is not the task: that is
+    the photograph. Of several files with one name the most explicit wins: `_<task>` before none, then .npy before
+    .png.
     by_stem: names are the stems alone, without folders.
     Raises InputError when there is no folder or no map in it.
     """
@@ -36,7 +38,7 @@ def find_maps(folder: Path, task: str, what: str, by_stem: bool = False) -> tupl
     ranked: dict[str, list[tuple[bool, bool, Path]]] = {}
     elsewhere = set()  # names that maps of other tasks go by
     for path in sorted(folder.rglob("*")):
-        if path.suffix not in (".npy", ".png") or path.stem.endswith(MASK_SUFFIXES):
+        if path.suffix not in (".npy", ".png") or path.stem.endswith((*MASK_SUFFIXES, SIXTEEN)):
             continue
         stem = path.stem.removesuffix("_pred")
         other = next((other for other in INTRINSICS if other != task and stem.endswith(f"_{other}")), None)

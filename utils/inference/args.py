@@ -7,6 +7,7 @@ from utils.cli import Parser, expand
 from utils.errors import InputError
 from utils.inference.inputs import Inputs, find_inputs, output_names
 from utils.inference.job import BASES, check_lora
+from utils.inference.output import output_flags, output_of
 from utils.inference.view import View
 from utils.intrinsics import INTRINSICS
 
@@ -19,7 +20,8 @@ def inference_parser(description: str, lora: str, method: str) -> argparse.Argum
     add(
         "--task", choices=list(INTRINSICS), help="what to predict (default: what the LoRA's metadata says, else depth)"
     )
-    add("--lora", type=expand, default=lora, help="LoRA: .safetensors, .bin or the output folder of a training script")
+    add("--lora", type=expand, default=lora, help="LoRA: .safetensors, .bin, the output folder of a training script, "
+        "or a repository on the hub, owner/name")  # fmt: skip
     add("--input_dir", type=expand, default="./my_dataset", help="a picture, or a folder with any subfolders "
         "(png, jpg, jpeg, webp, bmp, tif)")  # fmt: skip
     add("--output_dir", type=expand, default="./output", help="maps go to <output_dir>/<task>/predicted/, in "
@@ -38,12 +40,11 @@ def model_flags(parser: argparse.ArgumentParser, base: str) -> None:
     add("--revision", help="branch, tag or commit of the hub model")
     add("--batch_size", type=int, default=1, help="images per UNet pass; other sizes than 1 may differ from it by "
         "one grey level (rounding)")  # fmt: skip
-    add("--npy", action="store_true", help="also write float32 maps: unit normals (H,W,3) with x right, y down, z "
-        "forward; depth (H,W), near = large; albedo, shading (H,W,3), sRGB-coded, about [0,1]")  # fmt: skip
     add("--dtype", choices=["fp32", "fp16", "bf16"], default="fp32", help="of the computation")
     add("--compile", action="store_true", help="torch.compile the UNet; for many images: the first ones take a "
         "minute or so")  # fmt: skip
     add("--device", help="such as cuda:1 or cpu (default: a GPU if there is one)")
+    output_flags(parser)
 
 
 def view_flags(parser: argparse.ArgumentParser) -> None:
@@ -83,7 +84,7 @@ def check(args: argparse.Namespace, at_least_one: tuple[str, ...] = ("batch_size
     for name in at_least_one:
         if getattr(args, name) < 1:
             raise InputError(f"--{name}={getattr(args, name)}: must be at least 1")
-    args.view = view_of(args)
+    args.view, args.output = view_of(args), output_of(args)
     return args
 
 

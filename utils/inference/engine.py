@@ -1,6 +1,6 @@
 """Images through a frozen base and one or several LoRAs: batches, mirrored passes, tiles, ensembles."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -17,6 +17,7 @@ from utils.inference.view import View
 from utils.intrinsics import Intrinsic
 from utils.latents import mode
 from utils.maps.images import Crop
+from utils.maps.pictures import to_uint8
 from utils.noise import gaussian, noise_of
 from utils.objectives import AugUNet, SingleStep, decode
 
@@ -29,7 +30,7 @@ class Adapter:
     """One LoRA on the base: what it predicts and how, and the side in pixels of its training images.
 
     weights: the UNet's layers with the LoRA added, by module name, and conv_in, where the base serves several LoRAs;
-    where there is one, it is in the UNet.
+    where there is one, it is in the UNet. facts: as `Prediction` has them.
     """
 
     intrinsic: Intrinsic
@@ -37,14 +38,22 @@ class Adapter:
     trained_at: int
     weights: dict[str, Tensor] = field(default_factory=dict, repr=False)
     conv_in: nn.Conv2d | None = None
+    facts: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """An image as the network takes it, (3,H,W) in [-1,1], and how its maps are brought back."""
+    """An image as the network takes it, (3,H,W) in [-1,1], how its maps are brought back, and the RGB image itself."""
 
     rgb: Tensor
     canvas: Canvas | Crop
+    image: Image.Image
+
+    def shown(self, shape: tuple[int, int]) -> Image.Image:
+        """What a map of `shape` (height, width) is a map of, at its size."""
+        if isinstance(self.canvas, Crop):
+            return Image.fromarray(to_uint8(self.rgb))
+        return self.image if self.image.size == shape[::-1] else self.image.resize(shape[::-1])
 
 
 class Engine:
@@ -90,7 +99,7 @@ class Engine:
             canvas = Crop.of(width, height, self.resolution or self.trained_at)
         else:
             canvas = Canvas.of((height, width), self.resolution, self.multiple, self.view.wrap)
-        return Prepared(canvas.picture(image), canvas)
+        return Prepared(canvas.picture(image), canvas, image)
 
     @torch.inference_mode()
     def predict(self, images: Sequence[Prepared], names: Sequence[str]) -> list[dict[str, Prediction]]:
@@ -100,7 +109,7 @@ class Engine:
             rgb = torch.stack([images[i].rgb for i in group])
             for name, (maps, uncertainties) in self._members(rgb, [names[i] for i in group]).items():
                 for i, one, uncertainty in zip(group, maps, uncertainties, strict=True):
-                    found[i][name] = self._back(images[i].canvas, self._intrinsic(name), one, uncertainty)
+                    found[i][name] = self._back(images[i].canvas, self._adapter(name), one, uncertainty)
         return [{adapter.intrinsic.name: maps[adapter.intrinsic.name] for adapter in self.adapters} for maps in found]
 
     def _groups(self, images: Sequence[Prepared]) -> Iterator[list[int]]:
@@ -113,15 +122,13 @@ class Engine:
             for first in range(0, len(indices), size):
                 yield indices[first : first + size]
 
-    def _back(
-        self, canvas: Canvas | Crop, intrinsic: Intrinsic, one: Tensor, uncertainty: Tensor | None
-    ) -> Prediction:
+    def _back(self, canvas: Canvas | Crop, adapter: Adapter, one: Tensor, uncertainty: Tensor | None) -> Prediction:
         if isinstance(canvas, Crop):
-            return Prediction(intrinsic, one, uncertainty)
+            return Prediction(adapter.intrinsic, one, uncertainty, adapter.facts)
         to_own = self.view.output_size == "input"
         if uncertainty is not None:
             uncertainty = canvas.uncertainty_back(uncertainty, to_own)
-        return Prediction(intrinsic, canvas.back(one, intrinsic, to_own), uncertainty)
+        return Prediction(adapter.intrinsic, canvas.back(one, adapter.intrinsic, to_own), uncertainty, adapter.facts)
 
     def _members(
         self, rgb: Tensor, names: Sequence[str]
@@ -244,4 +251,7 @@ class Engine:
         self._active = adapter
 
     def _intrinsic(self, name: str) -> Intrinsic:
-        return next(adapter.intrinsic for adapter in self.adapters if adapter.intrinsic.name == name)
+        return self._adapter(name).intrinsic
+
+    def _adapter(self, name: str) -> Adapter:
+        return next(adapter for adapter in self.adapters if adapter.intrinsic.name == name)

@@ -1,5 +1,6 @@
 """What a LoRA file says of itself, and what its user wants otherwise: task, prompt, base model. Imports no torch."""
 
+import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -8,6 +9,8 @@ from utils.inference.inputs import nearest
 from utils.inference.view import View
 from utils.intrinsics import DEPTH, INTRINSICS, Intrinsic
 from utils.lora import SAFETENSORS, LoraFile, read_lora
+from utils.lora.files import NAMES, is_on_hub
+from utils.system.repositories import require
 
 SCRIPTS = {"single-step": "inference_sd_single.py", "augunet": "inference_augunet.py"}
 BASES = {"single-step": "runwayml/stable-diffusion-v1-5", "augunet": "stabilityai/stable-diffusion-2-1"}  # the paper's
@@ -41,6 +44,15 @@ class Job:
     def trained_at(self) -> int:
         """Side of the training images in pixels; the paper's where the file does not say."""
         return self.resolution or 512
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What the files of its maps say of their making. Who reads them need not know where their maker keeps things:
+        of paths the last two parts.
+        """
+        with open(self.lora.path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return {"base": short(self.model), "lora": short(self.name), "lora_sha256": digest}
 
     def far(self, view: View) -> str:
         """A warning, if the network is to see images of another size than the LoRA has learnt; else empty."""
@@ -94,8 +106,13 @@ def describe(
 
 
 def check_lora(path: str | Path, default: str | None = None) -> None:
-    """InputError for a --lora that does not exist, with the nearest name, or with the LoRAs that there are."""
+    """InputError for a --lora that neither exists nor is to be had from the hub, with the nearest name, or with the
+    LoRAs that there are.
+    """
     if Path(path).exists():
+        return
+    if is_on_hub(path) and path != default:
+        require(str(path), files=NAMES)
         return
     if default is not None and Path(path) == Path(default):
         shipped = sorted(folder.name for folder in SHIPPED.glob("*") if (folder / SAFETENSORS).is_file())
@@ -116,6 +133,11 @@ def find_base(name: str, lora: str) -> str:
         return name
     folders = [parent / name for parent in Path(lora).resolve().parents]
     return next((str(folder) for folder in folders if (folder / "unet").is_dir()), name)
+
+
+def short(name: str) -> str:
+    """The last two parts of a path."""
+    return "/".join(Path(name).parts[-2:])
 
 
 def _from_here(path: Path) -> str:

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from utils.inference.job import Job
+from utils.inference.job import Job, short
+from utils.inference.output import Output
 from utils.inference.prediction import Prediction
 from utils.maps.colours import shown
 from utils.maps.images import read_rgb
@@ -18,18 +19,18 @@ from utils.system.atomic import make_folder, replace
 SIDE = 1024  # longest side of a picture in the page, in pixels; the files beside it have them all
 QUALITY = 90
 LEGEND = {
-    "normals": "normals are shown in {} axes; the files hold opencv's: x right, y down, z forward",
+    "normals": "normals are shown in {} axes; the files hold {}",
     "depth": "depth is shown from red, near, to blue, far, and in grey, near white: 2nd to 98th percentile",
 }
 
 
 class Page:
     """The page of a run, filled image by image. names: file -> its title; colours: the frame of normals'
-    colours; square: maps are of the centre square.
+    colours; output: what the files hold; square: maps are of the centre square.
     """
 
-    def __init__(self, names: Mapping[Path, str], colours: str, square: bool = False):
-        self.names, self.colours, self.square = names, colours, square
+    def __init__(self, names: Mapping[Path, str], colours: str, output: Output, square: bool = False):
+        self.names, self.colours, self.output, self.square = names, colours, output, square
         self.sections: list[str] = []
 
     def add(self, path: Path, maps: Mapping[str, Prediction]) -> None:
@@ -49,17 +50,16 @@ class Page:
         """Write index.html into `folder`; its path. Raises InputError where the folder cannot be written."""
         path = Path(folder) / "index.html"
         make_folder(path.parent, "--output_dir")
-        facts = [f"{job.intrinsic.name}: {_short(job.name)}" for job in jobs] + [f"base: {_short(jobs[0].model)}"]
-        facts += [LEGEND[job.intrinsic.kind].format(self.colours) for job in jobs if job.intrinsic.kind in LEGEND]
+        facts = [f"{job.intrinsic.name}: {short(job.name)}" for job in jobs] + [f"base: {short(jobs[0].model)}"]
+        facts += [
+            LEGEND[job.intrinsic.kind].format(self.colours, self.output.convention(job.intrinsic)[1])
+            for job in jobs
+            if job.intrinsic.kind in LEGEND
+        ]
         text = PAGE.replace("FACTS", "".join(f"<p>{escape(fact)}</p>" for fact in facts))
         text = text.replace("BODY", "".join(self.sections))
         replace(path, lambda part: part.write_text(text, encoding="utf-8", errors="backslashreplace"))
         return path
-
-
-def _short(name: str) -> str:
-    """The last two parts of a path: who is shown the page need not know where its maker keeps things."""
-    return "/".join(Path(name).parts[-2:])
 
 
 def _data_uri(picture: Image.Image) -> str:

@@ -1,6 +1,7 @@
 """One map of one image, and what its numbers mean."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from torch import Tensor
@@ -14,12 +15,13 @@ class Prediction:
     """A predicted map, usable as an array: `np.asarray(prediction)` is `prediction.values`.
 
     map: as the network predicts it, (3,H,W) about [-1,1], not clamped. uncertainty: (H,W), of ensembles only; degrees
-    for normals, else units of the map.
+    for normals, else units of the map. facts: of base and LoRA, for the files' metadata.
     """
 
     intrinsic: Intrinsic
     map: Tensor
     uncertainty: Tensor | None = None
+    facts: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @property
     def values(self) -> np.ndarray:

@@ -80,7 +80,7 @@ class Predictor(Engine):
                 known = SingleStep(loaded.vae, loaded.encode_prompt(job.prompt), t)
             weights = {name: weight.to(place, dtype_of(dtype)) for name, weight in weights.items()}
             conv_in = None if conv_in is None else conv_in.to(place, dtype_of(dtype))
-            adapters.append(Adapter(job.intrinsic, known, job.trained_at, weights, conv_in))
+            adapters.append(Adapter(job.intrinsic, known, job.trained_at, weights, conv_in, job.facts))
         touched = {name for adapter in adapters for name in adapter.weights}
         own = {name: loaded.unet.get_submodule(name).weight.data for name in touched}
         sizes = {"batch_size": batch_size, "ensemble_size": ensemble_size, "seed": seed}

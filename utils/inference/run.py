@@ -10,20 +10,19 @@ from pathlib import Path
 
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from utils.errors import InputError, note, warn
 from utils.inference.engine import Engine, Prepared
-from utils.inference.ensemble import uncertainty_picture
 from utils.inference.inputs import Inputs, output_names
 from utils.inference.job import Job
+from utils.inference.output import Output
 from utils.inference.prediction import Prediction
+from utils.inference.write import write_prediction
 from utils.intrinsics import Intrinsic
 from utils.maps.diode_names import diode_root
 from utils.maps.images import read_rgb
-from utils.maps.pictures import prediction_to_uint8, prediction_to_values
-from utils.system.atomic import make_folder, save_npy, save_png
+from utils.system.atomic import make_folder
 from utils.system.processes import start_missing, use_cpu
 
 IO_THREADS = 4
@@ -42,16 +41,18 @@ def predict_all(
     state: PartialState,
     engine: Engine,
     output_dir: str | Path,
-    with_npy: bool,
+    output: Output,
     also: Callable[[Path, dict[str, Prediction]], object] | None = None,
 ) -> list[str]:
     """Predict and write every image of this process; return why images could not be read, those of all processes.
 
     mine: file -> its name, which may have folders in front. Maps go to <output_dir>/<intrinsic>/predicted/,
-    uncertainties to <output_dir>/<intrinsic>/uncertainty/, below the folders of the names. also: called with every
-    file and its maps, in order.
+    uncertainties to <output_dir>/<intrinsic>/uncertainty/, below the folders of the names. output: which files.
+    also: called with every file and its maps, in order. Raises InputError where a file cannot be written, or a mesh
+    is wanted of what is no depth.
     """
     intrinsics = [adapter.intrinsic for adapter in engine.adapters]
+    output.check(intrinsics)
     targets = {intrinsic.name: output_names(mine, intrinsic.name) for intrinsic in intrinsics}
     for name in targets:
         make_folder(Path(output_dir) / name / "predicted", "--output_dir")
@@ -67,11 +68,15 @@ def predict_all(
             if following:
                 reading.append(pool.submit(read_batch, following, engine, failed))
             found = engine.predict(list(batch.values()), [mine[path] for path in batch])
+            images = [
+                one.shown(next(iter(maps.values())).shape) if output.meshes else None
+                for one, maps in zip(batch.values(), found)
+            ]
             wait(writing)
             writing = [
-                pool.submit(write_prediction, maps[name], Path(output_dir) / name, targets[name][path], with_npy)
-                for path, maps in zip(batch, found)
-                for name in targets
+                pool.submit(write_prediction, one, Path(output_dir) / name, targets[name][path], output, image)
+                for path, maps, image in zip(batch, found, images)
+                for name, one in maps.items()
             ]
             if also is not None:
                 for path, maps in zip(batch, found):
@@ -89,6 +94,8 @@ def report(args: argparse.Namespace, jobs: Sequence[Job], inputs: Inputs, failed
     """
     folders, total = [Path(args.output_dir) / job.intrinsic.name / "predicted" for job in jobs], len(inputs.pictures)
     note(f"{total - len(failed)} of {total} images predicted: {', '.join(map(str, folders))}")
+    for line in args.output.said([job.intrinsic for job in jobs]):
+        note(line)
     if said := inputs.said():
         note(said)
     if int(os.environ.get("RANK", 0)) == 0:
@@ -106,11 +113,14 @@ def what_next(args: argparse.Namespace, intrinsic: Intrinsic, folder: Path) -> s
     """The evaluation, where the images are a DIODE tree's with measured values; else where the maps are."""
     source = Path(args.input_dir)
     root = diode_root(source) if source.is_dir() else None
-    if root is not None and intrinsic.kind in ("normals", "depth"):  # what DIODE itself has measured
+    readable = {"png", "npy"} & set(args.output.formats)
+    if root is not None and readable and intrinsic.kind in ("normals", "depth"):  # what DIODE itself has measured
         truth = root.joinpath(intrinsic.truth_folder, *source.resolve().relative_to(root).parts[1:])
         if next(truth.rglob(f"*{intrinsic.suffix}"), None):
             words = ["--task", intrinsic.name, "--pred_dir", str(folder), "--gt_dir", str(truth)]
-            return f"python evaluate.py {shlex.join(words)}" + (" --center_crop" if args.center_crop else "")
+            words += ["--center_crop"] if args.center_crop else []
+            words += ["--pred_frame", args.output.frame] if args.output.frame != "opencv" else []
+            return f"python evaluate.py {shlex.join(words)}"
     return f"open {folder}"
 
 
@@ -129,25 +139,3 @@ def read_batch(files: list[Path], engine: Engine, failed: list[str]) -> dict[Pat
         except InputError as error:
             failed.append(str(error))
     return batch
-
-
-def write_prediction(prediction: Prediction, folder: Path, name: str, with_npy: bool) -> None:
-    """Write one map to `folder`/predicted/`name`, and its uncertainty, if it has one, to `folder`/uncertainty/."""
-    write(prediction.map, prediction.intrinsic, folder / "predicted" / name, with_npy)
-    if prediction.uncertainty is not None:
-        write_uncertainty(prediction.uncertainty, prediction.intrinsic, folder / "uncertainty" / name)
-
-
-def write(prediction: Tensor, intrinsic: Intrinsic, path: Path, with_npy: bool) -> None:
-    """Write one map (3,H,W) as the released script does, and as float32 .npy where wanted; each file atomically."""
-    make_folder(path.parent, "--output_dir")
-    if with_npy:
-        save_npy(path.with_suffix(".npy"), prediction_to_values(prediction, intrinsic))
-    save_png(path, prediction_to_uint8(prediction, intrinsic))
-
-
-def write_uncertainty(uncertainty: Tensor, intrinsic: Intrinsic, path: Path) -> None:
-    """Write one uncertainty (H,W) as float32 .npy and as a picture of fixed scale (`uncertainty_picture`)."""
-    make_folder(path.parent, "--output_dir")
-    save_npy(path.with_suffix(".npy"), uncertainty.numpy())
-    save_png(path, uncertainty_picture(uncertainty, intrinsic))

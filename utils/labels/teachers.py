@@ -22,9 +22,9 @@ from torch import Generator
 from torch.nn.functional import interpolate
 
 from utils.errors import InputError
-from utils.hub.names import require
 from utils.labels.teacher import Teacher, about, accept, depth_said
 from utils.maps.conventions import convert_frame, to_srgb
+from utils.system.repositories import require
 
 NAMED = {  # (task, --teacher) -> hub name
     ("depth", "zoedepth"): "Intel/zoedepth-nyu-kitti",

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from utils.errors import InputError
+from utils.system.repositories import download, looks_like_one
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 SAFETENSORS, BIN = "pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin"
+NAMES = (SAFETENSORS, BIN, "pytorch_model.bin")  # in a folder the first of them is the LoRA
 CONV_IN = "conv_in.safetensors"  # beside them, where the UNet's conv_in is not the base model's own
 _NUMPY = {  # safetensors' names of types -> numpy's and torch's; bf16, which numpy lacks, is read as the bits it has
     "F64": ("<f8", "float64"), "F32": ("<f4", "float32"), "F16": ("<f2", "float16"), "BF16": ("<u2", "bfloat16"),
@@ -30,7 +32,8 @@ class LoraFile(NamedTuple):
 
 
 def read_lora(path: str | Path) -> LoraFile:
-    """Read a .safetensors file, a .bin file, or the one in a folder, as torch tensors on the CPU.
+    """Read a .safetensors file, a .bin file, or the one in a folder or in the hub's repository `owner/name`, as torch
+    tensors on the CPU.
 
     Pickles are only read with `weights_only=True`, so a file that would run code is refused.
     """
@@ -75,11 +78,18 @@ def read_arrays(path: str | Path) -> tuple[LoraFile, dict[str, str]]:
     return LoraFile(state, metadata, name), types
 
 
+def is_on_hub(name: str | Path) -> bool:
+    """Whether a LoRA of that name is to be looked for on the hub: owner/name, and nothing here is called like it."""
+    path = Path(name)
+    local = path.exists() or path.parent.is_dir() or path.suffix in (".safetensors", ".bin")
+    return not local and looks_like_one(str(name))
+
+
 def _find(path: str | Path) -> Path:
-    """The LoRA file that `path` is, or that lies in the folder `path`."""
-    path = Path(path)
+    """The LoRA file that `path` is, that lies in the folder `path`, or in the hub's repository of that name."""
+    path = download(str(path), (*NAMES, CONV_IN)) if is_on_hub(path) else Path(path)
     if path.is_dir():
-        found = [path / name for name in (SAFETENSORS, BIN, "pytorch_model.bin") if (path / name).is_file()]
+        found = [path / name for name in NAMES if (path / name).is_file()]
         if not found:
             raise InputError(f"{path}: holds neither {SAFETENSORS} nor {BIN}")
         path = found[0]

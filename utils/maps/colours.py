@@ -3,7 +3,7 @@
 import numpy as np
 
 from utils.intrinsics import Intrinsic
-from utils.maps.conventions import convert_frame
+from utils.maps.conventions import to_frame
 
 # ColorBrewer's Spectral (C. Brewer, colorbrewer2.org, Apache 2.0): red, yellow, blue
 SPECTRAL = (
@@ -18,7 +18,7 @@ def shown(values: np.ndarray, intrinsic: Intrinsic, frame: str = "opengl") -> di
     faces the viewer, or opencv, the files' own axes.
     """
     if intrinsic.kind == "normals":
-        return {intrinsic.name: to_byte(convert_frame(values, frame) / 2 + 0.5)}
+        return {intrinsic.name: to_byte(to_frame(values, frame) / 2 + 0.5)}
     if intrinsic.kind == "depth":
         near = stretched(values)
         return {intrinsic.name: spectral(1 - near), f"{intrinsic.name}, grey": to_byte(_three(near))}

@@ -36,9 +36,24 @@ def normal_valid(gt, mask=None) -> np.ndarray:
 
 
 def convert_frame(normals: np.ndarray, frame: str) -> np.ndarray:
-    """Normals (..., 3) of `frame` in opencv axes (or back: the signs are their own inverse)."""
-    signs = FRAMES[frame]
-    return normals if signs == (1, 1, 1) else normals * np.array(signs, dtype=normals.dtype)
+    """Normals (..., 3) of `frame` in opencv axes; `to_frame` is the inverse."""
+    order, signs = _axes(frame)
+    if (order, signs) == ([0, 1, 2], [1, 1, 1]):
+        return normals
+    return normals[..., order] * np.array(signs, dtype=normals.dtype)
+
+
+def to_frame(normals: np.ndarray, frame: str) -> np.ndarray:
+    """Normals (..., 3) in opencv axes, in the axes of `frame`."""
+    order, signs = _axes(frame)
+    found = np.empty_like(normals)
+    found[..., order] = normals * np.array(signs, dtype=normals.dtype)
+    return found
+
+
+def _axes(frame: str) -> tuple[list[int], list[int]]:
+    """For each axis of opencv: its index in `frame`, and its sign."""
+    return [abs(axis) - 1 for axis in FRAMES[frame]], [1 if axis > 0 else -1 for axis in FRAMES[frame]]
 
 
 def to_linear(srgb: np.ndarray) -> np.ndarray:

@@ -5,12 +5,13 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TextIO
 
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from utils.errors import InputError
 
@@ -59,15 +60,26 @@ def save_npy(path: Path, values: np.ndarray) -> None:
     """Write an array atomically. Raises InputError where it cannot be written."""
     buffer = io.BytesIO()
     np.save(buffer, values)
-    _save(path, lambda part: part.write_bytes(buffer.getvalue()))
+    save_bytes(path, buffer.getvalue())
 
 
-def save_png(path: Path, pixels: np.ndarray) -> None:
-    """Write uint8 pixels (H,W) or (H,W,3) atomically. Raises InputError where they cannot be written."""
-    _save(path, lambda part: Image.fromarray(pixels).save(part, "PNG"))
+def save_png(path: Path, pixels: np.ndarray, text: Mapping[str, str] | None = None) -> None:
+    """Write uint8 pixels (H,W) or (H,W,3) atomically. text: of its tEXt chunks. Raises InputError where they cannot
+    be written.
+    """
+    chunks = PngInfo()
+    for key, value in (text or {}).items():
+        chunks.add_text(key, value)
+    save(path, lambda part: Image.fromarray(pixels).save(part, "PNG", pnginfo=chunks))
 
 
-def _save(path: Path, write: Callable[[Path], object]) -> None:
+def save_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically. Raises InputError where it cannot be written."""
+    save(path, lambda part: part.write_bytes(content))
+
+
+def save(path: Path, write: Callable[[Path], object]) -> None:
+    """`replace` for a file that a user has asked for. Raises InputError where it cannot be written."""
     try:
         replace(path, write)
     except OSError as error:
