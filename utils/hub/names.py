@@ -10,6 +10,7 @@ from pathlib import Path
 
 from utils.cli import did_you_mean
 from utils.errors import InputError, note, one_line
+from utils.single_file.reading import check_file, is_single_file
 from utils.system.network import connection_error
 
 SUCCESSORS = {  # hub names that are gone, and where the same weights live on
@@ -83,6 +84,8 @@ def resolve(name: str) -> str:
 
 
 def check_base(name: str, revision: str | None = None) -> None:
-    """Refuse, before anything heavy is imported, a base model that is neither a folder nor to be had from the hub."""
-    if not Path(name).exists() and name.count("/") == 1 and not name.startswith((".", "/")):
+    """Refuse, before anything heavy is imported, a base model that is no checkpoint, no folder, nor on the hub."""
+    if is_single_file(name):
+        check_file(Path(name))
+    elif not Path(name).exists() and name.count("/") == 1 and not name.startswith((".", "/")):
         require(SUCCESSORS.get(name, name), revision)

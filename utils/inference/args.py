@@ -33,8 +33,8 @@ def inference_parser(description: str, lora: str, method: str) -> argparse.Argum
 def model_flags(parser: argparse.ArgumentParser, base: str) -> None:
     """Base model and computation. base: what stands in for a LoRA's silence, in the help."""
     add = parser.add_argument
-    add("--pretrained_model_name_or_path", type=expand, help="Stable Diffusion: local folder or hub name (default: "
-        f"the one the LoRA was made for, else {base})")  # fmt: skip
+    add("--pretrained_model_name_or_path", type=expand, help="Stable Diffusion: local folder, hub name, or one "
+        f".safetensors or .ckpt file (default: the one the LoRA was made for, else {base})")  # fmt: skip
     add("--revision", help="branch, tag or commit of the hub model")
     add("--batch_size", type=int, default=1, help="images per UNet pass; other sizes than 1 may differ from it by "
         "one grey level (rounding)")  # fmt: skip
