@@ -2,7 +2,8 @@
 # make demo: the whole way from rendered scenes to predicted normals, in minutes, with no GPU and no downloaded model
 # make demo-all: the same for all four intrinsics, in a single step and by diffusion
 # make test: the tests
-# make interop: LoRA files through diffusers of 2023 to today; writes the table in docs/lora_formats.md
+# make interop: LoRA files through diffusers of 2023 to today, writes the table in docs/lora_formats.md; full-size bases
+#   in one file
 PYTHON ?= python3
 PY := .venv/bin/python
 
@@ -29,6 +30,7 @@ check: .venv/installed
 
 interop: .venv/installed
 	$(PY) -m interop.run
+	$(PY) -m interop.full_size
 
 .venv/installed: requirements.txt requirements-dev.txt constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

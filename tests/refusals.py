@@ -6,7 +6,7 @@ import re
 import signal
 from pathlib import Path
 
-from helpers import SCRIPTS, run_here
+from helpers import ROOT, SCRIPTS, run_here
 
 from dataloaders.diode import Diode
 from utils.errors import run
@@ -14,7 +14,8 @@ from utils.intrinsics import DEPTH, NORMAL
 
 SECONDS = 60  # for one case, on a busy machine
 SCRIPT = next(iter(SCRIPTS))
-NEEDED = ["--pretrained_model_name_or_path", "x", "--train_data_dir", "y", "--pseudo_root", "z", "--output_dir"]
+NEEDED = ["--pretrained_model_name_or_path", str(ROOT / "miniworld" / "mini-sd")]
+NEEDED += ["--train_data_dir", "y", "--pseudo_root", "z", "--output_dir"]
 
 
 class Hang(BaseException):

@@ -4,6 +4,8 @@ import shutil
 
 import pytest
 import torch
+from helpers import ROOT
+from safetensors import safe_open
 
 from miniworld.pretraining.random_sd import build_tokenizer, build_unet
 from utils.errors import InputError
@@ -32,6 +34,14 @@ def test_words_are_tokens():
     tokenizer = build_tokenizer()
     assert len(tokenizer("surface normal").input_ids) == 4  # start, two words, end
     assert len(tokenizer("xyzzy").input_ids) == 7  # unknown words fall apart into letters
+
+
+def test_text_encoders_are_saved_under_keys_that_every_version_reads(bases):
+    """transformers 4.46 to 4.57 want the prefix; 5 writes none and reads both. The shipped folder has it too."""
+    for folder in (bases["sd15"], ROOT / "miniworld" / "mini-sd"):
+        with safe_open(folder / "text_encoder" / "model.safetensors", framework="np") as file:
+            assert all(key.startswith("text_model.") for key in file.keys())  # noqa: SIM118
+        assert load_base(str(folder)).text_encoder.config.hidden_size == 64
 
 
 def test_widening_keeps_the_base_and_takes_the_donors_image_channels(bases):

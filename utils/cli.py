@@ -69,6 +69,23 @@ def did_you_mean(word: str, known: list[str]) -> str:
     return f", did you mean {found[0]}?" if found else ""
 
 
+def nearest(path: str | Path) -> str:
+    """For a path that does not exist: ", did you mean ...?" with the one on disk whose name is nearest in its first
+    wrong part; else nothing.
+    """
+    typed = Path(path)
+    here = next((parent for parent in typed.parents if parent.is_dir()), None)
+    if here is None:
+        return ""
+    wrong, *rest = typed.relative_to(here).parts
+    try:
+        names = [entry.name for entry in here.iterdir() if entry.joinpath(*rest).exists()]
+    except OSError:
+        return ""
+    found = difflib.get_close_matches(wrong, names, n=1, cutoff=0.6)
+    return f", did you mean {here.joinpath(found[0], *rest)}?" if found else ""
+
+
 def path_flag(text: str) -> Path:
     """A path flag's value; a ~ that the shell has not expanded is the home folder."""
     return Path(text).expanduser()

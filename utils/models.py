@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
@@ -10,19 +9,17 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from utils.errors import InputError
+from utils.hub.components import load_component
 from utils.hub.names import resolve
-from utils.system.repositories import nearest_folder, require
+from utils.single_file.parts import load_conv_in, load_parts
+from utils.single_file.reading import is_single_file
 
-Component = TypeVar(
-    "Component", bound=CLIPTokenizer | CLIPTextModel | AutoencoderKL | UNet2DConditionModel | DDIMScheduler
-)
-
-COMPONENTS = {  # subfolder -> a file that it must hold
-    "tokenizer": "vocab.json",
-    "text_encoder": "config.json",
-    "vae": "config.json",
-    "unet": "config.json",
-    "scheduler": "scheduler_config.json",
+KINDS = {
+    "tokenizer": CLIPTokenizer,
+    "text_encoder": CLIPTextModel,
+    "vae": AutoencoderKL,
+    "unet": UNet2DConditionModel,
+    "scheduler": DDIMScheduler,
 }
 
 
@@ -30,8 +27,8 @@ COMPONENTS = {  # subfolder -> a file that it must hold
 class Base:
     """A Stable Diffusion, all parts frozen and in eval mode.
 
-    name: hub name, or absolute path of the folder; revision: of the hub model. scheduler: carries the training noise
-    schedule.
+    name: hub name, or absolute path of the folder or file; revision: of the hub model. scheduler: carries the
+    training noise schedule.
     """
 
     name: str
@@ -73,61 +70,29 @@ class Base:
 
 
 def load_base(name: str, revision: str | None = None) -> Base:
-    """Load a Stable Diffusion from a local folder or the hub, in fp32 on the CPU.
+    """Load a Stable Diffusion from a local folder, a .safetensors or .ckpt file, or the hub, in fp32 on the CPU.
 
     Raises:
-        InputError: a component is missing or unreadable; the message names the folder and what was expected in it.
+        InputError: a component is missing or unreadable; the message names folder or file and what was expected in it.
     """
     name = resolve(name)
-    kinds = {
-        "tokenizer": CLIPTokenizer,
-        "text_encoder": CLIPTextModel,
-        "vae": AutoencoderKL,
-        "unet": UNet2DConditionModel,
-        "scheduler": DDIMScheduler,
-    }
-    parts = {component: load_component(kind, name, component, revision) for component, kind in kinds.items()}
+    if is_single_file(name):
+        parts = load_parts(Path(name))
+    else:
+        parts = {component: load_component(kind, name, component, revision) for component, kind in KINDS.items()}
     if parts["unet"].config.in_channels != parts["unet"].config.out_channels:
         raise InputError(
             f"{name}: its UNet reads {parts['unet'].config.in_channels} channels; a text-to-image base reads 4"
         )
     for component in ("text_encoder", "vae", "unet"):
         parts[component].requires_grad_(False).eval().float()  # transformers keeps the file's precision
-    return Base(str(Path(name).resolve()) if Path(name).is_dir() else name, **parts, revision=revision)
-
-
-def load_component(kind: type[Component], name: str, component: str, revision: str | None = None) -> Component:
-    """One part of a model folder or hub repository, e.g. (UNet2DConditionModel, name, "unet")."""
-    folder = Path(name)
-    here = bool(name) and folder.is_dir()
-    if not here and (folder.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1):
-        raise InputError(
-            f"{name}: no such model folder (nor a hub name of the form owner/model){nearest_folder(name)}"
-        )
-    expected = folder / component / COMPONENTS[component]
-    try:
-        complete = not here or expected.is_file() or expected.with_name("tokenizer.json").is_file()
-    except OSError as error:
-        raise InputError(f"{expected}: cannot be read ({error.strerror})") from None
-    if not complete:
-        raise InputError(f"{folder / component}: {COMPONENTS[component]} expected here; is {name} a diffusers folder?")
-    where: dict[str, str | bool | None] = {"subfolder": component, "revision": revision}
-    where |= {} if here else {"local_files_only": require(name, revision)}
-    try:
-        if not issubclass(kind, nn.Module):
-            return kind.from_pretrained(name, **where)
-        part, info = kind.from_pretrained(name, output_loading_info=True, **where)
-        if lost := sorted(info["missing_keys"]):  # the libraries would go on with random numbers in their place
-            raise ValueError(f"{len(lost)} of its weights are not in the file, e.g. {lost[0]}")
-        return part
-    except Exception as error:  # OSError, HTTP errors, SafetensorError, ...: all say that the part is not readable
-        place = folder / component if here else f"{component} of {name} on the hub"
-        hint = "" if here else "; check the name and the network, or pass a local folder"
-        raise InputError(f"{place}: cannot be loaded: {' '.join(str(error).split())[:300]}{hint}") from error
+    return Base(str(Path(name).resolve()) if Path(name).exists() else name, **parts, revision=revision)
 
 
 def load_donor(name: str) -> nn.Conv2d:
-    """InstructPix2Pix's conv_in, from a local folder or the hub."""
+    """InstructPix2Pix's conv_in, from a local folder, a .safetensors or .ckpt file, or the hub."""
+    if is_single_file(name):
+        return load_conv_in(Path(name))
     return load_component(UNet2DConditionModel, resolve(name), "unet").conv_in
 
 

@@ -12,6 +12,7 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionMod
 
 from miniworld.pretraining.generator import Parts, predicts_velocity, quick
 from miniworld.pretraining.random_sd import save_pipeline
+from miniworld.pretraining.text_encoder import save_text_encoder
 from utils.training.args import RECOMMENDED
 
 LEARNING_RATE, TIMESTEP = 4e-3, 400  # of a LoRA's training: see docs/paper_questions.md, question 5
@@ -34,7 +35,7 @@ def save_velocity(folder: Path, generator: Path, parts: Parts, vae: AutoencoderK
     """
     folder.mkdir(parents=True, exist_ok=True)
     deepcopy(parts.unet).half().save_pretrained(folder / "unet")
-    parts.text_encoder.save_pretrained(folder / "text_encoder")
+    save_text_encoder(parts.text_encoder, folder / "text_encoder")
     parts.scheduler.save_pretrained(folder / "scheduler")
     link(folder, generator, SHARED_BY_VELOCITY)
     (folder / "model_index.json").write_text((generator / "model_index.json").read_text())

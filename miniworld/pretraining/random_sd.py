@@ -21,6 +21,7 @@ import transformers
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from miniworld.pretraining.text_encoder import save_text_encoder
 from utils.cli import Parser, path_flag
 from utils.errors import run
 
@@ -151,7 +152,9 @@ def save_pipeline(folder: Path, tokenizer, text_encoder, vae, unet, scheduler) -
         feature_extractor=None,
         requires_safety_checker=False,
     ).save_pretrained(folder)
-    tokenizer.backend_tokenizer.model.save(str(Path(folder, "tokenizer")))  # vocab.json, merges.txt: older readers
+    save_text_encoder(text_encoder, Path(folder, "text_encoder"))
+    if hasattr(tokenizer, "backend_tokenizer"):  # transformers 5: vocab.json and merges.txt too, for older readers
+        tokenizer.backend_tokenizer.model.save(str(Path(folder, "tokenizer")))
 
 
 def save_random_sd(

@@ -61,20 +61,29 @@ def test_a_model_folder_that_is_broken(name, bases, tmp_path):
     refused(lambda: load_base(str(folder)), re.escape(f"{folder / name.split(':')[0]}"))
 
 
-@pytest.mark.parametrize("name", ["file", "none", "./none", "~/none", "a/b/c", "single.safetensors", "C:\\model", ""])
-def test_a_model_name_that_is_none(name, tmp_path, monkeypatch):
+NO_MODELS = {
+    "none": "no such model folder",
+    "./none": "no such model folder",
+    "~/none": "no such model folder",
+    "a/b/c": "no such model folder",
+    "C:\\model": "no such model folder",
+    "": "no such model folder",
+    "file": "not a checkpoint: a base model is a .safetensors or .ckpt file",
+    "single.safetensors": "not a Stable Diffusion checkpoint: none of its 1 keys is known",
+    "empty": "a folder, but no model in diffusers' format; pass one that holds unet/",
+    "part": "a folder, but no model in diffusers' format; pass the checkpoint itself",
+    ".": "a folder, but no model in diffusers' format",
+}
+
+
+@pytest.mark.parametrize("name", NO_MODELS)
+def test_a_name_that_is_no_model(name, bases, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
-    save_file({"a": torch.zeros(1)}, tmp_path / "single.safetensors")
-    refused(lambda: load_base(name), "no such model folder")
-
-
-@pytest.mark.parametrize("name", ["empty", "part", "."])
-def test_a_folder_that_is_no_model(name, bases, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "part").symlink_to(bases["sd15"] / "unet")
-    refused(lambda: load_base(name), "is .* a diffusers folder")
+    save_file({"a": torch.zeros(1)}, tmp_path / "single.safetensors")
+    refused(lambda: load_base(name), NO_MODELS[name])
 
 
 @pytest.mark.parametrize("name", ["owner/model", "owner/Ω"])

@@ -23,7 +23,13 @@ def recipe() -> str:
 
 
 def test_the_recipe_for_your_own_data_runs_as_typed_and_learns(tmp_path):
-    for name in [*ROOT.glob("*.py"), ROOT / "utils", ROOT / "dataloaders", ROOT / "miniworld"]:
+    for name in [
+        *ROOT.glob("*.py"),
+        ROOT / "accelerate.yaml",
+        ROOT / "utils",
+        ROOT / "dataloaders",
+        ROOT / "miniworld",
+    ]:
         (tmp_path / name.name).symlink_to(name)
     env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     done = subprocess.run(

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from utils.cli import nearest
 from utils.errors import InputError
-from utils.inference.inputs import find_inputs, nearest, output_names
+from utils.inference.inputs import find_inputs, output_names
 
 OUT = "nowhere/out"
 
@@ -80,10 +81,10 @@ def test_two_images_that_would_write_one_map_are_refused(tmp_path):
 
 def test_what_is_missing_is_named_with_its_neighbour(tmp_path):
     tree(tmp_path, "photos/clip.mov", "loras/normal/x.bin")
-    with pytest.raises(InputError, match=r"photo: no such folder or picture, did you mean photos\?"):
+    with pytest.raises(InputError, match=r"photo: no such folder or picture, did you mean .*photos\?"):
         find_inputs(tmp_path / "photo", OUT)
     with pytest.raises(InputError, match=r"no pictures .* in this folder; skipped: 1 \.mov"):
         find_inputs(tmp_path / "photos", OUT)
-    assert nearest(tmp_path / "lors" / "normal") == ", did you mean loras?"
-    assert nearest(tmp_path / "loras" / "nromal") == ", did you mean normal?"
+    assert nearest(tmp_path / "lors" / "normal") == f", did you mean {tmp_path / 'loras' / 'normal'}?"
+    assert nearest(tmp_path / "loras" / "nromal") == f", did you mean {tmp_path / 'loras' / 'normal'}?"
     assert nearest(tmp_path / "lors" / "depth") == ""

@@ -117,5 +117,5 @@ def test_mistakes_are_told_before_torch_is_imported(photographs, tmp_path):
         "assert not {{'torch', 'diffusers', 'accelerate'}} & set(sys.modules)\n"
     )
     python("-c", program.format(photographs))
-    with pytest.raises(InputError, match="did you mean photos"):
+    with pytest.raises(InputError, match=r"did you mean .*photos\?"):
         predict.main([f"{photographs}x"])

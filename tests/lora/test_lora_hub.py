@@ -104,5 +104,5 @@ def test_a_mistyped_file_is_never_looked_for_on_the_hub(tmp_path, monkeypatch):
     for name in ("runs/nromal", "loras/x.safetensors", "nromal", "./a", "a/b/c", str(tmp_path / "x")):
         assert not is_on_hub(name)
     assert is_on_hub("someone/normal")
-    with pytest.raises(InputError, match="did you mean normal"):
+    with pytest.raises(InputError, match=r"did you mean runs/normal\?"):
         check_lora("runs/nromal")

@@ -10,7 +10,8 @@ from helpers import ROOT, SCRIPTS
 from utils.errors import InputError
 from utils.training.args import parse, training_parser
 
-NEEDED = ["--pretrained_model_name_or_path", "x", "--train_data_dir", "y", "--pseudo_root", "z"]
+NEEDED = ["--pretrained_model_name_or_path", str(ROOT / "miniworld" / "mini-ip2p")]
+NEEDED += ["--train_data_dir", "y", "--pseudo_root", "z"]
 RELEASED = """pretrained_model_name_or_path revision dataset_name train_data_dir validation_steps max_train_samples
 output_dir seed resolution center_crop train_batch_size num_train_epochs max_train_steps gradient_accumulation_steps
 gradient_checkpointing learning_rate scale_lr lr_scheduler lr_warmup_steps snr_gamma use_8bit_adam allow_tf32

@@ -6,7 +6,9 @@ Imports nothing heavy, so that a command line can refuse a mistyped name at once
 import re
 from pathlib import Path
 
-from utils.errors import note
+from utils.cli import nearest
+from utils.errors import InputError, note
+from utils.single_file.reading import check_file, is_single_file
 from utils.system.repositories import looks_like_one, require
 
 SUCCESSORS = {  # hub names that are gone, and where the same weights live on
@@ -37,6 +39,10 @@ def resolve(name: str) -> str:
 
 
 def check_base(name: str, revision: str | None = None) -> None:
-    """Refuse, before anything heavy is imported, a base model that is neither a folder nor to be had from the hub."""
-    if not Path(name).exists() and looks_like_one(name):
+    """Refuse, before anything heavy is imported, a base model that is no checkpoint, no folder, nor on the hub."""
+    if is_single_file(name):
+        check_file(Path(name))
+    elif not Path(name).is_dir() or not name:
+        if not looks_like_one(name):
+            raise InputError(f"{name}: no such model folder (nor a hub name of the form owner/model){nearest(name)}")
         require(SUCCESSORS.get(name, name), revision)

@@ -5,6 +5,7 @@ from typing import Any
 
 from utils.cli import Parser, expand
 from utils.errors import InputError
+from utils.hub.names import check_base
 from utils.inference.inputs import Inputs, find_inputs, output_names
 from utils.inference.job import BASES, check_lora
 from utils.inference.output import output_flags, output_of
@@ -35,8 +36,8 @@ def inference_parser(description: str, lora: str, method: str) -> argparse.Argum
 def model_flags(parser: argparse.ArgumentParser, base: str) -> None:
     """Base model and computation. base: what stands in for a LoRA's silence, in the help."""
     add = parser.add_argument
-    add("--pretrained_model_name_or_path", type=expand, help="Stable Diffusion: local folder or hub name (default: "
-        f"the one the LoRA was made for, else {base})")  # fmt: skip
+    add("--pretrained_model_name_or_path", type=expand, help="Stable Diffusion: local folder, hub name, or one "
+        f".safetensors or .ckpt file (default: the one the LoRA was made for, else {base})")  # fmt: skip
     add("--revision", help="branch, tag or commit of the hub model")
     add("--batch_size", type=int, default=1, help="images per UNet pass; other sizes than 1 may differ from it by "
         "one grey level (rounding)")  # fmt: skip
@@ -93,6 +94,8 @@ def find_files(args: argparse.Namespace) -> Inputs:
     map: before PyTorch is imported, which takes seconds.
     """
     check_lora(args.lora, args.default_lora)
+    if args.pretrained_model_name_or_path is not None:
+        check_base(args.pretrained_model_name_or_path, args.revision)
     inputs = find_inputs(args.input_dir, args.output_dir)
     output_names(inputs.pictures, args.task or "<task>")
     return inputs

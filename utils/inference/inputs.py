@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from utils.cli import did_you_mean
+from utils.cli import nearest
 from utils.errors import InputError
 from utils.intrinsics import INTRINSICS
 from utils.maps.files import PICTURES
@@ -130,14 +130,3 @@ def _files(source: Path, written: set[Path]) -> Iterator[tuple[Path, bool]]:
                     "._"
                 ):  # what macOS puts beside every file on a foreign disk
                     yield path, is_own
-
-
-def nearest(path: str | Path) -> str:
-    """For a path that does not exist: ", did you mean ...?" with the name on disk nearest to its first wrong part."""
-    path = Path(path).absolute()
-    here = next(parent for parent in path.parents if parent.is_dir())
-    wrong, *rest = path.relative_to(here).parts
-    try:
-        return did_you_mean(wrong, [entry.name for entry in here.iterdir() if entry.joinpath(*rest).exists()])
-    except OSError:
-        return ""

@@ -4,8 +4,8 @@ import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from utils.cli import nearest
 from utils.errors import InputError
-from utils.inference.inputs import nearest
 from utils.inference.view import View
 from utils.intrinsics import DEPTH, INTRINSICS, Intrinsic
 from utils.lora import SAFETENSORS, LoraFile, read_lora

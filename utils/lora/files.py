@@ -99,10 +99,10 @@ def _find(path: str | Path) -> Path:
 
 
 def _array(entry: dict) -> np.ndarray:
-    array = np.frombuffer(entry["data"], _NUMPY[entry["dtype"]][0]).reshape(entry["shape"])
+    array = np.frombuffer(entry["data"], _NUMPY[entry["dtype"]][0])
     if entry["dtype"] == "BF16":  # the upper half of an fp32's bits
-        return (array.astype(np.uint32) << 16).view(np.float32)
-    return array
+        array = (array.astype(np.uint32) << 16).view(np.float32)
+    return array.reshape(entry["shape"])
 
 
 def _unreadable(path: Path, error: Exception) -> InputError:

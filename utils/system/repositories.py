@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from utils.cli import did_you_mean
+from utils.cli import nearest
 from utils.errors import InputError, note, one_line
 from utils.system.network import connection_error
 
@@ -50,17 +50,9 @@ def require(name: str, revision: str | None = None, files: Sequence[str] = BASE_
             note(f"{offline}: {name} is read from the local cache")
         return True
     raise InputError(
-        f"{name}: no such folder here, not in the hub's local cache, and {offline}{nearest_folder(name)}; "
+        f"{name}: no such folder here, not in the hub's local cache, and {offline}{nearest(name)}; "
         "pass a local folder, or check the network"
     )
-
-
-def nearest_folder(name: str) -> str:
-    """ ", did you mean ...?" with a folder here, or beside this project, whose name is nearly `name`."""
-    parent = Path(name).parent
-    places = [parent] if parent.is_dir() else [path for path in Path.cwd().glob("*") if path.is_dir()]
-    folders = [str(path) for place in places for path in place.glob("*") if path.is_dir()]
-    return did_you_mean(name, folders)
 
 
 def download(name: str, files: Sequence[str]) -> Path:

@@ -58,8 +58,8 @@ def training_parser(description: str, refused: Mapping[str, str]) -> Parser:
 
 def _needed_flags(group) -> None:
     add = group.add_argument
-    add("--pretrained_model_name_or_path", type=expand, required=True, help="Stable Diffusion: a local folder or a "
-        "hub name")  # fmt: skip
+    add("--pretrained_model_name_or_path", type=expand, required=True, help="Stable Diffusion: a local folder, a "
+        "hub name, or one .safetensors or .ckpt file of SD 1.x or 2.x")  # fmt: skip
     add("--train_data_dir", type=expand, help="DIODE's normals/ or depths/ folder (diode_meta.json lies in its "
         "parent); with --dataset folder: your own, with images/ and labels/, optional gt/ and masks/")  # fmt: skip
     add("--pseudo_root", type=expand, help="pseudo labels: <split>/<scene type>/<scene>/<scan>/<stem>.png, 8-bit; "
