@@ -26,12 +26,13 @@ class Maps(Dataset):
         gt           float32 (C,R,R), measured values in the subclass's unit, arbitrary where not valid
         valid        bool (1,R,R), where gt is measured
         stem         str, the sample's name
+        mask         bool (1,R,R), only where `masked`: the pixels that count in the loss
 
     Where `measured` is False there is no truth at all, and the label stands in for it (`label_as_truth`).
     """
 
-    def __init__(self, intrinsic: Intrinsic, resolution: int, center_crop: bool, seed: int):
-        self.intrinsic = intrinsic
+    def __init__(self, intrinsic: Intrinsic, resolution: int, center_crop: bool, seed: int, masked: bool = False):
+        self.intrinsic, self.masked = intrinsic, masked
         self.resolution, self.center_crop, self.seed = resolution, center_crop, seed
         self.stems: list[str] = []
         self.notes: list[str] = []
@@ -44,6 +45,14 @@ class Maps(Dataset):
 
     def ground_truth(self, stem: str) -> tuple[np.ndarray, np.ndarray] | None:
         """Measured values (H,W,C) and where they are valid, bool (H,W); None if this sample has none."""
+        raise NotImplementedError
+
+    def mask(self, stem: str) -> np.ndarray | None:
+        """Which pixels of a sample without truth are valid, bool (H,W); None where its truth says so."""
+        raise NotImplementedError
+
+    def mask_paths(self, stem: str) -> list[Path]:
+        """The files that say which of a sample's pixels are valid."""
         raise NotImplementedError
 
     @property
@@ -74,12 +83,12 @@ class Maps(Dataset):
 
     @property
     def fingerprint(self) -> str:
-        """Which samples this is, in which order, how they are cropped, and what 8 of their pictures and labels hold
-        (other labels go by the same names); not where they lie on disk.
+        """Which samples this is, in which order, how they are cropped, and what 8 of their pictures, labels and masks
+        hold (other labels go by the same names); not where they lie on disk.
         """
         digest = hashlib.sha256("\n".join([*self.stems, str(self.center_crop)]).encode(errors="surrogateescape"))
         for stem in self.stems[:: -(-len(self) // PROBES) or 1]:
-            for path in (self.rgb_path(stem), self.label_path(stem)):
+            for path in (self.rgb_path(stem), self.label_path(stem), *(self.mask_paths(stem) if self.masked else ())):
                 try:
                     digest.update(path.read_bytes())
                 except OSError as error:
@@ -96,7 +105,18 @@ class Maps(Dataset):
         label_crop = crop if same_aspect(label.size, rgb.size) else Crop.of(*label.size, self.resolution)
         target = label_crop.picture(label)
         gt, valid = self._truth(stem, rgb.size, crop) if self.measured else label_as_truth(self.intrinsic, target)
-        return {"rgb": crop.picture(rgb), "target": target, "gt": gt, "valid": valid, "stem": stem}
+        item = {"rgb": crop.picture(rgb), "target": target, "gt": gt, "valid": valid, "stem": stem}
+        return item | {"mask": self._mask(stem, rgb.size, crop, valid)} if self.masked else item
+
+    def _mask(self, stem: str, size: tuple[int, int], crop: Crop, valid: Tensor) -> Tensor:
+        """The pixels that count in the loss, bool (1,R,R): those with truth, or those of the sample's own mask."""
+        mask = self.mask(stem)
+        if mask is None:
+            return valid
+        if (mask.shape[1], mask.shape[0]) != size:
+            path, found = self.mask_paths(stem)[0], f"{mask.shape[1]}x{mask.shape[0]}"
+            raise InputError(f"{path}: a {found} mask beside a {size[0]}x{size[1]} picture")
+        return torch.from_numpy(crop.array(mask))[None]
 
     def _truth(self, stem: str, size: tuple[int, int], crop: Crop) -> tuple[Tensor, Tensor]:
         """gt float32 (C,R,R) and valid (1,R,R) of a picture of `size` (width, height)."""

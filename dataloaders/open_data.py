@@ -22,6 +22,7 @@ def open_data(args: argparse.Namespace, intrinsic: Intrinsic) -> tuple[Maps, dic
         "center_crop": args.center_crop,
         "num_images": args.num_train_imgs,
         "first": args.max_train_samples,
+        "masked": args.masked_loss,
     }
     if args.dataset == "diode":
         train: Maps = Diode(

@@ -103,6 +103,9 @@ def _data_flags(group) -> None:
     add("--resolution", type=int, default=512, help="side of the square crops, in pixels; a multiple of 8")
     add("--center_crop", action=argparse.BooleanOptionalAction, default=True, help="crop the centre, as the released "
         "code always did (the default); --no-center_crop: at random, alike for image, label and truth")  # fmt: skip
+    add("--masked_loss", action="store_true", help="pixels without ground truth, or outside masks/ of your own "
+        "data, do not count: a latent cell counts if all of its pixels are valid (default: all count, as in the "
+        "paper)")  # fmt: skip
     add("--no_cache_latents", action="store_true", help="encode the images anew in every step, instead of once")
     add("--cache_dir", type=expand, help="folder of the cached latents, to share between runs (default: "
         "latent_cache/ in --output_dir)")  # fmt: skip

@@ -1,12 +1,14 @@
 """The latents of a training set on disk, encoded once: what the frozen VAE says of a picture never changes.
 
 <cache_dir>/<key>/latents.bin    (N,3,4,h,w): E(rgb).mode(), mean and std of E(target)'s posterior, in the VAE's dtype
+<cache_dir>/<key>/masks.bin      (N,1,h,w) bytes, 1 where a latent cell counts; only of a masked training set
 <cache_dir>/<key>/done.bin       (N,) bytes, 1 where a sample's latents are on disk
 <cache_dir>/<key>/about.json     what the key was made of
 
 The key holds all that changes a latent: the VAE's weights and dtype, the resolution, the crop, and every file's name,
-size and time. A sample is marked as done after its bytes have reached the disk, and samples are encoded alike by
-whoever comes first: so a killed build goes on, and processes or runs that build at once disturb nobody.
+size and time, a mask's too where it is used. A sample is marked as done after its bytes have reached the disk, and
+samples are encoded alike by whoever comes first: so a killed build goes on, and processes or runs that build at once
+disturb nobody.
 """
 
 import hashlib
@@ -26,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from utils.errors import note
-from utils.latents import NAMES, moments
+from utils.latents import NAMES, cells, moments
 from utils.system import signals
 from utils.training.training_set import TrainingSet
 
@@ -35,17 +37,22 @@ PIXELS = 4 * 512**2  # encoded at once: what a batch of 4 takes in training, so 
 
 
 class Files(NamedTuple):
-    """A cache's two files, mapped into memory: latents.bin as integers of the dtype's size, done.bin as bytes."""
+    """A cache's files, mapped into memory: latents.bin as integers of the dtype's size, the others as bytes."""
 
     values: np.memmap
     done: np.memmap
+    masks: np.memmap | None
 
 
 class CachedLatents(Dataset):
-    """A training set whose items are latents (utils/latents.py), each (4,h,w), read from the disk's cache."""
+    """A training set whose items are latents (utils/latents.py), each (4,h,w), read from the disk's cache.
 
-    def __init__(self, folder: Path, stems: list[str], shape: tuple[int, ...], dtype: torch.dtype):
+    masked: items also have a mask, the latent cells that count, bool (1,h,w).
+    """
+
+    def __init__(self, folder: Path, stems: list[str], shape: tuple[int, ...], dtype: torch.dtype, masked: bool):
         self.folder, self.stems, self.shape, self.dtype = folder, stems, (len(NAMES), *shape), dtype
+        self.masked = masked
         self.files: Files | None = None
 
     def __len__(self) -> int:
@@ -56,13 +63,19 @@ class CachedLatents(Dataset):
         if self.files is None:  # in a worker process, at its first item
             self.files = self.open("r")
         values = torch.from_numpy(np.array(self.files.values[index])).view(self.dtype)
-        return {**dict(zip(NAMES, values)), "stem": self.stems[index]}
+        item = {**dict(zip(NAMES, values)), "stem": self.stems[index]}
+        if self.files.masks is not None:
+            item["mask"] = torch.from_numpy(np.array(self.files.masks[index])).bool()
+        return item
 
     def open(self, mode: Literal["r", "r+"]) -> Files:
         """Map the files into memory, to read them or to fill them."""
         kind = np.int16 if self.dtype.itemsize == 2 else np.int32  # numpy knows no bfloat16
         values = np.memmap(self.folder / "latents.bin", kind, mode, shape=(len(self), *self.shape))
-        return Files(values, np.memmap(self.folder / "done.bin", np.uint8, mode, shape=(len(self),)))
+        done, masks = np.memmap(self.folder / "done.bin", np.uint8, mode, shape=(len(self),)), None
+        if self.masked:
+            masks = np.memmap(self.folder / "masks.bin", np.uint8, mode, shape=(len(self), 1, *self.shape[-2:]))
+        return Files(values, done, masks)
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "files": None}  # a map does not travel to workers; its path does
@@ -97,11 +110,14 @@ def cached_latents(
     shape = (vae.config.latent_channels, side, side)
     folder.mkdir(parents=True, exist_ok=True)
     reserve(folder / "latents.bin", len(train_set) * len(NAMES) * math.prod(shape) * vae.dtype.itemsize)
+    if train_set.masked:
+        reserve(folder / "masks.bin", len(train_set) * side * side)
     reserve(folder / "done.bin", len(train_set))
     draft = folder / f"about.{os.getpid()}"
-    draft.write_text(json.dumps({**about, "files": len(about["files"])}, indent=1))
+    counts = {name: len(about[name]) for name in ("files", "masks") if name in about}
+    draft.write_text(json.dumps({**about, **counts}, indent=1))
     draft.replace(folder / "about.json")
-    cache = CachedLatents(folder, train_set.stems, shape, vae.dtype)
+    cache = CachedLatents(folder, train_set.stems, shape, vae.dtype, train_set.masked)
     build(cache, train_set, vae, workers, rank, world)
     return cache
 
@@ -121,9 +137,13 @@ def build(
         if files.done[chunk].all():  # another process was here meanwhile
             bar.update(len(chunk))
             continue
+        mask = batch.pop("mask", None)
         stacked = encode(vae, batch, max(1, PIXELS // train_set.resolution**2), bar)
         files.values[chunk] = stacked.view(torch.int16 if stacked.element_size() == 2 else torch.int32).numpy()
         files.values.flush()
+        if files.masks is not None and mask is not None:
+            files.masks[chunk] = cells(mask, (stacked.shape[-2], stacked.shape[-1])).numpy()
+            files.masks.flush()
         files.done[chunk] = 1
     bar.close()
 
@@ -156,7 +176,7 @@ class Pictures(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         sample = self.train_set[index]
-        return {"rgb": sample["rgb"], "target": sample["target"]}
+        return {name: sample[name] for name in ("rgb", "target", "mask") if name in sample}
 
 
 def reserve(path: Path, size: int) -> None:
@@ -178,12 +198,11 @@ def reserve(path: Path, size: int) -> None:
 
 def describe(train_set: TrainingSet, vae: AutoencoderKL) -> dict:
     """All that a latent depends on, fit for JSON."""
-    files = []
+    files, masks = [], []
     for stem in train_set.stems:
-        for path in (train_set.rgb_path(stem), train_set.label_path(stem)):
-            status = os.stat(path)
-            files.append([str(path.resolve()), status.st_size, status.st_mtime_ns])
-    return {
+        files += [signature(path) for path in (train_set.rgb_path(stem), train_set.label_path(stem))]
+        masks += [signature(path) for path in (train_set.mask_paths(stem) if train_set.masked else ())]
+    about = {
         "vae": weights_hash(vae),
         "dtype": str(vae.dtype),
         "data": type(train_set).__name__,
@@ -191,6 +210,13 @@ def describe(train_set: TrainingSet, vae: AutoencoderKL) -> dict:
         "crop": "centre",
         "files": files,
     }
+    return about | ({"masks": masks} if train_set.masked else {})
+
+
+def signature(path: Path) -> list[str | int]:
+    """What tells a changed file from an unchanged one: its place, size and time."""
+    status = os.stat(path)
+    return [str(path.resolve()), status.st_size, status.st_mtime_ns]
 
 
 def weights_hash(vae: AutoencoderKL) -> str:

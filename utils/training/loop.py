@@ -27,7 +27,7 @@ from utils.objectives import Objective
 from utils.system import atomic, processes, provenance, signals
 from utils.system.compiling import compile_unet
 from utils.tracking import metrics_file, trackers
-from utils.training import best, checkpoint
+from utils.training import best, checkpoint, masks
 from utils.training.batches import EndlessBatches
 from utils.training.latent_cache import CachedLatents, cached_or_not
 from utils.training.settings import RunSettings, Settings
@@ -35,7 +35,7 @@ from utils.training.state import TrainingState, shared_settings
 from utils.training.training_set import TrainingSet
 from utils.training.validation import Samples, Validation
 
-READ = ("rgb", "target", *NAMES)  # what of a batch a loss may read
+READ = ("rgb", "target", "mask", *NAMES)  # what of a batch a loss may read
 
 
 def start(settings: Settings) -> tuple[Accelerator, Path | None]:
@@ -94,6 +94,8 @@ def train(
     signals.listen()  # from here on a signal ends the run well; before, Ctrl-C ends loading at once
     for text in train_set.notes:
         note(text)
+    if train_set.masked:
+        note(masks.share(train_set, 2 ** (len(objective.vae.config.block_out_channels) - 1), run.seed))
 
     # What trains: LoRA, optimiser, learning rate; and what a checkpoint of it shares with a run that goes on from it
     if run.gradient_checkpointing:
@@ -241,6 +243,7 @@ def describe(objective: Objective, base: Base, train_set: TrainingSet, run: RunS
         "prompt": run.prompt,
         "resolution": train_set.resolution,
         "project_version": __version__,
+        **({"masked_loss": True} if train_set.masked else {}),
     }
 
 
