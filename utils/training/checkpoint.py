@@ -28,6 +28,7 @@ FITTING = {"method", "rank", "lora_targets"}  # nothing can force weights into o
 OLDER = {
     "lora_targets": "attention",
     "masked_loss": False,
+    "depth_coding": "linear",
 }  # settings that checkpoints before them did not need to say
 ASIDE, GONE = ".checkpoint-{}.part", ".checkpoint-{}.gone"  # being written, being deleted
 _NAME = re.compile(r"checkpoint-(\d+)")

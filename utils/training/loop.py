@@ -219,7 +219,8 @@ def train(
         print(f"stopped after step {state.step} of {state.max_steps} by {why}; saved: {saved} in {output_dir}")
         print("next: run the same command with --resume_from_checkpoint latest")
     elif main:
-        save_lora(state.bare_unet, output_dir, {**metadata, "steps": state.step}, with_bin=True)
+        # a .bin has no header: nobody who reads it could know of a coding that must be undone
+        save_lora(state.bare_unet, output_dir, {**metadata, "steps": state.step}, "depth_coding" not in metadata)
         print(outcome(output_dir, metadata, settings))
     accelerator.end_training()
     if uploads and state.step >= state.max_steps:
@@ -244,6 +245,7 @@ def describe(objective: Objective, base: Base, train_set: TrainingSet, run: RunS
         "resolution": train_set.resolution,
         "project_version": __version__,
         **({"masked_loss": True} if train_set.masked else {}),
+        **({"depth_coding": coding} if (coding := train_set.intrinsic.depth_coding) != "linear" else {}),
     }
 
 
@@ -290,8 +292,9 @@ def summary(state: TrainingState, run: RunSettings, accelerator: Accelerator, im
 def outcome(output_dir: Path, metadata: Mapping[str, object], settings: Settings) -> str:
     """Where everything lies, and what to do next."""
     script = SCRIPTS[str(metadata["method"])]
+    files = "" if "depth_coding" in metadata else " and .bin"
     lines = [
-        f"{output_dir}: pytorch_lora_weights.safetensors and .bin, metrics.jsonl, validation/, best.json",
+        f"{output_dir}: pytorch_lora_weights.safetensors{files}, metrics.jsonl, validation/, best.json",
         f"next: python {script} --lora {output_dir} --input_dir path/to/images --output_dir output",
     ]
     if "tensorboard" in settings.tracking.trackers:

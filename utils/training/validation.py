@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from utils.errors import note, warn
 from utils.intrinsics import Intrinsic
+from utils.maps.depth_coding import linear_map
 from utils.maps.pictures import black, prediction_picture, sheet, strip, truth_picture
 from utils.metrics.scores import Score, described
 from utils.noise import generators
@@ -101,6 +102,7 @@ class Validation:
                 rgb = torch.stack([item["rgb"] for item in batch]).to(self.accelerator.device)
                 noise = generators(self.seed, first, len(batch))
                 predictions = self.objective.predict(unet, rgb, noise).float().cpu()
+                predictions = linear_map(predictions, self.intrinsic.depth_coding)
                 for item, prediction in zip(batch, predictions):
                     found.append(self.score(prediction, item["gt"], item["valid"]))
                     panels[split].append((item["stem"], self.strip(item, prediction)))
@@ -115,14 +117,17 @@ class Validation:
     def strip(self, item: dict, prediction: torch.Tensor) -> Image.Image:
         """RGB, ground truth (black where nothing is measured), label and prediction of one sample, side by side."""
         truth = truth_picture(item["gt"], item["valid"], self.intrinsic) if self.measured else black(item["rgb"])
-        return strip([item["rgb"], truth, item["target"], prediction_picture(prediction, self.intrinsic)])
+        label = linear_map(item["target"], self.intrinsic.depth_coding)
+        return strip([item["rgb"], truth, label, prediction_picture(prediction, self.intrinsic)])
 
     @property
     def protocol(self) -> str:
         """How the scores come about, in words."""
         images = max((len(items) for items in self.samples.values()), default=0)
         side = next((items[0]["rgb"].shape[-1] for items in self.samples.values() if items), "?")
-        return f"{described(self.score)} Mean over {images} fixed images per split, at {side} px."
+        coding = self.intrinsic.depth_coding
+        undone = "" if coding == "linear" else f" The {coding} coding of the labels is undone first."
+        return f"{described(self.score)}{undone} Mean over {images} fixed images per split, at {side} px."
 
 
 def write_panels(panels: Panels, folder: Path, step: int) -> None:
