@@ -41,6 +41,7 @@ class Diode(Maps):
         list_from: "meta" (diode_meta.json) or "disk" (every RGB file).
         skip_missing: leave out samples without label or ground truth instead of failing.
         masked: items have a mask: where there is truth or, if nothing is measured, `<stem>_depth_mask.npy`.
+        whole: pictures are not cropped; `resolution` is their short side.
 
     Raises:
         InputError: nothing to read, or samples lack label or ground truth (count and three names in the message).
@@ -61,12 +62,13 @@ class Diode(Maps):
         list_from: str = "meta",
         skip_missing: bool = False,
         masked: bool = False,
+        whole: bool = False,
     ):
         self.root, self.pseudo_root = Path(root), Path(pseudo_root)
         above = self.root.parent  # DIODE's root, or one folder below it (truth/albedo)
         self.diode = above.parent if (above.parent / "depths").is_dir() and not (above / "depths").is_dir() else above
         self.rgb_root = self.diode / "depths"
-        super().__init__(intrinsic, resolution, center_crop, seed, masked)
+        super().__init__(intrinsic, resolution, center_crop, seed, masked, whole)
         self.list_from, self.skip_missing = list_from, skip_missing
         self.keep(self._check(self._list(split, scene_types)), num_images, first)
         if not self.measured:
@@ -270,7 +272,7 @@ def validation_sets(train: Diode) -> dict[str, list[dict]]:
             continue
         sets[scene_type] = Diode(
             train.intrinsic, train.root, train.pseudo_root, "val", (scene_type,), train.resolution, seed=train.seed,
-            list_from=train.list_from, skip_missing=train.skip_missing,
+            list_from=train.list_from, skip_missing=train.skip_missing, whole=train.whole,
         )  # fmt: skip
     return {name: fixed_samples(dataset, 4, train.seed) for name, dataset in sets.items() if len(dataset)}
 

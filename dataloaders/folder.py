@@ -37,8 +37,9 @@ class FolderMaps(Maps):
         num_images: int | None = None,
         first: int | None = None,
         masked: bool = False,
+        whole: bool = False,
     ):
-        super().__init__(intrinsic, resolution, center_crop, seed, masked)
+        super().__init__(intrinsic, resolution, center_crop, seed, masked, whole)
         self.frame, self._measured = frame, measured
         self.samples = {sample.stem: sample for sample in samples}
         self.keep(sorted(self.samples), num_images, first)
@@ -87,7 +88,7 @@ def open_folder(
 ) -> tuple[FolderMaps, dict[str, list[dict]]]:
     """Training set, and four fixed samples each of it and of the held-out ones ("train", "val").
 
-    options: frame, resolution, center_crop, num_images, first, masked of `FolderMaps`.
+    options: frame, resolution, center_crop, num_images, first, masked, whole of `FolderMaps`.
     """
     notes: list[str] = []
     samples = complete(samples, skip_missing, notes)
@@ -97,8 +98,9 @@ def open_folder(
     with_truth = sum(sample.gt is not None for sample in samples)
     train = FolderMaps(parts["train"], intrinsic, with_truth > 0, seed=seed, **options)
     val = FolderMaps(
-        parts["val"], intrinsic, with_truth > 0, frame=train.frame, resolution=train.resolution, seed=seed
-    )
+        parts["val"], intrinsic, with_truth > 0, frame=train.frame, resolution=train.resolution, seed=seed,
+        whole=train.whole,
+    )  # fmt: skip
     notes.append(f"{len(parts['train'])} samples to train on, {len(val)} held out; {with_truth} have ground truth")
     if not with_truth:
         labels = "val/<split>/label_* compare predictions with LABELS"

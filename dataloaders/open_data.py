@@ -24,6 +24,7 @@ def open_data(args: argparse.Namespace, intrinsic: Intrinsic) -> tuple[Maps, dic
         "num_images": args.num_train_imgs,
         "first": args.max_train_samples,
         "masked": args.masked_loss,
+        "whole": args.crop == "none",
     }
     if args.dataset == "diode":
         train: Maps = Diode(

@@ -29,6 +29,7 @@ OLDER = {
     "lora_targets": "attention",
     "masked_loss": False,
     "depth_coding": "linear",
+    "crop": "square",
 }  # settings that checkpoints before them did not need to say
 ASIDE, GONE = ".checkpoint-{}.part", ".checkpoint-{}.gone"  # being written, being deleted
 _NAME = re.compile(r"checkpoint-(\d+)")

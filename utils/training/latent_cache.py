@@ -30,6 +30,7 @@ from tqdm.auto import tqdm
 from utils.errors import note
 from utils.latents import NAMES, cells, moments
 from utils.system import signals
+from utils.training.shapes import ByShape, OneShape, one_shape_each
 from utils.training.training_set import TrainingSet
 
 CHUNK = 32  # samples read, written and marked together
@@ -83,14 +84,19 @@ class CachedLatents(Dataset):
 
 def cached_or_not(
     train_set: TrainingSet, vae: AutoencoderKL, cache_dir: Path, workers: int = 0, rank: int = 0, world: int = 1
-) -> CachedLatents | TrainingSet:
+) -> CachedLatents | ByShape | TrainingSet:
     """The training set's `cached_latents`, or itself where they would not be the same or have no place; a note says
-    so.
+    so. Whole pictures have a cache for each shape.
     """
     if not train_set.center_crop:
         note("random crops: latents are not cached, every step encodes its pictures")
         return train_set
     try:
+        if train_set.whole:
+            parts = one_shape_each(train_set)
+            return ByShape(
+                [(cached_latents(part, vae, cache_dir, workers, rank, world), part.indices) for part in parts]
+            )
         return cached_latents(train_set, vae, cache_dir, workers, rank, world)
     except OSError as error:
         note(f"no latent cache, every step encodes its pictures: {cache_dir}: {error.strerror} (--cache_dir)")
@@ -98,7 +104,12 @@ def cached_or_not(
 
 
 def cached_latents(
-    train_set: TrainingSet, vae: AutoencoderKL, cache_dir: Path, workers: int = 0, rank: int = 0, world: int = 1
+    train_set: TrainingSet | OneShape,
+    vae: AutoencoderKL,
+    cache_dir: Path,
+    workers: int = 0,
+    rank: int = 0,
+    world: int = 1,
 ) -> CachedLatents:
     """The cache of `train_set`, after what was missing of it has been built.
 
@@ -106,12 +117,12 @@ def cached_latents(
     """
     about = describe(train_set, vae)
     folder = cache_dir / hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
-    side = train_set.resolution // 2 ** (len(vae.config.block_out_channels) - 1)
-    shape = (vae.config.latent_channels, side, side)
+    height, width = (side // 2 ** (len(vae.config.block_out_channels) - 1) for side in train_set.shapes[0])
+    shape = (vae.config.latent_channels, height, width)
     folder.mkdir(parents=True, exist_ok=True)
     reserve(folder / "latents.bin", len(train_set) * len(NAMES) * math.prod(shape) * vae.dtype.itemsize)
     if train_set.masked:
-        reserve(folder / "masks.bin", len(train_set) * side * side)
+        reserve(folder / "masks.bin", len(train_set) * height * width)
     reserve(folder / "done.bin", len(train_set))
     draft = folder / f"about.{os.getpid()}"
     counts = {name: len(about[name]) for name in ("files", "masks") if name in about}
@@ -123,7 +134,7 @@ def cached_latents(
 
 
 def build(
-    cache: CachedLatents, train_set: TrainingSet, vae: AutoencoderKL, workers: int, rank: int, world: int
+    cache: CachedLatents, train_set: TrainingSet | OneShape, vae: AutoencoderKL, workers: int, rank: int, world: int
 ) -> None:
     """Encode what is not done, this process's share first: who is quick helps the others out."""
     files = cache.open("r+")
@@ -138,7 +149,7 @@ def build(
             bar.update(len(chunk))
             continue
         mask = batch.pop("mask", None)
-        stacked = encode(vae, batch, max(1, PIXELS // train_set.resolution**2), bar)
+        stacked = encode(vae, batch, max(1, PIXELS // math.prod(train_set.shapes[0])), bar)
         files.values[chunk] = stacked.view(torch.int16 if stacked.element_size() == 2 else torch.int32).numpy()
         files.values.flush()
         if files.masks is not None and mask is not None:
@@ -168,7 +179,7 @@ def encode(vae: AutoencoderKL, batch: dict[str, Tensor], at_once: int, bar: tqdm
 class Pictures(Dataset):
     """A training set without its ground truth."""
 
-    def __init__(self, train_set: TrainingSet):
+    def __init__(self, train_set: TrainingSet | OneShape):
         self.train_set = train_set
 
     def __len__(self) -> int:
@@ -196,7 +207,7 @@ def reserve(path: Path, size: int) -> None:
         draft.unlink(missing_ok=True)
 
 
-def describe(train_set: TrainingSet, vae: AutoencoderKL) -> dict:
+def describe(train_set: TrainingSet | OneShape, vae: AutoencoderKL) -> dict:
     """All that a latent depends on, fit for JSON."""
     files, masks = [], []
     for stem in train_set.stems:
@@ -205,9 +216,9 @@ def describe(train_set: TrainingSet, vae: AutoencoderKL) -> dict:
     about = {
         "vae": weights_hash(vae),
         "dtype": str(vae.dtype),
-        "data": type(train_set).__name__,
+        "data": type(train_set.train_set if isinstance(train_set, OneShape) else train_set).__name__,
         "resolution": train_set.resolution,
-        "crop": "centre",
+        "crop": f"none, {train_set.shapes[0]}" if train_set.whole else "centre",
         "files": files,
     }
     return about | ({"masks": masks} if train_set.masked else {})

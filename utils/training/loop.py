@@ -28,9 +28,10 @@ from utils.system import atomic, processes, provenance, signals
 from utils.system.compiling import compile_unet
 from utils.tracking import metrics_file, trackers
 from utils.training import best, checkpoint, masks
-from utils.training.batches import EndlessBatches
+from utils.training.batches import BucketBatches, EndlessBatches, described
 from utils.training.latent_cache import CachedLatents, cached_or_not
 from utils.training.settings import RunSettings, Settings
+from utils.training.shapes import ByShape
 from utils.training.state import TrainingState, shared_settings
 from utils.training.training_set import TrainingSet
 from utils.training.validation import Samples, Validation
@@ -123,10 +124,12 @@ def train(
     samples = latents_or_images(run, accelerator, train_set, objective.vae)
     vae_home = accelerator.device if samples is train_set else torch.device("cpu")
     objective.vae.to(vae_home)
-    batches = EndlessBatches(
-        len(train_set), run.train_batch_size, run.seed, accelerator.process_index, accelerator.num_processes,
-        start=state.seen,
-    )  # fmt: skip
+    share = (run.train_batch_size, run.seed, accelerator.process_index, accelerator.num_processes, state.seen)
+    if train_set.whole:
+        batches: EndlessBatches = BucketBatches(train_set.shapes, state.step_samples, *share)
+        note(described(train_set.shapes, state.step_samples))
+    else:
+        batches = EndlessBatches(len(train_set), *share)
     loader = DataLoader(
         samples, batch_sampler=batches, num_workers=run.dataloader_num_workers,
         pin_memory=accelerator.device.type == "cuda", worker_init_fn=signals.ignore,
@@ -245,6 +248,7 @@ def describe(objective: Objective, base: Base, train_set: TrainingSet, run: RunS
         "resolution": train_set.resolution,
         "project_version": __version__,
         **({"masked_loss": True} if train_set.masked else {}),
+        **({"crop": "none"} if train_set.whole else {}),
         **({"depth_coding": coding} if (coding := train_set.intrinsic.depth_coding) != "linear" else {}),
     }
 
@@ -264,7 +268,7 @@ def begin_records(run: RunSettings, step: int | None) -> set[tuple[int, str]]:
 
 def latents_or_images(
     run: RunSettings, accelerator: Accelerator, train_set: TrainingSet, vae: AutoencoderKL
-) -> CachedLatents | TrainingSet:
+) -> CachedLatents | ByShape | TrainingSet:
     """The training set's cached latents, or itself where they are not wanted or cannot be kept."""
     if run.no_cache_latents:
         return train_set

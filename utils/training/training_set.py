@@ -15,6 +15,7 @@ class TrainingSet(Protocol):
     count in the loss.
 
     resolution: R. center_crop: whether an item is the same in every epoch. stems: the samples' names, in order.
+    whole: items are whole pictures, each of its own shape instead of R,R. shapes: (height, width) of every item.
     notes: printed when training starts.
     """
 
@@ -22,12 +23,16 @@ class TrainingSet(Protocol):
     resolution: int
     center_crop: bool
     masked: bool
+    whole: bool
     stems: list[str]
     notes: list[str]
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, key: int | tuple[int, int], /) -> dict: ...
+
+    @property
+    def shapes(self) -> list[tuple[int, int]]: ...
 
     def rgb_path(self, stem: str) -> Path:
         """The file of a sample's picture."""

@@ -1,6 +1,6 @@
 """Validation on fixed samples: predict, score against ground truth, keep panels and the best checkpoint."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -93,12 +93,11 @@ class Validation:
         bar = tqdm(total=total, desc="validating", unit="image", leave=False)
         for split, items in self.samples.items():
             panels[split], found = [], []
-            for first in range(0, len(items), self.batch_size):
+            for first, batch in of_one_shape(items, self.batch_size):
                 if signals.stop_requested():
                     bar.close()
                     unet.train(was_training)
                     return None
-                batch = items[first : first + self.batch_size]
                 rgb = torch.stack([item["rgb"] for item in batch]).to(self.accelerator.device)
                 noise = generators(self.seed, first, len(batch))
                 predictions = self.objective.predict(unet, rgb, noise).float().cpu()
@@ -124,10 +123,21 @@ class Validation:
     def protocol(self) -> str:
         """How the scores come about, in words."""
         images = max((len(items) for items in self.samples.values()), default=0)
-        side = next((items[0]["rgb"].shape[-1] for items in self.samples.values() if items), "?")
+        side = next((min(items[0]["rgb"].shape[-2:]) for items in self.samples.values() if items), "?")
         coding = self.intrinsic.depth_coding
         undone = "" if coding == "linear" else f" The {coding} coding of the labels is undone first."
         return f"{described(self.score)}{undone} Mean over {images} fixed images per split, at {side} px."
+
+
+def of_one_shape(items: Sequence[dict], size: int) -> Iterator[tuple[int, Sequence[dict]]]:
+    """Neighbours of one shape, at most `size` at once, with the number of the first of them."""
+    first = 0
+    while first < len(items):
+        last = first + 1
+        while last < min(first + size, len(items)) and items[last]["rgb"].shape == items[first]["rgb"].shape:
+            last += 1
+        yield first, items[first:last]
+        first = last
 
 
 def write_panels(panels: Panels, folder: Path, step: int) -> None:
