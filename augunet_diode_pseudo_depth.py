@@ -6,7 +6,8 @@ attention layers learns the label's velocity, on a schedule that ends in pure no
     z0 = s E(label)   z_t = a z0 + sigma eps   v = a eps - sigma z0
     loss = mse( unet([z_t, E(rgb)], t, "depth map"), v )         prediction = 25 steps of DPM-Solver++, guidance 3
 
-Labels are linear, inverted depth (near = white), so a prediction is depth up to scale and shift. The paper's command:
+Labels are linear, inverted depth (near = white), so a prediction is depth up to scale and shift; labels of another
+--depth_coding train too, and their predictions are brought back to that. The paper's command:
 
     accelerate launch augunet_diode_pseudo_depth.py \\
       --pretrained_model_name_or_path=stabilityai/stable-diffusion-2-1 \\
@@ -18,7 +19,7 @@ Labels are linear, inverted depth (near = white), so a prediction is depth up to
 """
 
 from utils.errors import run
-from utils.intrinsics import DEPTH
+from utils.intrinsics import DEPTH, DEPTH_CODINGS, depth_coded
 from utils.training.args import AUGUNET_REFUSES, parse, settings_of, training_parser
 
 
@@ -30,6 +31,12 @@ def main(argv: list[str] | None = None) -> None:
         "--augment_from",
         default="timbrooks/instruct-pix2pix",
         help="InstructPix2Pix, whose conv_in reads the image: a local folder or a hub name",
+    )
+    parser.add_argument(
+        "--depth_coding",
+        choices=list(DEPTH_CODINGS),
+        default="linear",
+        help="of the labels: what pseudo_label.py was given; predictions come out linear in any case",
     )
     args = parse(parser, argv)
 
@@ -43,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
     accelerator, resume_from = start(settings)
 
     # Data: images, pseudo labels as targets, ground truth for validation only
-    train_set, validation_samples = open_data(args, DEPTH)
+    train_set, validation_samples = open_data(args, depth_coded(args.depth_coding))
 
     # Model: everything frozen but the LoRA
     base = load_base(args.pretrained_model_name_or_path, args.revision)

@@ -6,14 +6,16 @@
     accelerate launch --num_processes 4 pseudo_label.py ...                 # shares the pictures out
 
 --input_dir is DIODE's root (it holds depths/), or any folder of pictures. A label lies in --output_dir under its
-picture's relative name, as 8-bit .png: normals with x right, y down, z forward; depth with near = white, linear;
-albedo and shading sRGB-coded. Run it again to go on: what is there is skipped. provenance.json says how.
+picture's relative name, as 8-bit .png: normals with x right, y down, z forward; depth with near = white, linear unless
+--depth_coding says otherwise; albedo and shading sRGB-coded. Run it again to go on: what is there is skipped.
+provenance.json says how.
 """
 
 import argparse
 
 from utils.cli import Parser, path_flag
 from utils.errors import InputError, note, run
+from utils.intrinsics import DEPTH_CODINGS, restated
 from utils.maps.frames import FRAMES
 
 
@@ -43,6 +45,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add(
         "--predicts", choices=["depth", "disparity"], help="what the teacher's depth is (default: what its class says)"
     )
+    add("--depth_coding", choices=list(DEPTH_CODINGS), help="how depth or disparity becomes grey, near = white: "
+        "linear, the released convention; log or sqrt: finer near by; the training scripts need the same (default: "
+        "linear)")  # fmt: skip
     add("--skip_self_check", action="store_true", help="do not test the teacher on a rendered scene first")
     add("--seed", type=int, default=1234, help="of Marigold's noise: a picture's depends on it and the name alone")
     add("--dtype", choices=["fp32", "fp16", "bf16"], default="fp32", help="of the computation")
@@ -53,6 +58,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         raise InputError("pass either --teacher NAME or --from ground_truth")
     if args.source == "ground_truth" and args.task not in ("normal", "depth"):
         raise InputError(f"--from ground_truth: DIODE measures no {args.task}; only normal and depth")
+    if args.depth_coding is not None and args.task != "depth":
+        raise InputError(f"--depth_coding means nothing for --task {args.task}, only for depth; leave it out")
     if args.ensemble_size < 1:
         raise InputError(f"--ensemble_size={args.ensemble_size}: must be at least 1")
     return args
@@ -73,14 +80,22 @@ def main(argv: list[str] | None = None) -> None:
     state = PartialState(cpu=args.device == "cpu" or use_cpu())
     described = {"task": args.task, "seed": args.seed, "steps": args.steps, "ensemble_size": args.ensemble_size}
     described |= {"processing_resolution": args.processing_resolution, "dtype": args.dtype}
+    coding = args.depth_coding or "linear"
+    described |= {"depth_coding": coding} if args.task == "depth" else {}
+
+    def restate(conventions: dict[str, str]) -> dict[str, str]:
+        return conventions | {"labels": restated(conventions["labels"], coding)}
+
+    where = (state, args.output_dir, args.npy, args.overwrite, coding)
 
     if args.source == "ground_truth":
-        described |= {"teacher": {"name": "DIODE's ground truth"}, "conventions": HOLES[args.task], "self_check": None}
+        described |= {"teacher": {"name": "DIODE's ground truth"}, "conventions": restate(HOLES[args.task])}
+        described |= {"self_check": None}
 
         def predict(name: str) -> tuple[np.ndarray, np.ndarray | None]:
             return measured_map(args.input_dir, name, args.task)
 
-        label_all(pictures, predict, args.task, described, state, args.output_dir, args.npy, args.overwrite)
+        label_all(pictures, predict, args.task, described, *where)
         return
 
     # Teacher, and whether it sees what is there
@@ -107,12 +122,12 @@ def main(argv: list[str] | None = None) -> None:
             lambda picture: ask(picture, "self-check"), teacher.quantity, args.frame, room_with_sphere()
         )
         note(f"self-check on a rendered floor, wall and sphere: {check}")
-    described |= {"teacher": teacher.about, "conventions": teacher.conventions, "self_check": check}
+    described |= {"teacher": teacher.about, "conventions": restate(teacher.conventions), "self_check": check}
 
     def predict(name: str) -> tuple[np.ndarray, None]:
         return ask(read_rgb(pictures[name]), name), None
 
-    label_all(pictures, predict, teacher.quantity, described, state, args.output_dir, args.npy, args.overwrite)
+    label_all(pictures, predict, teacher.quantity, described, *where)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@ A LoRA on the frozen UNet's attention layers learns to predict the label's laten
 
     loss = mse( unet(s E(rgb), t = T-1, "depth map"), s E(label) )        prediction = D(unet(...) / s)
 
-Labels are linear, inverted depth (near = white), so a prediction is depth up to scale and shift. The paper's command:
+Labels are linear, inverted depth (near = white), so a prediction is depth up to scale and shift; labels of another
+--depth_coding train too, and their predictions are brought back to that. The paper's command:
 
     accelerate launch sd_single_diode_pseudo_depth.py \\
       --pretrained_model_name_or_path=runwayml/stable-diffusion-v1-5 \\
@@ -16,7 +17,7 @@ Labels are linear, inverted depth (near = white), so a prediction is depth up to
 """
 
 from utils.errors import run
-from utils.intrinsics import DEPTH
+from utils.intrinsics import DEPTH, DEPTH_CODINGS, depth_coded
 from utils.training.args import SINGLE_STEP_REFUSES, parse, settings_of, training_parser
 
 
@@ -24,6 +25,12 @@ def main(argv: list[str] | None = None) -> None:
     # The paper's recipe
     parser = training_parser(__doc__, SINGLE_STEP_REFUSES)
     parser.set_defaults(unified_prompt=DEPTH.prompt, max_train_steps=20_000, num_train_imgs=4_000)
+    parser.add_argument(
+        "--depth_coding",
+        choices=list(DEPTH_CODINGS),
+        default="linear",
+        help="of the labels: what pseudo_label.py was given; predictions come out linear in any case",
+    )
     args = parse(parser, argv)
 
     from dataloaders.open_data import open_data  # only now: PyTorch takes seconds to import, --help should not
@@ -36,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
     accelerator, resume_from = start(settings)
 
     # Data: images, pseudo labels as targets, ground truth for validation only
-    train_set, validation_samples = open_data(args, DEPTH)
+    train_set, validation_samples = open_data(args, depth_coded(args.depth_coding))
 
     # Model: everything frozen but the LoRA
     base = load_base(args.pretrained_model_name_or_path, args.revision)

@@ -1,6 +1,7 @@
 """What all data sets of intrinsic maps have in common: how files become items for training and validation."""
 
 import hashlib
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch.utils.data import Dataset
 from utils.errors import InputError
 from utils.intrinsics import Intrinsic
 from utils.maps.conventions import to_linear
-from utils.maps.images import Crop, read_label, read_rgb, same_aspect
+from utils.maps.images import Crop, read_label, read_rgb, same_aspect, size_of, whole_size
 from utils.metrics.scores import Score, against_label, score_of
 
 PROBES = 8  # pictures and labels whose content goes into a fingerprint
@@ -26,12 +27,23 @@ class Maps(Dataset):
         gt           float32 (C,R,R), measured values in the subclass's unit, arbitrary where not valid
         valid        bool (1,R,R), where gt is measured
         stem         str, the sample's name
+        mask         bool (1,R,R), only where `masked`: the pixels that count in the loss
+
+    R,R is the picture's own shape, `shapes[index]`, where it is not cropped (whole).
 
     Where `measured` is False there is no truth at all, and the label stands in for it (`label_as_truth`).
     """
 
-    def __init__(self, intrinsic: Intrinsic, resolution: int, center_crop: bool, seed: int):
-        self.intrinsic = intrinsic
+    def __init__(
+        self,
+        intrinsic: Intrinsic,
+        resolution: int,
+        center_crop: bool,
+        seed: int,
+        masked: bool = False,
+        whole: bool = False,
+    ):
+        self.intrinsic, self.masked, self.whole = intrinsic, masked, whole
         self.resolution, self.center_crop, self.seed = resolution, center_crop, seed
         self.stems: list[str] = []
         self.notes: list[str] = []
@@ -44,6 +56,14 @@ class Maps(Dataset):
 
     def ground_truth(self, stem: str) -> tuple[np.ndarray, np.ndarray] | None:
         """Measured values (H,W,C) and where they are valid, bool (H,W); None if this sample has none."""
+        raise NotImplementedError
+
+    def mask(self, stem: str) -> np.ndarray | None:
+        """Which pixels of a sample without truth are valid, bool (H,W); None where its truth says so."""
+        raise NotImplementedError
+
+    def mask_paths(self, stem: str) -> list[Path]:
+        """The files that say which of a sample's pixels are valid."""
         raise NotImplementedError
 
     @property
@@ -72,14 +92,22 @@ class Maps(Dataset):
             stems = [stems[i] for i in sorted(chosen)]
         self.stems = stems[:first]
 
+    @cached_property
+    def shapes(self) -> list[tuple[int, int]]:
+        """Height and width of every item; of whole pictures from the files' headers."""
+        if not self.whole:
+            return [(self.resolution, self.resolution)] * len(self)
+        return [whole_size(*size_of(self.rgb_path(stem)), self.resolution) for stem in self.stems]
+
     @property
     def fingerprint(self) -> str:
-        """Which samples this is, in which order, how they are cropped, and what 8 of their pictures and labels hold
-        (other labels go by the same names); not where they lie on disk.
+        """Which samples this is, in which order, how they are cropped, and what 8 of their pictures, labels and masks
+        hold (other labels go by the same names); not where they lie on disk.
         """
-        digest = hashlib.sha256("\n".join([*self.stems, str(self.center_crop)]).encode(errors="surrogateescape"))
+        crop = "none" if self.whole else str(self.center_crop)
+        digest = hashlib.sha256("\n".join([*self.stems, crop]).encode(errors="surrogateescape"))
         for stem in self.stems[:: -(-len(self) // PROBES) or 1]:
-            for path in (self.rgb_path(stem), self.label_path(stem)):
+            for path in (self.rgb_path(stem), self.label_path(stem), *(self.mask_paths(stem) if self.masked else ())):
                 try:
                     digest.update(path.read_bytes())
                 except OSError as error:
@@ -91,18 +119,34 @@ class Maps(Dataset):
         stem = self.stems[index]
         rgb, label = read_rgb(self.rgb_path(stem)), read_label(self.label_path(stem))
         self._check_frame(self.label_path(stem), label.size, rgb.size)
-        rng = None if self.center_crop else np.random.default_rng([self.seed, index, epoch])
-        crop = Crop.of(*rgb.size, self.resolution, rng)
+        crop = self._crop(rgb.size, index, epoch)
         label_crop = crop if same_aspect(label.size, rgb.size) else Crop.of(*label.size, self.resolution)
         target = label_crop.picture(label)
         gt, valid = self._truth(stem, rgb.size, crop) if self.measured else label_as_truth(self.intrinsic, target)
-        return {"rgb": crop.picture(rgb), "target": target, "gt": gt, "valid": valid, "stem": stem}
+        item = {"rgb": crop.picture(rgb), "target": target, "gt": gt, "valid": valid, "stem": stem}
+        return item | {"mask": self._mask(stem, rgb.size, crop, valid)} if self.masked else item
+
+    def _crop(self, size: tuple[int, int], index: int, epoch: int) -> Crop:
+        if self.whole:
+            return Crop.whole(*size, self.resolution)
+        rng = None if self.center_crop else np.random.default_rng([self.seed, index, epoch])
+        return Crop.of(*size, self.resolution, rng)
+
+    def _mask(self, stem: str, size: tuple[int, int], crop: Crop, valid: Tensor) -> Tensor:
+        """The pixels that count in the loss, bool (1,R,R): those with truth, or those of the sample's own mask."""
+        mask = self.mask(stem)
+        if mask is None:
+            return valid
+        if (mask.shape[1], mask.shape[0]) != size:
+            path, found = self.mask_paths(stem)[0], f"{mask.shape[1]}x{mask.shape[0]}"
+            raise InputError(f"{path}: a {found} mask beside a {size[0]}x{size[1]} picture")
+        return torch.from_numpy(crop.array(mask))[None]
 
     def _truth(self, stem: str, size: tuple[int, int], crop: Crop) -> tuple[Tensor, Tensor]:
         """gt float32 (C,R,R) and valid (1,R,R) of a picture of `size` (width, height)."""
         found = self.ground_truth(stem)
         if found is None:
-            blank = torch.zeros(1 if self.intrinsic.kind == "depth" else 3, self.resolution, self.resolution)
+            blank = torch.zeros(1 if self.intrinsic.kind == "depth" else 3, *crop.window)
             return blank, torch.zeros_like(blank[:1], dtype=torch.bool)
         gt, valid = found
         if (gt.shape[1], gt.shape[0]) != size:
@@ -119,9 +163,10 @@ class Maps(Dataset):
 
     def _check_frame(self, path: Path, label: tuple[int, int], rgb: tuple[int, int]) -> None:
         """A label shows the whole picture, or, being square (as Omnidata's are), the picture's centre square."""
-        if same_aspect(label, rgb) or (label[0] == label[1] and self.center_crop):
+        if same_aspect(label, rgb) or (label[0] == label[1] and self.center_crop and not self.whole):
             return
-        cure = "labels of centre squares need --center_crop" if label[0] == label[1] else "make the label anew"
+        cure = "labels of centre squares need --crop square and --center_crop" if self.whole else ""
+        cure = cure or "labels of centre squares need --center_crop" if label[0] == label[1] else "make the label anew"
         raise InputError(f"{path}: a {label[0]}x{label[1]} label does not cover a {rgb[0]}x{rgb[1]} picture; {cure}")
 
 

@@ -40,6 +40,8 @@ class Diode(Maps):
         num_images: a subset of this size drawn by `seed`; all if None. `first`: then only the first so many.
         list_from: "meta" (diode_meta.json) or "disk" (every RGB file).
         skip_missing: leave out samples without label or ground truth instead of failing.
+        masked: items have a mask: where there is truth or, if nothing is measured, `<stem>_depth_mask.npy`.
+        whole: pictures are not cropped; `resolution` is their short side.
 
     Raises:
         InputError: nothing to read, or samples lack label or ground truth (count and three names in the message).
@@ -59,12 +61,14 @@ class Diode(Maps):
         first: int | None = None,
         list_from: str = "meta",
         skip_missing: bool = False,
+        masked: bool = False,
+        whole: bool = False,
     ):
         self.root, self.pseudo_root = Path(root), Path(pseudo_root)
         above = self.root.parent  # DIODE's root, or one folder below it (truth/albedo)
         self.diode = above.parent if (above.parent / "depths").is_dir() and not (above / "depths").is_dir() else above
         self.rgb_root = self.diode / "depths"
-        super().__init__(intrinsic, resolution, center_crop, seed)
+        super().__init__(intrinsic, resolution, center_crop, seed, masked, whole)
         self.list_from, self.skip_missing = list_from, skip_missing
         self.keep(self._check(self._list(split, scene_types)), num_images, first)
         if not self.measured:
@@ -85,6 +89,16 @@ class Diode(Maps):
     def ground_truth(self, stem: str) -> tuple[np.ndarray, np.ndarray]:
         readers = {"normals": read_normals, "depth": read_depth, "colour": read_colour}
         return readers[self.intrinsic.kind](self.root / f"{stem}{self.intrinsic.suffix}")
+
+    def mask(self, stem: str) -> np.ndarray | None:
+        """DIODE's own mask, where a colour is not measured: the sky has none, nor has glass."""
+        return None if self.measured else read_diode_mask(self.mask_paths(stem)[0])
+
+    def mask_paths(self, stem: str) -> list[Path]:
+        mask = f"{stem}_depth_mask.npy"
+        if not self.measured:
+            return [self.rgb_root / mask]
+        return [Path(self.truth_name(stem)), *([self.root / mask] if self.intrinsic.kind == "depth" else [])]
 
     def rgb_path(self, stem: str) -> Path:
         return self.rgb_root / f"{stem}.png"
@@ -185,10 +199,13 @@ class Diode(Maps):
         """(root, suffix) of each file that a sample is made of."""
         needed = [(self.rgb_root, ".png"), (self.pseudo_root, ".png")]
         needed += [(self.root, self.intrinsic.suffix)] if self.measured else []
-        return needed + ([(self.root, "_depth_mask.npy")] if self.intrinsic.kind == "depth" else [])
+        needed += [(self.root, "_depth_mask.npy")] if self.intrinsic.kind == "depth" else []
+        return needed + ([(self.rgb_root, "_depth_mask.npy")] if self.masked and not self.measured else [])
 
     def _no_file(self, pattern: str, stems: list[str]) -> str:
         cure = "is --pseudo_root the folder that holds train/ and val/?"
+        if pattern.endswith("_depth_mask.npy") and self.masked:
+            cure = "--masked_loss has neither masks nor ground truth; leave it out"
         if pattern.endswith(self.intrinsic.suffix):
             cure = f"is --train_data_dir DIODE's {self.intrinsic.truth_folder}/ folder?"
         return f"no {pattern} for any of {len(stems)} samples (e.g. {', '.join(stems[:3])}): {cure}"
@@ -214,15 +231,22 @@ def read_normals(path: Path) -> tuple[np.ndarray, np.ndarray]:
 def read_depth(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """DIODE's *_depth.npy and *_depth_mask.npy beside it -> (metres (H,W,1); inside the mask, finite and > 0)."""
     mask_path = path.with_name(path.name.replace("_depth.npy", "_depth_mask.npy"))
-    depth, mask = read_npy(path), read_npy(mask_path)
+    depth, mask = read_npy(path), read_diode_mask(mask_path)
     depth = depth[..., 0] if depth.ndim == 3 and depth.shape[2] == 1 else depth
-    mask = mask[..., 0] if mask.ndim == 3 and mask.shape[2] == 1 else mask
     if depth.ndim != 2 or depth.dtype.kind != "f":
         raise InputError(f"{path}: {depth.dtype} {depth.shape}, expected float (H, W, 1) metres")
-    if mask.shape != depth.shape or mask.dtype.kind not in "buif":
-        raise InputError(f"{mask_path}: {mask.dtype} {mask.shape} mask beside depth of shape {depth.shape}")
-    valid = mask.astype(bool) & np.isfinite(depth) & (depth > 0)  # the mask's dtype varies between DIODE's files
-    return depth[..., None], valid
+    if mask.shape != depth.shape:
+        raise InputError(f"{mask_path}: a mask of shape {mask.shape} beside depth of shape {depth.shape}")
+    return depth[..., None], mask & np.isfinite(depth) & (depth > 0)
+
+
+def read_diode_mask(path: Path) -> np.ndarray:
+    """DIODE's *_depth_mask.npy -> bool (H,W), not zero = measured; its dtype varies between DIODE's files."""
+    mask = read_npy(path)
+    mask = mask[..., 0] if mask.ndim == 3 and mask.shape[2] == 1 else mask
+    if mask.ndim != 2 or mask.dtype.kind not in "buif":
+        raise InputError(f"{path}: {mask.dtype} {mask.shape}, expected a mask of numbers (H, W)")
+    return mask.astype(bool)
 
 
 def read_colour(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -248,7 +272,7 @@ def validation_sets(train: Diode) -> dict[str, list[dict]]:
             continue
         sets[scene_type] = Diode(
             train.intrinsic, train.root, train.pseudo_root, "val", (scene_type,), train.resolution, seed=train.seed,
-            list_from=train.list_from, skip_missing=train.skip_missing,
+            list_from=train.list_from, skip_missing=train.skip_missing, whole=train.whole,
         )  # fmt: skip
     return {name: fixed_samples(dataset, 4, train.seed) for name, dataset in sets.items() if len(dataset)}
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from dataloaders.base import Maps, fixed_samples
-from dataloaders.listing import Sample, complete, split_samples
+from dataloaders.listing import Sample, complete, split_samples, with_mask
 from utils.errors import InputError
 from utils.intrinsics import Intrinsic
 from utils.maps.conventions import convert_frame, to_linear, unit_vectors
@@ -21,7 +21,8 @@ class FolderMaps(Maps):
     """Some of your samples, decoded for one intrinsic.
 
     Args: measured: whether any sample of the whole data has truth; one that
-    has none is then not scored. frame: the axes of true normals (utils/maps/conventions.py). Others: see `Diode`.
+    has none is then not scored. frame: the axes of true normals (utils/maps/conventions.py). masked: items have a
+    mask: where there is truth, inside the sample's mask if it has one; without truth, that mask. Others: see `Diode`.
     """
 
     def __init__(
@@ -35,8 +36,10 @@ class FolderMaps(Maps):
         seed: int = 0,
         num_images: int | None = None,
         first: int | None = None,
+        masked: bool = False,
+        whole: bool = False,
     ):
-        super().__init__(intrinsic, resolution, center_crop, seed)
+        super().__init__(intrinsic, resolution, center_crop, seed, masked, whole)
         self.frame, self._measured = frame, measured
         self.samples = {sample.stem: sample for sample in samples}
         self.keep(sorted(self.samples), num_images, first)
@@ -53,6 +56,14 @@ class FolderMaps(Maps):
 
     def truth_name(self, stem: str) -> str:
         return str(self.samples[stem].gt)
+
+    def mask(self, stem: str) -> np.ndarray | None:
+        sample = self.samples[stem]
+        return None if sample.gt is not None or sample.mask is None else _read(read_mask, sample.mask)
+
+    def mask_paths(self, stem: str) -> list[Path]:
+        sample = self.samples[stem]
+        return [path for path in (sample.gt, sample.mask) if path is not None]
 
     def ground_truth(self, stem: str) -> tuple[np.ndarray, np.ndarray] | None:
         sample = self.samples[stem]
@@ -77,16 +88,19 @@ def open_folder(
 ) -> tuple[FolderMaps, dict[str, list[dict]]]:
     """Training set, and four fixed samples each of it and of the held-out ones ("train", "val").
 
-    options: frame, resolution, center_crop, num_images, first of `FolderMaps`.
+    options: frame, resolution, center_crop, num_images, first, masked, whole of `FolderMaps`.
     """
     notes: list[str] = []
     samples = complete(samples, skip_missing, notes)
+    if options.get("masked"):
+        samples = with_mask(samples, skip_missing, notes)
     parts = split_samples(samples, fraction, seed)
     with_truth = sum(sample.gt is not None for sample in samples)
     train = FolderMaps(parts["train"], intrinsic, with_truth > 0, seed=seed, **options)
     val = FolderMaps(
-        parts["val"], intrinsic, with_truth > 0, frame=train.frame, resolution=train.resolution, seed=seed
-    )
+        parts["val"], intrinsic, with_truth > 0, frame=train.frame, resolution=train.resolution, seed=seed,
+        whole=train.whole,
+    )  # fmt: skip
     notes.append(f"{len(parts['train'])} samples to train on, {len(val)} held out; {with_truth} have ground truth")
     if not with_truth:
         labels = "val/<split>/label_* compare predictions with LABELS"

@@ -109,6 +109,24 @@ def complete(samples: list[Sample], skip_missing: bool, notes: list[str]) -> lis
     return [sample for sample in samples if sample.stem not in lost]
 
 
+def with_mask(samples: list[Sample], skip_missing: bool, notes: list[str]) -> list[Sample]:
+    """The samples with a mask or ground truth. InputError with three names of the others unless `skip_missing`."""
+    known = [sample for sample in samples if sample.mask is not None or sample.gt is not None]
+    lost = [str(sample.rgb) for sample in samples if sample.mask is None and sample.gt is None]
+    if samples and not known:
+        raise InputError(
+            "--masked_loss: no sample has a mask (masks/<same name>.png) or ground truth; leave the flag out"
+        )
+    if lost and not skip_missing:
+        raise InputError(
+            f"--masked_loss: {len(lost)} of {len(samples)} samples have neither mask nor ground truth, e.g. "
+            f"{', '.join(lost[:3])}; give them one (all white: every pixel counts), or --skip_missing leaves them out"
+        )
+    if lost:
+        notes.append(f"left out {len(lost)} of {len(samples)} samples with neither mask nor truth (--skip_missing)")
+    return known
+
+
 def _by_stem(root: Path, endings: tuple[str, ...]) -> dict[str, Path]:
     """Relative path without ending -> file, sorted; nothing where there is no such folder."""
     found: dict[str, Path] = {}

@@ -9,6 +9,7 @@ from dataloaders.folder import open_folder
 from dataloaders.listing import folder_samples, manifest_samples
 from utils.errors import InputError
 from utils.intrinsics import Intrinsic
+from utils.maps.label_record import check_depth_coding
 
 
 def open_data(args: argparse.Namespace, intrinsic: Intrinsic) -> tuple[Maps, dict[str, list[dict]]]:
@@ -22,6 +23,8 @@ def open_data(args: argparse.Namespace, intrinsic: Intrinsic) -> tuple[Maps, dic
         "center_crop": args.center_crop,
         "num_images": args.num_train_imgs,
         "first": args.max_train_samples,
+        "masked": args.masked_loss,
+        "whole": args.crop == "none",
     }
     if args.dataset == "diode":
         train: Maps = Diode(
@@ -39,4 +42,7 @@ def open_data(args: argparse.Namespace, intrinsic: Intrinsic) -> tuple[Maps, dic
         )
     if not len(train):
         raise InputError(f"no training images under {args.train_data_dir or args.manifest}: {'; '.join(train.notes)}")
+    if intrinsic.kind == "depth":
+        labels = (train.label_path(stem) for stem in train.stems)
+        check_depth_coding(labels, intrinsic.depth_coding, "pass --depth_coding as it says, or other labels")
     return train, validation

@@ -8,10 +8,15 @@
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Kind = Literal["normals", "depth", "colour"]
+DEPTH_CODINGS = {  # of labels (utils/maps/depth_coding.py) -> its words for "linear in" in a convention
+    "linear": "linear in",
+    "log": "1 - log10(1 + 9 u), u from 0 (near) to 1 (far) affine in",
+    "sqrt": "1 - sqrt(u), u from 0 (near) to 1 (far) affine in",
+}
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,7 @@ class Intrinsic:
     scores: metric -> its title, the first being the one to watch.
     coding: of labels and predictions of a colour: "srgb" as pictures are, or "linear".
     grey: one channel; predictions are averaged over theirs.
+    depth_coding: of a depth's labels, and so of what a network predicts; files of predictions are always linear.
     """
 
     name: str
@@ -35,6 +41,7 @@ class Intrinsic:
     scores: Mapping[str, str]
     coding: Literal["srgb", "linear"] = "srgb"
     grey: bool = False
+    depth_coding: str = "linear"
 
     @property
     def suffix(self) -> str:
@@ -79,3 +86,14 @@ SHADING = Intrinsic(
 )
 
 INTRINSICS = {one.name: one for one in (NORMAL, DEPTH, ALBEDO, SHADING)}
+
+
+def depth_coded(coding: str) -> Intrinsic:
+    """Depth whose labels have this coding, a key of DEPTH_CODINGS."""
+    key, meaning = DEPTH.convention
+    return replace(DEPTH, depth_coding=coding, convention=(key, restated(meaning, coding)))
+
+
+def restated(meaning: str, coding: str) -> str:
+    """A sentence on linear labels, said of labels with this coding."""
+    return meaning.replace(DEPTH_CODINGS["linear"], DEPTH_CODINGS[coding])

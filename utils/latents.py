@@ -9,6 +9,7 @@ None is scaled by the VAE's scaling factor.
 import torch
 from diffusers import AutoencoderKL
 from torch import Generator, Tensor
+from torch.nn.functional import max_pool2d
 
 from utils.noise import gaussian
 
@@ -34,3 +35,15 @@ def training_latents(vae: AutoencoderKL, batch: dict[str, Tensor], noise: list[G
         batch = moments(vae, batch)
     mean, std = batch["target_mean"], batch["target_std"]
     return batch["rgb_mode"], mean + std * gaussian(mean.shape, noise, mean)
+
+
+def cells(mask: Tensor, size: tuple[int, int]) -> Tensor:
+    """Which latent cells count: those whose pixels are all valid (Marigold, arXiv 2312.02145, released code).
+
+    mask: bool (B,1,H,W), valid pixels; or cells already, as the latent cache keeps them: H, W = `size`. size: (h, w)
+    of the latents, which H and W are one and the same multiple of. Returns bool (B,1,h,w).
+    """
+    factor = mask.shape[-1] // size[1]
+    if tuple(mask.shape[-2:]) != (factor * size[0], factor * size[1]):
+        raise ValueError(f"a mask of {tuple(mask.shape[-2:])} does not fit latents of {tuple(size)}")
+    return max_pool2d((~mask).float(), factor) == 0

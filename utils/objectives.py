@@ -14,7 +14,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, DPMSolverMultistepScheduler
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from utils.latents import mode, training_latents
+from utils.latents import cells, mode, training_latents
 from utils.noise import gaussian
 
 
@@ -31,7 +31,10 @@ class Objective(Protocol):
     def metadata(self) -> Mapping[str, object]: ...
 
     def loss(self, unet: nn.Module, batch: dict[str, Tensor], noise: list[Generator]) -> Tensor:
-        """A scalar in fp32, of rgb and target (B,3,H,W) in [-1,1], or of their latents (utils/latents.py)."""
+        """A scalar in fp32, of rgb and target (B,3,H,W) in [-1,1], or of their latents (utils/latents.py).
+
+        Where the batch has a mask, only what it lets through counts: `masked_mse`.
+        """
 
     def predict(self, unet: nn.Module, rgb: Tensor, noise: list[Generator]) -> Tensor:
         """rgb (B,3,H,W) in [-1,1] -> map (B,3,H,W) about [-1,1], not clamped."""
@@ -56,11 +59,12 @@ class SingleStep:
     def loss(self, unet: nn.Module, batch: dict[str, Tensor], noise: list[Generator]) -> Tensor:
         """mse(unet(s E(rgb).mode(), T-1, c), s E(target).sample()), a scalar in fp32.
 
-        batch: rgb, target (B,3,H,W) in [-1,1], or their latents (utils/latents.py). The target is sampled, the input
-        is the mode, as in the released code.
+        batch: rgb, target (B,3,H,W) in [-1,1], or their latents (utils/latents.py); mask: see `masked_mse`. The target
+        is sampled, the input is the mode, as in the released code.
         """
         rgb, target = training_latents(self.vae, batch, noise)
-        return F.mse_loss(self.latents(unet, rgb).float(), self.vae.config.scaling_factor * target.float())
+        z0 = self.vae.config.scaling_factor * target.float()
+        return masked_mse(self.latents(unet, rgb).float(), z0, batch.get("mask"))
 
     def predict(self, unet: nn.Module, rgb: Tensor, noise: list[Generator] | None = None) -> Tensor:
         """rgb (B,3,H,W) in [-1,1] -> map (B,3,H,W) about [-1,1], not clamped. Deterministic; `noise` is not used."""
@@ -100,7 +104,8 @@ class AugUNet:
         """mse(unet([z_t, E(rgb).mode()], t, c), v), a scalar in fp32.
 
         z_t = a_t z0 + sigma_t eps; v = a_t eps - sigma_t z0 (arXiv 2202.00512, appendix D); z0 = s E(target).sample();
-        t uniform in 0..T-1. batch: rgb, target (B,3,H,W) in [-1,1], or their latents (utils/latents.py).
+        t uniform in 0..T-1. batch: rgb, target (B,3,H,W) in [-1,1], or their latents (utils/latents.py); mask: see
+        `masked_mse`.
         """
         # cond is not scaled: so conv_in's image channels were trained, in InstructPix2Pix
         cond, target = training_latents(self.vae, batch, noise)
@@ -113,7 +118,7 @@ class AugUNet:
         z_t = self.scheduler.add_noise(z0, eps, t)
         v = self.scheduler.get_velocity(z0, eps, t)
         prediction = unet(torch.cat([z_t, cond], dim=1), t, self.prompt.expand(len(z0), -1, -1)).sample
-        return F.mse_loss(prediction.float(), v.float())
+        return masked_mse(prediction.float(), v.float(), batch.get("mask"))
 
     def predict(self, unet: nn.Module, rgb: Tensor, noise: list[Generator]) -> Tensor:
         """rgb (B,3,H,W) in [-1,1] -> map (B,3,H,W) about [-1,1], not clamped.
@@ -146,6 +151,20 @@ class AugUNet:
         image_only, image_and_text = both.chunk(2)
         guided = image_only + self.guidance_scale * (image_and_text - image_only)
         return rescale(guided, image_and_text, self.guidance_rescale)
+
+
+def masked_mse(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mean squared error (B,4,h,w) over the latent cells that count, a scalar; without a mask the plain one.
+
+    mask: bool (B,1,H,W), valid pixels, or cells (B,1,h,w); see `cells`. The mean over each image's cells, then over
+    the images: so it does not depend on how a batch is cut into processes and micro-steps. An image without a cell
+    adds 0.
+    """
+    if mask is None:
+        return F.mse_loss(prediction, target)
+    count = cells(mask, (target.shape[-2], target.shape[-1]))
+    error = torch.where(count, prediction - target, 0).square().mean(1).flatten(1)
+    return (error.sum(1) / count.flatten(1).sum(1).clamp(min=1)).mean()
 
 
 def rescale(guided: Tensor, reference: Tensor, amount: float) -> Tensor:

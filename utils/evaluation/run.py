@@ -19,9 +19,10 @@ from utils.evaluation.aggregation import ImageScore, frame_warning, make_rows, t
 from utils.evaluation.inputs import find_images, find_judgements, find_pairs
 from utils.evaluation.pairing import Pair
 from utils.evaluation.rules import GroundTruthError, NothingToScore, PredictionError, Rules
-from utils.intrinsics import INTRINSICS, Intrinsic
+from utils.intrinsics import DEPTH, INTRINSICS, Intrinsic
 from utils.maps import diode_names
 from utils.maps.conventions import unit_vectors
+from utils.maps.label_record import check_depth_coding
 from utils.metrics.protocols import DEPTH_RULES
 from utils.system.atomic import make_folder, replace
 
@@ -145,6 +146,8 @@ def make_rules(args: argparse.Namespace) -> Rules:
 def evaluate(args: argparse.Namespace) -> dict:
     """The whole result, as it is written to --output; also writes the --report."""
     notes: list[str] = []
+    if args.task == DEPTH.name:
+        check_depth_coding([args.pred_dir], "linear", "evaluate.py scores predictions, whose coding inference undid")
     pairs = find_pairs(args, notes)
     rules = make_rules(args)
     judgements = find_judgements(args.whdr, pairs) if args.whdr else {}

@@ -10,7 +10,7 @@ from utils.inference.inputs import Inputs, find_inputs, output_names
 from utils.inference.job import BASES, check_lora
 from utils.inference.output import output_flags, output_of
 from utils.inference.view import View
-from utils.intrinsics import INTRINSICS
+from utils.intrinsics import DEPTH_CODINGS, INTRINSICS
 
 
 def inference_parser(description: str, lora: str, method: str) -> argparse.ArgumentParser:
@@ -28,6 +28,8 @@ def inference_parser(description: str, lora: str, method: str) -> argparse.Argum
     add("--output_dir", type=expand, default="./output", help="maps go to <output_dir>/<task>/predicted/, in "
         "the input's subfolders")  # fmt: skip
     add("--prompt", help="of the text encoder (default: what the LoRA's metadata says, else the paper's)")
+    add("--depth_coding", choices=list(DEPTH_CODINGS), help="of the labels the LoRA was trained on, for files without "
+        "metadata; it is undone in all that is written (default: what the metadata says, else linear)")  # fmt: skip
     model_flags(parser, BASES[method])
     view_flags(parser)
     return parser
@@ -116,5 +118,5 @@ def wanted(args: argparse.Namespace, device: object) -> dict[str, Any]:
 
 def wanted_of_one(args: argparse.Namespace, device: object) -> dict[str, Any]:
     """All flags of `inference_parser` as keywords of `Predictor`."""
-    own = {name: getattr(args, name) for name in ("lora", "method", "task", "prompt")}
+    own = {name: getattr(args, name) for name in ("lora", "method", "task", "prompt", "depth_coding")}
     return own | wanted(args, device)

@@ -16,6 +16,7 @@ from utils.inference.prediction import Prediction
 from utils.inference.view import View
 from utils.intrinsics import Intrinsic
 from utils.latents import mode
+from utils.maps.depth_coding import linear_map
 from utils.maps.images import Crop
 from utils.maps.pictures import to_uint8
 from utils.noise import gaussian, noise_of
@@ -29,6 +30,7 @@ Noise = Callable[[int, int], Tensor]  # height and width of latents -> standard 
 class Adapter:
     """One LoRA on the base: what it predicts and how, and the side in pixels of its training images.
 
+    depth_coding: of the labels it has learnt; undone at once, so that all that follows is linear.
     weights: the UNet's layers with the LoRA added, by module name, and conv_in, where the base serves several LoRAs;
     where there is one, it is in the UNet. facts: as `Prediction` has them.
     """
@@ -36,6 +38,7 @@ class Adapter:
     intrinsic: Intrinsic
     method: SingleStep | AugUNet
     trained_at: int
+    depth_coding: str = "linear"
     weights: dict[str, Tensor] = field(default_factory=dict, repr=False)
     conv_in: nn.Conv2d | None = None
     facts: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -236,7 +239,7 @@ class Engine:
         for adapter in adapters:
             self._use(adapter)
             z = adapter.method.latents(self.unet, cond, eps)
-            maps[adapter.intrinsic.name] = decode(self.vae, z).float().cpu()
+            maps[adapter.intrinsic.name] = linear_map(decode(self.vae, z).float().cpu(), adapter.depth_coding)
         return maps
 
     def _use(self, adapter: Adapter) -> None:

@@ -1,13 +1,14 @@
 """What a LoRA file says of itself, and what its user wants otherwise: task, prompt, base model. Imports no torch."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from utils.cli import nearest
 from utils.errors import InputError
 from utils.inference.view import View
-from utils.intrinsics import DEPTH, INTRINSICS, Intrinsic
+from utils.intrinsics import DEPTH, DEPTH_CODINGS, INTRINSICS, Intrinsic
 from utils.lora import SAFETENSORS, LoraFile, read_lora
 from utils.lora.files import NAMES, is_on_hub
 from utils.system.repositories import require
@@ -26,7 +27,8 @@ class Job:
 
     name: the LoRA as the user named it. method: a key of SCRIPTS. model: the base, a local folder or hub name;
     trained_on: the one that the LoRA's metadata names. timestep, resolution: the training's, where the metadata has
-    them. closing: what the user must know, printed when all is done.
+    them. depth_coding: of the labels it has learnt, which inference undoes. closing: what the user must know, printed
+    when all is done.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Job:
     trained_on: str | None
     timestep: int | None
     resolution: int | None
+    depth_coding: str = "linear"
     closing: tuple[str, ...] = ()
 
     @property
@@ -70,6 +73,7 @@ def describe(
     task: str | None = None,
     prompt: str | None = None,
     base: str | None = None,
+    depth_coding: str | None = None,
 ) -> Job:
     """Read a LoRA; its metadata (none in .bin files) fills in what is left out, then the paper's values do.
 
@@ -101,8 +105,26 @@ def describe(
         trained_on=trained_on,
         timestep=int(metadata["timestep"]) if "timestep" in metadata else None,
         resolution=int(metadata["resolution"]) if "resolution" in metadata else None,
+        depth_coding=find_coding(str(lora), metadata, intrinsic, depth_coding),
         closing=tuple(closing),
     )
+
+
+def find_coding(lora: str, metadata: Mapping[str, str], intrinsic: Intrinsic, wanted: str | None) -> str:
+    """The coding of the depth that a LoRA predicts: its metadata's, or what is wanted where it has none (.bin).
+
+    Raises InputError where they contradict each other, for a coding unknown here, and for maps other than depth.
+    """
+    if intrinsic.kind != "depth":
+        if wanted is not None:
+            raise InputError(f"--depth_coding: means nothing for {intrinsic.name}, only for depth; leave it out")
+        return "linear"
+    said = metadata.get("depth_coding", "linear" if "task" in metadata else None)
+    if said is not None and said not in DEPTH_CODINGS:
+        raise InputError(f"{lora}: its depth has {said!r} coding, which this version does not know; take a newer one")
+    if None not in (said, wanted) and said != wanted:
+        raise InputError(f"--depth_coding={wanted}: {lora} was trained on {said} labels; leave the flag out")
+    return said or wanted or "linear"
 
 
 def check_lora(path: str | Path, default: str | None = None) -> None:

@@ -30,8 +30,8 @@ class Predictor(Engine):
 
     lora: .safetensors, .bin or a training's output folder; several predict several maps from one base and one pass of
     its encoder. base: a folder or hub name, else the one that the LoRAs were made for. device: None: a GPU if there is
-    one. dtype: fp32, fp16 or bf16. method, task, prompt, timestep: for files whose metadata lacks them. steps,
-    guidance_scale, ensemble_size, seed, augment_from: of AugUNet's LoRAs, as inference_augunet.py has them.
+    one. dtype: fp32, fp16 or bf16. method, task, prompt, timestep, depth_coding: for files whose metadata lacks them.
+    steps, guidance_scale, ensemble_size, seed, augment_from: of AugUNet's LoRAs, as inference_augunet.py has them.
     view: the fields of `View`, such as resolution=768, center_crop=True or tile=512.
 
     Raises InputError where a file, the base or the device is not to be had, or they do not go together.
@@ -49,6 +49,7 @@ class Predictor(Engine):
         prompt: str | None = None,
         revision: str | None = None,
         timestep: int | None = None,
+        depth_coding: str | None = None,
         augment_from: str | None = None,
         steps: int = 25,
         guidance_scale: float = 3.0,
@@ -59,7 +60,8 @@ class Predictor(Engine):
         **view,
     ):
         loras = [lora] if isinstance(lora, (str, Path)) else list(lora)
-        self.jobs = [describe(one, method, task, prompt, None if base is None else str(base)) for one in loras]
+        known_base = None if base is None else str(base)
+        self.jobs = [describe(one, method, task, prompt, known_base, depth_coding) for one in loras]
         loaded = load_base(_one_base(self.jobs), revision)
         for job in self.jobs:
             _note_other_base(job, loaded)
@@ -80,7 +82,9 @@ class Predictor(Engine):
                 known = SingleStep(loaded.vae, loaded.encode_prompt(job.prompt), t)
             weights = {name: weight.to(place, dtype_of(dtype)) for name, weight in weights.items()}
             conv_in = None if conv_in is None else conv_in.to(place, dtype_of(dtype))
-            adapters.append(Adapter(job.intrinsic, known, job.trained_at, weights, conv_in, job.facts))
+            adapters.append(
+                Adapter(job.intrinsic, known, job.trained_at, job.depth_coding, weights, conv_in, job.facts)
+            )
         touched = {name for adapter in adapters for name in adapter.weights}
         own = {name: loaded.unet.get_submodule(name).weight.data for name in touched}
         sizes = {"batch_size": batch_size, "ensemble_size": ensemble_size, "seed": seed}

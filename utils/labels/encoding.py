@@ -6,25 +6,31 @@ from pathlib import Path
 import numpy as np
 
 from utils.errors import InputError
+from utils.maps.depth_coding import encode_far
+from utils.maps.label_record import OLDER, PROVENANCE
 from utils.system.atomic import save_npy, save_png, write_json
 from utils.system.provenance import versions
 
-PROVENANCE = "provenance.json"
 SKY_NORMAL = (0.0, 0.0, -1.0)  # facing the viewer, x right, y down, z forward
 
 
-def encode(quantity: str, values: np.ndarray, measured: np.ndarray | None = None) -> np.ndarray:
+def encode(
+    quantity: str, values: np.ndarray, measured: np.ndarray | None = None, depth_coding: str = "linear"
+) -> np.ndarray:
     """Values as `utils.labels.teacher.Teacher` gives them -> the 8-bit label (H,W,3), rounded.
 
     normal: 255 (n/2 + 0.5). depth: (far - d) / (far - near), disparity: (d - far) / (near - far), clipped, with near
-    and far its 2nd and 98th percentile (of the `measured` pixels, bool (H,W), if given). albedo, shading: 255 v.
+    and far its 2nd and 98th percentile (of the `measured` pixels, bool (H,W), if given); both then coded, near =
+    white, as `utils.maps.depth_coding` says. albedo, shading: 255 v.
     """
     if not np.isfinite(values).all():
         raise InputError(f"{np.count_nonzero(~np.isfinite(values))} values are not finite")
     if quantity in ("depth", "disparity"):
         low, high = np.percentile(values if measured is None else values[measured], [2, 98])
         shade = np.clip((values - low) / max(high - low, 1e-12), 0, 1)
-        values = np.repeat((1 - shade if quantity == "depth" else shade)[..., None], 3, axis=2)
+        near = 1 - shade if quantity == "depth" else shade
+        near = near if depth_coding == "linear" else 1 - encode_far(1 - near, depth_coding)
+        values = np.repeat(near[..., None], 3, axis=2)
     elif quantity == "normal":
         values = values / 2 + 0.5
     return np.round(255 * np.clip(values, 0, 1)).astype(np.uint8)
@@ -84,10 +90,10 @@ def record(output_dir: Path, described: dict, overwrite: bool) -> None:
     path = output_dir / PROVENANCE
     if path.is_file() and not overwrite:
         try:
-            found = json.loads(path.read_text())
+            found = OLDER | json.loads(path.read_text())
             asked = {key: value for key, value in described.items() if key != "self_check"}  # it may be left out
             changed = [key for key, value in asked.items() if found.get(key) != json.loads(json.dumps(value))]
-        except ValueError:
+        except (ValueError, TypeError):
             raise InputError(f"{path}: not readable; pass --overwrite to label anew") from None
         if changed:
             raise InputError(

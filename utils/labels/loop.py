@@ -23,11 +23,13 @@ def label_all(
     output_dir: Path,
     with_npy: bool,
     overwrite: bool,
+    depth_coding: str = "linear",
 ) -> None:
     """Label every picture that has no label yet; exit with status 1 if one of any process failed.
 
     pictures: name -> file. predict: name -> values of `quantity` and where measured (`utils.labels.encoding.encode`).
-    described: what provenance.json keeps, and what a later run into the same folder must share.
+    depth_coding: of depth and disparity. described: what provenance.json keeps, and what a later run into the same
+    folder must share.
     """
     if state.is_main_process:
         record(output_dir, described, overwrite)
@@ -42,7 +44,7 @@ def label_all(
             continue
         try:
             values, measured = predict(name)
-            write_label(target, encode(quantity, values, measured), values if with_npy else None)
+            write_label(target, encode(quantity, values, measured, depth_coding), values if with_npy else None)
             done += 1
         except InputError as error:
             failed.append(str(error) if str(pictures[name]) in str(error) else f"{pictures[name]}: {error}")

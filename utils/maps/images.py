@@ -15,6 +15,7 @@ from utils.maps.files import check_file
 if TYPE_CHECKING:
     import torch
 
+ORIENTATION = 0x0112  # EXIF's tag
 SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 
 
@@ -65,11 +66,38 @@ def same_aspect(a: tuple[int, int], b: tuple[int, int]) -> bool:
     return abs(a[0] * b[1] - a[1] * b[0]) <= max(*a, *b)
 
 
+def size_of(path: str | Path) -> tuple[int, int]:
+    """(width, height) of a picture, upright as `open_picture` has it, from its header alone. InputError as there."""
+    check_file(path)
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            turned = image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)  # by a quarter
+    except Exception as error:  # see open_picture, which says it of whole files
+        raise InputError(f"{path}: not a readable picture ({error}); replace or remove it") from None
+    return (height, width) if turned else (width, height)
+
+
+def multiple_for(side: int) -> int:
+    """What the sides of whole pictures are multiples of: 64, which Stable Diffusion's VAE and UNet together can halve
+    down to the UNet's last level; 8 for sides below 256, which rounding to 64 would bend too much.
+    """
+    return 64 if side >= 256 else 8
+
+
+def whole_size(width: int, height: int, side: int) -> tuple[int, int]:
+    """(height, width) of a whole picture whose short side becomes `side`, the long one the nearest multiple."""
+    multiple = multiple_for(side)
+    long = round(side * max(width, height) / min(width, height) / multiple) * multiple
+    return (long, side) if height > width else (side, long)
+
+
 @dataclass(frozen=True)
 class Crop:
-    """A resize of the short side to `side` and a square window, the same for every map of one sample.
+    """A resize of the short side to `side` and a square window, or none, the same for every map of one sample.
 
     `height`, `width`: after the resize; `top`, `left`: the window's corner in it; `side`: its size. All in pixels.
+    `all_of_it`: there is no window.
     """
 
     height: int
@@ -77,6 +105,7 @@ class Crop:
     top: int
     left: int
     side: int
+    all_of_it: bool = False
 
     @classmethod
     def of(cls, width: int, height: int, side: int, rng: np.random.Generator | None = None) -> Crop:
@@ -94,17 +123,30 @@ class Crop:
             top, left = int(rng.integers(height - side + 1)), int(rng.integers(width - side + 1))
         return cls(height, width, top, left, side)
 
+    @classmethod
+    def whole(cls, width: int, height: int, side: int) -> Crop:
+        """No window: the whole picture in its `whole_size`."""
+        height, width = whole_size(width, height, side)
+        return cls(height, width, 0, 0, side, all_of_it=True)
+
+    @property
+    def window(self) -> tuple[int, int]:
+        """Height and width of what is kept."""
+        return (self.height, self.width) if self.all_of_it else (self.side, self.side)
+
     def picture(self, image: Image.Image) -> torch.Tensor:
-        """8-bit RGB picture -> float32 (3,side,side) in [-1,1], resized bilinearly with antialiasing."""
+        """8-bit RGB picture -> float32 (3,*window) in [-1,1], resized bilinearly with antialiasing."""
         image = image.resize((self.width, self.height), Image.Resampling.BILINEAR)
-        image = image.crop((self.left, self.top, self.left + self.side, self.top + self.side))
+        rows, columns = self.window
+        image = image.crop((self.left, self.top, self.left + columns, self.top + rows))
         import torch  # only here: the evaluation reads images too, and does without
 
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float()
         return (pixels / 255 - 0.5) / 0.5
 
     def array(self, values: np.ndarray) -> np.ndarray:
-        """(H,W,...) -> (side,side,...) by nearest neighbour: measured values are never mixed with invalid ones."""
-        rows = ((np.arange(self.top, self.top + self.side) + 0.5) * values.shape[0] / self.height).astype(int)
-        columns = ((np.arange(self.left, self.left + self.side) + 0.5) * values.shape[1] / self.width).astype(int)
+        """(H,W,...) -> (*window,...) by nearest neighbour: measured values are never mixed with invalid ones."""
+        down, across = self.window
+        rows = ((np.arange(self.top, self.top + down) + 0.5) * values.shape[0] / self.height).astype(int)
+        columns = ((np.arange(self.left, self.left + across) + 0.5) * values.shape[1] / self.width).astype(int)
         return values[rows[:, None], columns[None, :]]

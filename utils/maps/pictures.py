@@ -104,7 +104,8 @@ def strip(pictures: list[Tensor]) -> Image.Image:
 
 
 def sheet(rows: list[Image.Image], columns: list[str]) -> Image.Image:
-    """Strips of one width under each other, with the columns' names above."""
+    """Strips under each other, with the columns' names above; strips of another width are scaled to the first's."""
+    rows = [rows[0], *(row if row.width == rows[0].width else _scaled(row, rows[0].width) for row in rows[1:])]
     width, side = rows[0].width, rows[0].width // len(columns)
     page = Image.new("RGB", (width, CAPTION_HEIGHT + sum(row.height for row in rows)), "white")
     draw = ImageDraw.Draw(page)
@@ -115,3 +116,7 @@ def sheet(rows: list[Image.Image], columns: list[str]) -> Image.Image:
         page.paste(row, (0, top))
         top += row.height
     return page
+
+
+def _scaled(row: Image.Image, width: int) -> Image.Image:
+    return row.resize((width, max(1, round(row.height * width / row.width))))

@@ -103,6 +103,11 @@ def _data_flags(group) -> None:
     add("--resolution", type=int, default=512, help="side of the square crops, in pixels; a multiple of 8")
     add("--center_crop", action=argparse.BooleanOptionalAction, default=True, help="crop the centre, as the released "
         "code always did (the default); --no-center_crop: at random, alike for image, label and truth")  # fmt: skip
+    add("--crop", choices=["square", "none"], default="square", help="square: as --center_crop says; none: whole "
+        "pictures, --resolution being their short side, in batches of one shape")  # fmt: skip
+    add("--masked_loss", action="store_true", help="pixels without ground truth, or outside masks/ of your own "
+        "data, do not count: a latent cell counts if all of its pixels are valid (default: all count, as in the "
+        "paper)")  # fmt: skip
     add("--no_cache_latents", action="store_true", help="encode the images anew in every step, instead of once")
     add("--cache_dir", type=expand, help="folder of the cached latents, to share between runs (default: "
         "latent_cache/ in --output_dir)")  # fmt: skip
@@ -274,6 +279,8 @@ def _check_data(args: argparse.Namespace, given: set[str]) -> None:
     for name in ("train_data_dir", "pseudo_root", "manifest", "scene_types", "list_from", "val_fraction", "gt_frame"):
         if f"--{name}" in given and name not in needs + reads:
             raise InputError(f"--{name} means nothing for --dataset {args.dataset}; leave it out")
+    if args.crop == "none" and (flag := next((f for f in ("--center_crop", "--no-center_crop") if f in given), None)):
+        raise InputError(f"{flag} means nothing for --crop none; leave one of them out")
     if not 0 <= args.val_fraction < 1:
         raise InputError(f"--val_fraction={args.val_fraction}: must be at least 0 and less than 1")
 
@@ -301,6 +308,8 @@ def _check_numbers(args: argparse.Namespace) -> None:
             raise InputError(f"--{name}={getattr(args, name)}: must be at most {limit}")
     if args.resolution % 8:
         raise InputError(f"--resolution={args.resolution}: must be a multiple of 8, the VAE's reduction")
+    if args.crop == "none" and args.resolution >= 256 and args.resolution % 64:
+        raise InputError(f"--resolution={args.resolution}: from 256 on, --crop none needs a multiple of 64")
 
 
 def _check_tracker_names(args: argparse.Namespace) -> None:

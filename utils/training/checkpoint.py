@@ -25,7 +25,12 @@ FREE = (  # flags that may change between a run and its resumption; a change is 
     "train_batch_size", "gradient_accumulation_steps",
 )  # fmt: skip
 FITTING = {"method", "rank", "lora_targets"}  # nothing can force weights into other shapes
-OLDER = {"lora_targets": "attention"}  # settings that checkpoints before them did not need to say
+OLDER = {
+    "lora_targets": "attention",
+    "masked_loss": False,
+    "depth_coding": "linear",
+    "crop": "square",
+}  # settings that checkpoints before them did not need to say
 ASIDE, GONE = ".checkpoint-{}.part", ".checkpoint-{}.gone"  # being written, being deleted
 _NAME = re.compile(r"checkpoint-(\d+)")
 

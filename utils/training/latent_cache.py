@@ -1,12 +1,14 @@
 """The latents of a training set on disk, encoded once: what the frozen VAE says of a picture never changes.
 
 <cache_dir>/<key>/latents.bin    (N,3,4,h,w): E(rgb).mode(), mean and std of E(target)'s posterior, in the VAE's dtype
+<cache_dir>/<key>/masks.bin      (N,1,h,w) bytes, 1 where a latent cell counts; only of a masked training set
 <cache_dir>/<key>/done.bin       (N,) bytes, 1 where a sample's latents are on disk
 <cache_dir>/<key>/about.json     what the key was made of
 
 The key holds all that changes a latent: the VAE's weights and dtype, the resolution, the crop, and every file's name,
-size and time. A sample is marked as done after its bytes have reached the disk, and samples are encoded alike by
-whoever comes first: so a killed build goes on, and processes or runs that build at once disturb nobody.
+size and time, a mask's too where it is used. A sample is marked as done after its bytes have reached the disk, and
+samples are encoded alike by whoever comes first: so a killed build goes on, and processes or runs that build at once
+disturb nobody.
 """
 
 import hashlib
@@ -26,8 +28,9 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from utils.errors import note
-from utils.latents import NAMES, moments
+from utils.latents import NAMES, cells, moments
 from utils.system import signals
+from utils.training.shapes import ByShape, OneShape, one_shape_each
 from utils.training.training_set import TrainingSet
 
 CHUNK = 32  # samples read, written and marked together
@@ -35,17 +38,22 @@ PIXELS = 4 * 512**2  # encoded at once: what a batch of 4 takes in training, so 
 
 
 class Files(NamedTuple):
-    """A cache's two files, mapped into memory: latents.bin as integers of the dtype's size, done.bin as bytes."""
+    """A cache's files, mapped into memory: latents.bin as integers of the dtype's size, the others as bytes."""
 
     values: np.memmap
     done: np.memmap
+    masks: np.memmap | None
 
 
 class CachedLatents(Dataset):
-    """A training set whose items are latents (utils/latents.py), each (4,h,w), read from the disk's cache."""
+    """A training set whose items are latents (utils/latents.py), each (4,h,w), read from the disk's cache.
 
-    def __init__(self, folder: Path, stems: list[str], shape: tuple[int, ...], dtype: torch.dtype):
+    masked: items also have a mask, the latent cells that count, bool (1,h,w).
+    """
+
+    def __init__(self, folder: Path, stems: list[str], shape: tuple[int, ...], dtype: torch.dtype, masked: bool):
         self.folder, self.stems, self.shape, self.dtype = folder, stems, (len(NAMES), *shape), dtype
+        self.masked = masked
         self.files: Files | None = None
 
     def __len__(self) -> int:
@@ -56,13 +64,19 @@ class CachedLatents(Dataset):
         if self.files is None:  # in a worker process, at its first item
             self.files = self.open("r")
         values = torch.from_numpy(np.array(self.files.values[index])).view(self.dtype)
-        return {**dict(zip(NAMES, values)), "stem": self.stems[index]}
+        item = {**dict(zip(NAMES, values)), "stem": self.stems[index]}
+        if self.files.masks is not None:
+            item["mask"] = torch.from_numpy(np.array(self.files.masks[index])).bool()
+        return item
 
     def open(self, mode: Literal["r", "r+"]) -> Files:
         """Map the files into memory, to read them or to fill them."""
         kind = np.int16 if self.dtype.itemsize == 2 else np.int32  # numpy knows no bfloat16
         values = np.memmap(self.folder / "latents.bin", kind, mode, shape=(len(self), *self.shape))
-        return Files(values, np.memmap(self.folder / "done.bin", np.uint8, mode, shape=(len(self),)))
+        done, masks = np.memmap(self.folder / "done.bin", np.uint8, mode, shape=(len(self),)), None
+        if self.masked:
+            masks = np.memmap(self.folder / "masks.bin", np.uint8, mode, shape=(len(self), 1, *self.shape[-2:]))
+        return Files(values, done, masks)
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "files": None}  # a map does not travel to workers; its path does
@@ -70,14 +84,19 @@ class CachedLatents(Dataset):
 
 def cached_or_not(
     train_set: TrainingSet, vae: AutoencoderKL, cache_dir: Path, workers: int = 0, rank: int = 0, world: int = 1
-) -> CachedLatents | TrainingSet:
+) -> CachedLatents | ByShape | TrainingSet:
     """The training set's `cached_latents`, or itself where they would not be the same or have no place; a note says
-    so.
+    so. Whole pictures have a cache for each shape.
     """
     if not train_set.center_crop:
         note("random crops: latents are not cached, every step encodes its pictures")
         return train_set
     try:
+        if train_set.whole:
+            parts = one_shape_each(train_set)
+            return ByShape(
+                [(cached_latents(part, vae, cache_dir, workers, rank, world), part.indices) for part in parts]
+            )
         return cached_latents(train_set, vae, cache_dir, workers, rank, world)
     except OSError as error:
         note(f"no latent cache, every step encodes its pictures: {cache_dir}: {error.strerror} (--cache_dir)")
@@ -85,7 +104,12 @@ def cached_or_not(
 
 
 def cached_latents(
-    train_set: TrainingSet, vae: AutoencoderKL, cache_dir: Path, workers: int = 0, rank: int = 0, world: int = 1
+    train_set: TrainingSet | OneShape,
+    vae: AutoencoderKL,
+    cache_dir: Path,
+    workers: int = 0,
+    rank: int = 0,
+    world: int = 1,
 ) -> CachedLatents:
     """The cache of `train_set`, after what was missing of it has been built.
 
@@ -93,21 +117,24 @@ def cached_latents(
     """
     about = describe(train_set, vae)
     folder = cache_dir / hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
-    side = train_set.resolution // 2 ** (len(vae.config.block_out_channels) - 1)
-    shape = (vae.config.latent_channels, side, side)
+    height, width = (side // 2 ** (len(vae.config.block_out_channels) - 1) for side in train_set.shapes[0])
+    shape = (vae.config.latent_channels, height, width)
     folder.mkdir(parents=True, exist_ok=True)
     reserve(folder / "latents.bin", len(train_set) * len(NAMES) * math.prod(shape) * vae.dtype.itemsize)
+    if train_set.masked:
+        reserve(folder / "masks.bin", len(train_set) * height * width)
     reserve(folder / "done.bin", len(train_set))
     draft = folder / f"about.{os.getpid()}"
-    draft.write_text(json.dumps({**about, "files": len(about["files"])}, indent=1))
+    counts = {name: len(about[name]) for name in ("files", "masks") if name in about}
+    draft.write_text(json.dumps({**about, **counts}, indent=1))
     draft.replace(folder / "about.json")
-    cache = CachedLatents(folder, train_set.stems, shape, vae.dtype)
+    cache = CachedLatents(folder, train_set.stems, shape, vae.dtype, train_set.masked)
     build(cache, train_set, vae, workers, rank, world)
     return cache
 
 
 def build(
-    cache: CachedLatents, train_set: TrainingSet, vae: AutoencoderKL, workers: int, rank: int, world: int
+    cache: CachedLatents, train_set: TrainingSet | OneShape, vae: AutoencoderKL, workers: int, rank: int, world: int
 ) -> None:
     """Encode what is not done, this process's share first: who is quick helps the others out."""
     files = cache.open("r+")
@@ -121,9 +148,13 @@ def build(
         if files.done[chunk].all():  # another process was here meanwhile
             bar.update(len(chunk))
             continue
-        stacked = encode(vae, batch, max(1, PIXELS // train_set.resolution**2), bar)
+        mask = batch.pop("mask", None)
+        stacked = encode(vae, batch, max(1, PIXELS // math.prod(train_set.shapes[0])), bar)
         files.values[chunk] = stacked.view(torch.int16 if stacked.element_size() == 2 else torch.int32).numpy()
         files.values.flush()
+        if files.masks is not None and mask is not None:
+            files.masks[chunk] = cells(mask, (stacked.shape[-2], stacked.shape[-1])).numpy()
+            files.masks.flush()
         files.done[chunk] = 1
     bar.close()
 
@@ -148,7 +179,7 @@ def encode(vae: AutoencoderKL, batch: dict[str, Tensor], at_once: int, bar: tqdm
 class Pictures(Dataset):
     """A training set without its ground truth."""
 
-    def __init__(self, train_set: TrainingSet):
+    def __init__(self, train_set: TrainingSet | OneShape):
         self.train_set = train_set
 
     def __len__(self) -> int:
@@ -156,7 +187,7 @@ class Pictures(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         sample = self.train_set[index]
-        return {"rgb": sample["rgb"], "target": sample["target"]}
+        return {name: sample[name] for name in ("rgb", "target", "mask") if name in sample}
 
 
 def reserve(path: Path, size: int) -> None:
@@ -176,21 +207,27 @@ def reserve(path: Path, size: int) -> None:
         draft.unlink(missing_ok=True)
 
 
-def describe(train_set: TrainingSet, vae: AutoencoderKL) -> dict:
+def describe(train_set: TrainingSet | OneShape, vae: AutoencoderKL) -> dict:
     """All that a latent depends on, fit for JSON."""
-    files = []
+    files, masks = [], []
     for stem in train_set.stems:
-        for path in (train_set.rgb_path(stem), train_set.label_path(stem)):
-            status = os.stat(path)
-            files.append([str(path.resolve()), status.st_size, status.st_mtime_ns])
-    return {
+        files += [signature(path) for path in (train_set.rgb_path(stem), train_set.label_path(stem))]
+        masks += [signature(path) for path in (train_set.mask_paths(stem) if train_set.masked else ())]
+    about = {
         "vae": weights_hash(vae),
         "dtype": str(vae.dtype),
-        "data": type(train_set).__name__,
+        "data": type(train_set.train_set if isinstance(train_set, OneShape) else train_set).__name__,
         "resolution": train_set.resolution,
-        "crop": "centre",
+        "crop": f"none, {train_set.shapes[0]}" if train_set.whole else "centre",
         "files": files,
     }
+    return about | ({"masks": masks} if train_set.masked else {})
+
+
+def signature(path: Path) -> list[str | int]:
+    """What tells a changed file from an unchanged one: its place, size and time."""
+    status = os.stat(path)
+    return [str(path.resolve()), status.st_size, status.st_mtime_ns]
 
 
 def weights_hash(vae: AutoencoderKL) -> str:

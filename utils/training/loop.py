@@ -27,15 +27,16 @@ from utils.objectives import Objective
 from utils.system import atomic, processes, provenance, signals
 from utils.system.compiling import compile_unet
 from utils.tracking import metrics_file, trackers
-from utils.training import best, checkpoint
-from utils.training.batches import EndlessBatches
+from utils.training import best, checkpoint, masks
+from utils.training.batches import BucketBatches, EndlessBatches, described
 from utils.training.latent_cache import CachedLatents, cached_or_not
 from utils.training.settings import RunSettings, Settings
+from utils.training.shapes import ByShape
 from utils.training.state import TrainingState, shared_settings
 from utils.training.training_set import TrainingSet
 from utils.training.validation import Samples, Validation
 
-READ = ("rgb", "target", *NAMES)  # what of a batch a loss may read
+READ = ("rgb", "target", "mask", *NAMES)  # what of a batch a loss may read
 
 
 def start(settings: Settings) -> tuple[Accelerator, Path | None]:
@@ -94,6 +95,8 @@ def train(
     signals.listen()  # from here on a signal ends the run well; before, Ctrl-C ends loading at once
     for text in train_set.notes:
         note(text)
+    if train_set.masked:
+        note(masks.share(train_set, 2 ** (len(objective.vae.config.block_out_channels) - 1), run.seed))
 
     # What trains: LoRA, optimiser, learning rate; and what a checkpoint of it shares with a run that goes on from it
     if run.gradient_checkpointing:
@@ -121,10 +124,12 @@ def train(
     samples = latents_or_images(run, accelerator, train_set, objective.vae)
     vae_home = accelerator.device if samples is train_set else torch.device("cpu")
     objective.vae.to(vae_home)
-    batches = EndlessBatches(
-        len(train_set), run.train_batch_size, run.seed, accelerator.process_index, accelerator.num_processes,
-        start=state.seen,
-    )  # fmt: skip
+    share = (run.train_batch_size, run.seed, accelerator.process_index, accelerator.num_processes, state.seen)
+    if train_set.whole:
+        batches: EndlessBatches = BucketBatches(train_set.shapes, state.step_samples, *share)
+        note(described(train_set.shapes, state.step_samples))
+    else:
+        batches = EndlessBatches(len(train_set), *share)
     loader = DataLoader(
         samples, batch_sampler=batches, num_workers=run.dataloader_num_workers,
         pin_memory=accelerator.device.type == "cuda", worker_init_fn=signals.ignore,
@@ -217,7 +222,8 @@ def train(
         print(f"stopped after step {state.step} of {state.max_steps} by {why}; saved: {saved} in {output_dir}")
         print("next: run the same command with --resume_from_checkpoint latest")
     elif main:
-        save_lora(state.bare_unet, output_dir, {**metadata, "steps": state.step}, with_bin=True)
+        # a .bin has no header: nobody who reads it could know of a coding that must be undone
+        save_lora(state.bare_unet, output_dir, {**metadata, "steps": state.step}, "depth_coding" not in metadata)
         print(outcome(output_dir, metadata, settings))
     accelerator.end_training()
     if uploads and state.step >= state.max_steps:
@@ -241,6 +247,9 @@ def describe(objective: Objective, base: Base, train_set: TrainingSet, run: RunS
         "prompt": run.prompt,
         "resolution": train_set.resolution,
         "project_version": __version__,
+        **({"masked_loss": True} if train_set.masked else {}),
+        **({"crop": "none"} if train_set.whole else {}),
+        **({"depth_coding": coding} if (coding := train_set.intrinsic.depth_coding) != "linear" else {}),
     }
 
 
@@ -259,7 +268,7 @@ def begin_records(run: RunSettings, step: int | None) -> set[tuple[int, str]]:
 
 def latents_or_images(
     run: RunSettings, accelerator: Accelerator, train_set: TrainingSet, vae: AutoencoderKL
-) -> CachedLatents | TrainingSet:
+) -> CachedLatents | ByShape | TrainingSet:
     """The training set's cached latents, or itself where they are not wanted or cannot be kept."""
     if run.no_cache_latents:
         return train_set
@@ -287,8 +296,9 @@ def summary(state: TrainingState, run: RunSettings, accelerator: Accelerator, im
 def outcome(output_dir: Path, metadata: Mapping[str, object], settings: Settings) -> str:
     """Where everything lies, and what to do next."""
     script = SCRIPTS[str(metadata["method"])]
+    files = "" if "depth_coding" in metadata else " and .bin"
     lines = [
-        f"{output_dir}: pytorch_lora_weights.safetensors and .bin, metrics.jsonl, validation/, best.json",
+        f"{output_dir}: pytorch_lora_weights.safetensors{files}, metrics.jsonl, validation/, best.json",
         f"next: python {script} --lora {output_dir} --input_dir path/to/images --output_dir output",
     ]
     if "tensorboard" in settings.tracking.trackers:

@@ -82,7 +82,8 @@ def shared_settings(
     flags = asdict(settings.run) | asdict(settings.optimizer)
     shared = {key: metadata[key] for key in PART_OF_A_RUN}
     shared |= {"timestep": metadata.get("timestep"), "seed": settings.run.seed}
-    shared |= {"lora_targets": settings.run.lora_targets}
+    shared |= {"lora_targets": settings.run.lora_targets, "masked_loss": metadata.get("masked_loss", False)}
+    shared |= {"depth_coding": metadata.get("depth_coding", "linear"), "crop": metadata.get("crop", "square")}
     shared |= {"images per step": step_samples, "training data": training_data}
     return shared | {name: flags[name] for name in checkpoint.FREE} | {"processes": processes}
 

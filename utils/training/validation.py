@@ -1,6 +1,6 @@
 """Validation on fixed samples: predict, score against ground truth, keep panels and the best checkpoint."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from utils.errors import note, warn
 from utils.intrinsics import Intrinsic
+from utils.maps.depth_coding import linear_map
 from utils.maps.pictures import black, prediction_picture, sheet, strip, truth_picture
 from utils.metrics.scores import Score, described
 from utils.noise import generators
@@ -92,15 +93,15 @@ class Validation:
         bar = tqdm(total=total, desc="validating", unit="image", leave=False)
         for split, items in self.samples.items():
             panels[split], found = [], []
-            for first in range(0, len(items), self.batch_size):
+            for first, batch in of_one_shape(items, self.batch_size):
                 if signals.stop_requested():
                     bar.close()
                     unet.train(was_training)
                     return None
-                batch = items[first : first + self.batch_size]
                 rgb = torch.stack([item["rgb"] for item in batch]).to(self.accelerator.device)
                 noise = generators(self.seed, first, len(batch))
                 predictions = self.objective.predict(unet, rgb, noise).float().cpu()
+                predictions = linear_map(predictions, self.intrinsic.depth_coding)
                 for item, prediction in zip(batch, predictions):
                     found.append(self.score(prediction, item["gt"], item["valid"]))
                     panels[split].append((item["stem"], self.strip(item, prediction)))
@@ -115,14 +116,28 @@ class Validation:
     def strip(self, item: dict, prediction: torch.Tensor) -> Image.Image:
         """RGB, ground truth (black where nothing is measured), label and prediction of one sample, side by side."""
         truth = truth_picture(item["gt"], item["valid"], self.intrinsic) if self.measured else black(item["rgb"])
-        return strip([item["rgb"], truth, item["target"], prediction_picture(prediction, self.intrinsic)])
+        label = linear_map(item["target"], self.intrinsic.depth_coding)
+        return strip([item["rgb"], truth, label, prediction_picture(prediction, self.intrinsic)])
 
     @property
     def protocol(self) -> str:
         """How the scores come about, in words."""
         images = max((len(items) for items in self.samples.values()), default=0)
-        side = next((items[0]["rgb"].shape[-1] for items in self.samples.values() if items), "?")
-        return f"{described(self.score)} Mean over {images} fixed images per split, at {side} px."
+        side = next((min(items[0]["rgb"].shape[-2:]) for items in self.samples.values() if items), "?")
+        coding = self.intrinsic.depth_coding
+        undone = "" if coding == "linear" else f" The {coding} coding of the labels is undone first."
+        return f"{described(self.score)}{undone} Mean over {images} fixed images per split, at {side} px."
+
+
+def of_one_shape(items: Sequence[dict], size: int) -> Iterator[tuple[int, Sequence[dict]]]:
+    """Neighbours of one shape, at most `size` at once, with the number of the first of them."""
+    first = 0
+    while first < len(items):
+        last = first + 1
+        while last < min(first + size, len(items)) and items[last]["rgb"].shape == items[first]["rgb"].shape:
+            last += 1
+        yield first, items[first:last]
+        first = last
 
 
 def write_panels(panels: Panels, folder: Path, step: int) -> None:
