@@ -168,7 +168,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser(description=__doc__)
     parser.add_argument("--comfyui_dir", type=path_flag, help="the folder that holds ComfyUI's main.py")
     parser.add_argument("--python", default=sys.executable, help="a Python that has ComfyUI's requirements")
-    parser.add_argument("--size", type=int, default=256, help="of the square pictures in pixels, a multiple of 64")
+    parser.add_argument("--size", type=int, default=128, help="of the square pictures in pixels, a multiple of 64")
     args = parser.parse_args(argv)
     if args.comfyui_dir is None or not (args.comfyui_dir / "main.py").is_file():
         raise InputError(f"--comfyui_dir={args.comfyui_dir}: no main.py there; {WHERE}")
