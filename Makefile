@@ -4,12 +4,14 @@
 # make test: the tests
 # make interop: LoRA files through diffusers of 2023 to today, writes the table in docs/lora_formats.md; full-size bases
 #   in one file
+# make comfyui COMFYUI_DIR=...: the workflows and nodes of integrations/comfyui in the real ComfyUI
+# make blender BPY_PYTHON=...: the export of Blender scenes, in a real bpy
 PYTHON ?= python3
 PY := .venv/bin/python
 
 install: .venv/installed
 
-.PHONY: install demo demo-all test check interop clean
+.PHONY: install demo demo-all test check interop comfyui blender clean
 
 demo: .venv/installed
 	$(PY) -m miniworld.demo --out demo
@@ -31,6 +33,15 @@ check: .venv/installed
 interop: .venv/installed
 	$(PY) -m interop.run
 	$(PY) -m interop.full_size
+
+comfyui: .venv/installed
+	$(PY) -m integrations.comfyui.check $(if $(COMFYUI_DIR),--comfyui_dir $(COMFYUI_DIR)) \
+	  $(if $(COMFYUI_PYTHON),--python $(COMFYUI_PYTHON))
+
+blender: .venv/installed
+	@test -n "$(BPY_PYTHON)" || { echo 'error: make blender BPY_PYTHON=.bpy/bin/python, after' \
+	  'python3.11 -m venv .bpy && .bpy/bin/pip install "bpy==4.2.*"'; exit 1; }
+	BPY_PYTHON=$(abspath $(BPY_PYTHON)) $(PY) -m pytest tests/integrations/test_blender.py
 
 .venv/installed: requirements.txt requirements-dev.txt constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -1,0 +1,128 @@
+"""Renders a scene from many cameras and writes the raw passes. Runs in a Python that has `bpy` (4.2); no other package
+of this project is imported here, because bpy brings its own numpy.
+
+    python render.py JOB.json       {"scene", "raw", "stems", "seed", "size", "samples", "from_file"}
+
+Each picture is rendered twice with Cycles on the CPU: with all samples for picture, albedo and shading; and with one
+sample in the middle of each pixel for normals and depth, which an average over a pixel's area would falsify at edges.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import bpy
+import numpy as np
+from mathutils import Matrix, Vector
+
+FIELD_OF_VIEW, TRIES, RAYS = 60.0, 500, 8  # degrees; cameras tried; rays along each side of the test grid
+NEAREST, SEEN = 0.05, 0.7  # of the box's diagonal that must be free ahead; share of the rays that must hit something
+COLOUR = {"picture": "Image", "albedo": "DiffCol", "direct": "DiffDir", "indirect": "DiffInd"}
+GEOMETRY = {"normal": "Normal", "depth": "Depth"}
+
+
+def main(job: dict) -> None:
+    bpy.ops.wm.open_mainfile(filepath=job["scene"], load_ui=False)
+    scene = bpy.context.scene
+    set_up(scene, *job["size"], job["seed"])
+    if job["from_file"]:
+        objects = sorted((one for one in scene.objects if one.type == "CAMERA"), key=lambda one: one.name)
+    else:
+        data = bpy.data.cameras.new("intrinsic-lora")
+        data.angle = np.radians(FIELD_OF_VIEW)
+        objects = [bpy.data.objects.new("intrinsic-lora", data)]
+        scene.collection.objects.link(objects[0])
+    for stem in job["stems"]:
+        number = int(stem.rpartition("_")[2])
+        scene.camera = objects[number] if job["from_file"] else objects[0]
+        if not job["from_file"]:
+            scene.camera.matrix_world = place(scene, np.random.default_rng([job["seed"], number]), number)
+            bpy.context.view_layer.update()
+        passes = render(scene, Path(job["raw"]), COLOUR, job["samples"], 1.5)
+        passes |= render(scene, Path(job["raw"]), GEOMETRY, 1, 0.01)
+        passes["to_camera"] = np.array(scene.camera.matrix_world.to_3x3().normalized()).T
+        passes["metres"] = np.array(scene.unit_settings.scale_length)
+        passes["clip_end"] = np.array(scene.camera.data.clip_end)
+        part = Path(job["raw"], f"{stem}.part.npz")
+        np.savez(part, **passes)
+        part.rename(Path(job["raw"], f"{stem}.npz"))  # complete, or not there
+        print(f"rendered {stem}", flush=True)
+
+
+def set_up(scene, width: int, height: int, seed: int) -> None:
+    """Cycles on the CPU; the file's light and materials stay. The picture is sRGB without a film look, so that it is
+    albedo times shading where surfaces are diffuse.
+    """
+    scene.render.engine, scene.cycles.device = "CYCLES", "CPU"
+    scene.cycles.seed, scene.cycles.use_animated_seed = seed, False
+    scene.cycles.use_denoising = scene.cycles.use_adaptive_sampling = False
+    scene.render.resolution_x, scene.render.resolution_y, scene.render.resolution_percentage = width, height, 100
+    scene.render.film_transparent = scene.render.use_border = scene.render.use_motion_blur = False
+    scene.render.use_sequencer = False
+    scene.cycles.pixel_filter_type = "BLACKMAN_HARRIS"
+    layer = bpy.context.view_layer
+    for name in ("normal", "z", "diffuse_color", "diffuse_direct", "diffuse_indirect"):
+        setattr(layer, f"use_pass_{name}", True)
+
+
+def render(scene, raw: Path, passes: dict[str, str], samples: int, width: float) -> dict[str, np.ndarray]:
+    """Name -> float32 (H,W,3), or (H,W) of depth; rows from the top. width: of the pixel filter, in pixels."""
+    scene.cycles.samples, scene.cycles.filter_width = samples, width
+    scene.use_nodes, scene.render.use_compositing = True, True
+    nodes, links = scene.node_tree.nodes, scene.node_tree.links
+    nodes.clear()
+    layers = nodes.new("CompositorNodeRLayers")
+    output = nodes.new("CompositorNodeOutputFile")
+    output.base_path = str(raw)
+    output.format.file_format, output.format.color_depth = "OPEN_EXR", "32"
+    output.file_slots.clear()
+    for name, source in passes.items():
+        output.file_slots.new(f"{name}_")
+        links.new(layers.outputs[source], output.inputs[-1])
+    final = nodes.new("CompositorNodeComposite")
+    links.new(layers.outputs["Image"], final.inputs["Image"])
+    bpy.ops.render.render(write_still=False)
+    return {name: read(raw / f"{name}_{scene.frame_current:04}.exr", name == "depth") for name in passes}
+
+
+def read(file: Path, one_channel: bool) -> np.ndarray:
+    image = bpy.data.images.load(str(file))
+    image.colorspace_settings.name = "Non-Color"
+    pixels = np.empty(len(image.pixels), np.float32)
+    image.pixels.foreach_get(pixels)
+    pixels = pixels.reshape(image.size[1], image.size[0], image.channels)[::-1]
+    bpy.data.images.remove(image)
+    file.unlink()
+    return pixels[..., 0].copy() if one_channel else pixels[..., :3].copy()
+
+
+def place(scene, rng: np.random.Generator, number: int) -> Matrix:
+    """A camera inside the box of all visible meshes, that looks at its middle and sees something, with room ahead.
+
+    Position: uniform in the box's inner 80 % in plan, between 30 and 80 % of its height. Target: uniform in its middle
+    half. The first of TRIES is taken that sees surfaces on SEEN of its rays, none nearer than NEAREST.
+    """
+    meshes = [one for one in scene.objects if one.type == "MESH" and not one.hide_render]
+    corners = np.array([one.matrix_world @ Vector(corner) for one in meshes for corner in one.bound_box])
+    if not len(corners):
+        raise SystemExit("error: the scene holds no mesh that is rendered")
+    low, size = corners.min(0), np.ptp(corners, axis=0)
+    graph, reach = bpy.context.evaluated_depsgraph_get(), NEAREST * float(np.linalg.norm(size))
+    for _ in range(TRIES):
+        eye = Vector(low + size * rng.uniform([0.1, 0.1, 0.3], [0.9, 0.9, 0.8]))
+        aim = Vector(low + size * rng.uniform(0.25, 0.75, 3)) - eye
+        if aim.length < reach:
+            continue
+        turn = aim.to_track_quat("-Z", "Y")
+        half = np.tan(np.radians(FIELD_OF_VIEW / 2))
+        grid = np.linspace(-half, half, RAYS)
+        hits = [scene.ray_cast(graph, eye, turn @ Vector((x, y, -1)).normalized()) for x in grid for y in grid]
+        distances = [(hit[1] - eye).length for hit in hits if hit[0]]
+        if len(distances) >= SEEN * len(hits) and min(distances) > reach:
+            return Matrix.Translation(eye) @ turn.to_matrix().to_4x4()
+    raise SystemExit(f"error: camera {number}: {TRIES} places seen and none looks at the scene with room ahead; put "
+        "cameras into the file and pass --from_file")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main(json.loads(Path(sys.argv[-1]).read_text()))
