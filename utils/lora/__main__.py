@@ -58,9 +58,7 @@ def main(argv: list[str] | None = None) -> None:
     look = commands.add_parser(
         "inspect", help="format, rank, kinds of layers, metadata, norms per block, fitting base model"
     )
-    look.add_argument(
-        "source", type=path_flag, help="a .safetensors or .bin file, a folder with one, or a hub name"
-    )
+    look.add_argument("source", type=path_flag, help="a .safetensors or .bin file, a folder with one, or a hub name")
     look.add_argument("--json", action="store_true", help="print JSON")
     change = commands.add_parser(
         "convert",
