@@ -39,9 +39,9 @@ def main(argv: list[str] | None = None) -> int:
     inputs = find_files(args)
 
     from utils.inference.predictor import Predictor  # only now: PyTorch takes seconds to import, --help should not
-    from utils.inference.run import predict_all, report, share_out
+    from utils.inference.run import predict_inputs, processes, report
 
-    mine, state = share_out(inputs, args.device)
+    state = processes(args.device)
     predictor = Predictor(
         **wanted_of_one(args, state.device),
         augment_from=args.augment_from,
@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
         ensemble_size=args.ensemble_size,
         seed=args.seed,
     )
-    failed = predict_all(mine, state, predictor, args.output_dir, args.output)
+    failed = predict_inputs(args, inputs, state, predictor)
     return report(args, predictor.jobs, inputs, failed)
 
 

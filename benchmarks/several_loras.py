@@ -63,7 +63,7 @@ def main() -> None:
     args = parser.parse_args()
     files, _ = pictures(Namespace(images=args.images, resolution=args.resolution))
     print(f"{processor()}, {torch.get_num_threads()} threads, {args.images} images of {args.resolution} px")
-    for name, make in (("runs", runs), ("computed", computed)):
+    for name, make in (("computed", computed), ("runs", runs)):
         sides = make(files[0].parent)
         times = [[seconds(side, "cpu") for side in sides] for _ in range(args.rounds + 1)][1:]
         together, alone = ([pair[i] for pair in times] for i in range(2))

@@ -1,6 +1,7 @@
 """The inference scripts' shared flags. Imports no torch."""
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from utils.cli import Parser, expand
@@ -11,6 +12,7 @@ from utils.inference.job import BASES, check_lora
 from utils.inference.output import output_flags, output_of
 from utils.inference.view import View
 from utils.intrinsics import DEPTH_CODINGS, INTRINSICS
+from utils.maps.files import VIDEOS
 
 
 def inference_parser(description: str, lora: str, method: str) -> argparse.ArgumentParser:
@@ -24,9 +26,11 @@ def inference_parser(description: str, lora: str, method: str) -> argparse.Argum
     add("--lora", type=expand, default=lora, help="LoRA: .safetensors, .bin, the output folder of a training script, "
         "or a repository on the hub, owner/name")  # fmt: skip
     add("--input_dir", type=expand, default="./my_dataset", help="a picture, or a folder with any subfolders "
-        "(png, jpg, jpeg, webp, bmp, tif)")  # fmt: skip
+        "(png, jpg, jpeg, webp, bmp, tif), or a video (mp4, mov, webm, mkv, gif; package av)")  # fmt: skip
     add("--output_dir", type=expand, default="./output", help="maps go to <output_dir>/<task>/predicted/, in "
         "the input's subfolders")  # fmt: skip
+    add("--video", action="store_true", help="of a video: also join the maps' pictures to an .mp4 with its "
+        "times and sound")  # fmt: skip
     add("--prompt", help="of the text encoder (default: what the LoRA's metadata says, else the paper's)")
     add("--depth_coding", choices=list(DEPTH_CODINGS), help="of the labels the LoRA was trained on, for files without "
         "metadata; it is undone in all that is written (default: what the metadata says, else linear)")  # fmt: skip
@@ -98,7 +102,9 @@ def find_files(args: argparse.Namespace) -> Inputs:
     check_lora(args.lora, args.default_lora)
     if args.pretrained_model_name_or_path is not None:
         check_base(args.pretrained_model_name_or_path, args.revision)
-    inputs = find_inputs(args.input_dir, args.output_dir)
+    inputs = find_inputs(args.input_dir, args.output_dir, videos=True)
+    if args.video and Path(args.input_dir).suffix.lower() not in VIDEOS:
+        raise InputError(f"--video: {args.input_dir} is no video ({', '.join(VIDEOS)}); leave the flag out")
     output_names(inputs.pictures, args.task or "<task>")
     return inputs
 

@@ -4,12 +4,13 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 from utils.cli import nearest
 from utils.errors import InputError
 from utils.intrinsics import INTRINSICS
-from utils.maps.files import PICTURES
+from utils.maps.files import PICTURES, VIDEOS
 
 WRITTEN = ("predicted", "uncertainty")  # folders of maps, below <output_dir>/<task>/
 
@@ -34,15 +35,19 @@ class Inputs:
         return f"skipped: {', '.join(parts)}" if parts else ""
 
 
-def find_inputs(source: str | Path, output_dir: str | Path) -> Inputs:
+def find_inputs(source: str | Path, output_dir: str | Path, videos: bool = False) -> Inputs:
     """The pictures that `source`, a file or a folder with subfolders, stands for, in sorted order of their paths.
 
     Hidden files and folders are passed over in silence. What lies in `output_dir` is never read, so that a second run
     does not predict the first one's maps. Raises InputError where there is no picture, or `source` is where the maps
-    go.
+    go. videos: `source` may also be one video.
     """
     source, output = Path(source), Path(output_dir).resolve()
     if source.is_file():
+        if videos and source.suffix.lower() in VIDEOS:
+            if find_spec("av") is None:
+                raise InputError(f"{source}: a video needs the package av, which is not installed: pip install av")
+            return Inputs({source: source.name})
         if source.suffix.lower() not in PICTURES:
             raise InputError(f"{source}: not a picture we read ({', '.join(PICTURES)})")
         return Inputs({source: source.name})

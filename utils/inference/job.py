@@ -55,7 +55,7 @@ class Job:
         """
         with open(self.lora.path, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return {"base": short(self.model), "lora": short(self.name), "lora_sha256": digest}
+        return {"base": short(self.model), "lora": short(self.name), "lora_sha256": digest, "prompt": self.prompt}
 
     def far(self, view: View) -> str:
         """A warning, if the network is to see images of another size than the LoRA has learnt; else empty."""

@@ -18,9 +18,11 @@ from utils.inference.inputs import Inputs, output_names
 from utils.inference.job import Job
 from utils.inference.output import Output
 from utils.inference.prediction import Prediction
+from utils.inference.video import predict_video
 from utils.inference.write import write_prediction
 from utils.intrinsics import Intrinsic
 from utils.maps.diode_names import diode_root
+from utils.maps.files import VIDEOS
 from utils.maps.images import read_rgb
 from utils.system.atomic import make_folder
 from utils.system.processes import start_missing, use_cpu
@@ -28,12 +30,26 @@ from utils.system.processes import start_missing, use_cpu
 IO_THREADS = 4
 
 
-def share_out(inputs: Inputs, device: str | None) -> tuple[dict[Path, str], PartialState]:
-    """This process's pictures, with their names (see `Inputs`), and the processes. Starts those that are missing."""
+def processes(device: str | None) -> PartialState:
+    """The processes of this launch. Starts those that are missing."""
     start_missing()
-    state = PartialState(cpu=device == "cpu" or use_cpu())
-    mine = list(inputs.pictures.items())[state.process_index :: state.num_processes]
-    return dict(mine), state
+    return PartialState(cpu=device == "cpu" or use_cpu())
+
+
+def predict_inputs(args: argparse.Namespace, inputs: Inputs, state: PartialState, engine: Engine) -> list[str]:
+    """Predict and write what --input_dir names: `predict_all` of this process's images, or `predict_video`."""
+    if is_video(args):
+        if state.num_processes > 1:
+            raise InputError("--input_dir: a video is predicted by one process; launch with --num_processes 1")
+        predict_video(Path(args.input_dir), engine, args.output_dir, args.output, args.video)
+        return []
+    mine = dict(list(inputs.pictures.items())[state.process_index :: state.num_processes])
+    return predict_all(mine, state, engine, args.output_dir, args.output)
+
+
+def is_video(args: argparse.Namespace) -> bool:
+    """Whether --input_dir is a video."""
+    return Path(args.input_dir).suffix.lower() in VIDEOS and Path(args.input_dir).is_file()
 
 
 def predict_all(
@@ -93,7 +109,8 @@ def report(args: argparse.Namespace, jobs: Sequence[Job], inputs: Inputs, failed
     The last lines are what the user must know about the LoRAs, if there is anything.
     """
     folders, total = [Path(args.output_dir) / job.intrinsic.name / "predicted" for job in jobs], len(inputs.pictures)
-    note(f"{total - len(failed)} of {total} images predicted: {', '.join(map(str, folders))}")
+    what = "videos" if is_video(args) else "images"
+    note(f"{total - len(failed)} of {total} {what} predicted: {', '.join(map(str, folders))}")
     for line in args.output.said([job.intrinsic for job in jobs]):
         note(line)
     if said := inputs.said():

@@ -15,6 +15,7 @@ from utils.errors import InputError
 from utils.maps.conventions import normal_valid
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")  # endings of the images we read
+VIDEOS = (".mp4", ".mov", ".webm", ".mkv", ".gif")
 SIXTEEN = "_16bit"  # how the stem of a .png ends that holds a map with 16 bits a channel
 
 

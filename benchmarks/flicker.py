@@ -1,0 +1,63 @@
+"""How much the prediction of a still scene flickers: frames of one photograph that differ by camera noise alone.
+
+    python -m benchmarks.flicker
+    python -m benchmarks.flicker --lora path/to/single path/to/augunet --frames 8
+
+Printed is the mean change from one frame to the next, over pixels and frames, with the least and the largest of the
+frames: of normals the angle in degrees, of other maps in thousandths of the range from the map's 2nd to its 98th
+percentile. AugUNet is run twice: all frames beginning with one noise, as inference of a video does, and each with its
+own.
+"""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.side_by_side import shown, spread
+from utils.cli import Parser, expand, path_flag
+from utils.inference import Predictor
+from utils.inference.prediction import Prediction
+
+ROOT = Path(__file__).resolve().parent.parent
+SIGMA = 2.0  # grey levels of 255: a phone by daylight
+
+
+def noisy(path: Path, count: int) -> list[Image.Image]:
+    """`count` frames of a still photograph with Gaussian noise of SIGMA, rounded to 8 bits."""
+    rng, still = np.random.default_rng(0), np.asarray(Image.open(path).convert("RGB"), np.float64)
+    return [Image.fromarray(np.clip(still + rng.normal(0, SIGMA, still.shape), 0, 255).round().astype(np.uint8))
+            for _ in range(count)]  # fmt: skip
+
+
+def change(one: Prediction, following: Prediction) -> float:
+    """Mean over pixels, in the units of the module's docstring."""
+    a, b = (prediction.values.astype(np.float64) for prediction in (one, following))
+    if one.intrinsic.kind == "normals":
+        return float(np.degrees(2 * np.arcsin(np.clip(np.linalg.norm(a - b, axis=2) / 2, 0, 1))).mean())
+    low, high = np.percentile(a, [2, 98])
+    return float(1000 * np.abs(a - b).mean() / (high - low))
+
+
+def main() -> None:
+    parser = Parser(prog="python -m benchmarks.flicker", description=__doc__)
+    add = parser.add_argument
+    add("--lora", nargs="+", type=expand, default=[str(ROOT / "miniworld/mini-loras/normal")], help="any method")
+    add("--image", type=path_flag, default=ROOT / "examples" / "coffee.jpg", help="the still scene")
+    add("--frames", type=int, default=6, help="of the film")
+    args = parser.parse_args()
+    images = noisy(args.image, args.frames)
+    for lora in args.lora:
+        predictor = Predictor(lora)
+        (job,) = predictor.jobs
+        for own in (False, True) if job.method == "augunet" else (False,):
+            names = [str(i) if own else args.image.name for i in range(len(images))]
+            maps = [predictor([image], [name])[0][job.intrinsic.name] for image, name in zip(images, names)]
+            found = spread([change(a, b) for a, b in itertools.pairwise(maps)])
+            how = {"augunet": f", {'noise of its own for each frame' if own else 'one noise for all frames'}"}
+            print(f"{job.name}: {job.method}{how.get(job.method, '')}: {shown(found)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

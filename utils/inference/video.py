@@ -1,0 +1,136 @@
+"""A video's frames through an engine: predicted with one setting, written one by one, joined to a video on demand.
+
+Two passes, both in constant memory. The first predicts every frame; the range of a depth is known only when all are,
+so its pictures wait for the second, and its float maps lie on the disk meanwhile. An interrupted run goes on with the
+first frame whose files are not there.
+"""
+
+import json
+from dataclasses import asdict, replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from utils.errors import InputError, note
+from utils.inference.engine import Adapter, Engine
+from utils.inference.output import Output
+from utils.inference.video_files import frames, join
+from utils.inference.write import write_prediction
+from utils.intrinsics import Intrinsic
+from utils.maps.deep import png16, to_16_bits
+from utils.maps.files import SIXTEEN
+from utils.objectives import AugUNet
+from utils.system.atomic import make_folder, save_bytes, save_png, write_json
+from utils.system.atomic import replace as put
+
+SETTINGS = "settings.json"
+
+
+def predict_video(source: Path, engine: Engine, output_dir: str | Path, output: Output, joined: bool) -> None:
+    """Maps of every frame to <output_dir>/<task>/predicted/<stem>/000000_<task>.png, and so on from 0.
+
+    joined: also <output_dir>/<task>/predicted/<stem>_<task>.mp4, with the source's times and sound, upright. Depth is
+    scaled once for the clip: 0 and 255 are its least and largest value in any frame. All frames of AugUNet begin with
+    the same noise. Raises InputError where the folder holds frames of other settings.
+    """
+    if output.meshes:
+        raise InputError(f"--formats={output.meshes[0]}: of images only; leave it out for a video")
+    if joined and "png" not in output.formats:
+        raise InputError("--video: made of the 8-bit pictures; add png to --formats")
+    adapters = {adapter.intrinsic.name: adapter for adapter in engine.adapters}
+    folders = {name: Path(output_dir) / name / "predicted" / source.stem for name in adapters}
+    for name, adapter in adapters.items():
+        _claim(folders[name], _settings(source, engine, output, adapter))
+    first = {name: _first_pass(adapter.intrinsic, output) for name, adapter in adapters.items()}
+    count = done = 0
+    bar = tqdm(desc=f"predicting {', '.join(adapters)} of {source.name}", unit="frame")
+    stream = enumerate(image for image, _ in frames(source))
+    while batch := list(islice(stream, engine.batch_size)):
+        count += len(batch)
+        paths = {i: {name: folder / f"{i:06d}_{name}.png" for name, folder in folders.items()} for i, _ in batch}
+        todo = [(i, image) for i, image in batch if not all(_is_there(paths[i][name], first[name]) for name in first)]
+        done += len(batch) - len(todo)
+        found = engine.predict([engine.prepare(image) for _, image in todo], [source.name] * len(todo)) if todo else []
+        for (i, _), maps in zip(todo, found):
+            for name, one in maps.items():
+                write_prediction(one, folders[name].parents[1], f"{source.stem}/{i:06d}_{name}.png", first[name])
+        bar.update(len(batch))
+    bar.close()
+    if not count:
+        raise InputError(f"{source}: holds no frame that can be decoded; replace it")
+    note(f"{source}: {count} frames" + (f", {done} of them were there already" if done else ""))
+    for name, folder in folders.items():
+        pictures = [folder / f"{i:06d}_{name}.png" for i in range(count)]
+        if adapters[name].intrinsic.kind == "depth":
+            _scale(pictures, adapters[name].intrinsic, output, dict(adapters[name].facts))
+        if joined:
+            target = folder.with_name(f"{source.stem}_{name}.mp4")
+            put(target, partial(join, source, pictures))
+            note(f"video: {target}")
+
+
+def _first_pass(intrinsic: Intrinsic, output: Output) -> Output:
+    """What can be written before the clip's range is known: of depth no pictures, but the values."""
+    if intrinsic.kind != "depth":
+        return output
+    return replace(output, formats=("npy", *(name for name in output.formats if name == "exr")))
+
+
+def _is_there(path: Path, output: Output) -> bool:
+    endings = {"png": ".png", "png16": f"{SIXTEEN}.png"}
+    return all(path.with_name(path.stem + endings.get(name, f".{name}")).is_file() for name in output.formats)
+
+
+def _scale(pictures: list[Path], intrinsic: Intrinsic, output: Output, facts: dict[str, str]) -> None:
+    """The pictures of a clip's depths, from the values beside them, between the least and the largest of all frames.
+
+    The values stay: they are what a later run goes on from, and no picture can give them back.
+    """
+    low, high = float("inf"), float("-inf")
+    for path in pictures:
+        values = np.load(path.with_suffix(".npy"), mmap_mode="r")
+        low, high = min(low, float(values.min())), max(high, float(values.max()))
+    key, meaning = output.convention(intrinsic)
+    about = {"task": intrinsic.name, key: meaning, **facts}
+    about |= {"value_at_0": repr(low), "range": "of the whole clip"}
+    for path in pictures:
+        shares = (np.load(path.with_suffix(".npy")).astype(np.float64) - low) / max(high - low, 1e-12)
+        if "png16" in output.formats:
+            save_bytes(
+                path.with_name(f"{path.stem}{SIXTEEN}.png"),
+                png16(to_16_bits(shares), about | {"value_at_65535": repr(high)}),
+            )
+        if "png" in output.formats:
+            save_png(path, (shares * 255).astype(np.uint8), about | {"value_at_255": repr(high)})
+
+
+def _settings(source: Path, engine: Engine, output: Output, adapter: Adapter) -> dict:
+    """What the frames depend on, as JSON has it."""
+    stat = source.stat()
+    about = {"source": source.name, "bytes": stat.st_size, "modified": stat.st_mtime_ns, **adapter.facts}
+    about |= {"ensemble_size": engine.ensemble_size, "seed": engine.seed, "dtype": str(engine.unet.dtype)}
+    about |= {"view": asdict(engine.view), "frame": output.frame, "invert_depth": output.invert_depth}
+    if isinstance(adapter.method, AugUNet):
+        about |= {"steps": adapter.method.steps, "guidance_scale": adapter.method.guidance_scale}
+    return json.loads(json.dumps(about | dict(adapter.method.metadata)))
+
+
+def _claim(folder: Path, about: dict) -> None:
+    """Begin `folder`, or go on in it. InputError where its frames were made otherwise."""
+    make_folder(folder, "--output_dir")
+    path = folder / SETTINGS
+    if not path.is_file():
+        if any(folder.iterdir()):
+            raise InputError(f"{folder}: holds files of unknown making; name another --output_dir")
+        write_json(path, about)
+        return
+    found = json.loads(path.read_text())
+    changed = sorted(key for key in found.keys() | about.keys() if found.get(key) != about.get(key))
+    if changed:
+        raise InputError(
+            f"{folder}: holds frames made with other settings ({', '.join(changed)}); remove it, or name another "
+            "--output_dir"
+        )
