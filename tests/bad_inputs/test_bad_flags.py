@@ -33,7 +33,7 @@ NUMBERS = {  # flag -> values that it must not take
     "dataloader_num_workers": "-1 100000 x",
     "checkpointing_steps": "0 -1 x",
     "checkpoints_total_limit": "0 -1 x",
-    "validation_steps": "0 -1 x",
+    "validation_steps": "-1 x",
     "max_hours": "0 -1 nan x",
     "max_nonfinite": "0 -1 x",
 }
@@ -51,6 +51,7 @@ WORDS = {  # words -> what must be said
     "--learning-rate 1": "learning-rate",
     "--ran 4": "--ran",
     "stray": "stray",
+    "--validation_steps 0 --best_metric val/indoors/mean": "--best_metric",
     "--seed": "seed",
     "--logging_dir /tmp/logs": "inside --output_dir",
     "--logging_dir ../logs": "inside --output_dir",

@@ -173,3 +173,18 @@ def test_the_seed_chooses_the_training_images(flags, tmp_path):
         run_here(SINGLE, flags(SINGLE, tmp_path / str(seed), *words))
     states = [torch.load(tmp_path / f"{seed}/checkpoint-1/training_state.pt", weights_only=True) for seed in (1, 2)]
     assert states[0]["settings"]["training data"] != states[1]["settings"]["training data"]
+
+
+@pytest.mark.parametrize(("words", "validated"), [
+    (["--validation_steps", 0], []), (["--validation_steps", 2, "--no_first_validation"], [2, 3]),
+    (["--validation_steps", 2], [0, 2, 3]),
+])  # fmt: skip
+def test_validation_can_be_switched_off(words, validated, flags, tmp_path, capsys):
+    """All of it, or the first one; the LoRA lies in the output folder all the same, and a resumed run goes on."""
+    shared = flags(SINGLE, tmp_path / "run", *words, "--checkpointing_steps", 1)
+    run_here(SINGLE, [*shared, "--max_train_steps", "2"])
+    run_here(SINGLE, [*shared, "--max_train_steps", "3", "--resume_from_checkpoint", "latest"])
+    steps = [line["step"] for line in records(tmp_path / "run") if any(name.startswith("val/") for name in line)]
+    assert sorted(set(steps)) == validated and lora(tmp_path / "run")
+    assert ("best.json" in capsys.readouterr().out) == bool(validated)
+    assert (tmp_path / "run" / "best.json").exists() == bool(validated)

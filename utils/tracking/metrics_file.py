@@ -49,7 +49,11 @@ def forget_after(output_dir: Path, step: int, validation_steps: int) -> set[tupl
         replace(file, lambda part: part.write_text(kept))
     dropped = {(line["step"], name) for line in lines if line["step"] > step for name in line if name != "step"}
     end = max((at for at, _ in dropped), default=step)
-    if end % validation_steps == 0 and not any(at == end and name.startswith("val/") for at, name in dropped):
+    if (
+        validation_steps
+        and end % validation_steps == 0
+        and not any(at == end and name.startswith("val/") for at, name in dropped)
+    ):
         return {(at, name) for at, name in dropped if at != end}
     return dropped
 

@@ -153,7 +153,8 @@ def _run_flags(group) -> None:
     add("--max_nonfinite", type=int, default=10, help="stop after so many updates in a row whose loss or gradient is "
         "NaN or infinite; such updates are skipped")  # fmt: skip
     add("--validation_steps", type=int, default=2500, help="validate every so many steps (and before the first one "
-        "and at the end)")  # fmt: skip
+        "and at the end); 0: never")  # fmt: skip
+    add("--no_first_validation", action="store_true", help="do not validate before the first step")
     add("--best_metric", help="validation scalar that chooses the best checkpoint, which is named in best.json and "
         "never pruned, such as val/outdoor/median (default: the task's first one on indoors)")  # fmt: skip
     add("--max_hours", type=float, help="stop after so many hours with a checkpoint (the released code: always 3.9)")
@@ -290,13 +291,13 @@ def _check_numbers(args: argparse.Namespace) -> None:
         if isinstance(value, float) and not math.isfinite(value):
             raise InputError(f"--{name}={value}: must be a finite number")
     positive = ["rank", "resolution", "train_batch_size", "gradient_accumulation_steps", "checkpointing_steps"]
-    positive += ["validation_steps", "learning_rate", "max_nonfinite"]
+    positive += ["learning_rate", "max_nonfinite"]
     optional = ["num_train_imgs", "max_train_samples", "max_train_steps", "num_train_epochs"]
     optional += ["checkpoints_total_limit", "max_hours"]
     for name in positive + [name for name in optional if getattr(args, name) is not None]:
         if getattr(args, name) <= 0:
             raise InputError(f"--{name}={getattr(args, name)}: must be more than 0")
-    not_negative = ["max_grad_norm", "lr_warmup_steps", "dataloader_num_workers", "seed"]
+    not_negative = ["max_grad_norm", "lr_warmup_steps", "validation_steps", "dataloader_num_workers", "seed"]
     for name in [*not_negative, "adam_weight_decay", "adam_epsilon"]:
         if getattr(args, name) < 0:
             raise InputError(f"--{name}={getattr(args, name)}: must not be negative")
@@ -306,6 +307,8 @@ def _check_numbers(args: argparse.Namespace) -> None:
     for name, limit in {"seed": 2**32 - 1, "rank": 1280, "dataloader_num_workers": 1024}.items():
         if getattr(args, name) > limit:  # rank: the width of Stable Diffusion's widest attention layer
             raise InputError(f"--{name}={getattr(args, name)}: must be at most {limit}")
+    if args.best_metric is not None and not args.validation_steps:
+        raise InputError(f"--best_metric={args.best_metric}: --validation_steps 0 validates nothing; leave one out")
     if args.resolution % 8:
         raise InputError(f"--resolution={args.resolution}: must be a multiple of 8, the VAE's reduction")
     if args.crop == "none" and args.resolution >= 256 and args.resolution % 64:

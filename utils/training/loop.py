@@ -30,7 +30,7 @@ from utils.tracking import metrics_file, trackers
 from utils.training import best, checkpoint, masks
 from utils.training.batches import BucketBatches, EndlessBatches, described
 from utils.training.latent_cache import CachedLatents, cached_or_not
-from utils.training.settings import RunSettings, Settings
+from utils.training.settings import RunSettings, Settings, validates
 from utils.training.shapes import ByShape
 from utils.training.state import TrainingState, shared_settings
 from utils.training.training_set import TrainingSet
@@ -146,7 +146,7 @@ def train(
         )
     if main:
         print(summary(state, run, accelerator, len(train_set)))
-    if state.step % run.validation_steps == 0 or state.step >= state.max_steps:  # also where a kill came before it
+    if validates(run, state.step, state.max_steps):  # also where a kill came before it
         validation.run(state.bare_unet, state.step)
 
     # Train
@@ -188,7 +188,7 @@ def train(
         step = state.step
         last = step >= state.max_steps or stop
         saving = last or step % run.checkpointing_steps == 0
-        validating = step >= state.max_steps or (step % run.validation_steps == 0 and not stop)
+        validating = validates(run, step, state.max_steps) and (step >= state.max_steps or not stop)
 
         # log
         speed = state.step_samples / (time.monotonic() - since)
@@ -297,8 +297,9 @@ def outcome(output_dir: Path, metadata: Mapping[str, object], settings: Settings
     """Where everything lies, and what to do next."""
     script = SCRIPTS[str(metadata["method"])]
     files = "" if "depth_coding" in metadata else " and .bin"
+    files += ", metrics.jsonl" + (", validation/, best.json" if settings.run.validation_steps else "")
     lines = [
-        f"{output_dir}: pytorch_lora_weights.safetensors{files}, metrics.jsonl, validation/, best.json",
+        f"{output_dir}: pytorch_lora_weights.safetensors{files}",
         f"next: python {script} --lora {output_dir} --input_dir path/to/images --output_dir output",
     ]
     if "tensorboard" in settings.tracking.trackers:

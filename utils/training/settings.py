@@ -32,6 +32,7 @@ class RunSettings:
     resume_from_checkpoint: str | None
     force_resume: bool
     validation_steps: int
+    no_first_validation: bool
     best_metric: str | None
     max_nonfinite: int
 
@@ -59,3 +60,10 @@ class Settings:
     run: RunSettings
     optimizer: OptimizerSettings
     tracking: TrackingSettings
+
+
+def validates(run: RunSettings, step: int, max_steps: int) -> bool:
+    """Whether the LoRA of this step is validated: every `validation_steps`, and the last; 0: never."""
+    if not run.validation_steps or (step == 0 and run.no_first_validation):
+        return False
+    return step >= max_steps or step % run.validation_steps == 0
