@@ -7,19 +7,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import records, run_here
+from helpers import random_lora, records, run_here
 from PIL import Image
 from safetensors import safe_open
 
 import pseudo_label
 from dataloaders.diode import Diode
 from evaluate import main as evaluate
+from miniworld.pretraining.random_sd import build_unet
 from utils.errors import InputError
+from utils.hub.upload import stage
 from utils.inference.job import describe
 from utils.inference.predictor import Predictor
 from utils.intrinsics import DEPTH, DEPTH_CODINGS, depth_coded
 from utils.labels.encoding import encode
-from utils.lora import BIN, SAFETENSORS
+from utils.lora import BIN, SAFETENSORS, load_attn_procs, save_lora
+from utils.lora.__main__ import main as lora_main
 from utils.maps.depth_coding import decode_far, encode_far, linear_map
 from utils.metrics.depth import depth_metrics
 
@@ -206,3 +209,17 @@ def test_coded_labels_are_not_scored_as_if_they_were_linear(labels, diode, tmp_p
 
 def test_default_records_are_unchanged():
     assert depth_coded("linear") == DEPTH and replace(DEPTH, depth_coding="log") != DEPTH
+
+
+def test_no_bin_loses_the_coding(tmp_path):
+    """Neither on the hub nor by convert: a file without metadata would be read as linear."""
+    unet = build_unet(channels=(32, 64, 64))
+    load_attn_procs(unet, random_lora(unet))
+    for coding in ("linear", "log"):
+        said = {} if coding == "linear" else {"depth_coding": coding}
+        save_lora(unet, tmp_path / coding, {"task": "depth", "method": "single-step", **said})
+        stage(tmp_path / coding, tmp_path / coding)
+        assert (tmp_path / coding / "hub" / BIN).exists() == (coding == "linear")
+    convert = ["convert", str(tmp_path / "log"), str(tmp_path / "x.bin"), "--format", "released"]
+    with pytest.raises(InputError, match="x.bin: a .bin has no metadata, .* predicts log depth"):
+        lora_main(convert)

@@ -79,7 +79,7 @@ python {script} --lora lora --pretrained_model_name_or_path path/to/base --input
 
 
 def _single_step(repo_id: str, base: str, metadata: Mapping[str, object]) -> str:
-    return f"""diffusers before 0.40, with the paper's own line:
+    papers = f"""diffusers before 0.40, with the paper's own line:
 
 ```python
 import torch
@@ -90,7 +90,9 @@ pipeline = StableDiffusionPipeline.from_pretrained("{base}")
 pipeline.unet.load_attn_procs(torch.load(hf_hub_download("{repo_id}", "{BIN}")))
 ```
 
-diffusers, old and new:
+"""
+    papers = "" if "depth_coding" in metadata else papers  # of such a LoRA there is no .bin
+    return f"""{papers}diffusers, old and new:
 
 ```python
 from diffusers import StableDiffusionPipeline

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from utils.errors import note
 from utils.hub.model_card import model_card
-from utils.lora import BIN, CONV_IN, SAFETENSORS
+from utils.lora import BIN, CONV_IN, SAFETENSORS, read_lora
 from utils.tracking.metrics_file import BEST, METRICS, read_metrics
 from utils.tracking.settings import TrackingSettings
 
@@ -111,6 +111,7 @@ def stage(output_dir: Path, folder: Path) -> None:
     for path in (folder / SAFETENSORS, folder / CONV_IN, output_dir / METRICS, output_dir / BEST):
         if path.is_file():
             shutil.copy(path, staged)
-    torch.save(load_file(staged / SAFETENSORS), staged / BIN)
+    if "depth_coding" not in read_lora(staged / SAFETENSORS).metadata:  # a .bin has no place to say it
+        torch.save(load_file(staged / SAFETENSORS), staged / BIN)
     for path in sorted((output_dir / "validation").glob("*_*.png")):  # by step; the newest overwrites the others
         shutil.copy(path, staged / "validation" / path.name.split("_", 1)[1])
