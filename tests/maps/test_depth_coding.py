@@ -221,5 +221,5 @@ def test_no_bin_loses_the_coding(tmp_path):
         stage(tmp_path / coding, tmp_path / coding)
         assert (tmp_path / coding / "hub" / BIN).exists() == (coding == "linear")
     convert = ["convert", str(tmp_path / "log"), str(tmp_path / "x.bin"), "--format", "released"]
-    with pytest.raises(InputError, match="x.bin: a .bin has no metadata, .* predicts log depth"):
+    with pytest.raises(InputError, match=r"x.bin: a .bin has no metadata, .* predicts log depth"):
         lora_main(convert)

@@ -24,8 +24,8 @@ def convert(source: Path, out: Path, to: str) -> None:
         raise InputError(f"{out}: is the file to convert; name another one")
     if out.suffix == ".bin" and metadata.get("depth_coding", "linear") != "linear":
         raise InputError(
-            f"{out}: a .bin has no metadata, and {file} predicts {metadata['depth_coding']} depth, which inference must "
-            "know of; name a .safetensors file"
+            f"{out}: a .bin has no metadata, and {file} predicts {metadata['depth_coding']} depth, which inference "
+            "must know of; name a .safetensors file"
         )
     layers = parse_layers(state, file)
     try:
