@@ -32,7 +32,7 @@ INSTALL = 'python3.11 -m venv .bpy && .bpy/bin/pip install "bpy==4.2.*"'
 
 def convert(raw: Path, out: Path, stem: str) -> None:
     """One camera's passes -> image, labels, ground truth and masks of all tasks; the image last: it marks the end."""
-    with np.load(raw) as file:
+    with np.load(raw, allow_pickle=False) as file:
         passes = dict(file)
     depth = passes["depth"] * passes["metres"]
     hit = np.isfinite(depth) & (passes["depth"] < passes["clip_end"])

@@ -91,13 +91,13 @@ def _scale(pictures: list[Path], intrinsic: Intrinsic, output: Output, facts: di
     """
     low, high = float("inf"), float("-inf")
     for path in pictures:
-        values = np.load(path.with_suffix(".npy"), mmap_mode="r")
+        values = np.load(path.with_suffix(".npy"), mmap_mode="r", allow_pickle=False)
         low, high = min(low, float(values.min())), max(high, float(values.max()))
     key, meaning = output.convention(intrinsic)
     about = {"task": intrinsic.name, key: meaning, **facts}
     about |= {"value_at_0": repr(low), "range": "of the whole clip"}
     for path in pictures:
-        shares = (np.load(path.with_suffix(".npy")).astype(np.float64) - low) / max(high - low, 1e-12)
+        shares = (np.load(path.with_suffix(".npy"), allow_pickle=False) - np.float64(low)) / max(high - low, 1e-12)
         if "png16" in output.formats:
             save_bytes(
                 path.with_name(f"{path.stem}{SIXTEEN}.png"),
