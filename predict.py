@@ -13,6 +13,7 @@ import argparse
 
 from utils.cli import Parser, expand
 from utils.errors import InputError, note, run, warn
+from utils.hub.names import check_base
 from utils.inference.args import check, model_flags, view_flags, wanted
 from utils.inference.inputs import find_all, output_names
 from utils.inference.job import BASES, SHIPPED, check_lora
@@ -38,6 +39,8 @@ def main(argv: list[str] | None = None) -> int:
     loras = args.lora or [str(SHIPPED / name) for name in INTRINSICS]
     for lora in loras:
         check_lora(lora)
+    if args.pretrained_model_name_or_path is not None:
+        check_base(args.pretrained_model_name_or_path, args.revision)
     inputs = find_all(args.images, args.output_dir)
     output_names(inputs.pictures, "<task>")
 

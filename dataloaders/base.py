@@ -165,8 +165,8 @@ class Maps(Dataset):
         """A label shows the whole picture, or, being square (as Omnidata's are), the picture's centre square."""
         if same_aspect(label, rgb) or (label[0] == label[1] and self.center_crop and not self.whole):
             return
-        cure = "labels of centre squares need --crop square and --center_crop" if self.whole else ""
-        cure = cure or "labels of centre squares need --center_crop" if label[0] == label[1] else "make the label anew"
+        flags = "--crop square and --center_crop" if self.whole else "--center_crop"
+        cure = f"labels of centre squares need {flags}" if label[0] == label[1] else "make the label anew"
         raise InputError(f"{path}: a {label[0]}x{label[1]} label does not cover a {rgb[0]}x{rgb[1]} picture; {cure}")
 
 

@@ -24,7 +24,7 @@ from dataloaders.listing import folder_samples, manifest_samples
 from utils import __version__
 from utils.cli import Parser, path_flag
 from utils.errors import InputError, run
-from utils.maps.diode_names import KNOWN_GAP, listed_samples
+from utils.maps.diode_names import KNOWN_GAP, lacks_known_gap, listed_samples
 from utils.maps.files import read_array, read_mask
 from utils.maps.images import read_label, read_rgb, same_aspect
 
@@ -124,7 +124,7 @@ def diode_files(root: Path, pseudo_root: Path | None, notes: list[str]) -> Itera
         stems |= listed - absent
     else:
         notes.append("no diode_meta.json")
-    gap = {stem for stem in stems if stem.startswith(KNOWN_GAP + "/") and not any((normals / KNOWN_GAP).glob("*"))}
+    gap = {stem for stem in stems if stem.startswith(KNOWN_GAP + "/")} if lacks_known_gap(normals) else set()
     if not normals.is_dir():
         notes.append(f"not checked: {normals} is not there")
     elif gap:

@@ -18,7 +18,7 @@ import numpy as np
 from dataloaders.base import Maps, fixed_samples
 from utils.errors import InputError
 from utils.intrinsics import Intrinsic
-from utils.maps.diode_names import KNOWN_GAP, SCENE_TYPES, listed_samples
+from utils.maps.diode_names import KNOWN_GAP, SCENE_TYPES, lacks_known_gap, listed_samples
 from utils.maps.files import read_npy
 from utils.metrics.scores import Score, score_of
 
@@ -184,11 +184,7 @@ class Diode(Maps):
         pattern = f"{self.root}/.../*{self.intrinsic.suffix}"
         lost = missing.get(pattern, [])
         gap = {stem for stem in lost if stem.startswith(KNOWN_GAP + "/")}
-        if (
-            self.intrinsic.kind != "normals"
-            or not gap
-            or (os.path.isdir(self.root / KNOWN_GAP) and _names(self.root / KNOWN_GAP))
-        ):
+        if self.intrinsic.kind != "normals" or not gap or not lacks_known_gap(self.root):
             return set()
         missing[pattern] = [stem for stem in lost if stem not in gap]
         if not missing[pattern]:

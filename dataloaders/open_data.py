@@ -43,6 +43,6 @@ def open_data(args: argparse.Namespace, intrinsic: Intrinsic) -> tuple[Maps, dic
     if not len(train):
         raise InputError(f"no training images under {args.train_data_dir or args.manifest}: {'; '.join(train.notes)}")
     if intrinsic.kind == "depth":
-        labels = (train.label_path(stem) for stem in train.stems)
-        check_depth_coding(labels, intrinsic.depth_coding, "pass --depth_coding as it says, or other labels")
+        folders = dict.fromkeys(train.label_path(stem).parent for stem in train.stems)
+        check_depth_coding(folders, intrinsic.depth_coding, "pass --depth_coding as it says, or other labels")
     return train, validation

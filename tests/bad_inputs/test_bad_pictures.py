@@ -32,8 +32,8 @@ def inference(weights, tmp_path_factory):
 def test_a_bad_picture_is_named_with_its_cure(name, inference):
     folder, out, _, stderr = inference
     shown = InputError(str(folder / name)).args[0]
-    told = [line for line in stderr.splitlines() if line.strip().startswith(f"{shown}: ")]
-    assert len(told) == 1 and ("replace or remove it" in told[0] or "save the picture with" in told[0])
+    lines = [line for line in stderr.splitlines() if line.strip().startswith(f"{shown}: ")]
+    assert len(lines) == 1 and ("replace or remove it" in lines[0] or "save the picture with" in lines[0])
     assert not (out / "normal/predicted" / f"{Path(name).stem}_normal.png").exists()
 
 

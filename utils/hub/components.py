@@ -7,10 +7,10 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from utils.cli import nearest
 from utils.errors import InputError, note
+from utils.hub.names import is_folder
 from utils.single_file.reading import SUFFIXES
-from utils.system.repositories import looks_like_one, require
+from utils.system.repositories import require
 
 Component = TypeVar(
     "Component", bound=CLIPTokenizer | CLIPTextModel | AutoencoderKL | UNet2DConditionModel | DDIMScheduler
@@ -35,9 +35,7 @@ def load_component(kind: type[Component], name: str, component: str, revision: s
         InputError: it is no folder of a model and no hub name, or the part is not there or not readable.
     """
     folder = Path(name)
-    here = bool(name) and folder.is_dir()
-    if not here and (folder.exists() or not looks_like_one(name)):
-        raise InputError(f"{name}: no such model folder (nor a hub name of the form owner/model){nearest(name)}")
+    here = is_folder(name)
     if here:
         _check_folder(folder, component)
     where: dict[str, str | bool | None] = {"subfolder": component, "revision": revision}

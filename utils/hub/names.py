@@ -42,7 +42,14 @@ def check_base(name: str, revision: str | None = None) -> None:
     """Refuse, before anything heavy is imported, a base model that is no checkpoint, no folder, nor on the hub."""
     if is_single_file(name):
         check_file(Path(name))
-    elif not Path(name).is_dir() or not name:
-        if not looks_like_one(name):
-            raise InputError(f"{name}: no such model folder (nor a hub name of the form owner/model){nearest(name)}")
+    elif not is_folder(name):
         require(SUCCESSORS.get(name, name), revision)
+
+
+def is_folder(name: str) -> bool:
+    """Whether a model's name is a folder here, rather than a hub repository; InputError where it can be neither."""
+    folder = Path(name)
+    here = bool(name) and folder.is_dir()
+    if not here and (folder.exists() or not looks_like_one(name)):
+        raise InputError(f"{name}: no such model folder (nor a hub name of the form owner/model){nearest(name)}")
+    return here

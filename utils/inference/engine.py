@@ -149,7 +149,7 @@ class Engine:
             if len(maps) == 1:
                 found[name] = list(maps[0]), [None] * len(rgb)
             else:
-                merged = [merge(torch.stack(each), self._intrinsic(name)) for each in zip(*maps, strict=True)]
+                merged = [merge(torch.stack(each), self._adapter(name).intrinsic) for each in zip(*maps, strict=True)]
                 found[name] = [one for one, _ in merged], [uncertainty for _, uncertainty in merged]
         return found
 
@@ -227,7 +227,7 @@ class Engine:
 
     def _mean(self, plain: Tensor, mirrored: Tensor, name: str) -> Tensor:
         """Of a map and a mirrored image's, turned back; normals as directions, x turned too."""
-        if self._intrinsic(name).kind == "normals":
+        if self._adapter(name).intrinsic.kind == "normals":
             mirrored = mirrored * torch.tensor([-1.0, 1.0, 1.0])[:, None, None]
             plain, mirrored = (nn.functional.normalize(maps, dim=1, eps=1e-12) for maps in (plain, mirrored))
             return nn.functional.normalize(plain + mirrored, dim=1, eps=1e-12)
@@ -252,9 +252,6 @@ class Engine:
             self.unet.conv_in = adapter.conv_in
             self.unet.register_to_config(in_channels=adapter.conv_in.in_channels)
         self._active = adapter
-
-    def _intrinsic(self, name: str) -> Intrinsic:
-        return self._adapter(name).intrinsic
 
     def _adapter(self, name: str) -> Adapter:
         return next(adapter for adapter in self.adapters if adapter.intrinsic.name == name)

@@ -26,6 +26,11 @@ def sample_of(gt: Path) -> str:
     return "/".join((*gt.resolve().parts[-5:-1], stem))
 
 
+def lacks_known_gap(normals: Path) -> bool:
+    """Whether a normals/ folder has no file of KNOWN_GAP, as DIODE's own has none."""
+    return not any((normals / KNOWN_GAP).glob("*"))
+
+
 def read_meta(root: Path) -> Meta:
     """diode_meta.json of a DIODE root. Raises InputError where it is missing or malformed."""
     path = root / "diode_meta.json"

@@ -31,8 +31,7 @@ def open_picture(path: str | Path) -> Image.Image:
             image.load()
             return ImageOps.exif_transpose(image)
     except Exception as error:  # each decoder has its own; all mean that there is no picture to be had
-        reason = " ".join(str(error).split()).replace(f" {str(path)!r}", "")[:200] or type(error).__name__
-        raise InputError(f"{path}: not a readable picture ({reason}); replace or remove it") from None
+        raise _unreadable(path, error) from None
 
 
 def read_rgb(path: str | Path) -> Image.Image:
@@ -73,8 +72,8 @@ def size_of(path: str | Path) -> tuple[int, int]:
         with Image.open(path) as image:
             width, height = image.size
             turned = image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)  # by a quarter
-    except Exception as error:  # see open_picture, which says it of whole files
-        raise InputError(f"{path}: not a readable picture ({error}); replace or remove it") from None
+    except Exception as error:  # as in open_picture
+        raise _unreadable(path, error) from None
     return (height, width) if turned else (width, height)
 
 
@@ -150,3 +149,8 @@ class Crop:
         rows = ((np.arange(self.top, self.top + down) + 0.5) * values.shape[0] / self.height).astype(int)
         columns = ((np.arange(self.left, self.left + across) + 0.5) * values.shape[1] / self.width).astype(int)
         return values[rows[:, None], columns[None, :]]
+
+
+def _unreadable(path: str | Path, error: Exception) -> InputError:
+    reason = " ".join(str(error).split()).replace(f" {str(path)!r}", "")[:200] or type(error).__name__
+    return InputError(f"{path}: not a readable picture ({reason}); replace or remove it")

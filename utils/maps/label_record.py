@@ -10,14 +10,14 @@ PROVENANCE = "provenance.json"  # in a folder of labels
 OLDER = {"depth_coding": "linear"}  # what older records did not need to say
 
 
-def check_depth_coding(labels: Iterable[Path], coding: str, cure: str) -> None:
-    """InputError, ending in `cure`, where the provenance.json nearest above a depth label says another coding.
+def check_depth_coding(folders: Iterable[Path], coding: str, cure: str) -> None:
+    """InputError, ending in `cure`, where the provenance.json nearest above depth labels says another coding.
 
-    labels: files or folders; each folder is looked into once. Labels without a record are taken at the user's word.
+    folders: of labels; each, and each above it, is looked into once. Labels without a record are taken at the user's
+    word.
     """
     seen: set[Path] = set()
-    for label in labels:
-        folder = label if label.is_dir() else label.parent
+    for folder in folders:
         for place in (folder, *folder.absolute().parents):
             if place in seen:
                 break

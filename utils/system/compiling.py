@@ -27,7 +27,7 @@ def compile_unet(unet: nn.Module, device: torch.device) -> None:
             cure = "install a C++ compiler, as in: apt install g++"
         raise InputError(f"--compile: this machine cannot ({reason}); {cure}, or leave the flag out") from None
     note("the UNet is compiled in its first pass, which takes a minute or so")
-    unet.compile(dynamic=False)  # each shape by itself: of sizes as symbols, the CPU compiler cannot make a UNet
+    unet.compile(dynamic=False)  # static shapes: Inductor fails on a UNet of symbolic sizes on the CPU
 
 
 def as_written() -> AbstractContextManager:

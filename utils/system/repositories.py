@@ -47,12 +47,18 @@ def require(name: str, revision: str | None = None, files: Sequence[str] = BASE_
         raise InputError(f"{name}: no such folder, nor a name for the hub ({reason}); pass a local folder") from None
     if cached:
         if not os.environ.get("HF_HUB_OFFLINE"):
-            note(f"{offline}: {name} is read from the local cache")
+            _note_once(f"{offline}: {name} is read from the local cache")
         return True
     raise InputError(
         f"{name}: no such folder here, not in the hub's local cache, and {offline}{nearest(name)}; "
         "pass a local folder, or check the network"
     )
+
+
+@cache
+def _note_once(text: str) -> None:
+    """A base is asked for part by part: what holds for all of them is said once."""
+    note(text)
 
 
 def download(name: str, files: Sequence[str]) -> Path:

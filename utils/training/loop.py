@@ -223,7 +223,9 @@ def train(
         print("next: run the same command with --resume_from_checkpoint latest")
     elif main:
         # a .bin has no header: nobody who reads it could know of a coding that must be undone
-        save_lora(state.bare_unet, output_dir, {**metadata, "steps": state.step}, "depth_coding" not in metadata)
+        save_lora(
+            state.bare_unet, output_dir, {**metadata, "steps": state.step}, with_bin="depth_coding" not in metadata
+        )
         print(outcome(output_dir, metadata, settings))
     accelerator.end_training()
     if uploads and state.step >= state.max_steps:

@@ -10,7 +10,7 @@ from utils.metrics.normals import NORMAL_THRESHOLDS
 
 
 class ErrorAxis(NamedTuple):
-    """How errors of a task are drawn. per_unit: histogram bins per unit; bar: bins drawn as one bar."""
+    """How errors of a task are shown. per_unit: histogram bins per unit; bar: bins shown as one bar."""
 
     label: str
     unit: str
@@ -43,14 +43,14 @@ def charts(axis: ErrorAxis, errors: dict[str, np.ndarray]) -> str:
     end = bars * axis.bar / axis.per_unit
     top = max(share[:bars].max() for share in shares.values()) * 1.08
     step = end / bars
-    drawn = [
+    elements = [
         _bar(i * step, (i + 1) * step, share, end, top) for i, share in enumerate(shares["prediction"][:bars]) if share
     ]
     if "baseline" in shares:
         outline = [((i + 0.5) * step, share) for i, share in enumerate(shares["baseline"][:bars])]
-        drawn.append(_line(outline, end, top, "baseline"))
+        elements.append(_line(outline, end, top, "baseline"))
     width = f"{step:g}{axis.unit}"
-    histogram = _frame(drawn, axis, end, top, f"% of pixels, per {width}", "Histogram", shares)
+    histogram = _frame(elements, axis, end, top, f"% of pixels, per {width}", "Histogram", shares)
     curves = [
         _line([(0, 0), *(((i + 1) * step, y) for i, y in enumerate(np.cumsum(share)[:bars]))], end, 100, name)
         for name, share in shares.items()
@@ -81,8 +81,8 @@ def _line(points: list[tuple[float, float]], end: float, top: float, style: str)
     return f'<polyline points="{path}" class="{style}"/>'
 
 
-def _frame(drawn: list[str], axis: ErrorAxis, end: float, top: float, y_label: str, title: str, names: dict) -> str:
-    """Axes, ticks and labels around the drawn elements, as one svg."""
+def _frame(elements: list[str], axis: ErrorAxis, end: float, top: float, y_label: str, title: str, names: dict) -> str:
+    """Axes, ticks and labels around the elements, as one svg."""
     lines = []
     for x in _ticks(end):
         at, floor = _at(x, 0, end, top)
@@ -92,7 +92,7 @@ def _frame(drawn: list[str], axis: ErrorAxis, end: float, top: float, y_label: s
         left, at = _at(0, y, end, top)
         lines.append(f'<line x1="{left}" x2="{left + WIDTH}" y1="{at:.1f}" y2="{at:.1f}" class="grid"/>')
         lines.append(f'<text x="{left - 6}" y="{at + 4:.1f}" text-anchor="end">{y:g}</text>')
-    lines += drawn
+    lines += elements
     lines.append(f'<text x="{LEFT}" y="16" class="title">{title}: {y_label}</text>')
     lines.append(f'<text x="{LEFT + WIDTH / 2}" y="{TOP + HEIGHT + 34}" text-anchor="middle">{axis.label}</text>')
     if "baseline" in names:
