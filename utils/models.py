@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
@@ -23,6 +24,16 @@ KINDS = {
 }
 
 
+class Frozen(Protocol):
+    """What the training loop needs of a generator. name: as `Base` has it; network: what the LoRA sits on."""
+
+    name: str
+    revision: str | None
+
+    @property
+    def network(self) -> Any: ...
+
+
 @dataclass
 class Base:
     """A Stable Diffusion, all parts frozen and in eval mode.
@@ -38,6 +49,11 @@ class Base:
     unet: UNet2DConditionModel
     scheduler: DDIMScheduler
     revision: str | None = None
+
+    @property
+    def network(self) -> UNet2DConditionModel:
+        """What the LoRA sits on."""
+        return self.unet
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> "Base":
         """Move and cast UNet and VAE, in place. The text encoder stays on the CPU: it has one prompt to read."""

@@ -7,7 +7,7 @@ batch is cut into processes and micro-steps.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DPMSolverMultistepScheduler
@@ -21,11 +21,13 @@ from utils.noise import gaussian
 class Objective(Protocol):
     """What the loop needs of a method.
 
-    vae: the frozen VAE, which the loop moves between devices. metadata: the method in the header of its LoRA files:
+    vae: the frozen VAE, which the loop moves between devices; None where there is none. reads: of an item, what
+    `predict` is given: "rgb", or "w" where a picture is a point of a GAN's space. metadata: the method in the header of its LoRA files:
     "method", and what else inference must know.
     """
 
-    vae: AutoencoderKL
+    vae: AutoencoderKL | None
+    reads: ClassVar[str]
 
     @property
     def metadata(self) -> Mapping[str, object]: ...
@@ -36,8 +38,8 @@ class Objective(Protocol):
         Where the batch has a mask, only what it lets through counts: `masked_mse`.
         """
 
-    def predict(self, unet: nn.Module, rgb: Tensor, noise: list[Generator]) -> Tensor:
-        """rgb (B,3,H,W) in [-1,1] -> map (B,3,H,W) about [-1,1], not clamped."""
+    def predict(self, unet: nn.Module, given: Tensor, noise: list[Generator], /) -> Tensor:
+        """rgb (B,3,H,W) in [-1,1], or what else it reads, -> map (B,3,H,W) about [-1,1], not clamped."""
 
 
 @dataclass
@@ -51,6 +53,7 @@ class SingleStep:
     vae: AutoencoderKL
     prompt: Tensor  # c (1,77,D)
     timestep: int  # T-1 in the paper
+    reads: ClassVar[str] = "rgb"
 
     @property
     def metadata(self) -> dict[str, object]:
@@ -94,6 +97,7 @@ class AugUNet:
     guidance_scale: float = 3.0
     guidance_rescale: float = 0.7
     augment_from: str | None = None  # where conv_in's image channels came from, for the metadata
+    reads: ClassVar[str] = "rgb"
 
     @property
     def metadata(self) -> dict[str, object]:

@@ -38,6 +38,8 @@ class Stage:
     cycles: int = 1  # times that the learning rate goes its way (warm restarts, arXiv 1608.03983)
     ema_decay: float = 0.998
     clip: float = 1.0
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.01
     log_every: int = 50
     save_every: int = 250
     sheet_every: int = 1000
@@ -70,7 +72,8 @@ class Stage:
 def run_stage(stage: Stage) -> dict[str, nn.Module]:
     """Train, or go on training, to the last step; return the modules with their moving averages as weights."""
     stage.folder.mkdir(parents=True, exist_ok=True)
-    optimizer = torch.optim.AdamW(stage.weights, lr=stage.learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
+    settings = {"lr": stage.learning_rate, "betas": stage.betas, "weight_decay": stage.weight_decay}
+    optimizer = torch.optim.AdamW(stage.weights, **settings)
     average = [weight.detach().clone() for weight in stage.weights]
     first = load(stage, optimizer, average)
     begun, last_log = time.time(), first

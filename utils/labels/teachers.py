@@ -22,6 +22,7 @@ from torch import Generator
 from torch.nn.functional import interpolate
 
 from utils.errors import InputError
+from utils.labels.supervised import ABOUT, load_supervised
 from utils.labels.teacher import Teacher, about, accept, depth_said
 from utils.maps.conventions import convert_frame, to_srgb
 from utils.system.repositories import require
@@ -54,7 +55,8 @@ def load_teacher(
     frame: str = "opengl",
     predicts: str | None = None,
 ) -> Teacher:
-    """A named teacher, a hub name or a local folder; Marigold pipelines for every task, transformers' for depth.
+    """A named teacher, a hub name or a local folder; Marigold pipelines and `utils.labels.supervised` for every task,
+    transformers' for depth.
 
     steps, resolution: of Marigold; None: its config's. frame: the axes of its normals. predicts: "depth" or
     "disparity", where that is not known or not what its type says.
@@ -64,6 +66,8 @@ def load_teacher(
     if not Path(name).is_dir() and name.count("/") != 1:
         known = ", ".join(alias for each, alias in NAMED if each == task)
         raise InputError(f"--teacher {teacher}: no such folder, nor owner/model; named for {task}: {known}")
+    if (Path(name) / ABOUT).is_file():
+        return load_supervised(name, task, device, dtype)
     where: dict[str, str | bool | None] = {"revision": revision, "token": None}
     if not Path(name).is_dir():
         where["local_files_only"] = require(name, revision)

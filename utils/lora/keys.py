@@ -4,7 +4,8 @@ For a layer X.to_q of attention (also to_k, to_v, to_out.0), or any other layer 
     A  X.processor.to_q_lora.down.weight        `released`: the Intrinsic LoRA files the authors published
     B  unet.X.processor.to_q_lora.down.weight   `diffusers`: what this project writes, because the most loaders read it
     C  unet.Y.lora.down.weight                  `diffusers-old`: diffusers' pipelines of late 2023 (with .alpha)
-    D  unet.Y.lora_A.weight                     `peft`: diffusers' pipelines of today; peft itself without unet.
+    D  unet.Y.lora_A.weight                     `peft`: diffusers' pipelines of today; peft itself without unet., and
+                                                of generators that are no UNet with base_model.model. instead
     K  lora_unet_Y.lora_down.weight             `kohya`: sd-scripts, with every dot of the module's name an
        lora_unet_Y.alpha                        underscore, and alpha: the layer is scaled by alpha / rank
 A and B write `to_out` for `to_out.0`, and have names for attention layers only. Where no alpha is given the scale is
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from utils.errors import InputError
-from utils.lora.targets import ATTENTION, kind_of, kinds_of
+from utils.lora.targets import ALL, ATTENTION, kind_of, kinds_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -90,7 +91,7 @@ def make_key(module: str, part: str, to: str) -> str:
     if to == "kohya":
         return f"lora_unet_{module.replace('.', '_')}." + ("alpha" if part == "alpha" else f"lora_{part}.weight")
     if to == "peft":
-        return f"unet.{module}.lora_{'A' if part == 'down' else 'B'}.weight"
+        return f"{'unet' if kind_of(module) in ALL else 'base_model.model'}.{module}.lora_{'A' if part == 'down' else 'B'}.weight"
     prefix, (layer, target) = {"released": "", "diffusers": "unet."}[to], split_module(module)
     return f"{prefix}{layer}.processor.{target.removesuffix('.0')}_lora.{part}.weight"
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, inject_adapter_in_model
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from utils.errors import InputError
 from utils.lora.files import BIN, CONV_IN, SAFETENSORS, LoraFile, read_lora
 from utils.lora.keys import Layer, make_key, parse_layers
-from utils.lora.targets import ATTENTION, kind_of, kinds_of, module_pattern, parse_targets
+from utils.lora.targets import ATTENTION, KINDS, kind_of, kinds_of, module_pattern, parse_targets
 from utils.system.atomic import replace
 
 ADAPTER = "default"
@@ -26,7 +26,7 @@ def add_lora(unet: nn.Module, rank: int, seed: int = 0, targets: Sequence[str] =
     `seed`, up = 0, so that the UNet's output does not change yet. A convolution's down has its kernel, its up is 1x1.
     Returns the LoRA's parameters. Raises InputError for an unknown kind, or one that this UNet lacks.
     """
-    targets = parse_targets(",".join(targets))
+    targets = parse_targets(",".join(targets), known=KINDS)
     for kind in targets:
         if not layers_of(unet, (kind,)):
             raise InputError(f"--lora_targets: this UNet has no {kind} layers; leave {kind} out")
@@ -34,7 +34,10 @@ def add_lora(unet: nn.Module, rank: int, seed: int = 0, targets: Sequence[str] =
     config = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=module_pattern(targets))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        unet.add_adapter(config, adapter_name=ADAPTER)
+        if hasattr(unet, "fuse_lora"):  # diffusers' own, so that its pipelines know of the adapter
+            unet.add_adapter(config, adapter_name=ADAPTER)
+        else:
+            inject_adapter_in_model(config, unet, ADAPTER)
     for parameter in lora_parameters(unet):
         parameter.data = parameter.data.float()
     return lora_parameters(unet)
@@ -140,8 +143,13 @@ def fuse_lora(unet: nn.Module) -> None:
     """Add the LoRA to the frozen weights, W <- W + up down, and remove its layers, in place: the same function for
     less work. To be called while the weights are fp32: in half precision the sum would lose bits of the LoRA.
     """
-    unet.fuse_lora()
-    unet.unload_lora()
+    if hasattr(unet, "fuse_lora"):
+        unet.fuse_lora()
+        unet.unload_lora()
+        return
+    for name, module in _lora_modules(unet).items():
+        module.merge()
+        unet.set_submodule(name, module.base_layer)
 
 
 def _declared(layers: Mapping[str, Layer], metadata: Mapping[str, str], name: str) -> tuple[str, ...]:
@@ -149,7 +157,7 @@ def _declared(layers: Mapping[str, Layer], metadata: Mapping[str, str], name: st
     found = kinds_of(layers)
     if METADATA_TARGETS not in metadata:
         return found
-    declared = parse_targets(metadata[METADATA_TARGETS], f"{name}: {METADATA_TARGETS} in its metadata")
+    declared = parse_targets(metadata[METADATA_TARGETS], f"{name}: {METADATA_TARGETS} in its metadata", KINDS)
     if odd := [kind for kind in found if kind not in declared]:
         raise InputError(
             f"{name}: holds {', '.join(odd)} layers, but its metadata says {METADATA_TARGETS}={','.join(declared)}"
@@ -206,7 +214,7 @@ def _lora_modules(unet: nn.Module) -> dict[str, nn.Module]:
 
 
 def _is_widened(unet: nn.Module) -> bool:
-    return unet.conv_in.in_channels != unet.config.out_channels
+    return hasattr(unet, "conv_in") and unet.conv_in.in_channels != unet.config.out_channels
 
 
 def _read_conv_in(unet: nn.Module, path: Path) -> nn.Conv2d | None:

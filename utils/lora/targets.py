@@ -1,10 +1,14 @@
-"""Which kinds of layers a LoRA may sit on, by their names in diffusers' UNet2DConditionModel. Imports nothing heavy.
+"""Which kinds of layers a LoRA may sit on, by their names. Imports nothing heavy. Of diffusers' UNet2DConditionModel:
 
     attention    to_q, to_k, to_v, to_out.0 of every attention layer: the paper's place
     feedforward  ff.net.0.proj, ff.net.2 of every transformer block
     projection   proj_in, proj_out around the transformer blocks (1x1 convolutions in SD 1, linears in SD 2)
     conv         conv1, conv2, conv_shortcut of every ResNet block; the down- and upsamplers' convolutions
     time         time_embedding.linear_1 and linear_2; time_emb_proj of every ResNet block
+
+and of other generators:
+    affine          `modulation` of every convolution of StyleGAN2: w to the layer's style
+    self_attention  q_proj, k_proj, v_proj, o_proj of every layer of transformers' Llama (Janus has one inside)
 
 conv_in and conv_out belong to no kind. AugUNet widens conv_in and saves it whole; conv_out has four output channels,
 so that a LoRA of rank 4 or more would hold more numbers than the layer; and sd-scripts' convolution LoRAs leave both
@@ -26,23 +30,28 @@ _MODULES = {
     "conv": rf"{_RESNET}(conv1|conv2|conv_shortcut)|.+\.(down|up)samplers\.\d+\.conv",
     "time": rf"time_embedding\.linear_[12]|{_RESNET}time_emb_proj",
 }
-ALL = tuple(_MODULES)  # the canonical order
+ALL = tuple(_MODULES)  # of a UNet, in the canonical order
+_MODULES |= {
+    "affine": r"(conv1|to_rgb1|convs\.\d+|to_rgbs\.\d+)\.conv\.modulation",
+    "self_attention": r"(.+\.)?layers\.\d+\.self_attn\.[qkvo]_proj",
+}
+KINDS = tuple(_MODULES)  # of any generator
 
 
-def parse_targets(text: str, name: str = "--lora_targets") -> tuple[str, ...]:
-    """ "attention", "all" or a comma-separated choice of kinds -> the kinds, each once, in the order of ALL.
+def parse_targets(text: str, name: str = "--lora_targets", known: tuple[str, ...] = ALL) -> tuple[str, ...]:
+    """ "attention", "all" or a comma-separated choice of kinds -> the kinds, each once, in the order of `known`.
 
     Raises InputError, which begins with `name`, for an unknown kind (with the nearest known one) or none at all.
     """
     words = [word.strip() for word in text.split(",")]
     if words == ["all"]:
-        return ALL
+        return known
     for word in words:
-        if word not in ALL:
-            hint = did_you_mean(word, [*ALL, "all"])
+        if word not in known:
+            hint = did_you_mean(word, [*known, "all"])
             wrong = f"{word!r} is no kind of layer{hint}" if word != "all" else "all stands alone"
-            raise InputError(f"{name}={text}: {wrong} (all, or some of {','.join(ALL)})")
-    return tuple(kind for kind in ALL if kind in words)
+            raise InputError(f"{name}={text}: {wrong} (all, or some of {','.join(known)})")
+    return tuple(kind for kind in known if kind in words)
 
 
 def kind_of(module: str) -> str | None:
@@ -51,9 +60,9 @@ def kind_of(module: str) -> str | None:
 
 
 def kinds_of(modules: Iterable[str]) -> tuple[str, ...]:
-    """The kinds among the layers of these names, in the order of ALL."""
+    """The kinds among the layers of these names, in the order of KINDS."""
     found = {kind_of(module) for module in modules}
-    return tuple(kind for kind in ALL if kind in found)
+    return tuple(kind for kind in KINDS if kind in found)
 
 
 def module_pattern(targets: Iterable[str]) -> str:

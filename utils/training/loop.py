@@ -21,7 +21,7 @@ from utils.hub import upload
 from utils.inference.job import SCRIPTS
 from utils.latents import NAMES
 from utils.lora import save_lora
-from utils.models import Base
+from utils.models import Frozen
 from utils.noise import generators
 from utils.objectives import Objective
 from utils.system import atomic, processes, provenance, signals
@@ -36,7 +36,7 @@ from utils.training.state import TrainingState, shared_settings
 from utils.training.training_set import TrainingSet
 from utils.training.validation import Samples, Validation
 
-READ = ("rgb", "target", "mask", *NAMES)  # what of a batch a loss may read
+READ = ("rgb", "target", "mask", "w", *NAMES)  # what of a batch a loss may read
 
 
 def start(settings: Settings) -> tuple[Accelerator, Path | None]:
@@ -79,11 +79,11 @@ def train(
     accelerator: Accelerator,
     resume_from: Path | None,
     objective: Objective,
-    base: Base,
+    base: Frozen,
     train_set: TrainingSet,
     validation_samples: Samples,
 ) -> None:
-    """Train the LoRA on `base.unet` and write it into the output folder.
+    """Train the LoRA on `base.network` and write it into the output folder.
 
     A run that is stopped early (a signal, --max_hours) leaves a checkpoint, and no LoRA in the folder itself.
 
@@ -96,14 +96,15 @@ def train(
     for text in train_set.notes:
         note(text)
     if train_set.masked:
+        assert objective.vae is not None  # whose cells are masked
         note(masks.share(train_set, 2 ** (len(objective.vae.config.block_out_channels) - 1), run.seed))
 
     # What trains: LoRA, optimiser, learning rate; and what a checkpoint of it shares with a run that goes on from it
     if run.gradient_checkpointing:
-        base.unet.enable_gradient_checkpointing()
+        base.network.enable_gradient_checkpointing()
     if run.compile:
-        compile_unet(base.unet, accelerator.device)
-    state = TrainingState(settings, accelerator, base.unet, len(train_set))
+        compile_unet(base.network, accelerator.device)
+    state = TrainingState(settings, accelerator, base.network, len(train_set))
     metadata = describe(objective, base, train_set, run)
     shared = shared_settings(settings, metadata, state.step_samples, accelerator.num_processes, train_set.fingerprint)
     if resume_from:
@@ -121,9 +122,7 @@ def train(
     trackers.start_trackers(accelerator, output_dir, config, settings.tracking, resumed_at, sent)
 
     # Data: latents from the cache, or images, in an endless stream of which each step reads its own part
-    samples = latents_or_images(run, accelerator, train_set, objective.vae)
-    vae_home = accelerator.device if samples is train_set else torch.device("cpu")
-    objective.vae.to(vae_home)
+    samples, vae_home = latents_or_images(run, accelerator, train_set, objective.vae)
     share = (run.train_batch_size, run.seed, accelerator.process_index, accelerator.num_processes, state.seen)
     if train_set.whole:
         batches: EndlessBatches = BucketBatches(train_set.shapes, state.step_samples, *share)
@@ -147,7 +146,7 @@ def train(
     if main:
         print(summary(state, run, accelerator, len(train_set)))
     if validates(run, state.step, state.max_steps):  # also where a kill came before it
-        validation.run(state.bare_unet, state.step)
+        validation.run(state.bare_network, state.step)
 
     # Train
     stopped_by = ""
@@ -155,15 +154,15 @@ def train(
     bar = tqdm(
         total=state.max_steps, initial=state.step, desc="training", disable=not accelerator.is_local_main_process
     )
-    state.unet.train()
+    state.network.train()
     losses, stems, since = [], [], time.monotonic()
     for micro_step, batch in zip(count(), loader if state.step < state.max_steps else ()):
         # batch; its noise is a function of the seed and of the samples' places in the stream
         noise = generators(run.seed, batches.first(micro_step), run.train_batch_size)
         inputs = {key: batch[key].to(accelerator.device, non_blocking=True) for key in READ if key in batch}
-        with accelerator.accumulate(state.unet):
+        with accelerator.accumulate(state.network):
             # loss
-            loss = objective.loss(state.unet, inputs, noise)
+            loss = objective.loss(state.network, inputs, noise)
             losses.append(loss.detach())
             stems.append(batch["stem"])
             # backward
@@ -208,7 +207,7 @@ def train(
 
         # validate
         if validating:
-            validation.run(state.bare_unet, step)
+            validation.run(state.bare_network, step)
         if uploads and written and not last:
             uploads.checkpoint(written, step)
         if last:
@@ -224,7 +223,7 @@ def train(
     elif main:
         # a .bin has no header: nobody who reads it could know of a coding that must be undone
         save_lora(
-            state.bare_unet, output_dir, {**metadata, "steps": state.step}, with_bin="depth_coding" not in metadata
+            state.bare_network, output_dir, {**metadata, "steps": state.step}, with_bin="depth_coding" not in metadata
         )
         print(outcome(output_dir, metadata, settings))
     accelerator.end_training()
@@ -234,7 +233,7 @@ def train(
     atomic.unlock(output_dir)
 
 
-def describe(objective: Objective, base: Base, train_set: TrainingSet, run: RunSettings) -> dict[str, object]:
+def describe(objective: Objective, base: Frozen, train_set: TrainingSet, run: RunSettings) -> dict[str, object]:
     """The header of the run's LoRA files, but for the steps: what they were trained for, on what, and with what."""
     key, meaning = train_set.intrinsic.convention
     return {
@@ -269,9 +268,23 @@ def begin_records(run: RunSettings, step: int | None) -> set[tuple[int, str]]:
 
 
 def latents_or_images(
+    run: RunSettings, accelerator: Accelerator, train_set: TrainingSet, vae: AutoencoderKL | None
+) -> tuple[CachedLatents | ByShape | TrainingSet, torch.device]:
+    """The training set's cached latents, or itself where there are none, they are not wanted or cannot be kept; and
+    where the VAE stays while the LoRA trains.
+    """
+    if vae is None:
+        return train_set, accelerator.device
+    samples = cached(run, accelerator, train_set, vae)
+    home = accelerator.device if samples is train_set else torch.device("cpu")
+    vae.to(home)
+    return samples, home
+
+
+def cached(
     run: RunSettings, accelerator: Accelerator, train_set: TrainingSet, vae: AutoencoderKL
 ) -> CachedLatents | ByShape | TrainingSet:
-    """The training set's cached latents, or itself where they are not wanted or cannot be kept."""
+    """The training set's latents on disk, or itself."""
     if run.no_cache_latents:
         return train_set
     folder = run.cache_dir or run.output_dir / "latent_cache"
@@ -287,23 +300,22 @@ def agree(accelerator: Accelerator, loss: Tensor, stop: bool) -> tuple[float, bo
 
 def summary(state: TrainingState, run: RunSettings, accelerator: Accelerator, images: int) -> str:
     """What is trained on what."""
-    lora, everything = state.counts["lora_parameters"], state.counts["unet_parameters"]
+    lora, everything = state.counts["lora_parameters"], state.counts["all_parameters"]
     return (
         f"{images} training images, {state.step_samples} a step, {state.max_steps} steps; LoRA of rank {run.rank}: "
-        f"{lora:,} parameters, {100 * lora / everything:.2f} % of the UNet; {accelerator.device}, "
+        f"{lora:,} parameters, {100 * lora / everything:.2f} % of the {state.kind}; {accelerator.device}, "
         f"{accelerator.num_processes} process(es), frozen parts in {frozen_dtype(accelerator)}"
     )
 
 
 def outcome(output_dir: Path, metadata: Mapping[str, object], settings: Settings) -> str:
     """Where everything lies, and what to do next."""
-    script = SCRIPTS[str(metadata["method"])]
+    script = SCRIPTS.get(str(metadata["method"]))
     files = "" if "depth_coding" in metadata else " and .bin"
     files += ", metrics.jsonl" + (", validation/, best.json" if settings.run.validation_steps else "")
-    lines = [
-        f"{output_dir}: pytorch_lora_weights.safetensors{files}",
-        f"next: python {script} --lora {output_dir} --input_dir path/to/images --output_dir output",
-    ]
+    ask = f"python {script} --lora {output_dir} --input_dir path/to/images --output_dir output"
+    look = f"look at {output_dir / 'validation'}"
+    lines = [f"{output_dir}: pytorch_lora_weights.safetensors{files}", f"next: {ask if script else look}"]
     if "tensorboard" in settings.tracking.trackers:
         lines.append(f"      tensorboard --logdir {output_dir / settings.tracking.logging_dir}")
     return "\n".join(lines)

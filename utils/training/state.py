@@ -21,23 +21,23 @@ PART_OF_A_RUN = ("task", "method", "base_model", "rank", "prompt", "resolution")
 
 
 class TrainingState:
-    """Steps are optimiser steps; `seen` counts samples. `unet` is as accelerate wraps it, `bare_unet` as it came.
+    """Steps are optimiser steps; `seen` counts samples. `network` is as accelerate wraps it, `bare_network` as it came.
 
     images: how many the training set has, from which the steps of an epoch follow.
     """
 
-    def __init__(self, settings: Settings, accelerator: Accelerator, unet: nn.Module, images: int):
+    def __init__(self, settings: Settings, accelerator: Accelerator, network: nn.Module, images: int):
         run = settings.run
         self.accelerator, self.output_dir = accelerator, run.output_dir
         self.step = self.seen = 0
         self.step_samples = run.train_batch_size * run.gradient_accumulation_steps * accelerator.num_processes
         self.max_steps = length_of(run, images, self.step_samples)
-        self.parameters = lora_parameters(unet)
+        self.parameters = lora_parameters(network)
         fused = accelerator.scaler is None  # not with a gradient scaler, whose skipped updates would not be seen
         optimizer = make_optimizer(settings.optimizer, self.parameters, self.step_samples, fused)
         self.schedule = make_schedule(settings.optimizer, optimizer, self.max_steps)
-        self.unet, self.optimizer = accelerator.prepare(unet, optimizer)
-        self.bare_unet = accelerator.unwrap_model(self.unet)
+        self.network, self.optimizer = accelerator.prepare(network, optimizer)
+        self.bare_network = accelerator.unwrap_model(self.network)
         self.skipped = Skipped(run.max_nonfinite)
         self.stateful: dict[str, checkpoint.Stateful] = {
             "optimizer": self.optimizer,
@@ -50,7 +50,7 @@ class TrainingState:
     def load(self, source: Path, shared: dict[str, object], force: bool) -> None:
         """Go on from the checkpoint `source`; `shared`: see `shared_settings`. InputError: another experiment's."""
         base_lrs = self.schedule.base_lrs
-        self.step, self.seen = checkpoint.load(source, self.bare_unet, self.stateful, shared, force)
+        self.step, self.seen = checkpoint.load(source, self.bare_network, self.stateful, shared, force)
         for group, lr, factor in zip(self.optimizer.param_groups, base_lrs, self.schedule.lr_lambdas):
             group["lr"] = lr * factor(self.schedule.last_epoch)  # this run's flag, not the checkpoint's
         self.schedule.base_lrs = base_lrs
@@ -62,16 +62,21 @@ class TrainingState:
         written = None
         if self.accelerator.is_main_process:
             written = checkpoint.save(
-                self.output_dir, self.step, self.seen, self.bare_unet, self.stateful, shared, metadata, limit, spare
+                self.output_dir, self.step, self.seen, self.bare_network, self.stateful, shared, metadata, limit, spare
             )
         self.accelerator.wait_for_everyone()
         return written
 
     @property
+    def kind(self) -> str:
+        """What the network is, for messages."""
+        return "UNet" if hasattr(self.bare_network, "conv_in") else type(self.bare_network).__name__
+
+    @property
     def counts(self) -> dict[str, int]:
-        """Parameters of the LoRA and of the UNet with it, and the run's length."""
-        everything = sum(p.numel() for p in self.bare_unet.parameters())
-        counts = {"lora_parameters": sum(p.numel() for p in self.parameters), "unet_parameters": everything}
+        """Parameters of the LoRA and of the network with it, and the run's length."""
+        everything = sum(p.numel() for p in self.bare_network.parameters())
+        counts = {"lora_parameters": sum(p.numel() for p in self.parameters), "all_parameters": everything}
         return counts | {"images_per_step": self.step_samples, "total_steps": self.max_steps}
 
 

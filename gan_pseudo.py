@@ -1,0 +1,57 @@
+"""Normals, depth, albedo or shading from a GAN: a LoRA on StyleGAN2's affine layers (arXiv 2311.17137, section 3).
+
+A GAN reads no picture. The picture is G(w), a random point w of its space; a teacher labels it; and the LoRA learns
+
+    loss = mse( G'(w), label )        prediction = G'(w)
+
+where G' is G with the LoRA. Validation compares with the teacher's labels of other pictures. On the toy generator:
+
+    accelerate launch --config_file accelerate.yaml gan_pseudo.py --task=normal \\
+      --pretrained_model_name_or_path=miniworld/mini-gan --teacher=miniworld/mini-teacher --output_dir=runs/gan-normal \\
+      --report_to=none
+"""
+
+from utils.errors import run
+from utils.generators.gan_args import gan_parser, parse_gan
+from utils.training.args import settings_of
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_gan(gan_parser(__doc__), argv)
+
+    import torch  # only now: PyTorch takes seconds to import, --help should not
+
+    from utils.generators.gan_files import load_gan
+    from utils.generators.gan_objective import PixelPrediction
+    from utils.generators.generated import Generated
+    from utils.intrinsics import INTRINSICS
+    from utils.labels.teachers import load_teacher
+    from utils.lora import add_lora, load_attn_procs
+    from utils.training.loop import start, train
+
+    settings = settings_of(args)
+    accelerator, resume_from = start(settings)
+
+    # Data: generated pictures, labelled by the teacher; others to validate on
+    gan = load_gan(args.pretrained_model_name_or_path)
+    gan.network.to(accelerator.device)
+    teacher = load_teacher(args.task, args.teacher, None, accelerator.device, torch.float32)
+
+    def generated(count: int, seed: int) -> Generated:
+        noise = [torch.Generator().manual_seed(args.seed)]
+        label = lambda picture: teacher.predict(picture, noise)  # noqa: E731
+        return Generated(INTRINSICS[args.task], gan.network, label, teacher.quantity, count, seed)
+
+    train_set, unseen = generated(args.num_train_imgs, args.seed), generated(args.num_val_imgs, args.seed + 1)
+
+    # Model: everything frozen but the LoRA
+    add_lora(gan.network, args.rank, args.seed, (args.lora_targets,))
+    if args.lora_path:
+        load_attn_procs(gan.network, args.lora_path)
+
+    samples = {"unseen": [unseen[index] for index in range(len(unseen))]}
+    train(settings, accelerator, resume_from, PixelPrediction(), gan, train_set, samples)
+
+
+if __name__ == "__main__":
+    run(main)

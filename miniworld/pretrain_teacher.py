@@ -1,0 +1,43 @@
+"""Train the project's own teacher, a small supervised network for all four intrinsics, on rendered scenes.
+
+    python -m miniworld.pretrain_teacher --out miniworld/mini-teacher
+
+Interrupted, the same command goes on where it was cut off.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from miniworld.pretraining.stage import run_stage
+from miniworld.pretraining.teacher import build_teacher, cached_maps, save_teacher, teacher_stage
+from utils.cli import Parser, path_flag
+from utils.errors import run
+
+SIZE = 64
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = Parser(prog="python -m miniworld.pretrain_teacher", description=__doc__.split("\n\n")[0])
+    add = parser.add_argument
+    add("--out", type=path_flag, default=Path("miniworld/mini-teacher"), help="folder of the network")
+    add("--work", type=path_flag, default=Path("output/pretrain"), help="checkpoints, logs, sample sheets, scenes")
+    add("--steps", type=int, default=4000)
+    add("--batch", type=int, default=16)
+    add("--scenes", type=int, default=16384)
+    add("--seed", type=int, default=0)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    maps = cached_maps(args.work / "maps", args.seed, args.scenes, SIZE)
+    torch.manual_seed(args.seed)
+    settings = {"steps": args.steps, "learning_rate": 2e-3, "seed": args.seed, "ema_decay": 0.995}
+    stage = teacher_stage(build_teacher(SIZE), maps, args.work / "teacher", args.batch, **settings)
+    save_teacher(args.out, run_stage(stage)["teacher"], SIZE)
+
+
+if __name__ == "__main__":
+    run(main)

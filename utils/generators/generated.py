@@ -1,0 +1,97 @@
+"""Pictures that a GAN makes and another network labels: the training set of a GAN's LoRA."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import normalize
+from torch.utils.data import Dataset
+from tqdm.auto import tqdm
+
+from utils.generators.stylegan2 import StyleGAN2
+from utils.intrinsics import Intrinsic
+from utils.labels.encoding import encode
+from utils.maps.conventions import to_linear
+from utils.metrics.scores import Score, against_label, score_of
+from utils.noise import generators
+
+FAR = 4.0  # relative depth, for scores: nearest 1, farthest 4
+Label = Callable[[Image.Image], np.ndarray]  # an RGB picture -> values as `utils.labels.teacher.Teacher` gives them
+
+
+class Generated(Dataset):
+    """Pictures G(w) of `count` random z and their labels, kept as 8-bit in memory; see `TrainingSet`.
+
+    Item `index`, or `(index, epoch)`: rgb, target float32 (3,S,S) in [-1,1]; w (D,); gt, valid: the label as the scores
+    read it; stem. z is a function of (seed, number) alone. quantity: what `label` gives.
+    """
+
+    masked, whole, center_crop, measured, reference = False, False, True, False, "label of another network"
+
+    def __init__(self, intrinsic: Intrinsic, gan: StyleGAN2, label: Label, quantity: str, count: int, seed: int):
+        self.intrinsic, self.resolution, self.notes = intrinsic, gan.size, []
+        self.stems = [f"seed{seed}-{number:06d}" for number in range(count)]
+        rgb, targets, points = [], [], []
+        for number in tqdm(range(count), desc=f"labelling {count} generated pictures", unit="image", leave=False):
+            w, picture = generate(gan, seed, number)
+            rgb.append(picture)
+            targets.append(encode(quantity, label(Image.fromarray(picture))))
+            points.append(w)
+        self.rgb, self.targets, self.w = np.stack(rgb), np.stack(targets), torch.stack(points)
+        content = self.rgb.tobytes() + self.targets.tobytes()
+        self.fingerprint = f"{count} generated images {hashlib.sha256(content).hexdigest()[:12]}"
+
+    def __len__(self) -> int:
+        return len(self.stems)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict:
+        index = key[0] if isinstance(key, tuple) else key
+        rgb, target = to_tensor(self.rgb[index]), to_tensor(self.targets[index])
+        gt = decoded(self.intrinsic, target)
+        valid = torch.ones_like(target[:1], dtype=torch.bool)
+        return {"rgb": rgb, "target": target, "w": self.w[index], "gt": gt, "valid": valid, "stem": self.stems[index]}
+
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        return [(self.resolution, self.resolution)] * len(self)
+
+    @property
+    def score(self) -> Score:
+        return against_label(score_of(self.intrinsic))
+
+    def rgb_path(self, stem: str) -> Path:
+        raise FileNotFoundError(f"{stem} is made, not read")
+
+    label_path = rgb_path
+
+    def mask_paths(self, stem: str) -> list[Path]:
+        return []
+
+
+@torch.no_grad()
+def generate(gan: StyleGAN2, seed: int, number: int) -> tuple[Tensor, np.ndarray]:
+    """w (D,) of the picture of this number, and G(w), (S,S,3) uint8."""
+    device = next(gan.parameters()).device
+    z = torch.randn(1, gan.style_dim, generator=generators(seed, number, 1)[0]).to(device)
+    w = gan.mapping(z)
+    pixels = (gan(w)[0].clamp(-1, 1) + 1) * 127.5
+    return w[0].cpu(), pixels.round().byte().permute(1, 2, 0).cpu().numpy()
+
+
+def to_tensor(pixels: np.ndarray) -> Tensor:
+    """(S,S,3) uint8 -> (3,S,S) in [-1,1]."""
+    return torch.from_numpy(pixels).permute(2, 0, 1).float() / 127.5 - 1
+
+
+def decoded(intrinsic: Intrinsic, target: Tensor) -> Tensor:
+    """A label (3,S,S) in [-1,1] as the scores read truth: unit vectors; relative depth (1,S,S), 1 to FAR; linear light."""
+    if intrinsic.kind == "normals":
+        return normalize(target, dim=0, eps=1e-12)
+    if intrinsic.kind == "depth":
+        return FAR - (FAR - 1) * (target[:1] / 2 + 0.5)
+    values = target.double().numpy() / 2 + 0.5
+    return torch.from_numpy(to_linear(values) if intrinsic.coding == "srgb" else values).float()
