@@ -6,7 +6,8 @@ Both take their step at once, on the same fakes G(z), real pictures x, and logit
     discriminator    softplus(D(G(z))) + softplus(-D(x))
                      + GAMMA / 2 * |grad_x D(x)|^2, every LAZY steps and LAZY times as strong   (1801.04406, R1)
 
-No normal, depth, albedo or shading map takes part, and no caption.
+No normal, depth, albedo or shading map takes part, and no caption. The layers' noise is left out (as in StyleGAN3,
+2106.12423): rendered scenes have nothing random but what w can say, and w alone has to decide the map.
 """
 
 from pathlib import Path
@@ -23,7 +24,7 @@ from utils.generators.stylegan2 import StyleGAN2
 
 CHANNELS = {4: 96, 8: 96, 16: 64, 32: 32, 64: 16}
 STYLE_DIM, DEPTH = 128, 4
-GAMMA, LAZY = 0.5, 16
+GAMMA, LAZY = 1.0, 16
 NAME = "gan"
 
 
@@ -31,6 +32,8 @@ def build_gan(size: int = 64) -> tuple[StyleGAN2, Discriminator]:
     channels = {side: count for side, count in CHANNELS.items() if side <= size}
     generator = StyleGAN2(channels, STYLE_DIM, DEPTH)
     quick(generator.input.input)
+    for noise in generator.noises.buffers():
+        noise.zero_()
     return generator, Discriminator(channels)
 
 
@@ -49,7 +52,7 @@ def gan_stage(
         chosen = torch.randint(len(rgb), (batch,), generator=rng).numpy()
         real = to_tensor(rgb[chosen]) * 2 - 1
         real = quick(torch.where(torch.rand(batch, 1, 1, 1, generator=rng) < 0.5, real, real.flip(3)))
-        fake = draw(generator, batch, rng)
+        fake = generator(generator.mapping(torch.randn(batch, generator.style_dim, generator=rng)))
         return gan_losses(discriminator, real, fake, regularised=step % LAZY == 0)
 
     def sheet(modules: dict[str, nn.Module], path: Path) -> None:
@@ -59,13 +62,6 @@ def gan_stage(
     # a moment of 0: the other player's answer changes the loss at every step (1710.10196, appendix A.1)
     settings = {"betas": (0.0, 0.99), "weight_decay": 0.0, "clip": 1e9, "cooldown": 0.1} | settings
     return Stage(NAME, folder, modules, loss, sheet, **settings)
-
-
-def draw(generator: StyleGAN2, count: int, rng: Generator) -> Tensor:
-    """Pictures (count,3,S,S) of random w, each layer's noise drawn anew."""
-    w = generator.mapping(torch.randn(count, generator.style_dim, generator=rng))
-    noise = [torch.randn(count, *one.shape[1:], generator=rng) for one in generator.noises.buffers()]
-    return generator(w, noise)
 
 
 def gan_losses(discriminator: nn.Module, real: Tensor, fake: Tensor, regularised: bool) -> dict[str, Tensor]:
@@ -85,6 +81,6 @@ def gan_losses(discriminator: nn.Module, real: Tensor, fake: Tensor, regularised
 
 @torch.no_grad()
 def samples(generator: StyleGAN2, count: int, seed: int) -> Tensor:
-    """`count` pictures (count,3,S,S) in [-1,1], with the generator's own noise: w decides all."""
+    """`count` pictures (count,3,S,S) in [-1,1]."""
     z = torch.randn(count, generator.style_dim, generator=Generator().manual_seed(seed))
     return torch.cat([generator(generator.mapping(part)) for part in z.split(64)]).clamp(-1, 1)

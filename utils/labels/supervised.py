@@ -38,7 +38,7 @@ def load_supervised(name: str, task: str, device: torch.device, dtype: torch.dty
     try:
         said = json.loads((folder / ABOUT).read_text())
         patch, side = int(said["patch"]), int(said["resolution"])
-        network = UNet2DModel.from_pretrained(folder).to(device, dtype).eval()
+        network = UNet2DModel.from_pretrained(folder, torch_dtype=dtype).to(device).eval()
     except Exception as error:  # OSError, ValueError, KeyError, SafetensorError, ...
         raise InputError(f"--teacher {folder}: cannot be read: {' '.join(str(error).split())[:300]}") from None
     multiple = patch * 2 ** (len(network.config.block_out_channels) - 1)

@@ -37,6 +37,20 @@ SINGLE_STEP_REFUSES = {
     "noise_offset": "a single step has no noise; leave it out",
     "prediction_type": "a single step predicts the label's latents, whatever the base predicts; leave it out",
 }
+AUTOREGRESSIVE_REFUSES = {
+    "timestep": "an autoregressive generator has no noise levels; leave it out",
+    "noise_offset": "an autoregressive generator has no noise; leave it out",
+    "prediction_type": "the label's tokens are predicted; leave it out",
+    "unified_prompt": "no text is read; leave it out",
+    "empty_prompt": "no text is read; leave it out",
+    "lora_targets": "the LoRA sits on the transformer's attention; leave it out",
+    "masked_loss": "a token is a patch, and all are learnt; leave it out",
+    "crop": "the generator's pictures have one shape; leave it out",
+    "compile": "not tried with a transformer; leave it out",
+    "gradient_checkpointing": "not tried with a transformer; leave it out",
+    "no_cache_latents": "there are no latents; leave it out",
+    "cache_dir": "there are no latents; leave it out",
+}
 POSITIVE = (
     "rank", "resolution", "train_batch_size", "gradient_accumulation_steps", "checkpointing_steps", "learning_rate",
     "max_nonfinite", "num_train_imgs", "num_val_imgs", "max_train_samples", "max_train_steps", "num_train_epochs",
@@ -94,7 +108,8 @@ def parse(parser: Parser, argv: list[str] | None = None) -> argparse.Namespace:
     if not args.empty_prompt and args.unified_prompt is None:
         raise InputError("no prompt: pass --unified_prompt='...' or --empty_prompt")
     args.prompt = "" if args.empty_prompt else args.unified_prompt
-    args.lora_targets = ",".join(parse_targets(args.lora_targets))
+    if "lora_targets" not in parser.get_default("refused"):
+        args.lora_targets = ",".join(parse_targets(args.lora_targets))
     finish(args, given)
     _check_resolution(args)
     check_base(args.pretrained_model_name_or_path, args.revision)

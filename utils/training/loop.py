@@ -221,10 +221,7 @@ def train(
         print(f"stopped after step {state.step} of {state.max_steps} by {why}; saved: {saved} in {output_dir}")
         print("next: run the same command with --resume_from_checkpoint latest")
     elif main:
-        # a .bin has no header: nobody who reads it could know of a coding that must be undone
-        save_lora(
-            state.bare_network, output_dir, {**metadata, "steps": state.step}, with_bin="depth_coding" not in metadata
-        )
+        save_lora(state.bare_network, output_dir, {**metadata, "steps": state.step}, with_bin=has_bin(metadata))
         print(outcome(output_dir, metadata, settings))
     accelerator.end_training()
     if uploads and state.step >= state.max_steps:
@@ -308,10 +305,17 @@ def summary(state: TrainingState, run: RunSettings, accelerator: Accelerator, im
     )
 
 
+def has_bin(metadata: Mapping[str, object]) -> bool:
+    """Whether the run also writes a .bin, for the paper's line. It has no header: nobody who reads it could know of a
+    coding that must be undone, or of another network than a UNet.
+    """
+    return "depth_coding" not in metadata and metadata["method"] in SCRIPTS
+
+
 def outcome(output_dir: Path, metadata: Mapping[str, object], settings: Settings) -> str:
     """Where everything lies, and what to do next."""
     script = SCRIPTS.get(str(metadata["method"]))
-    files = "" if "depth_coding" in metadata else " and .bin"
+    files = " and .bin" if has_bin(metadata) else ""
     files += ", metrics.jsonl" + (", validation/, best.json" if settings.run.validation_steps else "")
     ask = f"python {script} --lora {output_dir} --input_dir path/to/images --output_dir output"
     look = f"look at {output_dir / 'validation'}"

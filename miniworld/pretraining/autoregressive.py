@@ -1,0 +1,118 @@
+"""The autoregressive generator: pictures as 16 x 16 tokens, and a transformer that draws them one after the other.
+
+The codec is diffusers' VQModel with the layers and weights of mini-sd's VAE; its codebook is k-means over that VAE's
+latents of pictures, varied in colour as the VAE's were, so that it codes maps as well. It is not trained further. The
+transformer learns the next token, by cross-entropy, on rendered pictures' tokens alone.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, VQModel
+from torch import Generator, Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from miniworld.pretraining.stage import Stage
+from miniworld.pretraining.vae import CHANNELS, GROUPS, save_sheet, to_tensor, vae_batch
+from utils.generators.ar_files import start_of
+from utils.generators.picture_tokens import PictureTransformer, VQTokens, choose
+
+CODES = 1024
+WIDTH, LAYERS, HEADS = 128, 6, 4
+NAME = "ar"
+
+
+@torch.no_grad()
+def build_vq(vae: AutoencoderKL, rgb: np.ndarray, seed: int = 0) -> VQModel:
+    """A VQModel with the layers of `vae`, whose latents are brought to unit deviation, and codes among those."""
+    side = rgb.shape[1]
+    vq = VQModel(
+        block_out_channels=CHANNELS,
+        down_block_types=("DownEncoderBlock2D",) * len(CHANNELS),
+        up_block_types=("UpDecoderBlock2D",) * len(CHANNELS),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=GROUPS,
+        mid_block_add_attention=False,
+        sample_size=side,
+        num_vq_embeddings=CODES,
+    )
+    state, scale = vae.state_dict(), vae.config.scaling_factor
+    # the VAE's mean, scaled, is quant_conv[:4] of all eight outputs of conv_out: one convolution does both
+    mix, shift = scale * state["quant_conv.weight"][:4, :, 0, 0], scale * state["quant_conv.bias"][:4]
+    out = {name: state.pop(f"encoder.conv_out.{name}") for name in ("weight", "bias")}
+    state["encoder.conv_out.weight"] = torch.einsum("oi,ihwk->ohwk", mix, out["weight"])
+    state["encoder.conv_out.bias"] = mix @ out["bias"] + shift
+    state |= {"quant_conv.weight": torch.eye(4)[:, :, None, None], "quant_conv.bias": torch.zeros(4)}
+    state["post_quant_conv.weight"] = state["post_quant_conv.weight"] / scale
+    vq.load_state_dict(state | {"quantize.embedding.weight": vq.quantize.embedding.weight})
+    rng = Generator().manual_seed(seed)
+    x = torch.cat([vae_batch(rgb, 64, rng, side) for _ in range(8)])
+    z = torch.cat([vq.encode(part).latents for part in x.split(64)]).permute(0, 2, 3, 1).reshape(-1, 4)
+    vq.quantize.embedding.weight.copy_(kmeans(z, CODES, rng))
+    return vq.to(memory_format=torch.channels_last)
+
+
+def kmeans(x: Tensor, count: int, rng: Generator, rounds: int = 10) -> Tensor:
+    """Centres (count,D) of points x (N,D), begun at `count` of them."""
+    centres = x[torch.randperm(len(x), generator=rng)[:count]].clone()
+    for _ in range(rounds):
+        nearest = torch.cat([torch.cdist(part, centres).argmin(1) for part in x.split(8192)])
+        sums = torch.zeros_like(centres).index_add_(0, nearest, x)
+        sizes = torch.bincount(nearest, minlength=count)[:, None]
+        centres = torch.where(sizes > 0, sums / sizes.clamp(min=1), centres)
+    return centres
+
+
+def build_transformer(tokens: int) -> LlamaForCausalLM:
+    """A small decoder-only transformer over the codebook and one start token; rotary positions."""
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=CODES + 1,
+            hidden_size=WIDTH,
+            intermediate_size=3 * WIDTH,
+            num_hidden_layers=LAYERS,
+            num_attention_heads=HEADS,
+            max_position_embeddings=2 * (tokens + 1),
+            bos_token_id=CODES,
+            eos_token_id=None,
+            tie_word_embeddings=False,
+        )
+    )
+
+
+@torch.no_grad()
+def all_tokens(vq: VQModel, rgb: np.ndarray) -> Tensor:
+    """Tokens (N,L) int16 of all pictures."""
+    codec = VQTokens(vq)
+    bar = tqdm(torch.arange(len(rgb)).split(64), desc="pictures to tokens", mininterval=2)
+    return torch.cat([codec.encode(to_tensor(rgb[part.numpy()]) * 2 - 1).short() for part in bar])
+
+
+def transformer_stage(
+    whole: LlamaForCausalLM, vq: VQModel, tokens: Tensor, folder: Path, batch: int, **settings
+) -> Stage:
+    """Train `whole` to continue pictures' tokens (N,L)."""
+
+    def loss(step: int, rng: Generator) -> dict[str, Tensor]:
+        chosen = tokens[torch.randint(len(tokens), (batch,), generator=rng)].long()
+        begun = F.pad(chosen[:, :-1], (1, 0), value=CODES)
+        return {"loss": F.cross_entropy(whole(begun).logits.transpose(1, 2), chosen)}
+
+    def sheet(modules: dict, path: Path) -> None:
+        drawn = draw(modules["transformer"], vq, 40, seed=0)
+        save_sheet(list(drawn.split(10)), path)
+
+    return Stage(NAME, folder, {"transformer": whole}, loss, sheet, **settings)
+
+
+@torch.no_grad()
+def draw(whole: LlamaForCausalLM, vq: VQModel, count: int, seed: int, temperature: float = 1.0) -> Tensor:
+    """`count` pictures (count,3,S,S) in [-1,1], drawn token by token."""
+    network = PictureTransformer(whole.model, whole.model.embed_tokens, whole.lm_head, start_of(whole), CODES)
+    length = (vq.config.sample_size // 2 ** (len(vq.config.block_out_channels) - 1)) ** 2
+    noise = [Generator().manual_seed(seed * count + number) for number in range(count)]
+    return VQTokens(vq).decode(network.draw(length, noise, temperature)).clamp(-1, 1)

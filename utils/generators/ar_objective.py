@@ -1,0 +1,42 @@
+"""An autoregressive generator that continues a picture's tokens with its map's.
+
+Said of the paper's way (arXiv 2311.17137, section 3): a LoRA on the attention layers of VQGAN's transformer. How the
+picture is given and what is learnt is not said; here the picture's tokens come first, and the label's are learnt.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn import functional as F
+
+from utils.generators.picture_tokens import Positions, Tokens
+
+
+@dataclass
+class TokenPrediction:
+    """[picture tokens] -> [label tokens], decoded by the generator's own VQ decoder.
+
+    temperature: of the prediction; 0: the likeliest token each time.
+    """
+
+    tokens: Tokens
+    positions: Positions = "again"
+    temperature: float = 0.0
+    vae: None = None
+    reads: ClassVar[str] = "rgb"
+
+    @property
+    def metadata(self) -> dict[str, object]:
+        return {"method": "autoregressive", "positions": self.positions}
+
+    def loss(self, network: nn.Module, batch: dict[str, Tensor], noise: list[Generator]) -> Tensor:
+        """Cross-entropy of the label's tokens, mean over them, in nats; rgb, target (B,3,S,S) in [-1,1]."""
+        picture, label = self.tokens.encode(torch.cat([batch["rgb"], batch["target"]])).chunk(2)
+        return F.cross_entropy(network(picture, label, self.positions).float().transpose(1, 2), label)
+
+    def predict(self, network: nn.Module, rgb: Tensor, noise: list[Generator]) -> Tensor:
+        """rgb (B,3,S,S) in [-1,1] -> map (B,3,S,S) about [-1,1], not clamped. `noise` counts at a temperature only."""
+        picture = self.tokens.encode(rgb)
+        return self.tokens.decode(network.complete(picture, self.positions, self.temperature, noise))
