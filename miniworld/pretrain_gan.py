@@ -24,8 +24,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--out", type=path_flag, default=Path("miniworld/mini-gan"), help="folder of the generator")
     add("--work", type=path_flag, default=Path("output/pretrain"), help="checkpoints, logs, sample sheets, scenes")
-    add("--steps", type=int, default=7000, help="of both networks")
-    add("--batch", type=int, default=32, help="pictures a step, a multiple of 4")
+    add("--steps", type=int, default=10000, help="of both networks")
+    add("--batch", type=int, default=16, help="pictures a step, a multiple of 4")
     add("--scenes", type=int, default=65536, help="training pictures")
     add("--workers", type=int, default=os.cpu_count() or 1, help="processes that render them")
     add("--seed", type=int, default=0)
@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> None:
     networks = build_gan()
     run_stage(
         gan_stage(
-            *networks, rgb, args.work / "gan", args.batch, steps=args.steps, learning_rate=2e-3, ema_decay=0.999
+            *networks, rgb, args.work / "gan", args.batch, steps=args.steps, learning_rate=2e-3, ema_decay=0.998
         )
     )
 

@@ -22,7 +22,7 @@ from miniworld.pretraining.stage import Stage
 from miniworld.pretraining.vae import save_sheet, to_tensor
 from utils.generators.stylegan2 import StyleGAN2
 
-CHANNELS = {4: 96, 8: 96, 16: 64, 32: 32, 64: 16}
+CHANNELS = {4: 192, 8: 160, 16: 96, 32: 32, 64: 16}  # many where they say what is where, few where they are dear
 STYLE_DIM, DEPTH = 128, 4
 GAMMA, LAZY = 1.0, 16
 NAME = "gan"
