@@ -1,15 +1,15 @@
 """Normals, depth, albedo or shading from an autoregressive generator: a LoRA on its attention (arXiv 2311.17137).
 
-The transformer has learnt to draw pictures token by token. A LoRA on its attention layers learns to go on with the map:
+The transformer has learnt to draw pictures token by token. A LoRA on its attention layers goes on with the map:
 
     [picture tokens] -> [label tokens]        loss = cross-entropy of the label's tokens
 
-and the generator's own VQ decoder turns them into the map: the likeliest token each time, or, at --temperature, drawn.
+and the generator's own VQ decoder turns them into it: the likeliest token each time, or, at --temperature, drawn.
 On the toy generator:
 
     accelerate launch --config_file accelerate.yaml ar_pseudo.py --task=normal \\
-      --pretrained_model_name_or_path=miniworld/mini-ar --train_data_dir=DIODE/normals --pseudo_root=DIODE/pseudo/normal \\
-      --output_dir=runs/ar-normal --max_train_steps=1000 --report_to=none
+      --pretrained_model_name_or_path=miniworld/mini-ar --train_data_dir=DIODE/normals \\
+      --pseudo_root=DIODE/pseudo/normal --output_dir=runs/ar-normal --max_train_steps=1000 --report_to=none
 """
 
 from utils.errors import InputError, run

@@ -7,8 +7,8 @@ A GAN reads no picture. The picture is G(w), a random point w of its space; a te
 where G' is G with the LoRA. Validation compares with the teacher's labels of other pictures. On the toy generator:
 
     accelerate launch --config_file accelerate.yaml gan_pseudo.py --task=normal \\
-      --pretrained_model_name_or_path=miniworld/mini-gan --teacher=miniworld/mini-teacher --output_dir=runs/gan-normal \\
-      --report_to=none
+      --pretrained_model_name_or_path=miniworld/mini-gan --teacher=miniworld/mini-teacher \\
+      --output_dir=runs/gan-normal --report_to=none
 """
 
 from utils.errors import run

@@ -11,26 +11,51 @@ from copy import deepcopy
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, VQModel
+from transformers import LlamaForCausalLM
 
-from miniworld.pretraining.autoregressive import all_tokens, build_transformer, build_vq, transformer_stage
+from miniworld.pretraining.autoregressive import (
+    CODES,
+    HEADS,
+    LAYERS,
+    NAME,
+    WIDTH,
+    build_transformer,
+    build_vq,
+    cached_tokens,
+    draw,
+    transformer_stage,
+    vq_gates,
+)
 from miniworld.pretraining.picture_cache import cached_pictures
 from miniworld.pretraining.stage import run_stage
+from miniworld.pretraining.unconditional import DRAWN, report, sample_gates
 from utils.cli import Parser, path_flag
 from utils.errors import run
+from utils.training.args import RECOMMENDED
 
 SIZE = 64
+TEXT = """An autoregressive generator of 64 x 64 pixels, by `python -m miniworld.pretrain_ar`: pictures as 16 x 16 tokens
+of {codes}, and a decoder-only transformer ({layers} layers, {heads} heads, {width} wide) that has learnt the next
+token of rendered rooms and yards. The VQ model is mini-sd's VAE with a codebook: k-means over its latents of pictures
+in many colours. No normal, depth, albedo or shading map took part. `ar_pseudo.py` trains LoRAs on it. Weights in
+fp16."""
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(prog="python -m miniworld.pretrain_ar", description=__doc__.split("\n\n")[0])
     add = parser.add_argument
     add("--out", type=path_flag, default=Path("miniworld/mini-ar"), help="folder of the generator")
-    add("--vae_from", type=path_flag, default=Path("miniworld/mini-sd"), help="whose VAE the codec takes its layers from")
+    add(
+        "--vae_from",
+        type=path_flag,
+        default=Path("miniworld/mini-sd"),
+        help="whose VAE the VQ model takes its layers from",
+    )
     add("--work", type=path_flag, default=Path("output/pretrain"), help="checkpoints, logs, sample sheets, scenes")
     add("--steps", type=int, default=4000, help="of the transformer")
     add("--batch", type=int, default=8)
-    add("--scenes", type=int, default=65536)
+    add("--scenes", type=int, default=16384)
     add("--workers", type=int, default=os.cpu_count() or 1, help="processes that render them")
     add("--seed", type=int, default=0)
     return parser.parse_args(argv)
@@ -38,15 +63,27 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
+    if not args.report:
+        train(args)
+    vq = VQModel.from_pretrained(args.out / "vq").float()
+    whole = LlamaForCausalLM.from_pretrained(args.out / "transformer").float().eval()
+    pictures = draw(whole, vq, DRAWN, args.seed)
+    gates = [*vq_gates(vq, args.seed), *sample_gates(pictures, args.seed)]
+    text = TEXT.format(codes=CODES, layers=LAYERS, width=WIDTH, heads=HEADS)
+    report(args.out, args.work, NAME, gates, pictures, args.sheet, text)
+
+
+def train(args: argparse.Namespace) -> None:
+    """Train what is not trained yet, and save it."""
     rgb, _ = cached_pictures(args.work / "scenes", args.seed, args.scenes, SIZE, args.workers)
-    vae = AutoencoderKL.from_pretrained(args.vae_from, subfolder="vae").float()
-    vq = build_vq(vae, rgb, args.seed)
+    vq = build_vq(AutoencoderKL.from_pretrained(args.vae_from, subfolder="vae").float(), rgb, args.seed)
     deepcopy(vq).half().save_pretrained(args.out / "vq")
-    tokens = all_tokens(vq, rgb)
+    tokens = cached_tokens(vq, rgb, args.work / NAME)
     torch.manual_seed(args.seed)
     settings = {"steps": args.steps, "learning_rate": 2e-3, "seed": args.seed, "ema_decay": 0.995}
-    stage = transformer_stage(build_transformer(tokens.shape[1]), vq, tokens, args.work / "ar", args.batch, **settings)
+    stage = transformer_stage(build_transformer(tokens.shape[1]), vq, tokens, args.work / NAME, args.batch, **settings)
     run_stage(stage)["transformer"].half().save_pretrained(args.out / "transformer")
+    (args.out / RECOMMENDED).write_text('{"learning_rate": 0.002, "resolution": 64}\n')
 
 
 if __name__ == "__main__":

@@ -21,9 +21,9 @@ from utils.noise import gaussian
 class Objective(Protocol):
     """What the loop needs of a method.
 
-    vae: the frozen VAE, which the loop moves between devices; None where there is none. reads: of an item, what
-    `predict` is given: "rgb", or "w" where a picture is a point of a GAN's space. metadata: the method in the header of its LoRA files:
-    "method", and what else inference must know.
+    vae: the frozen VAE, which the loop moves between devices; None where there is none. reads: what of an item
+    `predict` is given: "rgb", or "w" where a picture is a point of a GAN's space. metadata: the method in the header
+    of its LoRA files: "method", and what else inference must know.
     """
 
     vae: AutoencoderKL | None

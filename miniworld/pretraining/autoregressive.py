@@ -1,8 +1,8 @@
 """The autoregressive generator: pictures as 16 x 16 tokens, and a transformer that draws them one after the other.
 
-The codec is diffusers' VQModel with the layers and weights of mini-sd's VAE; its codebook is k-means over that VAE's
-latents of pictures, varied in colour as the VAE's were, so that it codes maps as well. It is not trained further. The
-transformer learns the next token, by cross-entropy, on rendered pictures' tokens alone.
+The VQ model is diffusers' VQModel with the layers and weights of mini-sd's VAE; its codebook is k-means over that
+VAE's latents of pictures, varied in colour as the VAE's were, so that it codes maps as well. It is not trained
+further. The transformer learns the next token, by cross-entropy, on rendered pictures' tokens alone.
 """
 
 from pathlib import Path
@@ -15,10 +15,13 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from miniworld.pretraining.stage import Stage
+from miniworld.pretraining.gates import Gate, channels_last, unseen_scenes
+from miniworld.pretraining.generator import fingerprint
+from miniworld.pretraining.stage import Stage, save_atomically
 from miniworld.pretraining.vae import CHANNELS, GROUPS, save_sheet, to_tensor, vae_batch
 from utils.generators.ar_files import start_of
-from utils.generators.picture_tokens import PictureTransformer, VQTokens, choose
+from utils.generators.picture_tokens import PictureTransformer, VQTokens
+from utils.metrics.normals import angular_error
 
 CODES = 1024
 WIDTH, LAYERS, HEADS = 128, 6, 4
@@ -85,11 +88,14 @@ def build_transformer(tokens: int) -> LlamaForCausalLM:
 
 
 @torch.no_grad()
-def all_tokens(vq: VQModel, rgb: np.ndarray) -> Tensor:
-    """Tokens (N,L) int16 of all pictures."""
-    codec = VQTokens(vq)
-    bar = tqdm(torch.arange(len(rgb)).split(64), desc="pictures to tokens", mininterval=2)
-    return torch.cat([codec.encode(to_tensor(rgb[part.numpy()]) * 2 - 1).short() for part in bar])
+def cached_tokens(vq: VQModel, rgb: np.ndarray, folder: Path) -> Tensor:
+    """Tokens (N,L) int16 of all pictures, kept in `folder` for the next run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"tokens-{fingerprint(vq):08x}-{len(rgb)}.pt"
+    if not path.exists():
+        coder, bar = VQTokens(vq), tqdm(torch.arange(len(rgb)).split(64), desc="pictures to tokens", mininterval=2)
+        save_atomically(torch.cat([coder.encode(to_tensor(rgb[part.numpy()]) * 2 - 1).short() for part in bar]), path)
+    return torch.load(path, weights_only=True)
 
 
 def transformer_stage(
@@ -116,3 +122,16 @@ def draw(whole: LlamaForCausalLM, vq: VQModel, count: int, seed: int, temperatur
     length = (vq.config.sample_size // 2 ** (len(vq.config.block_out_channels) - 1)) ** 2
     noise = [Generator().manual_seed(seed * count + number) for number in range(count)]
     return VQTokens(vq).decode(network.draw(length, noise, temperature)).clamp(-1, 1)
+
+
+def vq_gates(vq: VQModel, seed: int) -> list[Gate]:
+    """What is left of unseen pictures and normals after they were tokens."""
+    maps, seen, _ = unseen_scenes(seed, 2 * 64)
+    coder = VQTokens(vq)
+    rgb, normal = (coder.decode(coder.encode(maps[name])) for name in ("rgb", "normal"))
+    psnr = (10 * torch.log10(4 / (rgb.clamp(-1, 1) - maps["rgb"]).square().mean((1, 2, 3)))).mean().item()
+    angle = angular_error(channels_last(normal)[seen], channels_last(maps["normal"])[seen]).mean()
+    return [
+        Gate("RGB through the tokens, mean PSNR", f"{psnr:.2f} dB"),
+        Gate("normal maps through the tokens, mean error", f"{angle:.2f} degrees"),
+    ]

@@ -1,7 +1,8 @@
-"""StyleGAN2's discriminator (arXiv 1912.04958): residual blocks, and the deviation over a few pictures as a feature."""
+"""StyleGAN2's discriminator (arXiv 1912.04958): residual blocks, and the deviation over a few pictures."""
 
 import math
 from collections.abc import Mapping
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +56,7 @@ class Discriminator(nn.Module):
     def __init__(self, channels: Mapping[int, int]):
         super().__init__()
         sides = sorted(channels, reverse=True)
-        blocks = [Block(channels[side], channels[below]) for side, below in zip(sides, sides[1:])]
+        blocks = [Block(channels[side], channels[below]) for side, below in pairwise(sides)]
         self.convs = nn.Sequential(Conv(3, channels[sides[0]], 1), *blocks)
         self.last = Conv(channels[4] + 1, channels[4], 3)
         self.hidden, self.logit = EqualLinear(16 * channels[4], channels[4]), EqualLinear(channels[4], 1)

@@ -25,6 +25,9 @@ TITLES = {
     MORE: "text encoder and UNet, continued",
     f"ip2p-{MORE}": "UNet that reads a picture, anew",
     VELOCITY: "text encoder and UNet, from noise to velocity",
+    "gan": "generator and discriminator",
+    "ar": "transformer",
+    "teacher": "network",
 }
 STAGES = {  # last stage of a generator -> the stages that made it and its editor
     "unet": ("vae", "decoder", "unet", "ip2p"),

@@ -1,7 +1,7 @@
 """StyleGAN2's weights: a folder of this project, or rosinality's public .pt files.
 
-<folder>/config.json              {"_class_name": "StyleGAN2", "channels": {"4": 96, ...}, "style_dim": 128, "depth": 4}
-<folder>/generator.safetensors    the state dict, in any precision
+<folder>/config.json            {"_class_name": "StyleGAN2", "channels": {"4": 192, ...}, "style_dim": 128, "depth": 4}
+<folder>/generator.safetensors  the state dict, in any precision
 """
 
 import json

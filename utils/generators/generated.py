@@ -26,14 +26,15 @@ Label = Callable[[Image.Image], np.ndarray]  # an RGB picture -> values as `util
 class Generated(Dataset):
     """Pictures G(w) of `count` random z and their labels, kept as 8-bit in memory; see `TrainingSet`.
 
-    Item `index`, or `(index, epoch)`: rgb, target float32 (3,S,S) in [-1,1]; w (D,); gt, valid: the label as the scores
+    Item `index`, or `(index, epoch)`: rgb, target float32 (3,S,S) in [-1,1]; w (D,); gt, valid: the label as scores
     read it; stem. z is a function of (seed, number) alone. quantity: what `label` gives.
     """
 
     masked, whole, center_crop, measured, reference = False, False, True, False, "label of another network"
 
     def __init__(self, intrinsic: Intrinsic, gan: StyleGAN2, label: Label, quantity: str, count: int, seed: int):
-        self.intrinsic, self.resolution, self.notes = intrinsic, gan.size, []
+        self.intrinsic, self.resolution = intrinsic, gan.size
+        self.notes: list[str] = []
         self.stems = [f"seed{seed}-{number:06d}" for number in range(count)]
         rgb, targets, points = [], [], []
         for number in tqdm(range(count), desc=f"labelling {count} generated pictures", unit="image", leave=False):
@@ -88,7 +89,7 @@ def to_tensor(pixels: np.ndarray) -> Tensor:
 
 
 def decoded(intrinsic: Intrinsic, target: Tensor) -> Tensor:
-    """A label (3,S,S) in [-1,1] as the scores read truth: unit vectors; relative depth (1,S,S), 1 to FAR; linear light."""
+    """A label (3,S,S) in [-1,1] as scores read truth: unit vectors; relative depth (1,S,S), 1 to FAR; linear light."""
     if intrinsic.kind == "normals":
         return normalize(target, dim=0, eps=1e-12)
     if intrinsic.kind == "depth":

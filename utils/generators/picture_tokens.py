@@ -7,7 +7,7 @@ again, and the second start token is where a picture begins; `on` goes on counti
 """
 
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from diffusers import VQModel
@@ -18,7 +18,9 @@ Positions = Literal["again", "on"]
 
 
 class Tokens(Protocol):
-    """A frozen codec of pictures (B,3,S,S) in [-1,1] to tokens (B,N), row by row."""
+    """A frozen VQ model: pictures (B,3,S,S) in [-1,1] to tokens (B,N), row by row, and back."""
+
+    vq: Any
 
     def encode(self, rgb: Tensor) -> Tensor: ...
 
@@ -29,7 +31,7 @@ class VQTokens:
     """diffusers' VQModel as `Tokens`."""
 
     def __init__(self, vq: VQModel):
-        self.vq = vq
+        self.vq: Any = vq
 
     @torch.no_grad()
     def encode(self, rgb: Tensor) -> Tensor:
@@ -48,7 +50,7 @@ class JanusTokens:
     """Janus' VQ model as `Tokens`."""
 
     def __init__(self, vq: nn.Module):
-        self.vq = vq
+        self.vq: Any = vq
 
     @torch.no_grad()
     def encode(self, rgb: Tensor) -> Tensor:
@@ -102,7 +104,11 @@ class PictureTransformer(nn.Module):
 
     @torch.no_grad()
     def complete(
-        self, picture: Tensor, positions: Positions = "again", temperature: float = 0.0, noise: Sequence[Generator] = ()
+        self,
+        picture: Tensor,
+        positions: Positions = "again",
+        temperature: float = 0.0,
+        noise: Sequence[Generator] = (),
     ) -> Tensor:
         """The label's tokens (B,N), one after the other: the likeliest, or, at a temperature, drawn by `noise`."""
         place = order(picture.shape[1], positions, picture.device)

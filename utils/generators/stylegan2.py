@@ -9,6 +9,7 @@ which public weights go around outside NVIDIA's own code.
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -161,7 +162,7 @@ class StyleGAN2(nn.Module):
         self.convs, self.to_rgbs = nn.ModuleList(), nn.ModuleList()
         self.noises = nn.Module()
         self.noises.register_buffer("noise_0", torch.randn(1, 1, 4, 4))
-        for below, side in zip(sides, sides[1:]):
+        for below, side in pairwise(sides):
             for inputs, up in ((channels[below], True), (channels[side], False)):
                 self.noises.register_buffer(f"noise_{len(self.convs) + 1}", torch.randn(1, 1, side, side))
                 self.convs.append(StyledConv(inputs, channels[side], style_dim, up))

@@ -3,9 +3,9 @@
 <folder>/config.json, diffusion_pytorch_model.safetensors     the network, timestep always 0
 <folder>/intrinsics.json                                      {"patch": 2, "resolution": 64}
 
-A picture (3,H,W) in [-1,1] goes in, and its maps (10,H,W) come out: normal 0 to 2, x right, y down, z forward; depth 3,
-near = 1, far = -1, linear, affine-invariant; albedo 4 to 6 and shading 7 to 9, sRGB-coded in [-1,1]. Inside, patches of
-`patch` x `patch` pixels are channels, which makes it `patch`^2 times as cheap.
+A picture (3,H,W) in [-1,1] goes in, and its maps (10,H,W) come out: normal 0 to 2, x right, y down, z forward; depth
+3, near = 1, far = -1, linear, affine-invariant; albedo 4 to 6 and shading 7 to 9, sRGB-coded in [-1,1]. Inside,
+patches of `patch` x `patch` pixels are channels, which makes it `patch`^2 times as cheap.
 """
 
 import json

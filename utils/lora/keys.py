@@ -91,7 +91,8 @@ def make_key(module: str, part: str, to: str) -> str:
     if to == "kohya":
         return f"lora_unet_{module.replace('.', '_')}." + ("alpha" if part == "alpha" else f"lora_{part}.weight")
     if to == "peft":
-        return f"{'unet' if kind_of(module) in ALL else 'base_model.model'}.{module}.lora_{'A' if part == 'down' else 'B'}.weight"
+        prefix = "unet" if kind_of(module) in ALL else "base_model.model"
+        return f"{prefix}.{module}.lora_{'A' if part == 'down' else 'B'}.weight"
     prefix, (layer, target) = {"released": "", "diffusers": "unet."}[to], split_module(module)
     return f"{prefix}{layer}.processor.{target.removesuffix('.0')}_lora.{part}.weight"
 

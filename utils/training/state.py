@@ -21,7 +21,8 @@ PART_OF_A_RUN = ("task", "method", "base_model", "rank", "prompt", "resolution")
 
 
 class TrainingState:
-    """Steps are optimiser steps; `seen` counts samples. `network` is as accelerate wraps it, `bare_network` as it came.
+    """Steps are optimiser steps; `seen` counts samples. `network` is as accelerate wraps it, `bare_network`
+    as it came.
 
     images: how many the training set has, from which the steps of an epoch follow.
     """

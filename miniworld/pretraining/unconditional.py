@@ -1,0 +1,51 @@
+"""What generators without captions have to be able to do, and their model cards."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from miniworld.pretraining.gates import Gate, table, unseen_scenes
+from miniworld.pretraining.report import BEGIN, END, hours, write_card
+from miniworld.pretraining.vae import save_sheet
+from miniworld.pretraining.wasserstein import sliced_wasserstein
+
+DRAWN, SHOWN = 128, 64  # samples compared with as many scenes, as for mini-sd; samples on the sheet
+
+HEAD = """---
+license: apache-2.0
+---
+
+# {name}
+
+{text}
+
+{begin}
+{end}
+"""
+
+
+def sample_gates(pictures: Tensor, seed: int, ceiling: float | None = None) -> list[Gate]:
+    """Sliced Wasserstein distance of samples (DRAWN,3,S,S) in [-1,1] to unseen scenes, on the scale of mini-sd's."""
+    maps, _, _ = unseen_scenes(seed, 2 * DRAWN)
+    here, other = maps["rgb"][:DRAWN], maps["rgb"][DRAWN:]
+    found = sliced_wasserstein(pictures, here)
+    mean = sum(found) / len(found)
+    asked, met = ("", None) if ceiling is None else (f"below {ceiling:g}", mean < ceiling)
+    levels = ", ".join(f"{value:.1f}" for value in found)
+    floor = torch.tensor(sliced_wasserstein(other, here)).mean().item()
+    return [
+        Gate(f"sliced Wasserstein distance of samples, mean of levels ({levels})", f"{mean:.1f}", asked, met),
+        Gate("the same of other scenes (the floor)", f"{floor:.1f}"),
+    ]
+
+
+def report(out: Path, work: Path, stage: str, gates: list[Gate], pictures: Tensor, sheet: Path, text: str) -> None:
+    """Print the gates, draw the sheet, and write both into the card of the folder `out`; `text`: how it was made."""
+    sheet.parent.mkdir(parents=True, exist_ok=True)
+    save_sheet(list(pictures[:SHOWN].split(8)), sheet)
+    found = "\n\n".join(part for part in (table(gates), hours(work, (stage,))) if part)
+    card = out / "README.md"
+    card.write_text(HEAD.format(name=out.name, text=text, begin=BEGIN, end=END))
+    write_card(card, found)
+    print(f"{found}\n\nsamples: {sheet}")
