@@ -35,8 +35,8 @@ from utils.errors import run
 from utils.training.args import RECOMMENDED
 
 SIZE = 64
-TEXT = """An autoregressive generator of 64 x 64 pixels, by `python -m miniworld.pretrain_ar`: pictures as 16 x 16 tokens
-of {codes}, and a decoder-only transformer ({layers} layers, {heads} heads, {width} wide) that has learnt the next
+TEXT = """An autoregressive generator of 64 x 64 pixels, by `python -m miniworld.pretrain_ar`: pictures as 16 x 16
+tokens of {codes}, and a decoder-only transformer ({layers} layers, {heads} heads, {width} wide) that has learnt the next
 token of rendered rooms and yards. The VQ model is mini-sd's VAE with a codebook: k-means over its latents of pictures
 in many colours. No normal, depth, albedo or shading map took part. `ar_pseudo.py` trains LoRAs on it. Weights in
 fp16."""
@@ -46,12 +46,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(prog="python -m miniworld.pretrain_ar", description=__doc__.split("\n\n")[0])
     add = parser.add_argument
     add("--out", type=path_flag, default=Path("miniworld/mini-ar"), help="folder of the generator")
-    add(
-        "--vae_from",
-        type=path_flag,
-        default=Path("miniworld/mini-sd"),
-        help="whose VAE the VQ model takes its layers from",
-    )
+    add("--report", action="store_true", help="train nothing: measure what lies in --out")
+    add("--sheet", type=path_flag, default=Path("docs/mini_ar.png"), help="picture of samples")
+    add("--vae_from", type=path_flag, default=Path("miniworld/mini-sd"), help="whose VAE the VQ model's layers are")
     add("--work", type=path_flag, default=Path("output/pretrain"), help="checkpoints, logs, sample sheets, scenes")
     add("--steps", type=int, default=4000, help="of the transformer")
     add("--batch", type=int, default=8)
