@@ -35,12 +35,13 @@ def main(argv: list[str] | None = None) -> None:
     # Data: generated pictures, labelled by the teacher; others to validate on
     gan = load_gan(args.pretrained_model_name_or_path)
     gan.network.to(accelerator.device)
+    painter = load_gan(args.pictures_from or args.pretrained_model_name_or_path).network.to(accelerator.device)
     teacher = load_teacher(args.task, args.teacher, None, accelerator.device, torch.float32)
 
     def generated(count: int, seed: int) -> Generated:
         noise = [torch.Generator().manual_seed(args.seed)]
         label = lambda picture: teacher.predict(picture, noise)  # noqa: E731
-        return Generated(INTRINSICS[args.task], gan.network, label, teacher.quantity, count, seed)
+        return Generated(INTRINSICS[args.task], painter, label, teacher.quantity, count, seed, gan.network)
 
     train_set, unseen = generated(args.num_train_imgs, args.seed), generated(args.num_val_imgs, args.seed + 1)
 

@@ -37,6 +37,8 @@ def gan_parser(description: str) -> Parser:
     add = parser.add_argument_group("data and LoRA").add_argument
     add("--num_train_imgs", type=int, default=1000, help="generated pictures to train on")
     add("--num_val_imgs", type=int, default=32, help="other generated pictures to validate on")
+    add("--pictures_from", type=expand, help="a control: learn the labels of this generator's pictures, of the same "
+        "random numbers z, not of one's own")  # fmt: skip
     add("--rank", type=int, default=8, help="of the LoRA on the affine layers, one per convolution")
     add("--lora_path", type=expand, help="start from this LoRA")
     optimisation_flags(parser.add_argument_group("optimisation"))
@@ -57,7 +59,8 @@ def parse_gan(parser: Parser, argv: list[str] | None = None) -> argparse.Namespa
         if getattr(args, name):
             raise InputError(f"--{name}: means nothing for a GAN of this size; leave it out")
     finish(args, {word.split("=")[0] for word in argv if word.startswith("--")})
-    if not Path(args.pretrained_model_name_or_path).exists():
-        name = args.pretrained_model_name_or_path
+    for name in (args.pretrained_model_name_or_path, args.pictures_from):
+        if name is None or Path(name).exists():
+            continue
         raise InputError(f"{name}: no such folder or .pt file of a StyleGAN2{nearest(name)}")
     return args

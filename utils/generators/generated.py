@@ -27,18 +27,28 @@ class Generated(Dataset):
     """Pictures G(w) of `count` random z and their labels, kept as 8-bit in memory; see `TrainingSet`.
 
     Item `index`, or `(index, epoch)`: rgb, target float32 (3,S,S) in [-1,1]; w (D,); gt, valid: the label as scores
-    read it; stem. z is a function of (seed, number) alone. quantity: what `label` gives.
+    read it; stem. z is a function of (seed, number) alone. quantity: what `label` gives. reader: whose w, of the same z,
+    an item has; default: `gan`'s own.
     """
 
     masked, whole, center_crop, measured, reference = False, False, True, False, "label of another network"
 
-    def __init__(self, intrinsic: Intrinsic, gan: StyleGAN2, label: Label, quantity: str, count: int, seed: int):
+    def __init__(
+        self,
+        intrinsic: Intrinsic,
+        gan: StyleGAN2,
+        label: Label,
+        quantity: str,
+        count: int,
+        seed: int,
+        reader: StyleGAN2 | None = None,
+    ):
         self.intrinsic, self.resolution = intrinsic, gan.size
         self.notes: list[str] = []
         self.stems = [f"seed{seed}-{number:06d}" for number in range(count)]
         rgb, targets, points = [], [], []
         for number in tqdm(range(count), desc=f"labelling {count} generated pictures", unit="image", leave=False):
-            w, picture = generate(gan, seed, number)
+            w, picture = generate(gan, seed, number, reader or gan)
             rgb.append(picture)
             targets.append(encode(quantity, label(Image.fromarray(picture))))
             points.append(w)
@@ -74,13 +84,12 @@ class Generated(Dataset):
 
 
 @torch.no_grad()
-def generate(gan: StyleGAN2, seed: int, number: int) -> tuple[Tensor, np.ndarray]:
-    """w (D,) of the picture of this number, and G(w), (S,S,3) uint8."""
+def generate(gan: StyleGAN2, seed: int, number: int, reader: StyleGAN2) -> tuple[Tensor, np.ndarray]:
+    """`reader`'s w (D,) of the picture of this number, and the picture G(w), (S,S,3) uint8."""
     device = next(gan.parameters()).device
     z = torch.randn(1, gan.style_dim, generator=generators(seed, number, 1)[0]).to(device)
-    w = gan.mapping(z)
-    pixels = (gan(w)[0].clamp(-1, 1) + 1) * 127.5
-    return w[0].cpu(), pixels.round().byte().permute(1, 2, 0).cpu().numpy()
+    pixels = (gan(gan.mapping(z))[0].clamp(-1, 1) + 1) * 127.5
+    return reader.mapping(z)[0].cpu(), pixels.round().byte().permute(1, 2, 0).cpu().numpy()
 
 
 def to_tensor(pixels: np.ndarray) -> Tensor:

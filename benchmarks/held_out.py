@@ -1,0 +1,121 @@
+"""Errors on pictures that a LoRA of a GAN or of an autoregressive generator has not seen, and of its references."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from dataloaders.diode import Diode
+from utils.generators.ar_files import Autoregressive
+from utils.generators.ar_objective import TokenPrediction
+from utils.generators.gan_files import CONFIG, WEIGHTS, load_gan, save_gan
+from utils.generators.generated import Generated
+from utils.generators.stylegan2 import StyleGAN2
+from utils.intrinsics import INTRINSICS, Intrinsic
+from utils.labels.teachers import load_teacher
+from utils.lora import load_attn_procs
+from utils.maps.depth_coding import linear_map
+from utils.metrics.scores import score_of
+
+HELD_OUT = 10_000  # seed of the generated pictures that no training sees
+BATCH = 20
+RIDGE = 1e-2
+
+
+def errors(predictions: Tensor, items: Sequence[dict], intrinsic: Intrinsic) -> np.ndarray:
+    """The intrinsic's first metric of each picture (N,); predictions (N,3,S,S). NaN where it cannot be scored."""
+    score, metric = score_of(intrinsic), next(iter(intrinsic.scores))
+    values = linear_map(predictions, intrinsic.depth_coding)
+    found = [score(one, item["gt"], item["valid"]) for one, item in zip(values, items, strict=True)]
+    return np.array([np.nan if one is None else one[metric] for one in found])
+
+
+def generated(base: Path, teacher: Path, task: str, count: int, seed: int, reader: Path | None = None) -> list[dict]:
+    """Pictures of the GAN `base` with the teacher's labels and `reader`'s w, as gan_pseudo.py makes them."""
+    asked = load_teacher(task, str(teacher), None, torch.device("cpu"), torch.float32)
+    noise = [torch.Generator().manual_seed(0)]
+
+    def label(picture) -> np.ndarray:
+        return asked.predict(picture, noise)
+
+    painter, read = load_gan(str(base)).network, load_gan(str(reader or base)).network
+    made = Generated(INTRINSICS[task], painter, label, asked.quantity, count, seed, read)
+    return [made[index] for index in range(count)]
+
+
+@torch.no_grad()
+def gan_errors(base: Path, lora: Path, items: Sequence[dict], task: str) -> np.ndarray:
+    """Of G'(w)."""
+    network = load_gan(str(base)).network
+    load_attn_procs(network, lora)
+    w = torch.stack([item["w"] for item in items])
+    return errors(torch.cat([network(part) for part in w.split(BATCH)]), items, INTRINSICS[task])
+
+
+def scenes(diode: Path, task: str, split: str, resolution: int) -> list[dict]:
+    """Rendered pictures with labels and truth."""
+    intrinsic = INTRINSICS[task]
+    found = Diode(intrinsic, diode / intrinsic.truth_folder, diode / "pseudo" / task, split, resolution=resolution)
+    return [found[index] for index in range(len(found))]
+
+
+@torch.no_grad()
+def ar_errors(base: Autoregressive, lora: Path, items: Sequence[dict], task: str) -> np.ndarray:
+    """Of the map that completes a picture, by the likeliest tokens. `base` has no LoRA yet."""
+    header = load_attn_procs(base.network, lora)
+    objective = TokenPrediction(base.tokens, "on" if header["positions"] == "on" else "again")
+    rgb = torch.stack([item["rgb"] for item in items])
+    found = [objective.predict(base.network, part, []) for part in rgb.split(BATCH)]
+    return errors(torch.cat(found), items, INTRINSICS[task])
+
+
+def mean_label(train: Sequence[dict], items: Sequence[dict], task: str) -> np.ndarray:
+    """Of the mean of the training labels, pixel by pixel, as everyone's answer."""
+    mean = torch.stack([item["target"] for item in train]).mean(0)
+    return errors(mean.expand(len(items), -1, -1, -1), items, INTRINSICS[task])
+
+
+def linear_readout(train: Sequence[dict], items: Sequence[dict], task: str) -> np.ndarray:
+    """Of a ridge regression from w to the label's pixels: what w says without the generator."""
+    points, targets = (torch.stack([item[name] for item in train]).double() for name in ("w", "target"))
+    centre, mean = points.mean(0), targets.mean(0)
+    x, y = points - centre, (targets - mean).flatten(1)
+    weights = torch.linalg.solve(x.T @ x + RIDGE * len(x) * x.var() * torch.eye(x.shape[1]), x.T @ y)
+    asked = torch.stack([item["w"] for item in items]).double() - centre
+    predictions = (asked @ weights).view(len(items), *mean.shape) + mean
+    return errors(predictions.float(), items, INTRINSICS[task])
+
+
+def through_tokens(base: Autoregressive, items: Sequence[dict], task: str) -> np.ndarray:
+    """Of the label itself, made into tokens and back: the best that any prediction in tokens can be."""
+    targets = torch.stack([item["target"] for item in items])
+    found = [base.tokens.decode(base.tokens.encode(part)) for part in targets.split(BATCH)]
+    return errors(torch.cat(found), items, INTRINSICS[task])
+
+
+def random_generator(folder: Path, out: Path, seed: int = 0) -> Path:
+    """The generator of `folder` with fresh random weights; an autoregressive one keeps its VQ model."""
+    if out.exists():
+        return out
+    torch.manual_seed(seed)
+    if (folder / CONFIG).is_file():
+        trained = load_gan(str(folder)).network
+        save_gan(out, StyleGAN2(trained.channels, trained.style_dim, len(trained.style) - 1))
+        quiet(out, folder)
+        return out
+    shutil.copytree(folder, out, ignore=shutil.ignore_patterns("transformer", "README.md"))
+    LlamaForCausalLM(LlamaConfig.from_pretrained(folder / "transformer")).save_pretrained(out / "transformer")
+    return out
+
+
+def quiet(random: Path, trained: Path) -> None:
+    """Give the random GAN the trained one's noise pictures: it is its weights that are compared."""
+    own, other = load_file(random / WEIGHTS), load_file(trained / WEIGHTS)
+    save_file(
+        {key: other[key] if key.startswith("noises.") else value for key, value in own.items()}, random / WEIGHTS
+    )
