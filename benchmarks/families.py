@@ -58,8 +58,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     sections = [
-        f"{args.steps} steps of {BATCH} labels out of {args.images}, rank 8, learning rate {RATE:g} falling linearly to "
-        f"0; {args.seeds} seeds, {VAL} unseen pictures. Brackets: 95 % bootstrap intervals over seeds and pictures."
+        f"{args.steps} steps of {BATCH} labels out of {args.images}, rank 8, learning rate {RATE:g} falling linearly "
+        f"to 0; {args.seeds} seeds, {VAL} unseen pictures. Brackets: 95 % bootstrap intervals over seeds and pictures."
     ]
     for family in args.families:
         rows = {task: measure(family, task, args) for task in args.tasks}

@@ -27,8 +27,8 @@ class Generated(Dataset):
     """Pictures G(w) of `count` random z and their labels, kept as 8-bit in memory; see `TrainingSet`.
 
     Item `index`, or `(index, epoch)`: rgb, target float32 (3,S,S) in [-1,1]; w (D,); gt, valid: the label as scores
-    read it; stem. z is a function of (seed, number) alone. quantity: what `label` gives. reader: whose w, of the same z,
-    an item has; default: `gan`'s own.
+    read it; stem. z is a function of (seed, number) alone. quantity: what `label` gives. reader: whose w, of the same
+    z, an item has; default: `gan`'s own.
     """
 
     masked, whole, center_crop, measured, reference = False, False, True, False, "label of another network"
