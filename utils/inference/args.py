@@ -88,11 +88,16 @@ def view_of(args: argparse.Namespace) -> View:
 
 def check(args: argparse.Namespace, at_least_one: tuple[str, ...] = ("batch_size",)) -> argparse.Namespace:
     """The flags, if they can work; InputError names the one that cannot."""
-    for name in at_least_one:
-        if getattr(args, name) < 1:
-            raise InputError(f"--{name}={getattr(args, name)}: must be at least 1")
+    above_zero(args, at_least_one)
     args.view, args.output = view_of(args), output_of(args)
     return args
+
+
+def above_zero(args: argparse.Namespace, names: tuple[str, ...]) -> None:
+    """InputError for the first of these flags that is less than 1."""
+    for name in names:
+        if getattr(args, name) < 1:
+            raise InputError(f"--{name}={getattr(args, name)}: must be at least 1")
 
 
 def find_files(args: argparse.Namespace) -> Inputs:

@@ -1,0 +1,104 @@
+"""Ticked LoRAs to maps: predictors are loaded when they are first wanted, and those of the last choice are kept."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from PIL import Image
+
+from utils.errors import InputError
+from utils.inference.job import Job, describe, short
+from utils.inference.prediction import Prediction
+from utils.inference.predictor import Predictor
+from utils.objectives import AugUNet
+
+Progress = Callable[[int, int, str], object]  # UNet passes done, passes in all, what is being predicted
+
+
+class Models:
+    """LoRAs by label, and the predictors of those that were ticked last, one for each base.
+
+    loras: as --lora names them. options: keywords of `Predictor`. Raises InputError where a LoRA is not to be had.
+    """
+
+    def __init__(self, loras: Sequence[str], **options: Any):
+        self.options = options
+        self.jobs: dict[str, Job] = {}
+        for lora in loras:
+            job = describe(lora, base=options.get("base"))
+            self.jobs[_label(job)] = job
+        self._loaded: dict[str, tuple[list[str], Predictor]] = {}  # base -> LoRAs, their predictor
+
+    def first_choice(self) -> list[str]:
+        """Labels of the first LoRA of every intrinsic, as far as they share the first one's base."""
+        found: dict[str, str] = {}
+        base = next(iter(self.jobs.values())).model
+        for label, job in self.jobs.items():
+            if job.model == base:
+                found.setdefault(job.intrinsic.name, label)
+        return list(found.values())
+
+    def check(self, labels: Iterable[str]) -> list[Job]:
+        """The jobs of these labels. InputError where there are none, or two predict the same."""
+        chosen = [job for label, job in self.jobs.items() if label in set(labels)]
+        if not chosen:
+            raise InputError("no LoRA is ticked; tick at least one")
+        names = [job.intrinsic.name for job in chosen]
+        for name in names:
+            if names.count(name) > 1:
+                raise InputError(f"two of the ticked LoRAs predict {name}; tick one of them")
+        return chosen
+
+    def load(self, labels: Iterable[str]) -> list[Predictor]:
+        """Predictors of these LoRAs, one for each base; others are let go of first."""
+        by_base: dict[str, list[str]] = {}
+        for job in self.check(labels):
+            by_base.setdefault(job.model, []).append(job.name)
+        self._loaded = {base: held for base, held in self._loaded.items() if by_base.get(base) == held[0]}
+        for base, loras in by_base.items():
+            if base not in self._loaded:
+                self._loaded[base] = loras, Predictor(loras, **self.options)
+        return [self._loaded[base][1] for base in by_base]
+
+    def predict(
+        self, image: Image.Image, name: str, labels: Iterable[str], ensemble_size: int, progress: Progress
+    ) -> dict[str, Prediction]:
+        """All maps of an RGB image by name of the intrinsic. name: what the noise of diffusion depends on.
+
+        ensemble_size: of the LoRAs that diffuse. progress: called before the first and after every UNet pass.
+        """
+        progress(0, 1, "loading")
+        predictors, done = self.load(labels), 0
+        total = sum(_passes(one, ensemble_size) for one in predictors)
+        maps: dict[str, Prediction] = {}
+        for predictor in predictors:
+            names = ", ".join(job.intrinsic.name for job in predictor.jobs)
+            predictor.ensemble_size = ensemble_size
+
+            def count(*_: object, names: str = names) -> None:
+                nonlocal done
+                done += 1
+                progress(done, total, f"predicting {names}")
+
+            progress(done, total, f"predicting {names}")
+            hook = predictor.unet.register_forward_hook(count)
+            try:
+                maps |= predictor(image, [name])
+            finally:
+                hook.remove()
+        return _in_order(maps, self.jobs)
+
+
+def _passes(predictor: Predictor, ensemble_size: int) -> int:
+    """UNet passes for one image."""
+    methods = [adapter.method for adapter in predictor.adapters]
+    return sum(one.steps * ensemble_size if isinstance(one, AugUNet) else 1 for one in methods)
+
+
+def _in_order(maps: Mapping[str, Prediction], jobs: Mapping[str, Job]) -> dict[str, Prediction]:
+    order = dict.fromkeys(job.intrinsic.name for job in jobs.values())
+    return {name: maps[name] for name in order if name in maps}
+
+
+def _label(job: Job) -> str:
+    diffusing = ", diffusion" if job.method == "augunet" else ""
+    return f"{job.intrinsic.name}{diffusing} ({short(job.name)})"

@@ -1,0 +1,112 @@
+"""The page's server: on this computer alone, with a temporary folder of its own that is removed at the end."""
+
+import os
+import signal
+import tempfile
+from collections.abc import Iterator, MutableMapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event
+from types import FrameType
+from typing import Any
+
+from utils.errors import InputError, note
+from utils.inference.app.upload import MAX_BYTES
+
+HOST = "127.0.0.1"
+AGE = 3600  # seconds after which uploads and files made for download are deleted while the server runs
+POLICY = (  # of what the browser may load: nothing from elsewhere
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' data: blob:; worker-src 'self' blob:; "
+    "object-src 'none'; frame-ancestors 'none'; form-action 'self'"
+)
+QUIET = {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_SSR_MODE": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
+HEADERS = {"content-security-policy": POLICY, "referrer-policy": "no-referrer", "x-content-type-options": "nosniff"}
+
+
+class SafeHeaders:
+    """ASGI: adds HEADERS to every answer."""
+
+    def __init__(self, app: Any):
+        self.app = app
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
+        async def add(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                extra = [(key.encode(), value.encode()) for key, value in HEADERS.items()]
+                message["headers"] = [*message.get("headers", []), *extra]
+            await send(message)
+
+        await self.app(scope, receive, add)
+
+
+def serve(loras: Sequence[str], examples: Path, port: int | None, share: bool, **options: Any) -> None:
+    """Load the models, serve the page and return when the process is interrupted (Ctrl-C, SIGTERM).
+
+    options: keywords of `Predictor`. Raises InputError where a model is not to be had, or the port is taken.
+    """
+    os.environ.update(QUIET)
+    with _folder(), _interrupted():
+        from utils.inference.app.layout import build  # only now: Gradio reads its settings as it is imported
+        from utils.inference.app.models import Models
+
+        models = Models(loras, **options)
+        models.load(models.first_choice())
+        page = build(models, examples)
+        page.queue(api_open=False, max_size=8)
+        try:
+            _, address, public = page.launch(**_settings(port, share))
+        except OSError:
+            raise InputError(f"--port={port}: taken or not allowed; name another, or leave it out") from None
+        try:
+            if public:
+                note(f"public: {public}")
+            print(f"next: open {address}", flush=True)
+            Event().wait()
+        finally:
+            page.close(verbose=False)
+
+
+def _settings(port: int | None, share: bool) -> dict[str, Any]:
+    """Keywords of Gradio's launch."""
+    from starlette.middleware import Middleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+    from utils.inference.app.layout import look
+
+    guards = [Middleware(SafeHeaders)]
+    if not share:  # a name on the web that is made to point here would pass the browser's same-origin rule
+        guards.append(Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"]))
+    closed = dict(show_error=False, enable_monitoring=False, mcp_server=False, pwa=False, run_history=False)
+    limits = dict(max_file_size=MAX_BYTES, allowed_paths=[], state_session_capacity=8, max_threads=8)
+    seen = dict(quiet=True, inbrowser=False, ssr_mode=False, footer_links=[], prevent_thread_lock=True)
+    where = dict(server_name=HOST, server_port=port, share=share, app_kwargs={"middleware": guards})
+    return {**closed, **limits, **seen, **where, **look()}
+
+
+@contextmanager
+def _folder() -> Iterator[Path]:
+    """All temporary files of this process lie in one folder, which is removed at the end."""
+    before = tempfile.tempdir
+    with tempfile.TemporaryDirectory(prefix="intrinsic-app-", ignore_cleanup_errors=True) as folder:
+        tempfile.tempdir = os.environ["GRADIO_TEMP_DIR"] = folder
+        try:
+            yield Path(folder)
+        finally:
+            tempfile.tempdir = before
+
+
+@contextmanager
+def _interrupted() -> Iterator[None]:
+    """SIGTERM is Ctrl-C, so that what must be removed at the end is; either ends the block in silence."""
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except KeyboardInterrupt:
+        pass
+    finally:
+        signal.signal(signal.SIGTERM, before)
