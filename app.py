@@ -4,8 +4,8 @@
     python app.py --lora path/to/normal path/to/depth    # yours; tick any of them on the page
 
 The page compares any two of image, maps and uncertainties, lights the scene anew, turns the depth as a surface, and
-offers the maps as 16-bit PNG, EXR and GLB. It loads nothing from elsewhere; what is uploaded stays in a temporary folder
-that is removed at the end. Needs Gradio 6: pip install "gradio>=6,<7".
+offers the maps as 16-bit PNG, EXR and GLB. It loads nothing from elsewhere; what is uploaded stays in a temporary
+folder that is removed at the end. Needs Gradio 6: pip install "gradio>=6,<7".
 """
 
 import argparse
@@ -20,6 +20,9 @@ from utils.intrinsics import INTRINSICS
 
 EXAMPLES = ROOT / "examples"
 DIFFUSING = SHIPPED / "augunet" / "normal"
+TOYS = (
+    "of the toys mini-sd and mini-sd-2, which know rendered rooms: they show the way, not Stable Diffusion's quality"
+)
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -27,8 +30,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--lora", nargs="+", type=expand, help="LoRAs to choose from: .safetensors, .bin, output folders of training "
         "scripts, or hub names (default: those in miniworld/mini-loras)")  # fmt: skip
-    add("--pretrained_model_name_or_path", type=expand, help="Stable Diffusion for all of them: local folder, hub name, "
-        f"or one file (default: the ones the LoRAs were made for, else {BASES['single-step']})")  # fmt: skip
+    add("--pretrained_model_name_or_path", type=expand, help="Stable Diffusion for all of them: local folder, hub "
+        f"name, or one file (default: the ones the LoRAs were made for, else {BASES['single-step']})")  # fmt: skip
     add("--revision", help="branch, tag or commit of the hub model")
     add("--dtype", choices=["fp32", "fp16", "bf16"], default="fp32", help="of the computation")
     add("--device", help="such as cuda:1 or cpu (default: a GPU if there is one)")
@@ -58,7 +61,8 @@ def main(argv: list[str] | None = None) -> None:
     from utils.inference.app.server import serve  # only now: PyTorch and Gradio take seconds to import
 
     options = {name: getattr(args, name) for name in ("revision", "dtype", "device", "resolution", "steps", "seed")}
-    serve(loras, EXAMPLES, args.port, args.share, base=args.pretrained_model_name_or_path, **options)
+    about = "" if args.lora else TOYS
+    serve(loras, EXAMPLES, args.port, args.share, about, base=args.pretrained_model_name_or_path, **options)
 
 
 if __name__ == "__main__":

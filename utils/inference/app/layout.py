@@ -19,8 +19,10 @@ Choose a picture and LoRAs, predict, then compare, light and turn what comes out
 MODEL = "model"  # events of this name wait for each other: there is one model
 
 
-def build(models: Models, examples: Path) -> gr.Blocks:
-    """The page. examples: a folder of pictures to try; the first is there from the start."""
+def build(models: Models, examples: Path, about: str = "") -> gr.Blocks:
+    """The page. examples: a folder of pictures to try; the first is there from the start. about: a word on the
+    LoRAs.
+    """
     pictures = sorted(path for path in examples.glob("*") if path.suffix.lower() in PICTURES)
     handlers = Handlers(models, pictures)
     title = "Intrinsic images"
@@ -28,20 +30,17 @@ def build(models: Models, examples: Path) -> gr.Blocks:
         gr.Markdown(INTRO)
         result = gr.State(None, time_to_live=AGE, delete_callback=forget)
         with gr.Row():
-            with gr.Column(scale=2, min_width=280):
+            with gr.Column(scale=2, min_width=240):
                 file, gallery = _pictures(pictures)
-                loras = gr.CheckboxGroup(list(models.jobs), value=models.first_choice(), label="LoRAs", elem_id="loras")
-                diffusing = any(job.method == "augunet" for job in models.jobs.values())
-                ensemble = gr.Slider(1, 10, 1, step=1, visible=diffusing, label="Ensemble", elem_id="ensemble",
-                    info="of LoRAs that diffuse; from 2 on with uncertainty")  # fmt: skip
+                loras, ensemble = _choice(models, about)
                 predict = gr.Button("Predict", variant="primary", elem_id="predict")
-            with gr.Column(scale=5, min_width=300):
+            with gr.Column(scale=5, min_width=240):
                 first = compare(read_upload(pictures[0]), {}) if pictures else None
                 slider = _part("compare", first)
         with gr.Row():
-            with gr.Column(min_width=300):
+            with gr.Column(min_width=240):
                 light = _part("light", None)
-            with gr.Column(min_width=300):
+            with gr.Column(min_width=240):
                 model = gr.Model3D(label="Depth as a surface", elem_id="surface", height=380, interactive=False)
                 space = _space()
         made, make, formats = _downloads()
@@ -64,8 +63,8 @@ def closed(group: str | None = None) -> dict[str, Any]:
 
 def look() -> dict[str, Any]:
     """Gradio's theme with the system's own fonts, so that none is loaded, and the page's style."""
-    fonts = dict(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
-    return {"theme": gr.themes.Default(**fonts), "css": (HERE / "app.css").read_text()}
+    theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    return {"theme": theme, "css": (HERE / "app.css").read_text()}
 
 
 def _part(name: str, value: Any) -> gr.HTML:
@@ -93,6 +92,15 @@ def _pictures(examples: list[Path]) -> tuple[gr.File, gr.Gallery]:
     return file, gallery
 
 
+def _choice(models: Models, about: str) -> tuple[gr.CheckboxGroup, gr.Slider]:
+    labels, chosen = list(models.jobs), models.first_choice()
+    loras = gr.CheckboxGroup(labels, value=chosen, label="LoRAs", info=about or None, elem_id="loras")
+    diffusing = any(job.method == "augunet" for job in models.jobs.values())
+    ensemble = gr.Slider(1, 10, 1, step=1, visible=diffusing, label="Ensemble", elem_id="ensemble",
+        info="of LoRAs that diffuse; from 2 on with uncertainty")  # fmt: skip
+    return loras, ensemble
+
+
 def _space() -> list[gr.Slider]:
     """Depth has no scale: these give a surface one."""
     with gr.Row():
@@ -104,10 +112,10 @@ def _space() -> list[gr.Slider]:
 
 def _downloads() -> tuple[gr.File, gr.Button, gr.CheckboxGroup]:
     with gr.Row():
-        with gr.Column(min_width=280):
+        with gr.Column(min_width=240):
             formats = gr.CheckboxGroup(list(FORMATS), value=list(FORMATS), label="Files", elem_id="formats",
                 info="GLB is the depth as a surface, with the metres above")  # fmt: skip
             make = gr.Button("Make files", elem_id="make")
-        with gr.Column(scale=2, min_width=280):
+        with gr.Column(scale=2, min_width=240):
             made = gr.File(label="Download", file_count="multiple", interactive=False, elem_id="made")
     return made, make, formats

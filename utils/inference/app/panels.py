@@ -38,8 +38,8 @@ def compare(image: Image.Image, maps: Mapping[str, Prediction]) -> dict:
 
 
 def relit(maps: Mapping[str, Prediction]) -> dict | None:
-    """The light's value: normals in opengl axes, (n + 1) / 2 in 8 bits, and albedo, sRGB-coded, both as lossless PNG of
-    one size; None where no map holds normals. Without an albedo the scene is white.
+    """The light's value: normals in opengl axes, (n + 1) / 2 in 8 bits, and albedo, sRGB-coded, both as lossless PNG
+    of one size; None where no map holds normals. Without an albedo the scene is white.
     """
     normals = next((one for one in maps.values() if one.intrinsic.kind == "normals"), None)
     if normals is None:

@@ -40,10 +40,13 @@ class SafeHeaders:
         await self.app(scope, receive, add)
 
 
-def serve(loras: Sequence[str], examples: Path, port: int | None, share: bool, **options: Any) -> None:
+def serve(
+    loras: Sequence[str], examples: Path, port: int | None, share: bool, about: str = "", **options: Any
+) -> None:
     """Load the models, serve the page and return when the process is interrupted (Ctrl-C, SIGTERM).
 
-    options: keywords of `Predictor`. Raises InputError where a model is not to be had, or the port is taken.
+    about: a word on the LoRAs. options: keywords of `Predictor`. Raises InputError where a model is not to be had, or
+    the port is taken.
     """
     os.environ.update(QUIET)
     with _folder(), _interrupted():
@@ -52,7 +55,7 @@ def serve(loras: Sequence[str], examples: Path, port: int | None, share: bool, *
 
         models = Models(loras, **options)
         models.load(models.first_choice())
-        page = build(models, examples)
+        page = build(models, examples, about)
         page.queue(api_open=False, max_size=8)
         try:
             _, address, public = page.launch(**_settings(port, share))
@@ -77,11 +80,13 @@ def _settings(port: int | None, share: bool) -> dict[str, Any]:
     guards = [Middleware(SafeHeaders)]
     if not share:  # a name on the web that is made to point here would pass the browser's same-origin rule
         guards.append(Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"]))
-    closed = dict(show_error=False, enable_monitoring=False, mcp_server=False, pwa=False, run_history=False)
-    limits = dict(max_file_size=MAX_BYTES, allowed_paths=[], state_session_capacity=8, max_threads=8)
-    seen = dict(quiet=True, inbrowser=False, ssr_mode=False, footer_links=[], prevent_thread_lock=True)
-    where = dict(server_name=HOST, server_port=port, share=share, app_kwargs={"middleware": guards})
-    return {**closed, **limits, **seen, **where, **look()}
+    return {
+        **dict.fromkeys(("show_error", "enable_monitoring", "mcp_server", "pwa", "run_history", "ssr_mode"), False),
+        **{"max_file_size": MAX_BYTES, "allowed_paths": [], "state_session_capacity": 8, "max_threads": 8},
+        **{"server_name": HOST, "server_port": port, "share": share, "app_kwargs": {"middleware": guards}},
+        **{"quiet": True, "footer_links": [], "prevent_thread_lock": True},
+        **look(),
+    }
 
 
 @contextmanager
