@@ -3,7 +3,6 @@
 import io
 import struct
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -51,7 +50,7 @@ def predict(page, data: bytes | None = None) -> None:
     """Upload, unless the example is to be taken, predict, and wait for the light, which comes with the maps."""
     if data is not None:
         upload(page, data)
-        page.wait_for_function(f"document.querySelector('#compare img.left').naturalWidth === {SIZE[0]}")
+        page.wait_for_function(f"document.querySelector('#compare img.left')?.naturalWidth === {SIZE[0]}")
     page.click("#predict")
     page.wait_for_selector("#light canvas", timeout=PREDICTING)
 
@@ -87,11 +86,10 @@ def as_array(found: list) -> np.ndarray:
     return np.array(values, dtype=float).reshape(height, width, 4)[..., :3]
 
 
-def seen_at(page, share: float) -> np.ndarray:
-    """The colour on the screen at that share of the slider's width, in its middle row."""
-    frame = page.locator("#compare .frame")
-    shot = np.asarray(Image.open(io.BytesIO(frame.screenshot())).convert("RGB")).astype(float)
-    return shot[shot.shape[0] // 2, int(share * shot.shape[1])]
+def screen(page) -> np.ndarray:
+    """The slider as it is on the screen, scaled to the picture's size, (H,W,3)."""
+    shot = Image.open(io.BytesIO(page.locator("#compare .frame").screenshot())).convert("RGB")
+    return np.asarray(shot.resize(SIZE, Image.Resampling.BOX)).astype(float)
 
 
 def refusals(page) -> list[str]:
@@ -122,12 +120,12 @@ def test_the_slider_uncovers_one_side_and_the_other_by_keyboard(page, photograph
     slider = page.locator("#compare input[type=range]")
     slider.focus()
     page.keyboard.press("End")
-    left = seen_at(page, 0.3)
+    left = screen(page)
     page.keyboard.press("Home")
-    right = seen_at(page, 0.3)
-    sides = [picture(page, side)[SIZE[1] // 2, int(0.3 * SIZE[0])] for side in ("left", "right")]
-    assert np.abs(left - sides[0]).max() < 16 and np.abs(right - sides[1]).max() < 16
-    assert np.abs(left - right).max() > 32
+    right = screen(page)
+    assert np.abs(left - picture(page, "left")).mean() < 8
+    assert np.abs(right - picture(page, "right")).mean() < 8
+    assert np.abs(left - right).mean() > 32
     page.keyboard.press("ArrowRight")
     assert page.locator("#compare .frame").evaluate("node => node.style.getPropertyValue('--at')") == "0.5%"
 
@@ -136,8 +134,8 @@ def test_the_light_is_lamberts_and_moving_it_changes_the_pixels(page, photograph
     predict(page, photograph)
     before = lit(page)
     assert np.abs(before - lambert(maps, 0.3, 0.25)).mean() < 2
-    box = page.locator("#light canvas").bounding_box()
     page.locator("#light canvas").hover()
+    box = page.locator("#light canvas").bounding_box()
     page.mouse.down()
     page.mouse.move(box["x"] + 0.8 * box["width"], box["y"] + 0.7 * box["height"])
     page.mouse.up()
@@ -219,7 +217,7 @@ def test_an_example_is_there_from_the_start_and_another_can_be_taken(page):
     first = picture(page, "left")
     assert first.shape == (512, 512, 3)
     page.locator("#examples button", has_text="coffee").click()
-    page.wait_for_function("document.querySelector('#compare img.left').naturalWidth === 600")
+    page.wait_for_function("document.querySelector('#compare img.left')?.naturalWidth === 600")
 
 
 def bomb(width: int, height: int) -> bytes:
@@ -234,12 +232,11 @@ def bomb(width: int, height: int) -> bytes:
 
 HOSTILE = {
     "a decompression bomb": ("photo.png", bomb(30000, 30000), "photo.png: not a readable picture (Image size"),
-    "one that Pillow would only warn of": ("a.png", bomb(10000, 10000), "a.png: not a readable picture (Image size"),
-    "more pixels than we take": ("a.png", bomb(5000, 5000), "a.png: 5000x5000 pixels, more than 16 million; scale it"),
+    "one that Pillow would only warn of": ("a.png", bomb(10000, 10000), "a.png: 10000x10000 pixels, more than"),
+    "more pixels than we take": ("a.png", bomb(5000, 5000), "a.png: 5000x5000 pixels, more than 16,000,000; scale it"),
     "text": ("text.png", b"hello", "text.png: not a readable picture (cannot identify image file"),
     "a way out of the folder": ("../../../evil.png", b"hello", "evil.png: not a readable picture"),
     "markup": ("<img src=x onerror=alert(1)>.png", b"hello", "img src=x onerror=alert(1).png: not a readable picture"),
-    "too many bytes": ("large.png", b"\0" * (33 << 20), "File(s) exceed the maximum allowed size of 32.0 Mb"),
 }
 
 
@@ -250,9 +247,8 @@ def test_a_hostile_upload_is_refused_with_one_line(page, served, name, data, rea
     assert len(said) == 1 and said[0].startswith(reason) and "\n" not in said[0]
     assert str(served.temporary) not in said[0]
     assert page.broken == []
-    assert not list(Path(served.temporary).parent.parent.rglob("evil.png*")) or all(
-        path.is_relative_to(served.temporary) for path in Path(served.temporary).parent.parent.rglob("evil.png*")
-    )
+    elsewhere = served.temporary.parent.parent  # of pytest's own
+    assert all(path.is_relative_to(served.temporary) for path in elsewhere.rglob("*evil.png*"))
 
 
 def test_nothing_is_loaded_from_elsewhere(page, served):

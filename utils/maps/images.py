@@ -31,7 +31,7 @@ def open_picture(path: str | Path) -> Image.Image:
             image.load()
             return ImageOps.exif_transpose(image)
     except Exception as error:  # each decoder has its own; all mean that there is no picture to be had
-        raise _unreadable(path, error) from None
+        raise unreadable(path, error) from None
 
 
 def read_rgb(path: str | Path) -> Image.Image:
@@ -73,7 +73,7 @@ def size_of(path: str | Path) -> tuple[int, int]:
             width, height = image.size
             turned = image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)  # by a quarter
     except Exception as error:  # as in open_picture
-        raise _unreadable(path, error) from None
+        raise unreadable(path, error) from None
     return (height, width) if turned else (width, height)
 
 
@@ -151,6 +151,7 @@ class Crop:
         return values[rows[:, None], columns[None, :]]
 
 
-def _unreadable(path: str | Path, error: Exception) -> InputError:
+def unreadable(path: str | Path, error: Exception) -> InputError:
+    """The error of a file that Pillow does not take, with Pillow's reason."""
     reason = " ".join(str(error).split()).replace(f" {str(path)!r}", "")[:200] or type(error).__name__
     return InputError(f"{path}: not a readable picture ({reason}); replace or remove it")

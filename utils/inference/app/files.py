@@ -50,8 +50,7 @@ def export(result: Result, names: Sequence[str], near: float, far: float, fov: f
     formats = tuple(FORMATS[name] for name in names if name in FORMATS)
     if not formats:
         raise InputError("no format is ticked; tick at least one")
-    space = {"near": near, "far": far, "fov": fov} if "glb" in formats else {}
-    output = Output(formats, **space)
+    output = Output(formats, near=near, far=far, fov=fov) if "glb" in formats else Output(formats)
     output.check([one.intrinsic for one in result.maps.values()])
     folder = result.folder / "files"
     shutil.rmtree(folder, ignore_errors=True)

@@ -62,9 +62,11 @@ def closed(group: str | None = None) -> dict[str, Any]:
 
 
 def look() -> dict[str, Any]:
-    """Gradio's theme with the system's own fonts, so that none is loaded, and the page's style."""
+    """Gradio's theme with the system's own fonts, so that none is loaded, and the page's style, which Gradio's own
+    parameter for it would confine to the inside of the page.
+    """
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
-    return {"theme": theme, "css": (HERE / "app.css").read_text()}
+    return {"theme": theme, "head": f"<style>{(HERE / 'app.css').read_text()}</style>"}
 
 
 def _part(name: str, value: Any) -> gr.HTML:

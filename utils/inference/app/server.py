@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import tempfile
 from collections.abc import Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
@@ -49,6 +50,7 @@ def serve(
     the port is taken.
     """
     os.environ.update(QUIET)
+    _check_port(port)
     with _folder(), _interrupted():
         from utils.inference.app.layout import build  # only now: Gradio reads its settings as it is imported
         from utils.inference.app.models import Models
@@ -57,10 +59,7 @@ def serve(
         models.load(models.first_choice())
         page = build(models, examples, about)
         page.queue(api_open=False, max_size=8)
-        try:
-            _, address, public = page.launch(**_settings(port, share))
-        except OSError:
-            raise InputError(f"--port={port}: taken or not allowed; name another, or leave it out") from None
+        _, address, public = page.launch(**_settings(port, share))
         try:
             if public:
                 note(f"public: {public}")
@@ -68,6 +67,15 @@ def serve(
             Event().wait()
         finally:
             page.close(verbose=False)
+
+
+def _check_port(port: int | None) -> None:
+    """InputError where it cannot be had, before the models are loaded, which takes seconds."""
+    if port is not None:
+        try:
+            socket.create_server((HOST, port)).close()
+        except OSError as error:
+            raise InputError(f"--port={port}: {error.strerror}; name another, or leave it out") from None
 
 
 def _settings(port: int | None, share: bool) -> dict[str, Any]:

@@ -8,8 +8,9 @@ from PIL import Image
 
 from utils.errors import InputError
 from utils.maps.files import PICTURES
-from utils.maps.images import read_rgb, size_of
+from utils.maps.images import read_rgb, unreadable
 
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")  # Pillow's names of PICTURES
 MAX_BYTES = 32 * 2**20
 MAX_PIXELS = 16_000_000  # a map of that size is 0.2 GB as float32
 MAX_RATIO = 8  # long side to short side: padded to the network's size, a thin strip is mostly border
@@ -25,20 +26,29 @@ def read_upload(path: str | Path) -> Image.Image:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise InputError(f"{path.name}: more than {MAX_BYTES >> 20} MB; save it smaller")
-        with warnings.catch_warnings():  # Pillow warns of a bomb; here it is refused
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            width, height = size_of(path)
-            if width * height > MAX_PIXELS:
-                raise InputError(
-                    f"{path.name}: {width}x{height} pixels, more than {MAX_PIXELS // 10**6} million; scale it down"
-                )
-            if max(width, height) > MAX_RATIO * min(width, height):
-                raise InputError(f"{path.name}: {width}x{height} pixels, longer than {MAX_RATIO}:1; crop it")
-            return read_rgb(path)
+        width, height = _stated_size(path)
+        if width * height > MAX_PIXELS:
+            raise InputError(f"{path.name}: {width}x{height} pixels, more than {MAX_PIXELS:,}; scale it down")
+        if max(width, height) > MAX_RATIO * min(width, height):
+            raise InputError(f"{path.name}: {width}x{height} pixels, longer than {MAX_RATIO}:1; crop it")
+        return read_rgb(path)
     except InputError as error:
         raise InputError(str(error).replace(str(path), path.name)) from None
     except OSError as error:
         raise InputError(f"{path.name}: cannot be read ({error.strerror})") from None
+
+
+def _stated_size(path: Path) -> tuple[int, int]:
+    """(width, height) as the header has them. Unlike `size_of` it asks for no orientation, for which Pillow decodes a
+    whole PNG, and it knows no formats but FORMATS: others may start programs.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit here is lower
+            with Image.open(path, formats=FORMATS) as image:
+                return image.size
+    except Exception as error:  # each decoder has its own
+        raise unreadable(path, error) from None
 
 
 def safe_stem(path: str | Path) -> str:
