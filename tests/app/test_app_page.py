@@ -214,8 +214,7 @@ def test_two_loras_of_one_intrinsic_are_refused(page):
 
 
 def test_an_example_is_there_from_the_start_and_another_can_be_taken(page):
-    first = picture(page, "left")
-    assert first.shape == (512, 512, 3)
+    page.wait_for_function("document.querySelector('#compare img.left')?.naturalWidth === 512")
     page.locator("#examples button", has_text="coffee").click()
     page.wait_for_function("document.querySelector('#compare img.left')?.naturalWidth === 600")
 

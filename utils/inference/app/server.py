@@ -59,7 +59,7 @@ def serve(
         models.load(models.first_choice())
         page = build(models, examples, about)
         page.queue(api_open=False, max_size=8)
-        _, address, public = page.launch(**_settings(port, share))
+        _, address, public = page.launch(**_settings(examples, port, share))
         try:
             if public:
                 note(f"public: {public}")
@@ -78,8 +78,8 @@ def _check_port(port: int | None) -> None:
             raise InputError(f"--port={port}: {error.strerror}; name another, or leave it out") from None
 
 
-def _settings(port: int | None, share: bool) -> dict[str, Any]:
-    """Keywords of Gradio's launch."""
+def _settings(examples: Path, port: int | None, share: bool) -> dict[str, Any]:
+    """Keywords of Gradio's launch. Of files outside the temporary folder it may serve the examples alone."""
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
@@ -90,7 +90,12 @@ def _settings(port: int | None, share: bool) -> dict[str, Any]:
         guards.append(Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"]))
     return {
         **dict.fromkeys(("show_error", "enable_monitoring", "mcp_server", "pwa", "run_history", "ssr_mode"), False),
-        **{"max_file_size": MAX_BYTES, "allowed_paths": [], "state_session_capacity": 8, "max_threads": 8},
+        **{
+            "max_file_size": MAX_BYTES,
+            "allowed_paths": [str(examples)],
+            "state_session_capacity": 8,
+            "max_threads": 8,
+        },
         **{"server_name": HOST, "server_port": port, "share": share, "app_kwargs": {"middleware": guards}},
         **{"quiet": True, "footer_links": [], "prevent_thread_lock": True},
         **look(),
