@@ -66,7 +66,7 @@ class Handlers:
         image = read_upload(path)
 
         def report(done: int, total: int, what: str) -> None:
-            progress((done, total), desc=what, unit="passes")
+            progress((done, total) if done else 0, desc=what, unit="passes")
 
         maps = self.models.predict(image, Path(path).name, labels, int(ensemble), report)
         forget(old)

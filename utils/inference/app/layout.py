@@ -106,9 +106,9 @@ def _choice(models: Models, about: str) -> tuple[gr.CheckboxGroup, gr.Slider]:
 def _space() -> list[gr.Slider]:
     """Depth has no scale: these give a surface one."""
     with gr.Row():
-        near = gr.Slider(0.1, 10, 1, step=0.1, label="Nearest, metres", min_width=120, elem_id="near")
-        far = gr.Slider(0.2, 50, 4, step=0.1, label="Farthest, metres", min_width=120, elem_id="far")
-        fov = gr.Slider(10, 120, 60, step=1, label="Field of view, degrees", min_width=120, elem_id="fov")
+        near = gr.Slider(0.1, 10, 1, step=0.1, label="Nearest, metres", min_width=160, elem_id="near")
+        far = gr.Slider(0.2, 50, 4, step=0.1, label="Farthest, metres", min_width=160, elem_id="far")
+        fov = gr.Slider(10, 120, 60, step=1, label="Field of view, degrees", min_width=160, elem_id="fov")
     return [near, far, fov]
 
 
