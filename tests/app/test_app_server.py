@@ -7,8 +7,8 @@ from urllib.parse import urlparse
 import httpx
 import psutil
 import pytest
-from conftest import start
 from helpers import ROOT, python
+from serving import start
 
 import app
 from utils.errors import InputError

@@ -71,12 +71,12 @@ class Handlers:
         maps = self.models.predict(image, Path(path).name, labels, int(ensemble), report)
         forget(old)
         result = Result(image, safe_stem(path), maps)
-        return result, compare(image, maps), relit(maps), _path(surface(result, near, far, fov)), None
+        return result, compare(image, maps), relit(maps), seen(result, near, far, fov), None
 
     @told
     def turn(self, result: Result | None, near: float, far: float, fov: float) -> str | None:
         """The surface with other metres."""
-        return None if result is None else _path(surface(result, near, far, fov))
+        return None if result is None else seen(result, near, far, fov)
 
     @told
     def files(self, result: Result | None, formats: list[str], near: float, far: float, fov: float) -> list[str]:
@@ -92,5 +92,11 @@ def forget(result: Result | None) -> None:
         result.remove()
 
 
-def _path(path: Path | None) -> str | None:
+def seen(result: Result, near: float, far: float, fov: float) -> str | None:
+    """The surface's file; None, and a warning on the page, where it cannot be made: the maps are there anyhow."""
+    try:
+        path = surface(result, near, far, fov)
+    except InputError as error:
+        gr.Warning(escape(str(error)))
+        return None
     return None if path is None else str(path)

@@ -25,7 +25,8 @@ class Models:
         self.jobs: dict[str, Job] = {}
         for lora in loras:
             job = describe(lora, base=options.get("base"))
-            self.jobs[_label(job)] = job
+            label = _label(job, short(job.name))
+            self.jobs[_label(job, job.name) if label in self.jobs else label] = job
         self._loaded: dict[str, tuple[list[str], Predictor]] = {}  # base -> LoRAs, their predictor
 
     def first_choice(self) -> list[str]:
@@ -99,6 +100,6 @@ def _in_order(maps: Mapping[str, Prediction], jobs: Mapping[str, Job]) -> dict[s
     return {name: maps[name] for name in order if name in maps}
 
 
-def _label(job: Job) -> str:
+def _label(job: Job, name: str) -> str:
     diffusing = ", diffusion" if job.method == "augunet" else ""
-    return f"{job.intrinsic.name}{diffusing} ({short(job.name)})"
+    return f"{job.intrinsic.name}{diffusing} ({name})"
