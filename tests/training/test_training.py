@@ -12,16 +12,19 @@ from utils.errors import InputError
 SINGLE = "sd_single_diode_pseudo_normal.py"
 
 
-@pytest.mark.parametrize("script", [SINGLE, "augunet_diode_pseudo_depth.py"])
-def test_two_processes_train_what_one_trains_on_the_joint_batch(script, flags, tmp_path):
+@pytest.mark.parametrize(
+    ("script", "targets"), [(SINGLE, "attention"), (SINGLE, "all"), ("augunet_diode_pseudo_depth.py", "attention")]
+)
+def test_two_processes_train_what_one_trains_on_the_joint_batch(script, targets, flags, tmp_path):
     # a large epsilon makes Adam's step proportional to the gradient: with the usual one, a gradient that is zero but
     # for rounding moves its weight by the whole learning rate, in whichever direction the rounding points
-    lengths = ["--max_train_steps", 3, "--learning_rate", 1e-2, "--adam_epsilon", 1e-2]
+    lengths = ["--max_train_steps", 3, "--learning_rate", 1e-2, "--adam_epsilon", 1e-2, "--lora_targets", targets]
     launch(script, *flags(script, tmp_path / "two", *lengths, "--train_batch_size", 2), processes=2)
     run_here(script, flags(script, tmp_path / "one", *lengths, "--train_batch_size", 4))
     accumulated = [*lengths, "--train_batch_size", 1, "--gradient_accumulation_steps", 4]
     run_here(script, flags(script, tmp_path / "micro", *accumulated))
-    moved = max(value.abs().max().item() for key, value in lora(tmp_path / "one").items() if ".up." in key)
+    up = (".up.", ".lora_B.")
+    moved = max(v.abs().max().item() for key, v in lora(tmp_path / "one").items() if any(part in key for part in up))
     for other in ("two", "micro"):
         assert losses(tmp_path / other) == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
         assert distance(tmp_path / other, tmp_path / "one") < 1e-3 * moved
