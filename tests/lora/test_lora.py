@@ -6,7 +6,7 @@ import diffusers
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from helpers import random_lora
+from helpers import ROOT, random_lora
 from packaging.version import Version
 
 from miniworld.pretraining.random_sd import build_unet
@@ -232,3 +232,8 @@ def test_fused_lora_is_the_same_function_without_its_layers():
         fuse_lora(unet)
         torch.testing.assert_close(unet(z, t, text).sample, apart, rtol=1e-4, atol=1e-5)
     assert set(unet.state_dict()) == names
+
+
+def test_a_folder_of_loras_names_those_in_it():
+    with pytest.raises(InputError, match=r"holds neither .*; .*mini-loras/albedo, .*mini-loras/depth"):
+        read_lora(ROOT / "miniworld" / "mini-loras")

@@ -91,7 +91,9 @@ def _find(path: str | Path) -> Path:
     if path.is_dir():
         found = [path / name for name in NAMES if (path / name).is_file()]
         if not found:
-            raise InputError(f"{path}: holds neither {SAFETENSORS} nor {BIN}")
+            below = sorted({str(file.parent) for name in NAMES for file in path.glob(f"*/{name}")})
+            hint = f"; {', '.join(below[:4])} {'does' if len(below) == 1 else 'do'}" if below else ""
+            raise InputError(f"{path}: holds neither {SAFETENSORS} nor {BIN}{hint}")
         path = found[0]
     if not path.is_file():
         raise InputError(f"{path}: no such LoRA file")
