@@ -280,3 +280,13 @@ def test_licences(base, licence):
     data = ModelCard(text).data
     assert data.license == (licence or "other") and data.base_model == (None if base.startswith("/") else base)
     assert "## Scores" not in text and f"The base model's: {licence or 'not stated'}." in text
+
+
+@pytest.mark.parametrize(("method", "says"), [("gan", "load_gan"), ("autoregressive", "TokenPrediction")])
+def test_a_card_of_another_generator_says_how_that_is_loaded(method, says):
+    metadata = {"base_model": "some/generator", "task": "depth", "method": method, "prompt": "", "positions": "again"}
+    text = model_card("me/lora", metadata, {}, "", [])
+    code = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
+    compile(code, "card", "exec")
+    assert says in code and "StableDiffusionPipeline" not in text and "library_name" not in text
+    assert "Prompt" not in text

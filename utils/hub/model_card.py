@@ -28,22 +28,26 @@ def model_card(
     # the hub refuses a card whose base model is a path; nor does anybody need to know where that path was
     base = base if on_hub else Path(base).name
     header = [f"base_model: {base}"] if on_hub else []
-    header += ["library_name: diffusers", f"license: {licence or 'other'}", "pipeline_tag: image-to-image"]
+    method = str(metadata["method"])
+    header += ["library_name: diffusers"] if method in DIFFUSION else []
+    header += [f"license: {licence or 'other'}", "pipeline_tag: image-to-image"]
     header += [f"tags: [lora, intrinsic-lora, {metadata['task']}, {metadata['method']}]"]
     terms = licence or "not stated"
     convention = "".join(
         f" {key.replace('_', ' ').title()}: {metadata[key]}." for key in CONVENTIONS if key in metadata
     )
+    prompt = f' Prompt: "{metadata["prompt"]}".' if metadata["prompt"] else ""
+    load = LOADING[method]
     parts = [
         "\n".join(["---", *header, "---"]),
         f"# {repo_id}",
         f"A LoRA that makes {base} predict {metadata['task']} ({metadata['method']}), trained with the method of "
-        f'[Intrinsic LoRA](https://arxiv.org/abs/2311.17137). Prompt: "{metadata["prompt"]}".{convention}',
+        f"[Intrinsic LoRA](https://arxiv.org/abs/2311.17137).{prompt}{convention}",
         _table(["", ""], [[key, value] for key, value in {**metadata, "base_model": base}.items()]),
         _scores(scores, protocol),
         *[f"![{Path(panel).stem}]({panel})" for panel in panels],
         "## Load it",
-        _augunet(repo_id, base) if metadata["method"] == "augunet" else _single_step(repo_id, base, metadata),
+        load(repo_id, base, metadata),
         f"## Licence\n\nThe base model's: {terms}. Its terms of use hold for this LoRA and what it predicts.",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -124,7 +128,39 @@ python -m utils.lora convert lora kohya.safetensors --format kohya
 ```"""
 
 
-def _augunet(repo_id: str, base: str) -> str:
+def _gan(repo_id: str, base: str, metadata: Mapping[str, object]) -> str:
+    return f"""This project; the picture is G(w), its map G(w) with the LoRA:
+
+```python
+import torch
+from huggingface_hub import snapshot_download
+from utils.generators.gan_files import load_gan
+from utils.lora import load_attn_procs
+
+network = load_gan("path/to/{base}").network
+w = network.mapping(torch.randn(1, network.style_dim))
+picture = network(w)
+load_attn_procs(network, snapshot_download("{repo_id}"))
+prediction = network(w)
+```"""
+
+
+def _autoregressive(repo_id: str, base: str, metadata: Mapping[str, object]) -> str:
+    return f"""This project; `rgb`: (1,3,S,S) in [-1,1], S the generator's own:
+
+```python
+from huggingface_hub import snapshot_download
+from utils.generators.ar_files import load_autoregressive
+from utils.generators.ar_objective import TokenPrediction
+from utils.lora import load_attn_procs
+
+base = load_autoregressive("path/to/{base}")
+load_attn_procs(base.network, snapshot_download("{repo_id}"))
+prediction = TokenPrediction(base.tokens, "{metadata["positions"]}").predict(base.network, rgb, [])
+```"""
+
+
+def _augunet(repo_id: str, base: str, metadata: Mapping[str, object]) -> str:
     return f"""It is a LoRA **and** an 8-channel `conv_in`: one without the other predicts nothing.
 
 {_ours(repo_id, "inference_augunet.py")}
@@ -158,3 +194,7 @@ pipeline.load_lora_weights("{repo_id}", weight_name="{SAFETENSORS}")
 
 ComfyUI cannot load the `conv_in`. The LoRA under other keys: `python -m utils.lora convert lora out.safetensors
 --format peft` or `kohya`."""
+
+
+LOADING = {"single-step": _single_step, "augunet": _augunet, "gan": _gan, "autoregressive": _autoregressive}
+DIFFUSION = ("single-step", "augunet")  # what diffusers loads
