@@ -5,8 +5,8 @@
     accelerate launch sd_single_diode_pseudo_normal.py --dataset folder --train_data_dir data/normal ...
 
 writes data/<normal|depth|albedo|shading>/{images,labels,gt,masks}/<scene>_<number>.*; the pictures are the same files.
-The same command again renders what is missing; the same seed gives the same cameras and noise. `bpy` is Blender 4.2 as
-a Python package, in an environment of its own: python3.11 -m venv .bpy && .bpy/bin/pip install "bpy==4.2.*"
+The same command again renders what is missing; the same seed gives the same cameras and noise. `bpy` is Blender as a
+Python package, 4.2 or newer, in an environment of its own: python3.11 -m venv .bpy && .bpy/bin/pip install "bpy==4.2.*"
 """
 
 import hashlib
@@ -27,6 +27,7 @@ from utils.system.atomic import make_folder, save_npy, save_png, write_json
 
 TASKS = ("normal", "depth", "albedo", "shading")
 RECORD, RENDER = "blender.json", Path(__file__).with_name("render.py")
+OLDEST = (4, 2)
 INSTALL = 'python3.11 -m venv .bpy && .bpy/bin/pip install "bpy==4.2.*"'
 
 
@@ -76,7 +77,7 @@ def convert(raw: Path, out: Path, stem: str) -> None:
 def settle(out: Path, wanted: dict) -> None:
     """Write what the bytes depend on into `out`; InputError where it holds data of other settings."""
     file = out / RECORD
-    if file.is_file() and (found := json.loads(file.read_text())) != wanted:
+    if file.is_file() and (found := {"blender": "4.2", **json.loads(file.read_text())}) != wanted:  # once the only one
         changed = [key for key in wanted if found.get(key) != wanted[key]]
         raise InputError(f"{out}: rendered with another {', '.join(changed)}; name another --out")
     make_folder(out, "--out")
@@ -93,7 +94,7 @@ def parse(argv: list[str] | None = None):
     add("--size", default="512x512", help="width x height in pixels (default: 512x512)")
     add("--samples", type=int, default=128, help="paths per pixel; noise goes into albedo's and shading's labels too")
     add("--seed", type=int, default=0, help="of the cameras and the noise")
-    add("--bpy_python", default=sys.executable, help="a Python with bpy 4.2 (default: this one)")
+    add("--bpy_python", default=sys.executable, help="a Python with bpy 4.2 or newer (default: this one)")
     args = parser.parse_args(argv)
     if args.scene.suffix != ".blend" or not args.scene.is_file():
         raise InputError(f"{args.scene}: no such .blend file")
@@ -107,8 +108,10 @@ def parse(argv: list[str] | None = None):
     return args
 
 
-def count_cameras(args) -> int:
-    """How many pictures there will be; InputError where that Python has no bpy, or the file no camera."""
+def examine(args) -> tuple[int, str]:
+    """How many pictures there will be, and Blender's version, as "4.2"; InputError where that Python has no bpy, or
+    the file no camera.
+    """
     program = "import bpy, sys\nprint('BPY', bpy.app.version_string)\n"
     program += "bpy.ops.wm.open_mainfile(filepath=sys.argv[1], load_ui=False)\n"
     program += "print('CAMERAS', sum(o.type == 'CAMERA' for o in bpy.context.scene.objects))"
@@ -119,22 +122,23 @@ def count_cameras(args) -> int:
     words = done.stdout.split()
     if "BPY" not in words:
         raise InputError(f"--bpy_python={args.bpy_python}: has no bpy; {INSTALL}, then --bpy_python .bpy/bin/python")
-    if not (version := words[words.index("BPY") + 1]).startswith("4.2"):
-        raise InputError(f"--bpy_python={args.bpy_python}: is Blender {version}; 4.2 is needed: {INSTALL}")
+    version = ".".join(words[words.index("BPY") + 1].split(".")[:2])
+    if tuple(map(int, version.split("."))) < OLDEST:
+        raise InputError(f"--bpy_python={args.bpy_python}: is Blender {version}; 4.2 or newer is needed: {INSTALL}")
     if "CAMERAS" not in words:
         raise InputError(f"{args.scene}: Blender cannot open it ({done.stderr.strip()[-200:]})")
     here = int(words[words.index("CAMERAS") + 1])
     if args.from_file and here == 0:
         raise InputError(f"{args.scene}: holds no camera; leave --from_file out")
-    return min(args.cameras, here) if args.from_file else args.cameras
+    return min(args.cameras, here) if args.from_file else args.cameras, version
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
-    count = count_cameras(args)
+    count, version = examine(args)
     digest = hashlib.sha256(args.scene.read_bytes()).hexdigest()[:16]
     settings = {"scene": digest, "seed": args.seed, "size": list(args.size), "samples": args.samples}
-    settle(args.out, {**settings, "from_file": args.from_file})
+    settle(args.out, {**settings, "from_file": args.from_file, "blender": version})
     stems = [f"{args.scene.stem}_{number:04}" for number in range(count)]
     missing = [stem for stem in stems if not (args.out / TASKS[0] / "images" / f"{stem}.png").is_file()]
     raw = args.out / "raw"
