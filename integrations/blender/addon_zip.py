@@ -2,7 +2,8 @@
 
     python -m integrations.blender.addon_zip --out intrinsic_lora.zip
 
-In Blender: Edit > Preferences > Add-ons > Install from Disk. Then set the project's folder in the add-on's preferences.
+In Blender: Edit > Preferences > Add-ons > Install from Disk. Then set the project's folder in the
+add-on's preferences.
 """
 
 import zipfile

@@ -13,8 +13,10 @@ from pathlib import Path
 
 import bpy
 import numpy as np
-from compositor import COLOUR, GEOMETRY, render
 from mathutils import Matrix, Vector
+
+sys.path.insert(0, str(Path(__file__).parent))  # Blender, other than Python, does not look beside the file it runs
+from compositor import COLOUR, GEOMETRY, render
 
 FIELD_OF_VIEW, TRIES, RAYS = 60.0, 500, 8  # degrees; cameras tried; rays along each side of the test grid
 NEAREST, SEEN = 0.05, 0.7  # of the box's diagonal that must be free ahead; share of the rays that must hit something

@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 
 import bpy
+
+sys.path.insert(0, str(Path(__file__).parent))  # Blender, other than Python, does not look beside the file it runs
 from room_parts import Piece, chair, material, room, shelf, sofa, table
 
 WHITE, CREAM, GREY = (0.75, 0.74, 0.72), (0.72, 0.64, 0.5), (0.3, 0.31, 0.33)

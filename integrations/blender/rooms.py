@@ -4,18 +4,18 @@
     accelerate launch sd_single_diode_pseudo_normal.py --dataset folder --train_data_dir data/rooms/normal ...
 
 builds the rooms as .blend files (`room_scenes.py`), renders each with `integrations.blender.export`, and lays them out
-as <out>/<normal|depth|albedo|shading>/{images,labels,gt,masks}/<train|val>/<room>_<number>.*: `val` is the room that no
-training picture shows. The same command again goes on with what is missing.
+as <out>/<normal|depth|albedo|shading>/{images,labels,gt,masks}/<train|val>/<room>_<number>.*: `val` is the room that
+no training picture shows. The same command again goes on with what is missing.
 """
 
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
-from integrations.blender.export import INSTALL, TASKS
+from integrations.blender.convert import TASKS
 from integrations.blender.export import main as export
+from integrations.blender.runtime import INSTALL, start
 from utils.cli import Parser, path_flag
 from utils.errors import InputError, note, run
 from utils.system.atomic import make_folder
@@ -44,11 +44,7 @@ def build(folder: Path, bpy_python: str) -> None:
     if all((folder / f"{room}.blend").is_file() for room in ROOMS):
         return
     make_folder(folder, "--out")
-    env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    try:
-        done = subprocess.run([bpy_python, BUILD, folder], env=env, capture_output=True, text=True)
-    except OSError as error:
-        raise InputError(f"--bpy_python={bpy_python}: cannot be run ({error.strerror})") from None
+    done = start(bpy_python, BUILD, folder)
     if "No module named 'bpy'" in done.stderr:
         raise InputError(f"--bpy_python={bpy_python}: has no bpy; {INSTALL}, then --bpy_python .bpy/bin/python")
     if done.returncode:

@@ -59,8 +59,8 @@ def material_of(thing):
 
 
 def camera_plane(scene, size: tuple[int, int], distance: float):
-    """A plane that faces the scene's camera, `distance` metres ahead and moving with it, as large as an image of `size`
-    (width, height) that just fits into the view. Its material is a new Diffuse BSDF.
+    """A plane that faces the scene's camera, `distance` metres ahead and moving with it, as large as an image of
+    `size` (width, height) that just fits into the view. Its material is a new Diffuse BSDF.
     """
     camera = scene.camera
     frame = [Vector(corner) for corner in camera.data.view_frame(scene=scene)]  # at some depth, in the camera's axes
