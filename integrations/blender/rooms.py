@@ -29,9 +29,9 @@ def parse(argv: list[str] | None = None):
     add = parser.add_argument
     add("--out", type=path_flag, required=True, help="folder to write, or to go on with")
     add("--train", type=int, default=100, help="pictures of the first two rooms together, an even number")
-    add("--val", type=int, default=40, help="pictures of the third room")
+    add("--val", type=int, default=20, help="pictures of the third room")
     add("--size", default="256x256", help="width x height in pixels (default: 256x256)")
-    add("--samples", type=int, default=24, help="paths per pixel")
+    add("--samples", type=int, default=6, help="paths per pixel")
     add("--bpy_python", default=sys.executable, help="a Python with bpy (default: this one)")
     args = parser.parse_args(argv)
     if args.train < 2 or args.train % 2 or args.val < 1:
