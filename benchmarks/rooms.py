@@ -4,8 +4,8 @@
     python -m benchmarks.rooms --data data/rooms --out runs/rooms
 
 Trains a LoRA for each intrinsic on the two training rooms, by the single-step script; predicts the third room, which
-no training picture shows, with it and with miniworld/mini-loras; scores both as evaluate.py does, beside the mean of the
-training labels, pixel by pixel, as everyone's answer. Writes <out>/results.md and <out>/rooms.png. A LoRA that is
+no training picture shows, with it and with miniworld/mini-loras; scores both as evaluate.py does, beside the mean of
+the training labels, pixel by pixel, as everyone's answer. Writes <out>/results.md and <out>/rooms.png. A LoRA that is
 there already is not trained again.
 """
 
@@ -32,11 +32,8 @@ from utils.maps.pictures import sheet
 
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = {"mini": "LoRA of the mini world", "rooms": "LoRA trained on rooms", "mean": "mean of the training labels"}
-FLAGS = {  # of evaluate.py; truth is linear light
-    "normals": ["--protocol", "pooled"],
-    "depth": ["--protocol", "plain"],
-    "colour": ["--pred_space", "srgb", "--gt_space", "linear"],
-}
+COLOUR = ["--pred_space", "srgb", "--gt_space", "linear"]
+FLAGS = {"normals": ["--protocol", "pooled"], "depth": ["--protocol", "plain"], "colour": COLOUR}  # of evaluate.py
 SIDE, SHOWN = 64, (0, 5, 10, 15)  # pictures of the third room
 
 
