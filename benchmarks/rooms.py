@@ -25,7 +25,7 @@ from utils.cli import Parser, path_flag
 from utils.errors import InputError, run
 from utils.evaluation.args import parse_args
 from utils.evaluation.run import evaluate
-from utils.intrinsics import INTRINSICS, Intrinsic
+from utils.intrinsics import INTRINSICS
 from utils.maps.colours import shown
 from utils.maps.conventions import to_srgb
 from utils.maps.pictures import sheet
@@ -96,10 +96,6 @@ def score(task: str, data: Path, out: Path, row: str) -> str:
     return f"{found['metrics'][name]:.3g} [{low:.3g}, {high:.3g}]"
 
 
-def panel(values: np.ndarray, intrinsic: Intrinsic) -> np.ndarray:
-    return next(iter(shown(values, intrinsic).values()))
-
-
 def draw(data: Path, out: Path) -> Image.Image:
     """For some pictures of the third room: RGB; exact map, the two predictions of each intrinsic."""
     pictures = sorted((data / "normal" / "images" / "val").iterdir())
@@ -111,10 +107,11 @@ def draw(data: Path, out: Path) -> Image.Image:
             exact = -exact if intrinsic.kind == "depth" else exact  # near = large, as predictions are
             if intrinsic.kind == "colour":
                 exact = to_srgb(np.clip(exact / max(1, np.percentile(exact, 99)), 0, 1))
-            tiles.append(panel(exact, intrinsic))
+            maps = [exact]
             for row in ("mini", "rooms"):
                 path = out / row / task / "predicted" / f"{picture.stem}_{task}.npy"
-                tiles.append(panel(np.load(path), intrinsic))
+                maps.append(np.load(path))
+            tiles += [next(iter(shown(values, intrinsic).values())) for values in maps]
         sized = [np.asarray(Image.fromarray(tile).resize((96, 96), Image.Resampling.BOX)) for tile in tiles]
         rows.append(Image.fromarray(np.hstack(sized)))
     return sheet(rows, columns)

@@ -32,6 +32,25 @@ bpy.context.scene.collection.objects.link(camera)
 bpy.ops.wm.save_as_mainfile(filepath=sys.argv[-1])
 """
 
+START = """
+import bpy, importlib, json, sys
+from pathlib import Path
+MODULE = "bl_ext.user_default.intrinsic_lora"
+bpy.ops.wm.open_mainfile(filepath=sys.argv[1], load_ui=False)
+bpy.ops.extensions.package_install_files(filepath=sys.argv[2], repo="user_default", enable_on_install=True)
+chosen = bpy.context.preferences.addons[MODULE].preferences
+scene = bpy.context.scene
+scene.render.engine, scene.render.resolution_x, scene.render.resolution_y = "CYCLES", 64, 48
+scene.cycles.samples, scene.camera = 4, bpy.data.objects["Camera"]
+def part(name):
+    return importlib.import_module(f"{MODULE}.{name}")
+def refused(operator, **options):
+    try:
+        operator(**options)
+    except RuntimeError as error:
+        return str(error)
+"""
+
 
 def in_blender(program: str, *words: object, env: dict | None = None) -> str:
     """Run the text of a program in bpy; its output. A failure shows everything."""

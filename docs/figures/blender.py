@@ -43,7 +43,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         file, out = Path(folder, "living.blend"), Path(folder, "data")
         subprocess.run([args.bpy_python, "-c", CAMERA, args.rooms / "scenes" / "living.blend", file], check=True)
-        words = [file, "--out", out, "--from_file", "--size", "360x270", "--samples", "64"]
+        words = [file, "--out", out, "--from_file", "--size", "320x240", "--samples", "32"]
         words = [sys.executable, "-m", "integrations.blender.export", *words, "--bpy_python", args.bpy_python]
         subprocess.run([str(word) for word in words], cwd=ROOT, check=True)
         draw(out, "living_0000")

@@ -1,4 +1,4 @@
-"""Pieces that the rooms of `room_scenes.py` are made of: materials and furniture. Runs in a Python that has `bpy`.
+"""Pieces that the rooms of `room_scenes.py` are made of: materials, solids and walls. Runs in a Python that has `bpy`.
 
 Metres, z up. A piece stands with its middle at `at` (x, y), turned by `turn` degrees about z; what it is made of are
 procedural materials, whose patterns are in the object's own coordinates, so that no file is needed.
@@ -106,43 +106,3 @@ def room(size, floor, walls, ceiling) -> None:
         ((x, t), (x, t), (t, y), (t, y)),
     ):
         piece.box((*middle, z / 2), (*extent, z), made, 0)
-
-
-def table(at, turn, size, height, made) -> None:
-    piece, (x, y) = Piece(at, turn), size
-    piece.box((0, 0, height - 0.02), (x, y, 0.04), made)
-    for sx in (-1, 1):
-        for sy in (-1, 1):
-            piece.rod((sx * (x / 2 - 0.06), sy * (y / 2 - 0.06), 0), 0.03, height - 0.04, made)
-
-
-def chair(at, turn, made, cushion) -> None:
-    table(at, turn, (0.44, 0.44), 0.44, made)
-    piece = Piece(at, turn)
-    piece.box((0, 0, 0.47), (0.4, 0.4, 0.06), cushion, 0.025)
-    piece.box((0, 0.2, 0.75), (0.42, 0.04, 0.5), made)
-
-
-def sofa(at, turn, width, made, cushion) -> None:
-    piece = Piece(at, turn)
-    piece.box((0, 0, 0.2), (width, 0.9, 0.4), made, 0.05)
-    piece.box((0, 0.36, 0.5), (width, 0.2, 0.6), made, 0.07)
-    for side in (-1, 1):
-        piece.box((side * (width / 2 - 0.1), 0, 0.32), (0.2, 0.9, 0.6), made, 0.07)
-        piece.box((side * width * 0.2, -0.06, 0.46), (width * 0.38, 0.66, 0.16), made, 0.06)
-        piece.box((side * width * 0.26, 0.2, 0.66), (0.42, 0.16, 0.36), cushion, 0.07)
-
-
-def shelf(at, turn, size, made, books, rng) -> None:
-    """Open shelf with boards every 35 cm, filled with books of random width, height and material."""
-    piece, (x, y, z) = Piece(at, turn), size
-    for side in (-1, 1):
-        piece.box((side * x / 2, 0, z / 2), (0.03, y, z), made, 0)
-    piece.box((0, y / 2, z / 2), (x, 0.02, z), made, 0)
-    for level in range(int(z / 0.35) + 1):
-        floor, left = level * 0.35 + 0.02, -x / 2 + 0.04
-        piece.box((0, 0, floor), (x, y, 0.03), made, 0)
-        while left < x / 2 * rng.uniform(0.5, 0.95) and floor + 0.3 < z:
-            width, height = rng.uniform(0.03, 0.07), rng.uniform(0.18, 0.29)
-            piece.box((left, 0, floor + 0.015 + height / 2), (width, y * 0.7, height), rng.choice(books), 0.004)
-            left += width + 0.004

@@ -13,39 +13,11 @@ from pathlib import Path
 import bpy
 
 sys.path.insert(0, str(Path(__file__).parent))  # Blender, other than Python, does not look beside the file it runs
-from room_parts import Piece, chair, material, room, shelf, sofa, table
+from room_furniture import chair, lamp, picture, plant, shelf, sofa, standing_lamp, table
+from room_parts import Piece, material, room
 
 WHITE, CREAM, GREY = (0.75, 0.74, 0.72), (0.72, 0.64, 0.5), (0.3, 0.31, 0.33)
 OAK, DARK_OAK, WALNUT = (0.5, 0.32, 0.17), (0.36, 0.21, 0.1), (0.2, 0.1, 0.05)
-
-
-def lamp(at, size, watts: float, colour=(1, 0.95, 0.88)) -> None:
-    """A soft light: an area that looks down. The camera does not see it."""
-    bpy.ops.object.light_add(type="AREA", location=at)
-    light = bpy.context.object
-    light.data.shape, light.data.size, light.data.size_y = "RECTANGLE", *size
-    light.data.energy, light.data.color, light.visible_camera = watts, colour, False
-
-
-def picture(at, turn, size, frame, image) -> None:
-    piece = Piece(at[:2], turn)
-    piece.box((0, 0, at[2]), (size[0], 0.04, size[1]), frame)
-    piece.box((0, -0.02, at[2]), (size[0] - 0.1, 0.03, size[1] - 0.1), image, 0)
-
-
-def standing_lamp(at, metal, shade) -> None:
-    piece = Piece(at)
-    piece.rod((0, 0, 0), 0.14, 0.03, metal)
-    piece.rod((0, 0, 0.03), 0.015, 1.4, metal)
-    piece.rod((0, 0, 1.35), 0.24, 0.3, shade, 0.14)
-
-
-def plant(at, pot, leaf, rng) -> None:
-    piece = Piece(at)
-    piece.rod((0, 0, 0), 0.13, 0.3, pot, 0.18)
-    for _ in range(14):
-        middle = (rng.gauss(0, 0.13), rng.gauss(0, 0.13), rng.uniform(0.4, 0.95))
-        piece.ball(middle, rng.uniform(0.06, 0.14), leaf, 0.8)
 
 
 def books_of(colours) -> list:

@@ -1,56 +1,16 @@
 """The add-on in a real Blender, from its zip: maps come in with the numbers they have, and onto what they light."""
 
-import json
 
 import numpy as np
-import pytest
 import torch
-from blender_scene import export, in_blender, needs_bpy, truth
-from helpers import ROOT, python
+from blender_scene import export, needs_bpy, truth
+from helpers import ROOT
 
 from utils.inference.output import Output
 from utils.inference.prediction import Prediction
 from utils.inference.write import write
 from utils.intrinsics import INTRINSICS
 from utils.maps.conventions import to_srgb
-
-START = """
-import bpy, importlib, json, sys
-from pathlib import Path
-MODULE = "bl_ext.user_default.intrinsic_lora"
-bpy.ops.wm.open_mainfile(filepath=sys.argv[1], load_ui=False)
-bpy.ops.extensions.package_install_files(filepath=sys.argv[2], repo="user_default", enable_on_install=True)
-chosen = bpy.context.preferences.addons[MODULE].preferences
-scene = bpy.context.scene
-scene.render.engine, scene.render.resolution_x, scene.render.resolution_y = "CYCLES", 64, 48
-scene.cycles.samples, scene.camera = 4, bpy.data.objects["Camera"]
-def part(name):
-    return importlib.import_module(f"{MODULE}.{name}")
-def refused(operator, **options):
-    try:
-        operator(**options)
-    except RuntimeError as error:
-        return str(error)
-"""
-
-
-@pytest.fixture(scope="module")
-def packed(tmp_path_factory):
-    out = tmp_path_factory.mktemp("zip") / "intrinsic_lora.zip"
-    python("-m", "integrations.blender.addon_zip", "--out", out)
-    return out
-
-
-@pytest.fixture
-def session(scene, packed, tmp_path):
-    """Run a program in Blender with the scene open and the add-on installed from its zip; what it prints as JSON."""
-
-    def run(program: str, *words: object):
-        env = {"BLENDER_USER_RESOURCES": str(tmp_path / "blender")}
-        out = in_blender(START + program, scene, packed, *words, env=env)
-        return json.loads(out.splitlines()[-1]) if out.splitlines()[-1][:1] in "[{" else out
-
-    return run
 
 
 @needs_bpy

@@ -141,8 +141,7 @@ class Wire(bpy.types.Operator):
     def execute(self, context):
         chosen, thing = context.scene.intrinsic_lora, context.active_object
         if thing is None or not hasattr(thing.data, "materials") or not (chosen.normal or chosen.albedo):
-            why = "choose, or predict, normal or albedo" if thing else "no object is active"
-            self.report({"ERROR"}, why)
+            self.report({"ERROR"}, "choose, or predict, normal or albedo" if thing else "no object is active")
             return {"CANCELLED"}
         material.wire(material.material_of(thing), chosen.normal, chosen.albedo)
         return {"FINISHED"}
