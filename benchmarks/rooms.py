@@ -5,7 +5,7 @@
 
 Trains a LoRA for each intrinsic on the two training rooms, by the single-step script; predicts the third room, which
 no training picture shows, with it and with miniworld/mini-loras; scores both as evaluate.py does, beside the mean of
-the training labels, pixel by pixel, as everyone's answer. Writes <out>/results.md and <out>/rooms.png. A LoRA that is
+the training labels, pixel by pixel, as everyone's answer. Writes <out>/results.md and <out>/rooms.jpg. A LoRA that is
 there already is not trained again.
 """
 
@@ -140,9 +140,9 @@ def main(argv: list[str] | None = None) -> None:
     for task, intrinsic in INTRINSICS.items():
         cells = [score(task, data, out, row) for row in ROWS]
         lines.append(f"| {task} | {next(iter(intrinsic.scores.values()))} | {' | '.join(cells)} |")
-    draw(data, out).save(out / "rooms.png")
+    draw(data, out).save(out / "rooms.jpg", quality=90)
     (out / "results.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines) + f"\n{out / 'rooms.png'}")
+    print("\n".join(lines) + f"\n{out / 'rooms.jpg'}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """The add-on in a real Blender, from its zip: maps come in with the numbers they have, and onto what they light."""
 
-
 import numpy as np
 import torch
 from blender_scene import export, needs_bpy, truth
