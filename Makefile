@@ -5,7 +5,7 @@
 # make interop: LoRA files through diffusers of 2023 to today, writes the table in docs/lora_formats.md; full-size bases
 #   in one file
 # make comfyui COMFYUI_DIR=...: the workflows and nodes of integrations/comfyui in the real ComfyUI
-# make blender BPY_PYTHON=...: the export of Blender scenes, in a real bpy
+# make blender BPY_PYTHON=...: export of scenes, add-on, GLB and EXR files, in a real bpy
 PYTHON ?= python3
 PY := .venv/bin/python
 
@@ -41,7 +41,7 @@ comfyui: .venv/installed
 blender: .venv/installed
 	@test -n "$(BPY_PYTHON)" || { echo 'error: make blender BPY_PYTHON=.bpy/bin/python, after' \
 	  'python3.11 -m venv .bpy && .bpy/bin/pip install "bpy==4.2.*"'; exit 1; }
-	BPY_PYTHON=$(abspath $(BPY_PYTHON)) $(PY) -m pytest tests/integrations/test_blender.py
+	BPY_PYTHON=$(abspath $(BPY_PYTHON)) $(PY) -m pytest tests/integrations/test_blender*.py
 
 .venv/installed: requirements.txt requirements-dev.txt constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -71,7 +71,7 @@ def run_demo(args: argparse.Namespace) -> None:
         words += ["--pretrained_model_name_or_path", trainings[name].base if name in trainings else base]
         words += ["--resolution", SIDE, "--center_crop", "--batch_size", 10, "--npy"]
         python(ROOT / INFERENCE[method], *words)
-    write_mean_label(train_set, unseen, intrinsic, out / "predictions" / "mean")
+    write_mean_label(train_set, unseen.stems, intrinsic, out / "predictions" / "mean")
     write_vae_ceiling(base, unseen, intrinsic, out / "predictions" / "ceiling")
 
     step("4/4  score")

@@ -1,12 +1,14 @@
 """What a trained LoRA's error has to be seen beside: maps predicted without a pretrained generator, or untrained."""
 
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
+from dataloaders.base import Maps
 from dataloaders.diode import Diode
 from utils.inference.output import Output
 from utils.inference.prediction import Prediction
@@ -37,10 +39,10 @@ def untrained_lora(base: Path, donor: Path | None, folder: Path, metadata: dict[
     save_lora(unet, folder, metadata)
 
 
-def write_mean_label(train_set: Diode, unseen: Diode, intrinsic: Intrinsic, folder: Path) -> None:
+def write_mean_label(train_set: Maps, stems: Iterable[str], intrinsic: Intrinsic, folder: Path) -> None:
     """The mean of all training labels, pixel by pixel, as everyone's answer."""
     total = sum(train_set[index]["target"].double() for index in range(len(train_set)))
-    write_maps({stem: (total / len(train_set)).float() for stem in unseen.stems}, intrinsic, folder)
+    write_maps({stem: (total / len(train_set)).float() for stem in stems}, intrinsic, folder)
 
 
 def write_vae_ceiling(base: Path, unseen: Diode, intrinsic: Intrinsic, folder: Path) -> None:

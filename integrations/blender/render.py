@@ -1,5 +1,5 @@
-"""Renders a scene from many cameras and writes the raw passes. Runs in a Python that has `bpy` (4.2); no other package
-of this project is imported here, because bpy brings its own numpy.
+"""Renders a scene from many cameras and writes the raw passes. Runs in a Python that has `bpy` (4.2 or newer); nothing
+else of this project is imported here, because bpy brings its own numpy.
 
     python render.py JOB.json       {"scene", "raw", "stems", "seed", "size", "samples", "from_file"}
 
@@ -15,10 +15,11 @@ import bpy
 import numpy as np
 from mathutils import Matrix, Vector
 
+sys.path.insert(0, str(Path(__file__).parent))  # Blender, other than Python, does not look beside the file it runs
+from compositor import COLOUR, GEOMETRY, render
+
 FIELD_OF_VIEW, TRIES, RAYS = 60.0, 500, 8  # degrees; cameras tried; rays along each side of the test grid
 NEAREST, SEEN = 0.05, 0.7  # of the box's diagonal that must be free ahead; share of the rays that must hit something
-COLOUR = {"picture": "Image", "albedo": "DiffCol", "direct": "DiffDir", "indirect": "DiffInd"}
-GEOMETRY = {"normal": "Normal", "depth": "Depth"}
 
 
 def main(job: dict) -> None:
@@ -63,37 +64,6 @@ def set_up(scene, width: int, height: int, seed: int) -> None:
     layer = bpy.context.view_layer
     for name in ("normal", "z", "diffuse_color", "diffuse_direct", "diffuse_indirect"):
         setattr(layer, f"use_pass_{name}", True)
-
-
-def render(scene, raw: Path, passes: dict[str, str], samples: int, width: float) -> dict[str, np.ndarray]:
-    """Name -> float32 (H,W,3), or (H,W) of depth; rows from the top. width: of the pixel filter, in pixels."""
-    scene.cycles.samples, scene.cycles.filter_width = samples, width
-    scene.use_nodes, scene.render.use_compositing = True, True
-    nodes, links = scene.node_tree.nodes, scene.node_tree.links
-    nodes.clear()
-    layers = nodes.new("CompositorNodeRLayers")
-    output = nodes.new("CompositorNodeOutputFile")
-    output.base_path = str(raw)
-    output.format.file_format, output.format.color_depth = "OPEN_EXR", "32"
-    output.file_slots.clear()
-    for name, source in passes.items():
-        output.file_slots.new(f"{name}_")
-        links.new(layers.outputs[source], output.inputs[-1])
-    final = nodes.new("CompositorNodeComposite")
-    links.new(layers.outputs["Image"], final.inputs["Image"])
-    bpy.ops.render.render(write_still=False)
-    return {name: read(raw / f"{name}_{scene.frame_current:04}.exr", name == "depth") for name in passes}
-
-
-def read(file: Path, one_channel: bool) -> np.ndarray:
-    image = bpy.data.images.load(str(file))
-    image.colorspace_settings.name = "Non-Color"
-    pixels = np.empty(len(image.pixels), np.float32)
-    image.pixels.foreach_get(pixels)
-    pixels = pixels.reshape(image.size[1], image.size[0], image.channels)[::-1]
-    bpy.data.images.remove(image)
-    file.unlink()
-    return pixels[..., 0].copy() if one_channel else pixels[..., :3].copy()
 
 
 def place(scene, rng: np.random.Generator, number: int) -> Matrix:

@@ -1,64 +1,14 @@
-"""Blender's scenes as training data, in a real bpy 4.2: `make blender`, or BPY_PYTHON=path/to/python pytest."""
+"""Blender scenes as training data, in a real bpy: `make blender`, or BPY_PYTHON=path/to/python pytest."""
 
 import json
-import os
-import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
+from blender_scene import EYE, TILT, export, in_blender, needs_bpy, truth
 from helpers import python
 from PIL import Image
 
 from utils.maps.conventions import to_linear
-
-BPY = os.environ.get("BPY_PYTHON")
-needs_bpy = pytest.mark.skipif(not BPY, reason="BPY_PYTHON names no Python with bpy 4.2; make blender")
-EYE, TILT = (0.0, -4.0, 2.0), 65.0  # metres; degrees from straight down
-SCENE = f"""
-import bpy, math, sys
-bpy.ops.wm.read_factory_settings(use_empty=True)
-def colour(thing, rgb):
-    material = bpy.data.materials.new("m"); material.use_nodes = True
-    nodes = material.node_tree.nodes; nodes.clear()
-    shader, out = nodes.new("ShaderNodeBsdfDiffuse"), nodes.new("ShaderNodeOutputMaterial")
-    shader.inputs["Color"].default_value = (*rgb, 1)
-    material.node_tree.links.new(shader.outputs[0], out.inputs[0])
-    thing.data.materials.append(material)
-bpy.ops.mesh.primitive_plane_add(size=12); colour(bpy.context.object, (0.5, 0.25, 0.1))
-bpy.ops.mesh.primitive_cube_add(size=1, location=(1, 0, 0.5)); colour(bpy.context.object, (0.1, 0.6, 0.2))
-bpy.ops.mesh.primitive_uv_sphere_add(radius=0.6, location=(-1, 0, 0.6)); colour(bpy.context.object, (0.2, 0.3, 0.8))
-bpy.ops.object.shade_smooth()
-bpy.ops.object.light_add(type="SUN", rotation=(0.5, 0.3, 0)); bpy.context.object.data.energy = 2
-camera = bpy.data.objects.new("Camera", bpy.data.cameras.new("Camera")); camera.data.angle = math.radians(50)
-camera.location, camera.rotation_euler = {EYE}, (math.radians({TILT}), 0, 0)
-bpy.context.scene.collection.objects.link(camera)
-bpy.ops.wm.save_as_mainfile(filepath=sys.argv[-1])
-"""
-
-
-@pytest.fixture(scope="module")
-def scene(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("blender") / "room.blend"
-    subprocess.run([BPY, "-c", SCENE, str(path)], check=True, capture_output=True)
-    return path
-
-
-def export(scene: Path, out: Path, *more: object, check: bool = True):
-    words = ["--out", out, "--size", "64x48", "--samples", 16, "--bpy_python", BPY, *more]
-    return python("-m", "integrations.blender.export", scene, *words, check=check)
-
-
-@pytest.fixture(scope="module")
-def filed(scene, tmp_path_factory) -> Path:
-    """The scene from its own camera."""
-    out = tmp_path_factory.mktemp("filed") / "data"
-    export(scene, out, "--from_file", "--samples", 64)
-    return out
-
-
-def truth(out: Path, task: str, stem: str = "room_0000", folder: str = "gt") -> np.ndarray:
-    return np.load(out / task / folder / f"{stem}.npy")
 
 
 def floor(shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -121,25 +71,9 @@ def test_random_cameras_see_the_scene_resume_and_repeat(scene, tmp_path):
 def test_a_training_reads_it(scene, filed, bases, tmp_path):
     out = tmp_path / "data"
     export(scene, out, "--cameras", 4)
-    words = [
-        "--dataset",
-        "folder",
-        "--train_data_dir",
-        out / "depth",
-        "--output_dir",
-        tmp_path / "run",
-        "--resolution",
-    ]
-    words += [
-        "--resolution",
-        32,
-        "--pretrained_model_name_or_path",
-        bases["sd15"],
-        "--max_train_steps",
-        1,
-        "--train_batch_size",
-        1,
-    ]
+    words = ["--dataset", "folder", "--train_data_dir", out / "depth", "--output_dir", tmp_path / "run"]
+    words += ["--resolution", 32, "--pretrained_model_name_or_path", bases["sd15"], "--max_train_steps", 1]
+    words += ["--train_batch_size", 1]
     python("sd_single_diode_pseudo_depth.py", *words, "--val_fraction", 0.25, "--report_to", "none")
     line = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0]
     assert any(key.endswith("abs_rel") and "label" not in key for key in json.loads(line))  # scored against gt
@@ -149,7 +83,7 @@ def test_a_training_reads_it(scene, filed, bases, tmp_path):
 def test_an_empty_scene_and_a_file_without_camera_are_refused(tmp_path):
     file = tmp_path / "empty.blend"
     program = "import bpy, sys; bpy.ops.wm.read_factory_settings(use_empty=True); "
-    subprocess.run([BPY, "-c", program + "bpy.ops.wm.save_as_mainfile(filepath=sys.argv[1])", str(file)], check=True)
+    in_blender(program + "bpy.ops.wm.save_as_mainfile(filepath=sys.argv[1])", file)
     for more, why in (((), "holds no mesh"), (("--from_file",), "holds no camera; leave --from_file out")):
         done = export(file, tmp_path / f"out{len(more)}", *more, check=False)
         assert done.returncode == 2 and why in done.stderr

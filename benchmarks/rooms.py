@@ -1,0 +1,149 @@
+"""LoRAs on rooms rendered in Blender: those of this repository, which know another world, and ones trained on rooms.
+
+    python -m integrations.blender.rooms --out data/rooms --bpy_python .bpy/bin/python
+    python -m benchmarks.rooms --data data/rooms --out runs/rooms
+
+Trains a LoRA for each intrinsic on the two training rooms, by the single-step script; predicts the third room, which
+no training picture shows, with it and with miniworld/mini-loras; scores both as evaluate.py does, beside the mean of
+the training labels, pixel by pixel, as everyone's answer. Writes <out>/results.md and <out>/rooms.jpg. A LoRA that is
+there already is not trained again.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from dataloaders.folder import open_folder
+from dataloaders.listing import folder_samples
+from miniworld.references import write_mean_label
+from utils.cli import Parser, path_flag
+from utils.errors import InputError, run
+from utils.evaluation.args import parse_args
+from utils.evaluation.run import evaluate
+from utils.intrinsics import INTRINSICS
+from utils.maps.colours import shown
+from utils.maps.conventions import to_srgb
+from utils.maps.pictures import sheet
+
+ROOT = Path(__file__).resolve().parent.parent
+ROWS = {"mini": "LoRA of the mini world", "rooms": "LoRA trained on rooms", "mean": "mean of the training labels"}
+COLOUR = ["--pred_space", "srgb", "--gt_space", "linear"]
+FLAGS = {"normals": ["--protocol", "pooled"], "depth": ["--protocol", "plain"], "colour": COLOUR}  # of evaluate.py
+SIDE, SHOWN = 64, (0, 5, 10, 15)  # pictures of the third room
+
+
+def python(*words: object) -> None:
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, env=env, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{words[0]}: {done.stderr}")
+
+
+def train(task: str, data: Path, out: Path, steps: int) -> None:
+    """The command of docs/training.md on the two training rooms."""
+    words = [
+        "--pretrained_model_name_or_path=miniworld/mini-sd",
+        "--dataset=folder",
+        f"--train_data_dir={data / task}",
+    ]
+    words += [f"--output_dir={out}", "--resolution=64", "--timestep=400", "--learning_rate=4e-3"]
+    words += ["--lr_scheduler=linear", f"--max_train_steps={steps}", "--lora_targets=all", "--validation_steps=0"]
+    python(f"sd_single_diode_pseudo_{task}.py", *words, "--report_to=none")
+
+
+def predict(data: Path, out: Path) -> None:
+    """The third room's maps: <out>/<mini|rooms|mean>/<task>/predicted/. All tasks have the same pictures."""
+    pictures = data / "normal" / "images" / "val"
+    for name, loras in {"mini": ROOT / "miniworld" / "mini-loras", "rooms": out / "loras"}.items():
+        words = [pictures, "--lora", *(loras / task for task in INTRINSICS), "--output_dir", out / name]
+        python("predict.py", *words, "--center_crop", "--formats", "npy", "--batch_size", 10)
+    shutil.rmtree(out / "mean", ignore_errors=True)
+    for task, intrinsic in INTRINSICS.items():
+        seen, _ = open_folder(folder_samples(data / task), intrinsic, 0.1, 0, resolution=SIDE)
+        write_mean_label(seen, [path.stem for path in pictures.iterdir()], intrinsic, out / "mean")
+
+
+def truth(task: str, data: Path, out: Path) -> tuple[Path, Path]:
+    """Folders of ground truth and masks: the rendered ones; of colours their means over as many pixels as a pixel of
+    the prediction covers, because a path tracer's noise is in them.
+    """
+    folders = {what: data / task / what / "val" for what in ("gt", "masks")}
+    if INTRINSICS[task].kind == "colour":
+        for what, folder in folders.items():
+            folders[what] = out / "truth" / task / what
+            folders[what].mkdir(parents=True, exist_ok=True)
+            for file in folder.iterdir():
+                values = np.load(file)
+                cell = len(values) // SIDE
+                cells = values.reshape(SIDE, cell, SIDE, cell, *values.shape[2:]).swapaxes(1, 2)
+                np.save(folders[what] / file.name, cells.all((2, 3)) if what == "masks" else cells.mean((2, 3)))
+    return folders["gt"], folders["masks"]
+
+
+def score(task: str, data: Path, out: Path, row: str) -> str:
+    """The first metric with its interval."""
+    intrinsic, (gt, masks) = INTRINSICS[task], truth(task, data, out)
+    words = ["--task", task, "--pred_dir", out / row / task / "predicted", "--gt_dir", gt, "--mask_dir", masks]
+    words += ["--center_crop", *FLAGS[intrinsic.kind]]
+    found = evaluate(parse_args("", [str(word) for word in words]))
+    name = next(iter(intrinsic.scores))
+    low, high = found["intervals"][name]
+    return f"{found['metrics'][name]:.3g} [{low:.3g}, {high:.3g}]"
+
+
+def draw(data: Path, out: Path) -> Image.Image:
+    """For some pictures of the third room: RGB; exact map, the two predictions of each intrinsic."""
+    pictures = sorted((data / "normal" / "images" / "val").iterdir())
+    rows, columns = [], ["RGB", *(word for task in INTRINSICS for word in (f"{task}, exact", "mini world", "rooms"))]
+    for picture in [pictures[index] for index in SHOWN if index < len(pictures)]:
+        tiles = [np.asarray(Image.open(picture).convert("RGB"))]
+        for task, intrinsic in INTRINSICS.items():
+            exact = np.load(data / task / "gt" / "val" / f"{picture.stem}.npy")
+            exact = -exact if intrinsic.kind == "depth" else exact  # near = large, as predictions are
+            if intrinsic.kind == "colour":
+                exact = to_srgb(np.clip(exact / max(1, np.percentile(exact, 99)), 0, 1))
+            maps = [exact]
+            for row in ("mini", "rooms"):
+                path = out / row / task / "predicted" / f"{picture.stem}_{task}.npy"
+                maps.append(np.load(path))
+            tiles += [next(iter(shown(values, intrinsic).values())) for values in maps]
+        sized = [np.asarray(Image.fromarray(tile).resize((96, 96), Image.Resampling.BOX)) for tile in tiles]
+        rows.append(Image.fromarray(np.hstack(sized)))
+    return sheet(rows, columns)
+
+
+def parse(argv: list[str] | None = None):
+    parser = Parser(prog="python -m benchmarks.rooms", description=__doc__)
+    add = parser.add_argument
+    add("--data", type=path_flag, default=Path("data/rooms"), help="what integrations.blender.rooms has written")
+    add("--out", type=path_flag, default=Path("runs/rooms"), help="LoRAs, maps, scores and picture")
+    add("--steps", type=int, default=300, help="of each training")
+    args = parser.parse_args(argv)
+    if not (args.data / "normal" / "images" / "val").is_dir():
+        raise InputError(f"--data={args.data}: no rooms there; python -m integrations.blender.rooms renders them")
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    data, out = args.data.resolve(), args.out.resolve()
+    lines = ["| intrinsic | error | " + " | ".join(ROWS.values()) + " |", "|---" * (2 + len(ROWS)) + "|"]
+    for task in INTRINSICS:
+        if not (out / "loras" / task / "pytorch_lora_weights.safetensors").is_file():
+            train(task, data, out / "loras" / task, args.steps)
+    predict(data, out)
+    for task, intrinsic in INTRINSICS.items():
+        cells = [score(task, data, out, row) for row in ROWS]
+        lines.append(f"| {task} | {next(iter(intrinsic.scores.values()))} | {' | '.join(cells)} |")
+    draw(data, out).save(out / "rooms.jpg", quality=90)
+    (out / "results.md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines) + f"\n{out / 'rooms.jpg'}")
+
+
+if __name__ == "__main__":
+    run(main)
