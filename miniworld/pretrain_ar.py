@@ -29,7 +29,7 @@ from miniworld.pretraining.autoregressive import (
 )
 from miniworld.pretraining.picture_cache import cached_pictures
 from miniworld.pretraining.stage import run_stage
-from miniworld.pretraining.unconditional import DRAWN, report, sample_gates
+from miniworld.pretraining.unconditional import DRAWN, draw_sheet, report, sample_gates
 from utils.cli import Parser, path_flag
 from utils.errors import run
 from utils.training.args import RECOMMENDED
@@ -50,9 +50,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--sheet", type=path_flag, default=Path("docs/mini_ar.png"), help="picture of samples")
     add("--vae_from", type=path_flag, default=Path("miniworld/mini-sd"), help="whose VAE the VQ model's layers are")
     add("--work", type=path_flag, default=Path("output/pretrain"), help="checkpoints, logs, sample sheets, scenes")
-    add("--steps", type=int, default=4000, help="of the transformer")
+    add("--steps", type=int, default=1000, help="of the transformer")
     add("--batch", type=int, default=8)
-    add("--scenes", type=int, default=16384)
+    add("--scenes", type=int, default=4096)
     add("--workers", type=int, default=os.cpu_count() or 1, help="processes that render them")
     add("--seed", type=int, default=0)
     return parser.parse_args(argv)
@@ -67,7 +67,8 @@ def main(argv: list[str] | None = None) -> None:
     pictures = draw(whole, vq, DRAWN, args.seed)
     gates = [*vq_gates(vq, args.seed), *sample_gates(pictures, args.seed)]
     text = TEXT.format(codes=CODES, layers=LAYERS, width=WIDTH, heads=HEADS)
-    report(args.out, args.work, NAME, gates, pictures, args.sheet, text)
+    report(args.out, args.work, NAME, gates, text)
+    draw_sheet(pictures, args.sheet)
 
 
 def train(args: argparse.Namespace) -> None:

@@ -15,7 +15,7 @@ import torch
 from miniworld.pretraining.gan import CHANNELS, DEPTH, GAMMA, LAZY, NAME, STYLE_DIM, build_gan, gan_stage, samples
 from miniworld.pretraining.picture_cache import cached_pictures
 from miniworld.pretraining.stage import run_stage
-from miniworld.pretraining.unconditional import DRAWN, report, sample_gates
+from miniworld.pretraining.unconditional import DRAWN, draw_sheet, report, sample_gates
 from utils.cli import Parser, path_flag
 from utils.errors import run
 from utils.generators.gan_files import load_gan, save_gan
@@ -34,7 +34,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--work", type=path_flag, default=Path("output/pretrain"), help="checkpoints, logs, sample sheets, scenes")
     add("--report", action="store_true", help="train nothing: measure what lies in --out")
     add("--sheet", type=path_flag, default=Path("docs/mini_gan.png"), help="picture of samples")
-    add("--steps", type=int, default=10000, help="of both networks")
+    add("--steps", type=int, default=7000, help="of both networks")
     add("--batch", type=int, default=16, help="pictures a step, a multiple of 4")
     add("--scenes", type=int, default=65536, help="training pictures")
     add("--workers", type=int, default=os.cpu_count() or 1, help="processes that render them")
@@ -49,7 +49,8 @@ def main(argv: list[str] | None = None) -> None:
     pictures = samples(load_gan(str(args.out)).network, DRAWN, args.seed)
     text = TEXT.format(generator=CHANNELS, style_dim=STYLE_DIM, depth=DEPTH, gamma=GAMMA, lazy=LAZY)
     gates = sample_gates(pictures, args.seed, CEILING)
-    report(args.out, args.work, NAME, gates, pictures, args.sheet, text)
+    report(args.out, args.work, NAME, gates, text)
+    draw_sheet(pictures, args.sheet)
 
 
 def train(args: argparse.Namespace) -> None:

@@ -11,11 +11,17 @@ from pathlib import Path
 import torch
 
 from miniworld.pretraining.stage import run_stage
-from miniworld.pretraining.teacher import build_teacher, cached_maps, save_teacher, teacher_stage
+from miniworld.pretraining.teacher import NAME, build_teacher, cached_maps, save_teacher, teacher_stage
+from miniworld.pretraining.teacher_gates import teacher_gates
+from miniworld.pretraining.unconditional import report
 from utils.cli import Parser, path_flag
 from utils.errors import run
 
 SIZE = 64
+TEXT = """A supervised network for normals, depth, albedo and shading at once: diffusers' UNet2DModel, trained by
+`python -m miniworld.pretrain_teacher` on rendered rooms and yards of 64 x 64 pixels with their exact labels. It labels
+what a GAN draws (`gan_pseudo.py`), and any picture: `pseudo_label.py --teacher miniworld/mini-teacher`. It knows its
+own small world. Weights in fp16."""
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -23,7 +29,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--out", type=path_flag, default=Path("miniworld/mini-teacher"), help="folder of the network")
     add("--work", type=path_flag, default=Path("output/pretrain"), help="checkpoints, logs, sample sheets, scenes")
-    add("--steps", type=int, default=4000)
+    add("--report", action="store_true", help="train nothing: measure what lies in --out")
+    add("--steps", type=int, default=2000)
     add("--batch", type=int, default=16)
     add("--scenes", type=int, default=16384)
     add("--seed", type=int, default=0)
@@ -32,10 +39,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
+    if not args.report:
+        train(args)
+    report(args.out, args.work, NAME, teacher_gates(args.out, args.seed), TEXT)
+
+
+def train(args: argparse.Namespace) -> None:
+    """Train what is not trained yet, and save it."""
     maps = cached_maps(args.work / "maps", args.seed, args.scenes, SIZE)
     torch.manual_seed(args.seed)
     settings = {"steps": args.steps, "learning_rate": 2e-3, "seed": args.seed, "ema_decay": 0.995}
-    stage = teacher_stage(build_teacher(SIZE), maps, args.work / "teacher", args.batch, **settings)
+    stage = teacher_stage(build_teacher(SIZE), maps, args.work / NAME, args.batch, **settings)
     save_teacher(args.out, run_stage(stage)["teacher"], SIZE)
 
 

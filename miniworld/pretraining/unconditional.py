@@ -40,12 +40,20 @@ def sample_gates(pictures: Tensor, seed: int, ceiling: float | None = None) -> l
     ]
 
 
-def report(out: Path, work: Path, stage: str, gates: list[Gate], pictures: Tensor, sheet: Path, text: str) -> None:
-    """Print the gates, draw the sheet, and write both into the card of the folder `out`; `text`: how it was made."""
+def draw_sheet(pictures: Tensor, sheet: Path) -> None:
+    """The first samples, 8 in a row."""
     sheet.parent.mkdir(parents=True, exist_ok=True)
     save_sheet(list(pictures[:SHOWN].split(8)), sheet)
-    found = "\n\n".join(part for part in (table(gates), hours(work, (stage,))) if part)
-    card = out / "README.md"
-    card.write_text(HEAD.format(name=out.name, text=text, begin=BEGIN, end=END))
-    write_card(card, found)
-    print(f"{found}\n\nsamples: {sheet}")
+    print(f"samples: {sheet}")
+
+
+def report(out: Path, work: Path, stage: str, gates: list[Gate], text: str) -> None:
+    """Print the gates and write them into the card of the folder `out`; `text`: how it was made. Where the training's
+    log is at hand, its steps and hours too; else the card keeps what it says.
+    """
+    found, card = table(gates), out / "README.md"
+    if not card.exists() or (work / stage / "log.jsonl").exists():
+        found = "\n\n".join(part for part in (found, hours(work, (stage,))) if part)
+        card.write_text(HEAD.format(name=out.name, text=text, begin=BEGIN, end=END))
+        write_card(card, found)
+    print(found)

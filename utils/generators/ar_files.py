@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from diffusers import VQModel
 from torch import nn
-from transformers import JanusForConditionalGeneration, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from utils.errors import InputError
 from utils.generators.picture_tokens import JanusTokens, PictureTransformer, Tokens, VQTokens
@@ -69,6 +69,8 @@ def start_of(whole: LlamaForCausalLM) -> torch.Tensor:
 
 def _janus(name: str, revision: str | None, here: bool) -> tuple[PictureTransformer, JanusTokens, int]:
     """Janus' language model between its own embedding of picture tokens and its own head for them."""
+    from transformers import JanusForConditionalGeneration  # warns at its import, which others need not see
+
     if here:
         kind = json.loads((Path(name) / "config.json").read_text()).get("model_type")
         if kind != "janus":
