@@ -47,7 +47,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--out", type=path_flag, default=Path("miniworld/mini-ar"), help="folder of the generator")
     add("--report", action="store_true", help="train nothing: measure what lies in --out")
-    add("--sheet", type=path_flag, default=Path("docs/mini_ar.png"), help="picture of samples")
+    add("--sheet", type=path_flag, default=Path("docs/mini_ar.jpg"), help="picture of samples")
     add("--vae_from", type=path_flag, default=Path("miniworld/mini-sd"), help="whose VAE the VQ model's layers are")
     add("--work", type=path_flag, default=Path("output/pretrain"), help="checkpoints, logs, sample sheets, scenes")
     add("--steps", type=int, default=1000, help="of the transformer")

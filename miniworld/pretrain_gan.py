@@ -33,7 +33,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--out", type=path_flag, default=Path("miniworld/mini-gan"), help="folder of the generator")
     add("--work", type=path_flag, default=Path("output/pretrain"), help="checkpoints, logs, sample sheets, scenes")
     add("--report", action="store_true", help="train nothing: measure what lies in --out")
-    add("--sheet", type=path_flag, default=Path("docs/mini_gan.png"), help="picture of samples")
+    add("--sheet", type=path_flag, default=Path("docs/mini_gan.jpg"), help="picture of samples")
     add("--steps", type=int, default=7000, help="of both networks")
     add("--batch", type=int, default=16, help="pictures a step, a multiple of 4")
     add("--scenes", type=int, default=65536, help="training pictures")

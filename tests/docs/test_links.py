@@ -7,7 +7,8 @@ from urllib.parse import unquote
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDERS = ("", "docs", "benchmarks", "miniworld/mini-sd", "miniworld/mini-ip2p", "miniworld/mini-loras")
+FOLDERS = ("", "docs", "benchmarks", "miniworld/mini-sd", "miniworld/mini-ip2p", "miniworld/mini-loras",
+           "miniworld/mini-gan", "miniworld/mini-ar", "miniworld/mini-teacher")  # fmt: skip
 PAGES = sorted(page for folder in FOLDERS for page in (ROOT / folder).glob("*.md"))
 PICTURES = sorted(path for path in (ROOT / "docs").iterdir() if path.suffix in (".png", ".jpg", ".svg"))
 FENCE = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
