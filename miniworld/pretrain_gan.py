@@ -34,7 +34,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--work", type=path_flag, default=Path("output/pretrain"), help="checkpoints, logs, sample sheets, scenes")
     add("--report", action="store_true", help="train nothing: measure what lies in --out")
     add("--sheet", type=path_flag, default=Path("docs/mini_gan.jpg"), help="picture of samples")
-    add("--steps", type=int, default=7000, help="of both networks")
+    add("--steps", type=int, default=6500, help="of both networks")
     add("--batch", type=int, default=16, help="pictures a step, a multiple of 4")
     add("--scenes", type=int, default=65536, help="training pictures")
     add("--workers", type=int, default=os.cpu_count() or 1, help="processes that render them")
