@@ -78,7 +78,7 @@ def truth(task: str, data: Path, out: Path) -> tuple[Path, Path]:
             folders[what] = out / "truth" / task / what
             folders[what].mkdir(parents=True, exist_ok=True)
             for file in folder.iterdir():
-                values = np.load(file)
+                values = np.load(file, allow_pickle=False)
                 cell = len(values) // SIDE
                 cells = values.reshape(SIDE, cell, SIDE, cell, *values.shape[2:]).swapaxes(1, 2)
                 np.save(folders[what] / file.name, cells.all((2, 3)) if what == "masks" else cells.mean((2, 3)))
@@ -103,14 +103,14 @@ def draw(data: Path, out: Path) -> Image.Image:
     for picture in [pictures[index] for index in SHOWN if index < len(pictures)]:
         tiles = [np.asarray(Image.open(picture).convert("RGB"))]
         for task, intrinsic in INTRINSICS.items():
-            exact = np.load(data / task / "gt" / "val" / f"{picture.stem}.npy")
+            exact = np.load(data / task / "gt" / "val" / f"{picture.stem}.npy", allow_pickle=False)
             exact = -exact if intrinsic.kind == "depth" else exact  # near = large, as predictions are
             if intrinsic.kind == "colour":
                 exact = to_srgb(np.clip(exact / max(1, np.percentile(exact, 99)), 0, 1))
             maps = [exact]
             for row in ("mini", "rooms"):
                 path = out / row / task / "predicted" / f"{picture.stem}_{task}.npy"
-                maps.append(np.load(path))
+                maps.append(np.load(path, allow_pickle=False))
             tiles += [next(iter(shown(values, intrinsic).values())) for values in maps]
         sized = [np.asarray(Image.fromarray(tile).resize((96, 96), Image.Resampling.BOX)) for tile in tiles]
         rows.append(Image.fromarray(np.hstack(sized)))

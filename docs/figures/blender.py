@@ -57,7 +57,7 @@ def draw(data: Path, stem: str) -> None:
         if intrinsic.kind == "colour":
             tiles[TITLES[task]] = np.asarray(Image.open(data / task / "labels" / f"{stem}.png").convert("RGB"))
         else:
-            values = np.load(data / task / "gt" / f"{stem}.npy")
+            values = np.load(data / task / "gt" / f"{stem}.npy", allow_pickle=False)
             values = -values if task == "depth" else values  # near = large
             tiles[TITLES[task]] = next(iter(shown(values, intrinsic).values()))
     for axis, (title, tile) in zip(axes, tiles.items(), strict=True):
