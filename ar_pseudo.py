@@ -27,17 +27,10 @@ def main(argv: list[str] | None = None) -> None:
         default="again",
         help="again: the label's tokens have the positions of the picture's; on: those that follow",
     )
-    parser.add_argument(
-        "--corrupt_tokens",
-        type=float,
-        default=0.5,
-        metavar="SHARE",
-        help="of the label's tokens, replaced by random ones where they are read, so that the picture is read too",
-    )
     parser.add_argument("--temperature", type=float, default=0.0, help="of predictions; 0: the likeliest tokens")
     args = parse(parser, argv)
-    if not 0 <= args.corrupt_tokens <= 1 or args.temperature < 0:
-        raise InputError("--corrupt_tokens must be from 0 to 1, and --temperature not negative")
+    if args.temperature < 0:
+        raise InputError(f"--temperature={args.temperature}: must not be negative")
 
     from dataloaders.open_data import open_data  # only now: PyTorch takes seconds to import, --help should not
     from utils.generators.ar_files import load_autoregressive
@@ -61,7 +54,7 @@ def main(argv: list[str] | None = None) -> None:
         load_attn_procs(base.network, args.lora_path)
 
     # Objective
-    objective = TokenPrediction(base.tokens, args.label_positions, args.corrupt_tokens, args.temperature)
+    objective = TokenPrediction(base.tokens, args.label_positions, args.temperature)
 
     train(settings, accelerator, resume_from, objective, base, train_set, validation_samples)
 

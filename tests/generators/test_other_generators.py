@@ -9,7 +9,6 @@ from helpers import lora, run_here
 
 from utils.errors import InputError
 from utils.generators.ar_files import load_autoregressive
-from utils.generators.ar_objective import TokenPrediction
 from utils.generators.gan_files import load_gan
 from utils.lora import load_attn_procs, read_lora
 
@@ -124,42 +123,17 @@ def test_a_transformers_run_goes_on_to_the_same_bits(ar_folder, ar_flags, tmp_pa
     assert whole and all(torch.equal(whole[key], cut[key]) for key in whole)
 
 
-@pytest.mark.parametrize(
-    ("flag", "value", "says"),
-    [
-        ("--label_positions", "on", "positions was 'again', now 'on'"),
-        ("--corrupt_tokens", 0, "corrupt_tokens was 0.5"),
-    ],
-)
-def test_other_tokens_are_another_experiment(flag, value, says, ar_folder, ar_flags, tmp_path):
+def test_other_positions_are_another_experiment(ar_folder, ar_flags, tmp_path):
     run_here("ar_pseudo.py", ar_flags(ar_folder, tmp_path, "--max_train_steps", 1))
-    more = ("--max_train_steps", 2, "--resume_from_checkpoint", "latest", flag, value)
-    with pytest.raises(InputError, match=says):
+    more = ("--max_train_steps", 2, "--resume_from_checkpoint", "latest", "--label_positions", "on")
+    with pytest.raises(InputError, match="positions was 'again', now 'on'"):
         run_here("ar_pseudo.py", ar_flags(ar_folder, tmp_path, *more))
-
-
-def test_corrupted_tokens_are_read_and_the_true_ones_learnt(ar_folder):
-    generator = load_autoregressive(str(ar_folder))
-    batch = {name: torch.rand(2, 3, 32, 32) * 2 - 1 for name in ("rgb", "target")}
-    label = generator.tokens.encode(batch["target"])
-    seen = []
-
-    def network(picture, read, positions):
-        seen.append(read)
-        return torch.nn.functional.one_hot(label, 16).float() * 50
-
-    def loss(share: float) -> float:
-        noise = [torch.Generator().manual_seed(number) for number in range(2)]
-        return TokenPrediction(generator.tokens, corrupt=share).loss(network, batch, noise).item()
-
-    assert loss(0.0) == loss(0.5) == pytest.approx(0, abs=1e-6)
-    assert torch.equal(seen[0], label) and 0.3 < (seen[1] != label).float().mean() < 0.6
 
 
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        (["--corrupt_tokens", 2], "must be from 0 to 1"),
+        (["--temperature", -1], "must not be negative"),
         (["--masked_loss"], "a token is a patch"),
         (["--timestep", 5], "no noise levels"),
         (["--lora_targets", "all"], "the LoRA sits on the transformer's attention"),

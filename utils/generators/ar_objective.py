@@ -18,32 +18,23 @@ from utils.generators.picture_tokens import Positions, Tokens
 class TokenPrediction:
     """[picture tokens] -> [label tokens], decoded by the generator's own VQ decoder.
 
-    corrupt: share of the label's tokens that training replaces by random ones where they are read, not where they are
-    learnt. In training a token follows true ones, in prediction the network's own; without this a short training leans
-    on the label so far and hardly reads the picture. temperature: of the prediction; 0: the likeliest token each time.
+    temperature: of the prediction; 0: the likeliest token each time.
     """
 
     tokens: Tokens
     positions: Positions = "again"
-    corrupt: float = 0.0
     temperature: float = 0.0
     vae: None = None
     reads: ClassVar[str] = "rgb"
 
     @property
     def metadata(self) -> dict[str, object]:
-        return {"method": "autoregressive", "positions": self.positions, "corrupt_tokens": self.corrupt}
+        return {"method": "autoregressive", "positions": self.positions}
 
     def loss(self, network: nn.Module, batch: dict[str, Tensor], noise: list[Generator]) -> Tensor:
         """Cross-entropy of the label's tokens, mean over them, in nats; rgb, target (B,3,S,S) in [-1,1]."""
         picture, label = self.tokens.encode(torch.cat([batch["rgb"], batch["target"]])).chunk(2)
-        read = label
-        if self.corrupt:
-            count, codes = label.shape[1], self.tokens.codes
-            lost = torch.stack([torch.rand(count, generator=one) for one in noise]) < self.corrupt
-            others = torch.stack([torch.randint(codes, (count,), generator=one) for one in noise])
-            read = torch.where(lost.to(label.device), others.to(label.device), label)
-        return F.cross_entropy(network(picture, read, self.positions).float().transpose(1, 2), label)
+        return F.cross_entropy(network(picture, label, self.positions).float().transpose(1, 2), label)
 
     def predict(self, network: nn.Module, rgb: Tensor, noise: list[Generator]) -> Tensor:
         """rgb (B,3,S,S) in [-1,1] -> map (B,3,S,S) about [-1,1], not clamped. `noise` counts at a temperature only."""

@@ -22,10 +22,6 @@ class Tokens(Protocol):
 
     vq: Any
 
-    @property
-    def codes(self) -> int:
-        """How many tokens there are."""
-
     def encode(self, rgb: Tensor) -> Tensor: ...
 
     def decode(self, tokens: Tensor) -> Tensor: ...
@@ -36,10 +32,6 @@ class VQTokens:
 
     def __init__(self, vq: VQModel):
         self.vq: Any = vq
-
-    @property
-    def codes(self) -> int:
-        return self.vq.config.num_vq_embeddings
 
     @torch.no_grad()
     def encode(self, rgb: Tensor) -> Tensor:
@@ -59,10 +51,6 @@ class JanusTokens:
 
     def __init__(self, vq: nn.Module):
         self.vq: Any = vq
-
-    @property
-    def codes(self) -> int:
-        return self.vq.config.num_embeddings
 
     @torch.no_grad()
     def encode(self, rgb: Tensor) -> Tensor:
