@@ -4,7 +4,7 @@ The transformer has learnt to draw pictures token by token. A LoRA on its attent
 
     [picture tokens] -> [label tokens]        loss = cross-entropy of the label's tokens
 
-and the generator's own VQ decoder turns them into it: the likeliest token each time, or, at --temperature, drawn.
+and the generator's own VQ decoder turns them into it: the likeliest token each time, or, at --temperature, sampled.
 On the toy generator:
 
     accelerate launch --config_file accelerate.yaml ar_pseudo.py --task=normal \\

@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> None:
     # Data: generated pictures, labelled by the teacher; others to validate on
     gan = load_gan(args.pretrained_model_name_or_path)
     gan.network.to(accelerator.device)
-    painter = load_gan(args.pictures_from or args.pretrained_model_name_or_path).network.to(accelerator.device)
+    painter = load_gan(args.pictures_from).network.to(accelerator.device) if args.pictures_from else gan.network
     teacher = load_teacher(args.task, args.teacher, None, accelerator.device, torch.float32)
 
     def generated(count: int, seed: int) -> Generated:

@@ -60,7 +60,11 @@ def groups(results: list[dict], *keys: str) -> dict[tuple, list[dict]]:
 
 def shown(results: list[dict], digits: int = 3) -> str:
     """Mean with its interval."""
-    errors = matrix(results)
+    return with_interval(matrix(results), digits)
+
+
+def with_interval(errors: np.ndarray, digits: int = 3) -> str:
+    """Mean with its interval, of errors (seeds, pictures)."""
     low, high = interval(resample(errors))
     return f"{np.nanmean(errors):.{digits}g} [{low:.{digits}g}, {high:.{digits}g}]"
 

@@ -9,14 +9,11 @@ docs/generators.md.
 """
 
 import argparse
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.answers import headline, interval, resample, table
+from benchmarks.answers import headline, table, with_interval
 from benchmarks.held_out import (
     HELD_OUT,
     ar_errors,
@@ -28,6 +25,7 @@ from benchmarks.held_out import (
     scenes,
     through_tokens,
 )
+from miniworld.demo_steps import ROOT, python
 from miniworld.pretraining.report import write_card
 from utils.cli import Parser, path_flag
 from utils.errors import run
@@ -35,7 +33,6 @@ from utils.generators.ar_files import load_autoregressive
 from utils.intrinsics import INTRINSICS
 from utils.lora import SAFETENSORS, read_lora
 
-ROOT = Path(__file__).resolve().parent.parent
 FAMILIES = {"gan": ROOT / "miniworld" / "mini-gan", "ar": ROOT / "miniworld" / "mini-ar"}
 TEACHER = ROOT / "miniworld" / "mini-teacher"
 TITLES = {"gan": "GAN: mini-gan, labels by mini-teacher", "ar": "Autoregressive: mini-ar, exact truth"}
@@ -61,6 +58,10 @@ def main(argv: list[str] | None = None) -> None:
         f"{args.steps} steps of {BATCH} labels out of {args.images}, rank 8, learning rate {RATE:g} falling linearly "
         f"to 0; {args.seeds} seeds, {VAL} unseen pictures. Brackets: 95 % bootstrap intervals over seeds and pictures."
     ]
+    if "ar" in args.families:
+        python(
+            "-m", "miniworld.scenes", "--root", args.work / "DIODE", "--train", args.images, "--val", VAL, "--truth"
+        )
     for family in args.families:
         rows = {task: measure(family, task, args) for task in args.tasks}
         head = ("intrinsic", "error", *next(iter(rows.values())))
@@ -73,35 +74,44 @@ def main(argv: list[str] | None = None) -> None:
 
 def measure(family: str, task: str, args: argparse.Namespace) -> dict[str, str]:
     """Column -> cell of one intrinsic's row."""
-    pretrained = FAMILIES[family]
-    bases = {"trained": pretrained, "random": random_generator(pretrained, args.work / f"{family}-random")}
-    loras = {
-        name: [train(family, task, base, seed, args) for seed in range(args.seeds)] for name, base in bases.items()
+    bases = {
+        "LoRA on the trained generator": FAMILIES[family],
+        "on random weights": random_generator(FAMILIES[family], args.work / f"{family}-random"),
     }
-    if family == "gan":
-        train_items = generated(pretrained, TEACHER, task, args.images, 0)
-        items = {name: generated(pretrained, TEACHER, task, VAL, HELD_OUT, base) for name, base in bases.items()}
-        found = {name: [gan_errors(bases[name], lora, items[name], task) for lora in loras[name]] for name in bases}
-        references = {
-            "linear read-out of w": linear_readout(train_items, items["trained"], task),
-            "mean label": mean_label(train_items, items["trained"], task),
-        }
-    else:
-        diode = args.work / "DIODE"
-        side = load_autoregressive(str(pretrained)).resolution
-        train_items, items = (scenes(diode, task, split, side) for split in ("train", "val"))
-        found = {
-            name: [ar_errors(load_autoregressive(str(bases[name])), lora, items, task) for lora in loras[name]]
-            for name in bases
-        }
-        references = {
-            "mean label": mean_label(train_items, items, task),
-            "label through the tokens": through_tokens(load_autoregressive(str(pretrained)), items, task),
-        }
-    count = sum(value.numel() for value in read_lora(loras["trained"][0]).state.values())
-    columns = {"LoRA on the trained generator": found["trained"], "on random weights": found["random"]}
-    cells = {name: shown(np.stack(values)) for name, values in columns.items()}
-    return cells | {name: shown(values[None]) for name, values in references.items()} | {"parameters": f"{count:,}"}
+    seeds = range(args.seeds)
+    loras = {name: [train(family, task, base, seed, args) for seed in seeds] for name, base in bases.items()}
+    found = (of_gan if family == "gan" else of_transformer)(task, bases, loras, args)
+    parameters = sum(value.numel() for value in read_lora(loras[next(iter(bases))][0]).state.values())
+    return {name: with_interval(values) for name, values in found.items()} | {"parameters": f"{parameters:,}"}
+
+
+Bases, Loras, Errors = dict[str, Path], dict[str, list[Path]], dict[str, np.ndarray]  # each by column
+
+
+def of_gan(task: str, bases: Bases, loras: Loras, args: argparse.Namespace) -> Errors:
+    """Errors (seeds, pictures) of the LoRAs and of what needs no generator."""
+    known, unseen = (
+        generated(FAMILIES["gan"], TEACHER, task, count, seed) for count, seed in ((args.images, 0), (VAL, HELD_OUT))
+    )
+    found = {}
+    for name, base in bases.items():
+        own = base == FAMILIES["gan"]
+        items = unseen if own else generated(FAMILIES["gan"], TEACHER, task, VAL, HELD_OUT, base)
+        found[name] = np.stack([gan_errors(base, lora, items, task) for lora in loras[name]])
+    found["linear read-out of w"] = linear_readout(known, unseen, task)[None]
+    return found | {"mean label": mean_label(known, unseen, task)[None]}
+
+
+def of_transformer(task: str, bases: Bases, loras: Loras, args: argparse.Namespace) -> Errors:
+    """Errors (seeds, pictures) of the LoRAs, of the mean label, and of the label itself as tokens."""
+    trained = load_autoregressive(str(FAMILIES["ar"]))
+    known, unseen = (scenes(args.work / "DIODE", task, split, trained.resolution) for split in ("train", "val"))
+    found = {}
+    for name, base in bases.items():
+        each = [ar_errors(load_autoregressive(str(base)), lora, unseen, task) for lora in loras[name]]
+        found[name] = np.stack(each)
+    found["mean label"] = mean_label(known, unseen, task)[None]
+    return found | {"label through the tokens": through_tokens(trained, unseen, task)[None]}
 
 
 def train(family: str, task: str, base: Path, seed: int, args: argparse.Namespace) -> Path:
@@ -117,22 +127,9 @@ def train(family: str, task: str, base: Path, seed: int, args: argparse.Namespac
         words += ["--teacher", TEACHER, "--pictures_from", FAMILIES[family]]
     else:
         diode = args.work / "DIODE"
-        python("-m", "miniworld.scenes", "--root", diode, "--train", 300, "--val", VAL, "--truth")
         words += ["--train_data_dir", diode / INTRINSICS[task].truth_folder, "--pseudo_root", diode / "pseudo" / task]
     python(ROOT / f"{family}_pseudo.py", *words)
     return folder
-
-
-def python(*words: object) -> None:
-    """Run Python in the project's root."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, *map(str, words)], check=True, cwd=ROOT, env=environment)
-
-
-def shown(values: np.ndarray) -> str:
-    """Mean with its interval, of errors (seeds, pictures)."""
-    low, high = interval(resample(values))
-    return f"{np.nanmean(values):.3g} [{low:.3g}, {high:.3g}]"
 
 
 if __name__ == "__main__":

@@ -9,10 +9,7 @@ the training labels, pixel by pixel, as everyone's answer. Writes <out>/results.
 there already is not trained again.
 """
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,28 +17,21 @@ from PIL import Image
 
 from dataloaders.folder import open_folder
 from dataloaders.listing import folder_samples
+from miniworld.demo_steps import ROOT, python
 from miniworld.references import write_mean_label
+from miniworld.tasks import evaluation_flags
 from utils.cli import Parser, path_flag
 from utils.errors import InputError, run
 from utils.evaluation.args import parse_args
 from utils.evaluation.run import evaluate
 from utils.intrinsics import INTRINSICS
+from utils.lora import SAFETENSORS
 from utils.maps.colours import shown
 from utils.maps.conventions import to_srgb
 from utils.maps.pictures import sheet
 
-ROOT = Path(__file__).resolve().parent.parent
 ROWS = {"mini": "LoRA of the mini world", "rooms": "LoRA trained on rooms", "mean": "mean of the training labels"}
-COLOUR = ["--pred_space", "srgb", "--gt_space", "linear"]
-FLAGS = {"normals": ["--protocol", "pooled"], "depth": ["--protocol", "plain"], "colour": COLOUR}  # of evaluate.py
 SIDE, SHOWN = 64, (0, 5, 10, 15)  # pictures of the third room
-
-
-def python(*words: object) -> None:
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, env=env, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{words[0]}: {done.stderr}")
 
 
 def train(task: str, data: Path, out: Path, steps: int) -> None:
@@ -85,11 +75,14 @@ def truth(task: str, data: Path, out: Path) -> tuple[Path, Path]:
     return folders["gt"], folders["masks"]
 
 
-def score(task: str, data: Path, out: Path, row: str) -> str:
+def score(task: str, out: Path, row: str, gt: Path, masks: Path) -> str:
     """The first metric with its interval."""
-    intrinsic, (gt, masks) = INTRINSICS[task], truth(task, data, out)
+    intrinsic = INTRINSICS[task]
     words = ["--task", task, "--pred_dir", out / row / task / "predicted", "--gt_dir", gt, "--mask_dir", masks]
-    words += ["--center_crop", *FLAGS[intrinsic.kind]]
+    words += [
+        "--center_crop",
+        *(("--protocol", "plain") if intrinsic.kind == "depth" else evaluation_flags(intrinsic)),
+    ]
     found = evaluate(parse_args("", [str(word) for word in words]))
     name = next(iter(intrinsic.scores))
     low, high = found["intervals"][name]
@@ -134,11 +127,12 @@ def main(argv: list[str] | None = None) -> None:
     data, out = args.data.resolve(), args.out.resolve()
     lines = ["| intrinsic | error | " + " | ".join(ROWS.values()) + " |", "|---" * (2 + len(ROWS)) + "|"]
     for task in INTRINSICS:
-        if not (out / "loras" / task / "pytorch_lora_weights.safetensors").is_file():
+        if not (out / "loras" / task / SAFETENSORS).is_file():
             train(task, data, out / "loras" / task, args.steps)
     predict(data, out)
     for task, intrinsic in INTRINSICS.items():
-        cells = [score(task, data, out, row) for row in ROWS]
+        folders = truth(task, data, out)
+        cells = [score(task, out, row, *folders) for row in ROWS]
         lines.append(f"| {task} | {next(iter(intrinsic.scores.values()))} | {' | '.join(cells)} |")
     draw(data, out).save(out / "rooms.jpg", quality=90)
     (out / "results.md").write_text("\n".join(lines) + "\n")

@@ -7,14 +7,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 from torch.utils.data import Dataset
 
 from utils.errors import InputError
 from utils.intrinsics import Intrinsic
-from utils.maps.conventions import to_linear
 from utils.maps.images import Crop, read_label, read_rgb, same_aspect, size_of, whole_size
-from utils.metrics.scores import Score, against_label, score_of
+from utils.metrics.scores import Score, against_label, label_as_truth, score_of
 
 PROBES = 8  # pictures and labels whose content goes into a fingerprint
 
@@ -168,20 +166,6 @@ class Maps(Dataset):
         flags = "--crop square and --center_crop" if self.whole else "--center_crop"
         cure = f"labels of centre squares need {flags}" if label[0] == label[1] else "make the label anew"
         raise InputError(f"{path}: a {label[0]}x{label[1]} label does not cover a {rgb[0]}x{rgb[1]} picture; {cure}")
-
-
-def label_as_truth(intrinsic: Intrinsic, target: Tensor) -> tuple[Tensor, Tensor]:
-    """A label (3,R,R) in [-1,1], decoded to the unit of gt, and valid (1,R,R).
-
-    Normals: unit vectors. Colours: linear. Depth: nothing is valid, because a label tells no metres.
-    """
-    everywhere = torch.ones_like(target[:1], dtype=torch.bool)
-    if intrinsic.kind == "depth":
-        return torch.zeros_like(target[:1]), ~everywhere
-    if intrinsic.kind == "normals":
-        return normalize(target, dim=0, eps=1e-12), (target != 0).any(0, keepdim=True)
-    values = target.double().numpy() / 2 + 0.5
-    return torch.from_numpy(to_linear(values) if intrinsic.coding == "srgb" else values).float(), everywhere
 
 
 def fixed_samples(dataset: Maps, count: int, seed: int) -> list[dict]:

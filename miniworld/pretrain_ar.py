@@ -23,13 +23,14 @@ from miniworld.pretraining.autoregressive import (
     build_transformer,
     build_vq,
     cached_tokens,
-    draw,
+    sample,
     transformer_stage,
     vq_gates,
 )
 from miniworld.pretraining.picture_cache import cached_pictures
+from miniworld.pretraining.report import DRAWN
 from miniworld.pretraining.stage import run_stage
-from miniworld.pretraining.unconditional import DRAWN, draw_sheet, report, sample_gates
+from miniworld.pretraining.unconditional import add_flags, draw_sheet, report, sample_gates
 from utils.cli import Parser, path_flag
 from utils.errors import run
 from utils.training.args import RECOMMENDED
@@ -44,17 +45,11 @@ depth, albedo or shading map took part. `ar_pseudo.py` trains LoRAs on it. Weigh
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(prog="python -m miniworld.pretrain_ar", description=__doc__.split("\n\n")[0])
-    add = parser.add_argument
-    add("--out", type=path_flag, default=Path("miniworld/mini-ar"), help="folder of the generator")
-    add("--report", action="store_true", help="train nothing: measure what lies in --out")
-    add("--sheet", type=path_flag, default=Path("docs/mini_ar.jpg"), help="picture of samples")
-    add("--vae_from", type=path_flag, default=Path("miniworld/mini-sd"), help="whose VAE the VQ model's layers are")
-    add("--work", type=path_flag, default=Path("output/pretrain"), help="checkpoints, logs, sample sheets, scenes")
-    add("--steps", type=int, default=1000, help="of the transformer")
-    add("--batch", type=int, default=8)
-    add("--scenes", type=int, default=4096)
-    add("--workers", type=int, default=os.cpu_count() or 1, help="processes that render them")
-    add("--seed", type=int, default=0)
+    add_flags(parser, Path("miniworld/mini-ar"), steps=1000, batch=8, scenes=4096)
+    mini_sd = Path("miniworld/mini-sd")
+    parser.add_argument("--vae_from", type=path_flag, default=mini_sd, help="whose VAE the VQ model's layers are")
+    parser.add_argument("--sheet", type=path_flag, default=Path("docs/mini_ar.jpg"), help="picture of samples")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that render them")
     return parser.parse_args(argv)
 
 
@@ -64,7 +59,7 @@ def main(argv: list[str] | None = None) -> None:
         train(args)
     vq = VQModel.from_pretrained(args.out / "vq").float()
     whole = LlamaForCausalLM.from_pretrained(args.out / "transformer").float().eval()
-    pictures = draw(whole, vq, DRAWN, args.seed)
+    pictures = sample(whole, vq, DRAWN, args.seed)
     gates = [*vq_gates(vq, args.seed), *sample_gates(pictures, args.seed)]
     text = TEXT.format(codes=CODES, layers=LAYERS, width=WIDTH, heads=HEADS)
     report(args.out, args.work, NAME, gates, text)

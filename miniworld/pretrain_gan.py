@@ -14,8 +14,9 @@ import torch
 
 from miniworld.pretraining.gan import CHANNELS, DEPTH, GAMMA, LAZY, NAME, STYLE_DIM, build_gan, gan_stage, samples
 from miniworld.pretraining.picture_cache import cached_pictures
+from miniworld.pretraining.report import DRAWN
 from miniworld.pretraining.stage import run_stage
-from miniworld.pretraining.unconditional import DRAWN, draw_sheet, report, sample_gates
+from miniworld.pretraining.unconditional import add_flags, draw_sheet, report, sample_gates
 from utils.cli import Parser, path_flag
 from utils.errors import run
 from utils.generators.gan_files import load_gan, save_gan
@@ -29,16 +30,9 @@ depth, albedo or shading map took part. `gan_pseudo.py` trains LoRAs on it. Weig
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(prog="python -m miniworld.pretrain_gan", description=__doc__.split("\n\n")[0])
-    add = parser.add_argument
-    add("--out", type=path_flag, default=Path("miniworld/mini-gan"), help="folder of the generator")
-    add("--work", type=path_flag, default=Path("output/pretrain"), help="checkpoints, logs, sample sheets, scenes")
-    add("--report", action="store_true", help="train nothing: measure what lies in --out")
-    add("--sheet", type=path_flag, default=Path("docs/mini_gan.jpg"), help="picture of samples")
-    add("--steps", type=int, default=6500, help="of both networks")
-    add("--batch", type=int, default=16, help="pictures a step, a multiple of 4")
-    add("--scenes", type=int, default=65536, help="training pictures")
-    add("--workers", type=int, default=os.cpu_count() or 1, help="processes that render them")
-    add("--seed", type=int, default=0)
+    add_flags(parser, Path("miniworld/mini-gan"), steps=6500, batch=16, scenes=65536)
+    parser.add_argument("--sheet", type=path_flag, default=Path("docs/mini_gan.jpg"), help="picture of samples")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that render them")
     return parser.parse_args(argv)
 
 

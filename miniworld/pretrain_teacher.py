@@ -13,8 +13,8 @@ import torch
 from miniworld.pretraining.stage import run_stage
 from miniworld.pretraining.teacher import NAME, build_teacher, cached_maps, save_teacher, teacher_stage
 from miniworld.pretraining.teacher_gates import teacher_gates
-from miniworld.pretraining.unconditional import report
-from utils.cli import Parser, path_flag
+from miniworld.pretraining.unconditional import add_flags, report
+from utils.cli import Parser
 from utils.errors import run
 
 SIZE = 64
@@ -26,14 +26,7 @@ own small world. Weights in fp16."""
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(prog="python -m miniworld.pretrain_teacher", description=__doc__.split("\n\n")[0])
-    add = parser.add_argument
-    add("--out", type=path_flag, default=Path("miniworld/mini-teacher"), help="folder of the network")
-    add("--work", type=path_flag, default=Path("output/pretrain"), help="checkpoints, logs, sample sheets, scenes")
-    add("--report", action="store_true", help="train nothing: measure what lies in --out")
-    add("--steps", type=int, default=2000)
-    add("--batch", type=int, default=16)
-    add("--scenes", type=int, default=16384)
-    add("--seed", type=int, default=0)
+    add_flags(parser, Path("miniworld/mini-teacher"), steps=2000, batch=16, scenes=16384)
     return parser.parse_args(argv)
 
 

@@ -5,11 +5,12 @@ from pathlib import Path
 import numpy as np
 
 from utils.errors import InputError
+from utils.intrinsics import INTRINSICS
 from utils.labels.encoding import SKY_NORMAL, encode, fill
 from utils.maps.conventions import to_srgb
 from utils.system.atomic import make_folder, save_npy, save_png
 
-TASKS = ("normal", "depth", "albedo", "shading")
+TASKS = tuple(INTRINSICS)
 
 
 def convert(raw: Path, out: Path, stem: str) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from integrations.blender.convert import TASKS
 from integrations.blender.export import main as export
-from integrations.blender.runtime import INSTALL, start
+from integrations.blender.runtime import no_bpy, start
 from utils.cli import Parser, path_flag
 from utils.errors import InputError, note, run
 from utils.system.atomic import make_folder
@@ -46,7 +46,7 @@ def build(folder: Path, bpy_python: str) -> None:
     make_folder(folder, "--out")
     done = start(bpy_python, BUILD, folder)
     if "No module named 'bpy'" in done.stderr:
-        raise InputError(f"--bpy_python={bpy_python}: has no bpy; {INSTALL}, then --bpy_python .bpy/bin/python")
+        raise no_bpy(bpy_python)
     if done.returncode:
         raise RuntimeError(done.stderr)
 

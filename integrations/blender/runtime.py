@@ -34,12 +34,17 @@ def start(blender: str, program: Path | str, argument: Path) -> subprocess.Compl
         raise InputError(f"--bpy_python={blender}: cannot be run ({error.strerror})") from None
 
 
+def no_bpy(blender: str) -> InputError:
+    """What is said of a Python without `bpy`."""
+    return InputError(f"--bpy_python={blender}: has no bpy; {INSTALL}, then --bpy_python .bpy/bin/python")
+
+
 def examine(blender: str, scene: Path) -> tuple[str, int]:
     """Blender's version, as "4.2", and how many cameras the scene holds; InputError where it cannot be opened."""
     done = start(blender, PROBE, scene)
     words = done.stdout.split()
     if "BPY" not in words:
-        raise InputError(f"--bpy_python={blender}: has no bpy; {INSTALL}, then --bpy_python .bpy/bin/python")
+        raise no_bpy(blender)
     version = ".".join(words[words.index("BPY") + 1].split(".")[:2])
     if tuple(map(int, version.split("."))) < OLDEST:
         raise InputError(f"--bpy_python={blender}: is Blender {version}; 4.2 or newer is needed: {INSTALL}")

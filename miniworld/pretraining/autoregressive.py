@@ -18,13 +18,17 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from miniworld.pretraining.gates import Gate, channels_last, unseen_scenes
 from miniworld.pretraining.generator import fingerprint
 from miniworld.pretraining.stage import Stage, save_atomically
-from miniworld.pretraining.vae import CHANNELS, GROUPS, save_sheet, to_tensor, vae_batch
+from miniworld.pretraining.vae import save_sheet, to_tensor, vae_batch
 from utils.generators.ar_files import start_of
 from utils.generators.picture_tokens import PictureTransformer, VQTokens
 from utils.metrics.normals import angular_error
 
 CODES = 1024
 WIDTH, LAYERS, HEADS = 128, 6, 4
+LIKE_THE_VAE = (
+    "block_out_channels", "down_block_types", "up_block_types", "layers_per_block", "latent_channels",
+    "norm_num_groups", "mid_block_add_attention",
+)  # fmt: skip
 NAME = "ar"
 
 
@@ -32,17 +36,8 @@ NAME = "ar"
 def build_vq(vae: AutoencoderKL, rgb: np.ndarray, seed: int = 0) -> VQModel:
     """A VQModel with the layers of `vae`, whose latents are brought to unit deviation, and codes among those."""
     side = rgb.shape[1]
-    vq = VQModel(
-        block_out_channels=CHANNELS,
-        down_block_types=("DownEncoderBlock2D",) * len(CHANNELS),
-        up_block_types=("UpDecoderBlock2D",) * len(CHANNELS),
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=GROUPS,
-        mid_block_add_attention=False,
-        sample_size=side,
-        num_vq_embeddings=CODES,
-    )
+    layers = {name: vae.config[name] for name in LIKE_THE_VAE}
+    vq = VQModel(**layers, sample_size=side, num_vq_embeddings=CODES)
     state, scale = vae.state_dict(), vae.config.scaling_factor
     # the VAE's mean, scaled, is quant_conv[:4] of all eight outputs of conv_out: one convolution does both
     mix, shift = scale * state["quant_conv.weight"][:4, :, 0, 0], scale * state["quant_conv.bias"][:4]
@@ -109,19 +104,19 @@ def transformer_stage(
         return {"loss": F.cross_entropy(whole(begun).logits.transpose(1, 2), chosen)}
 
     def sheet(modules: dict, path: Path) -> None:
-        drawn = draw(modules["transformer"], vq, 40, seed=0)
-        save_sheet(list(drawn.split(10)), path)
+        sampled = sample(modules["transformer"], vq, 40, seed=0)
+        save_sheet(list(sampled.split(10)), path)
 
     return Stage(NAME, folder, {"transformer": whole}, loss, sheet, **settings)
 
 
 @torch.no_grad()
-def draw(whole: LlamaForCausalLM, vq: VQModel, count: int, seed: int, temperature: float = 1.0) -> Tensor:
-    """`count` pictures (count,3,S,S) in [-1,1], drawn token by token."""
+def sample(whole: LlamaForCausalLM, vq: VQModel, count: int, seed: int, temperature: float = 1.0) -> Tensor:
+    """`count` pictures (count,3,S,S) in [-1,1], sampled token by token."""
     network = PictureTransformer(whole.model, whole.model.embed_tokens, whole.lm_head, start_of(whole), CODES)
     length = (vq.config.sample_size // 2 ** (len(vq.config.block_out_channels) - 1)) ** 2
     noise = [Generator().manual_seed(seed * count + number) for number in range(count)]
-    return VQTokens(vq).decode(network.draw(length, noise, temperature)).clamp(-1, 1)
+    return VQTokens(vq).decode(network.sample(length, noise, temperature)).clamp(-1, 1)
 
 
 def vq_gates(vq: VQModel, seed: int) -> list[Gate]:

@@ -6,7 +6,7 @@ Both take their step at once, on the same fakes G(z), real pictures x, and logit
     discriminator    softplus(D(G(z))) + softplus(-D(x))
                      + GAMMA / 2 * |grad_x D(x)|^2, every LAZY steps and LAZY times as strong   (1801.04406, R1)
 
-No normal, depth, albedo or shading map takes part, and no caption. The layers' noise is left out (as in StyleGAN3,
+No normal, depth, albedo or shading map takes part, and no caption. The layers' noise is zero (as in StyleGAN3,
 2106.12423): rendered scenes have nothing random but what w can say, and w alone has to decide the map.
 """
 

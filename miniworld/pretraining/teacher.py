@@ -69,8 +69,8 @@ def teacher_stage(network: UNet2DModel, maps: np.ndarray, folder: Path, batch: i
 
     def sheet(modules: dict, path: Path) -> None:
         rgb, labels = layers(maps[:8])
-        drawn = predict_maps(modules["teacher"], rgb, PATCH)
-        rows = [(labels[name], drawn[:, CHANNELS[name]].expand(-1, 3, -1, -1)) for name in TASKS]
+        predicted = predict_maps(modules["teacher"], rgb, PATCH)
+        rows = [(labels[name], predicted[:, CHANNELS[name]].expand(-1, 3, -1, -1)) for name in TASKS]
         save_sheet([rgb, *(row for pair in rows for row in pair)], path)
 
     return Stage(NAME, folder, {"teacher": network}, loss, sheet, **settings)

@@ -9,6 +9,7 @@ from PIL import Image
 from miniworld.pretraining.gates import UNSEEN, Gate
 from miniworld.scenes import KINDS, render
 from utils.labels.teachers import load_teacher
+from utils.maps.conventions import convert_frame
 from utils.metrics.depth import depth_metrics
 from utils.metrics.normals import angular_error
 
@@ -26,10 +27,8 @@ def teacher_gates(folder: Path, seed: int, size: int = 64) -> list[Gate]:
     for index in range(SCENES):
         scene = render(np.random.SeedSequence([seed + UNSEEN, index]), kinds[index % 2], size, size)
         picture, valid = Image.fromarray(scene.rgb), scene.depth > 0
-        truth = scene.normal * np.array(
-            [1, -1, -1]
-        )  # x right, y up, z toward the viewer -> x right, y down, z forward
-        angles.append(angular_error(ask["normal"](picture, [])[valid], truth[valid]).mean())
+        truth = convert_frame(scene.normal, "opengl")[valid]
+        angles.append(angular_error(ask["normal"](picture, [])[valid], truth).mean())
         nearness = -ask["depth"](picture, [])
         errors.append(depth_metrics(nearness, scene.depth, valid, "depth", 1e-3, np.inf)["abs_rel"])
     angle, error = float(np.mean(angles)), float(np.mean(errors))

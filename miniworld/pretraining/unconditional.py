@@ -1,16 +1,18 @@
 """What generators without captions have to be able to do, and their model cards."""
 
+import argparse
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from miniworld.pretraining.gates import Gate, table, unseen_scenes
-from miniworld.pretraining.report import BEGIN, END, hours, write_card
+from miniworld.pretraining.report import BEGIN, DRAWN, END, hours, write_card
 from miniworld.pretraining.vae import save_sheet
 from miniworld.pretraining.wasserstein import sliced_wasserstein
+from utils.cli import path_flag
 
-DRAWN, SHOWN = 128, 64  # samples compared with as many scenes, as for mini-sd; samples on the sheet
+SHOWN = 64  # samples on the sheet
 
 HEAD = """---
 license: apache-2.0
@@ -38,6 +40,18 @@ def sample_gates(pictures: Tensor, seed: int, ceiling: float | None = None) -> l
         Gate(f"sliced Wasserstein distance of samples, mean of levels ({levels})", f"{mean:.1f}", asked, met),
         Gate("the same of other scenes (the floor)", f"{floor:.1f}"),
     ]
+
+
+def add_flags(parser: argparse.ArgumentParser, out: Path, steps: int, batch: int, scenes: int) -> None:
+    """The flags of every such pretraining; `out` and the numbers are its defaults."""
+    add = parser.add_argument
+    add("--out", type=path_flag, default=out, help="folder of the network")
+    add("--work", type=path_flag, default=Path("output/pretrain"), help="checkpoints, logs, sample sheets, scenes")
+    add("--report", action="store_true", help="train nothing: measure what lies in --out")
+    add("--steps", type=int, default=steps, help="of the training")
+    add("--batch", type=int, default=batch, help="pictures a step; of a GAN a multiple of 4")
+    add("--scenes", type=int, default=scenes, help="training pictures")
+    add("--seed", type=int, default=0)
 
 
 def draw_sheet(pictures: Tensor, sheet: Path) -> None:

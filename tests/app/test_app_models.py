@@ -8,6 +8,7 @@ from PIL import Image
 
 from utils.errors import InputError
 from utils.inference.app.files import Result, export
+from utils.inference.app.handlers import seen
 from utils.inference.app.models import Models
 from utils.inference.job import SHIPPED
 from utils.inference.prediction import Prediction
@@ -45,7 +46,6 @@ def test_loras_of_one_name_in_several_folders_are_all_offered(tmp_path):
 
 
 def test_maps_are_there_even_where_no_surface_can_be_made():
-    seen = pytest.importorskip("utils.inference.app.handlers").seen
     assert seen(result(DEPTH), 1, 4, 60).endswith(".glb")
     assert seen(result(DEPTH), 4, 1, 60) is None
     assert seen(result(NORMAL), 1, 4, 60) is None

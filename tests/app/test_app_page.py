@@ -5,7 +5,9 @@ import struct
 import zlib
 
 import numpy as np
+import OpenEXR
 import pytest
+import trimesh
 from PIL import Image
 
 from utils.inference.app.panels import relit
@@ -166,7 +168,6 @@ def test_without_an_albedo_the_scene_is_white(maps):
 
 
 def test_downloads_open_and_hold_what_the_predictor_says(page, photograph, maps, tmp_path):
-    OpenEXR, trimesh = pytest.importorskip("OpenEXR"), pytest.importorskip("trimesh")
     predict(page, photograph)
     page.click("#make")
     page.wait_for_selector("#made a[download]")

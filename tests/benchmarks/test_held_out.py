@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from benchmarks.held_out import errors, linear_readout, mean_label
-from utils.generators.generated import decoded
+from utils.generators.generated import label_truth
 from utils.intrinsics import NORMAL
 
 
@@ -16,8 +16,8 @@ def items(count: int, seed: int) -> list[dict]:
     found = []
     for w in torch.randn(count, 4, generator=rng):
         target = (0.1 * (w @ mix)).view(3, 8, 8) + torch.tensor([0.0, 0.0, -1.0])[:, None, None]
-        valid = torch.ones(1, 8, 8, dtype=torch.bool)
-        found.append({"w": w, "target": target, "gt": decoded(NORMAL, target), "valid": valid})
+        gt, valid = label_truth(NORMAL, target)
+        found.append({"w": w, "target": target, "gt": gt, "valid": valid})
     return found
 
 

@@ -10,6 +10,7 @@ from helpers import lora, run_here
 from utils.errors import InputError
 from utils.generators.ar_files import load_autoregressive
 from utils.generators.gan_files import load_gan
+from utils.inference.job import describe
 from utils.lora import load_attn_procs, read_lora
 
 SHORT = ["--report_to", "none", "--rank", 2, "--train_batch_size", 2]
@@ -145,6 +146,24 @@ def test_a_transformers_flags_that_cannot_work_are_refused(more, says, ar_folder
         run_here("ar_pseudo.py", ar_flags(ar_folder, tmp_path / "run", *more))
 
 
+def test_a_gan_is_no_autoregressive_generator(gan_folder, ar_flags, tmp_path):
+    with pytest.raises(InputError, match="no model of transformers; an autoregressive generator is"):
+        run_here("ar_pseudo.py", ar_flags(gan_folder, tmp_path / "run"))
+
+
 def test_a_stable_diffusion_is_no_autoregressive_generator(bases, ar_flags, tmp_path):
     with pytest.raises(InputError, match="cannot be loaded as an autoregressive generator"):
         run_here("ar_pseudo.py", ar_flags(bases["sd15"], tmp_path / "run"))
+
+
+def test_a_run_says_where_to_look_and_inference_that_it_cannot(gan_flags, tmp_path, capsys):
+    run_here("gan_pseudo.py", gan_flags(tmp_path / "run", "--max_train_steps", 1, "--validation_steps", 0))
+    assert f"next: look at {tmp_path / 'run' / 'metrics.jsonl'}" in capsys.readouterr().out
+    assert (tmp_path / "run" / "metrics.jsonl").is_file()
+    with pytest.raises(InputError, match="made for gan: no inference script predicts with it"):
+        describe(str(tmp_path / "run"), "single-step")
+
+
+def test_nvidias_pickle_is_refused_before_anything_is_loaded(gan_flags, tmp_path):
+    with pytest.raises(InputError, match="convert_weight"):
+        run_here("gan_pseudo.py", gan_flags(tmp_path, "--pretrained_model_name_or_path", tmp_path / "ffhq.pkl"))

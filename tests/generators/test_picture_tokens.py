@@ -58,15 +58,15 @@ def test_the_two_ways_to_count_differ(network, pair):
 
 
 def test_sampling_is_a_function_of_the_noise(network, pair):
-    def drawn(seed: int) -> torch.Tensor:
+    def sampled(seed: int) -> torch.Tensor:
         noise = [torch.Generator().manual_seed(seed + number) for number in range(2)]
         return network.complete(pair[0], "again", 1.0, noise)
 
-    assert torch.equal(drawn(0), drawn(0)) and not torch.equal(drawn(0), drawn(9))
-    assert drawn(0).max() < CODES
+    assert torch.equal(sampled(0), sampled(0)) and not torch.equal(sampled(0), sampled(9))
+    assert sampled(0).max() < CODES
 
 
-def test_a_picture_is_drawn_from_nothing(network):
+def test_a_picture_is_sampled_from_nothing(network):
     noise = [torch.Generator().manual_seed(number) for number in range(3)]
-    found = network.draw(COUNT, noise)
+    found = network.sample(COUNT, noise)
     assert found.shape == (3, COUNT) and len({tuple(row) for row in found.tolist()}) == 3

@@ -33,8 +33,10 @@ class Autoregressive:
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "Autoregressive":
         """Move and cast both parts, in place."""
-        self.network.to(device, dtype)
-        self.tokens.vq.to(device, dtype)
+        for part in (self.network, self.tokens.vq):
+            part.to(device)
+            if dtype != torch.float32:  # what they were loaded in
+                part.to(dtype)
         return self
 
 
@@ -74,7 +76,8 @@ def _janus(name: str, revision: str | None, here: bool) -> tuple[PictureTransfor
     if here:
         kind = json.loads((Path(name) / "config.json").read_text()).get("model_type")
         if kind != "janus":
-            raise InputError(f"{name}: a {kind}; an autoregressive generator is a Janus, or has vq/ and transformer/")
+            what = f"a {kind}" if kind else "no model of transformers"
+            raise InputError(f"{name}: {what}; an autoregressive generator is a Janus, or has vq/ and transformer/")
     where = {} if here else {"local_files_only": require(name, revision)}
     model = JanusForConditionalGeneration.from_pretrained(name, revision=revision, **where)
     inside = model.model

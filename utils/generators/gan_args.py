@@ -2,14 +2,15 @@
 
 import argparse
 import sys
-from pathlib import Path
 
-from utils.cli import Parser, expand, nearest
-from utils.errors import InputError
-from utils.training.args import finish
+from utils.cli import Parser, expand
+from utils.generators.gan_names import check_gan
+from utils.intrinsics import INTRINSICS
+from utils.training.args import check_refused, finish, refuse
 from utils.training.flags import optimisation_flags, run_flags, tracking_flags
 
-UNUSED = ("gradient_checkpointing", "compile")  # what a network of a few milliseconds has no use for
+NO_USE = "means nothing for a GAN of this size; leave it out"
+REFUSES = {"gradient_checkpointing": NO_USE, "compile": NO_USE}
 SET = {  # of flags that it does not have
     "unified_prompt": "",
     "prompt": "",
@@ -28,7 +29,7 @@ def gan_parser(description: str) -> Parser:
         "--output_dir DIR ...",
     )
     add = parser.add_argument_group("what must be given").add_argument
-    add("--task", choices=["normal", "depth", "albedo", "shading"], required=True, help="the intrinsic to learn")
+    add("--task", choices=list(INTRINSICS), required=True, help="the intrinsic to learn")
     add("--pretrained_model_name_or_path", type=expand, required=True, help="StyleGAN2: a folder such as "
         "miniworld/mini-gan, or a .pt file in rosinality's format")  # fmt: skip
     add("--teacher", type=expand, required=True, help="labels the generated pictures: what pseudo_label.py takes, "
@@ -45,9 +46,7 @@ def gan_parser(description: str) -> Parser:
     run_flags(parser.add_argument_group("run"))
     tracking_flags(parser.add_argument_group("trackers and hub"))
     parser.set_defaults(learning_rate=1e-3, max_train_steps=1000, train_batch_size=16, **SET)
-    for action in parser._actions:
-        if action.dest in UNUSED:
-            action.help = argparse.SUPPRESS
+    refuse(parser, REFUSES)
     return parser
 
 
@@ -55,12 +54,9 @@ def parse_gan(parser: Parser, argv: list[str] | None = None) -> argparse.Namespa
     """Parse and check before anything heavy is imported. Raises InputError for a flag that cannot work."""
     argv = sys.argv[1:] if argv is None else argv
     args = parser.parse_args(argv)
-    for name in UNUSED:
-        if getattr(args, name):
-            raise InputError(f"--{name}: means nothing for a GAN of this size; leave it out")
+    check_refused(parser, args)
     finish(args, {word.split("=")[0] for word in argv if word.startswith("--")})
     for name in (args.pretrained_model_name_or_path, args.pictures_from):
-        if name is None or Path(name).exists():
-            continue
-        raise InputError(f"{name}: no such folder or .pt file of a StyleGAN2{nearest(name)}")
+        if name is not None:
+            check_gan(name)
     return args

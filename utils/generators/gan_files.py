@@ -13,16 +13,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from utils.cli import nearest
 from utils.errors import InputError
+from utils.generators.gan_names import check_gan
 from utils.generators.stylegan2 import BLUR, EqualLinear, StyleGAN2, blur_kernel
 
 CONFIG, WEIGHTS, KIND = "config.json", "generator.safetensors", "StyleGAN2"
 AVERAGES = "g_ema"  # the moving averages, which pictures are made with
-PICKLE = (
-    "NVIDIA's pickle holds program code and is not opened here: convert it where you trust it, with convert_weight.py "
-    "of github.com/rosinality/stylegan2-pytorch, and pass the .pt file that it writes"
-)
 
 
 @dataclass
@@ -39,11 +35,8 @@ def load_gan(name: str) -> Gan:
 
     Raises InputError where there is none, it is of another kind, or its weights do not fit together.
     """
+    check_gan(name)
     path = Path(name)
-    if path.suffix == ".pkl":
-        raise InputError(f"{path}: {PICKLE}")
-    if not path.exists():
-        raise InputError(f"{path}: no such folder or .pt file of a StyleGAN2{nearest(name)}")
     network, state = _folder(path) if path.is_dir() else _rosinality(path)
     try:
         network.load_state_dict(state)

@@ -8,15 +8,13 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn.functional import normalize
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from utils.generators.stylegan2 import StyleGAN2
 from utils.intrinsics import Intrinsic
 from utils.labels.encoding import encode
-from utils.maps.conventions import to_linear
-from utils.metrics.scores import Score, against_label, score_of
+from utils.metrics.scores import Score, against_label, label_as_truth, score_of
 from utils.noise import generators
 
 FAR = 4.0  # relative depth, for scores: nearest 1, farthest 4
@@ -62,8 +60,7 @@ class Generated(Dataset):
     def __getitem__(self, key: int | tuple[int, int]) -> dict:
         index = key[0] if isinstance(key, tuple) else key
         rgb, target = to_tensor(self.rgb[index]), to_tensor(self.targets[index])
-        gt = decoded(self.intrinsic, target)
-        valid = torch.ones_like(target[:1], dtype=torch.bool)
+        gt, valid = label_truth(self.intrinsic, target)
         return {"rgb": rgb, "target": target, "w": self.w[index], "gt": gt, "valid": valid, "stem": self.stems[index]}
 
     @property
@@ -97,11 +94,9 @@ def to_tensor(pixels: np.ndarray) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1).float() / 127.5 - 1
 
 
-def decoded(intrinsic: Intrinsic, target: Tensor) -> Tensor:
-    """A label (3,S,S) in [-1,1] as scores read truth: unit vectors; relative depth (1,S,S), 1 to FAR; linear light."""
-    if intrinsic.kind == "normals":
-        return normalize(target, dim=0, eps=1e-12)
-    if intrinsic.kind == "depth":
-        return FAR - (FAR - 1) * (target[:1] / 2 + 0.5)
-    values = target.double().numpy() / 2 + 0.5
-    return torch.from_numpy(to_linear(values) if intrinsic.coding == "srgb" else values).float()
+def label_truth(intrinsic: Intrinsic, target: Tensor) -> tuple[Tensor, Tensor]:
+    """A label (3,S,S) as gt and where it is valid: `label_as_truth`, and of depth a relative one (1,S,S), 1 to FAR."""
+    gt, valid = label_as_truth(intrinsic, target)
+    if intrinsic.kind != "depth":
+        return gt, valid
+    return FAR - (FAR - 1) * (target[:1] / 2 + 0.5), torch.ones_like(valid)

@@ -110,12 +110,12 @@ class PictureTransformer(nn.Module):
         temperature: float = 0.0,
         noise: Sequence[Generator] = (),
     ) -> Tensor:
-        """The label's tokens (B,N), one after the other: the likeliest, or, at a temperature, drawn by `noise`."""
+        """The label's tokens (B,N), one after the other: the likeliest, or, at a temperature, sampled by `noise`."""
         place = order(picture.shape[1], positions, picture.device)
         return self.extend(self.sequence(picture, picture[:, :0]), place, temperature, noise)
 
     @torch.no_grad()
-    def draw(self, count: int, noise: Sequence[Generator], temperature: float = 1.0) -> Tensor:
+    def sample(self, count: int, noise: Sequence[Generator], temperature: float = 1.0) -> Tensor:
         """A new picture's tokens (B,count) for each generator of `noise`."""
         place = torch.arange(count + 1, device=self.start.device)
         return self.extend(self.start.expand(len(noise), -1, -1), place, temperature, noise)
@@ -142,5 +142,5 @@ def choose(logits: Tensor, temperature: float, noise: Sequence[Generator]) -> Te
     if not temperature:
         return logits.argmax(-1)
     chances = (logits / temperature).softmax(-1).cpu()
-    drawn = [torch.multinomial(one, 1, generator=generator) for one, generator in zip(chances, noise, strict=True)]
-    return torch.cat(drawn).to(logits.device)
+    sampled = [torch.multinomial(one, 1, generator=generator) for one, generator in zip(chances, noise, strict=True)]
+    return torch.cat(sampled).to(logits.device)

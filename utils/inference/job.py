@@ -84,7 +84,8 @@ def describe(
     metadata = file.metadata
     made_for = metadata.get("method", method or "single-step")
     if made_for not in SCRIPTS or method not in (None, made_for):
-        raise InputError(f"{lora}: made for {made_for}: run {SCRIPTS.get(made_for, 'its own script')}")
+        cure = f"run {SCRIPTS[made_for]}" if made_for in SCRIPTS else "no inference script predicts with it"
+        raise InputError(f"{lora}: made for {made_for}: {cure}")
     trained_for = metadata.get("task")
     intrinsic = INTRINSICS[task or trained_for or DEPTH.name]
     own_prompt, closing = metadata.get("prompt", intrinsic.prompt), []

@@ -1,7 +1,5 @@
 """One HTML page of images and their maps: no server, nothing loaded from elsewhere."""
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -14,6 +12,7 @@ from utils.inference.output import Output
 from utils.inference.prediction import Prediction
 from utils.maps.colours import shown
 from utils.maps.images import read_rgb
+from utils.maps.pictures import data_uri, small
 from utils.system.atomic import make_folder, replace
 
 SIDE = 1024  # longest side of a picture in the page, in pixels; the files beside it have them all
@@ -43,7 +42,8 @@ class Page:
             side = min(image.size)
             image = ImageOps.fit(image, (side, side))
         pictures = {"image": image} | {title: Image.fromarray(pixels) for title, pixels in panels.items()}
-        uris = {title: _data_uri(picture) for title, picture in pictures.items()}
+        jpeg = {"quality": QUALITY, "subsampling": 0}
+        uris = {title: data_uri(small(picture, SIDE), "JPEG", **jpeg) for title, picture in pictures.items()}
         self.sections.append(_section(len(self.sections), self.names[path], uris, image.width / image.height))
 
     def write(self, folder: str | Path, jobs: Sequence[Job]) -> Path:
@@ -60,14 +60,6 @@ class Page:
         text = text.replace("BODY", "".join(self.sections))
         replace(path, lambda part: part.write_text(text, encoding="utf-8", errors="backslashreplace"))
         return path
-
-
-def _data_uri(picture: Image.Image) -> str:
-    picture = picture.copy()
-    picture.thumbnail((SIDE, SIDE))
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=QUALITY, subsampling=0)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def _section(number: int, name: str, pictures: Mapping[str, str], ratio: float) -> str:

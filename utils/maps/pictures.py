@@ -1,5 +1,8 @@
 """Tensors to pictures and values: what the panels show and what inference writes."""
 
+import base64
+import io
+
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
@@ -120,3 +123,17 @@ def sheet(rows: list[Image.Image], columns: list[str]) -> Image.Image:
 
 def _scaled(row: Image.Image, width: int) -> Image.Image:
     return row.resize((width, max(1, round(row.height * width / row.width))))
+
+
+def small(picture: Image.Image, side: int) -> Image.Image:
+    """A copy whose longer side is at most `side` pixels."""
+    picture = picture.copy()
+    picture.thumbnail((side, side))
+    return picture
+
+
+def data_uri(picture: Image.Image, kind: str, **options: object) -> str:
+    """A picture as an address that holds it, for pages that load nothing. kind: PNG or JPEG; options: its writer's."""
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return f"data:image/{kind.lower()};base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -8,7 +8,9 @@ from collections.abc import Callable
 from functools import partial
 
 import numpy as np
+import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from utils.intrinsics import Intrinsic
 from utils.maps.conventions import to_linear
@@ -73,6 +75,20 @@ def against_label(score: Score) -> Score:
 
     renamed.__doc__ = f"Against the label, which is no measurement: {described(score)}"
     return renamed
+
+
+def label_as_truth(intrinsic: Intrinsic, target: Tensor) -> tuple[Tensor, Tensor]:
+    """A label (3,R,R) in [-1,1], decoded to the unit of gt, and valid (1,R,R).
+
+    Normals: unit vectors. Colours: linear. Depth: nothing is valid, because a label tells no metres.
+    """
+    everywhere = torch.ones_like(target[:1], dtype=torch.bool)
+    if intrinsic.kind == "depth":
+        return torch.zeros_like(target[:1]), ~everywhere
+    if intrinsic.kind == "normals":
+        return normalize(target, dim=0, eps=1e-12), (target != 0).any(0, keepdim=True)
+    values = target.double().numpy() / 2 + 0.5
+    return torch.from_numpy(to_linear(values) if intrinsic.coding == "srgb" else values).float(), everywhere
 
 
 def described(score: Score) -> str:

@@ -6,10 +6,9 @@ and calls `parse`. Flags of the released code that did nothing there either work
 
 import argparse
 import json
-import math
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,14 @@ from utils.errors import InputError, note
 from utils.hub.names import check_base
 from utils.lora.targets import parse_targets
 from utils.tracking.settings import TrackingSettings
+from utils.training.checks import (
+    check_data,
+    check_numbers,
+    check_resolution,
+    check_tracker_names,
+    refuse_dead_flags,
+    trackers_of,
+)
 from utils.training.flags import (
     data_flags,
     model_flags,
@@ -29,7 +36,6 @@ from utils.training.flags import (
 )
 from utils.training.settings import OptimizerSettings, RunSettings, Settings
 
-TRACKERS = ("wandb", "tensorboard")
 RECOMMENDED = "recommended_settings.json"  # in a base model's folder
 RECOMMENDABLE = {"learning_rate": 1e-4, "timestep": 999, "resolution": 512}
 DEAD = ("dataset_name", "snr_gamma", "enable_xformers_memory_efficient_attention")  # refused by every script
@@ -51,16 +57,6 @@ AUTOREGRESSIVE_REFUSES = {
     "no_cache_latents": "there are no latents; leave it out",
     "cache_dir": "there are no latents; leave it out",
 }
-POSITIVE = (
-    "rank", "resolution", "train_batch_size", "gradient_accumulation_steps", "checkpointing_steps", "learning_rate",
-    "max_nonfinite", "num_train_imgs", "num_val_imgs", "max_train_samples", "max_train_steps", "num_train_epochs",
-    "checkpoints_total_limit", "max_hours",
-)  # fmt: skip
-NOT_NEGATIVE = (
-    "max_grad_norm", "lr_warmup_steps", "validation_steps", "dataloader_num_workers", "seed", "adam_weight_decay",
-    "adam_epsilon",
-)  # fmt: skip
-LIMITS = {"seed": 2**32 - 1, "rank": 1280, "dataloader_num_workers": 1024}  # rank: Stable Diffusion's widest attention
 AUGUNET_REFUSES = {
     "prediction_type": "where the last step is pure noise, only velocity says anything there; leave it out",
     "timestep": "diffusion runs through all timesteps; leave it out",
@@ -80,11 +76,25 @@ def training_parser(description: str, refused: Mapping[str, str]) -> Parser:
     optimisation_flags(parser.add_argument_group("optimisation"))
     run_flags(parser.add_argument_group("run"))
     tracking_flags(parser.add_argument_group("trackers and hub"))
+    refuse(parser, refused, DEAD)
+    return parser
+
+
+def refuse(parser: Parser, refused: Mapping[str, str], hidden: Collection[str] = ()) -> None:
+    """Flags whose other values than the default `check_refused` turns away, each with its reason; neither these nor
+    the `hidden` ones are in the help.
+    """
     parser.set_defaults(refused=dict(refused))
     for action in parser._actions:  # argparse has no public way to hide a flag after it was added
-        if action.dest in (*refused, *DEAD):
+        if action.dest in (*refused, *hidden):
             action.help = argparse.SUPPRESS
-    return parser
+
+
+def check_refused(parser: Parser, args: argparse.Namespace) -> None:
+    """Take `refused` out of `args`. InputError for a refused flag that has another value than its default."""
+    for name, reason in vars(args).pop("refused").items():
+        if getattr(args, name) != parser.get_default(name):
+            raise InputError(f"--{name}={getattr(args, name)}: {reason}")
 
 
 def parse(parser: Parser, argv: list[str] | None = None) -> argparse.Namespace:
@@ -97,12 +107,10 @@ def parse(parser: Parser, argv: list[str] | None = None) -> argparse.Namespace:
     argv = sys.argv[1:] if argv is None else argv
     args = parser.parse_args(argv)
     given = {word.split("=")[0] for word in argv if word.startswith("--")}
-    _refuse_dead_flags(args)
+    refuse_dead_flags(args)
     _recommend(args, given)
-    _check_data(args, given)
-    for name, reason in vars(args).pop("refused").items():
-        if getattr(args, name) != parser.get_default(name):
-            raise InputError(f"--{name}={getattr(args, name)}: {reason}")
+    check_data(args, given)
+    check_refused(parser, args)
     if args.empty_prompt and "--unified_prompt" in given:
         raise InputError("--empty_prompt and --unified_prompt exclude each other: leave one out")
     if not args.empty_prompt and args.unified_prompt is None:
@@ -111,25 +119,25 @@ def parse(parser: Parser, argv: list[str] | None = None) -> argparse.Namespace:
     if "lora_targets" not in parser.get_default("refused"):
         args.lora_targets = ",".join(parse_targets(args.lora_targets))
     finish(args, given)
-    _check_resolution(args)
+    check_resolution(args)
     check_base(args.pretrained_model_name_or_path, args.revision)
     return args
 
 
 def finish(args: argparse.Namespace, given: set[str]) -> None:
     """Check and complete, in place, what every training has, whatever it trains. given: the flags that were passed."""
-    _check_numbers(args)
+    check_numbers(args)
     if "--num_train_epochs" in given and "--max_train_steps" not in given:
         args.max_train_steps = None  # the script's default number of steps must not win over epochs asked for
     if args.max_train_steps is None and args.num_train_epochs is None:
         raise InputError("no length: pass --max_train_steps or --num_train_epochs")
-    args.trackers = _trackers(args.report_to)
+    args.trackers = trackers_of(args.report_to)
     if not args.output_dir.strip():
         raise InputError("--output_dir is empty: name a folder")
     if Path(args.logging_dir).is_absolute() or ".." in Path(args.logging_dir).parts:
         raise InputError(f"--logging_dir={args.logging_dir}: must lie inside --output_dir, as in: logs")
     args.tags = [tag.strip() for tag in args.tracker_tags.split(",") if tag.strip()]
-    _check_tracker_names(args)
+    check_tracker_names(args)
     if args.local_rank >= 0:
         os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
 
@@ -166,90 +174,3 @@ def _recommend(args: argparse.Namespace, given: set[str]) -> None:
     if taken:
         words = " ".join(f"--{name} {value:g}" for name, value in taken.items())
         note(f"{args.pretrained_model_name_or_path} recommends {words}, where you gave none")
-
-
-def _refuse_dead_flags(args: argparse.Namespace) -> None:
-    if args.dataset_name is not None:
-        raise InputError("--dataset_name: data come from local folders; use --dataset folder or manifest for your own")
-    if args.snr_gamma is not None:
-        raise InputError(
-            "--snr_gamma: neither method weights its loss by SNR; leave it out (plain MSE, as in the paper)"
-        )
-    if args.enable_xformers_memory_efficient_attention:
-        raise InputError(
-            "--enable_xformers_memory_efficient_attention: PyTorch's fused attention is built in and always on; "
-            "leave the flag out"
-        )
-
-
-def _check_data(args: argparse.Namespace, given: set[str]) -> None:
-    """Each kind of data set needs some flags and reads some."""
-    needs, reads = {
-        "diode": (("train_data_dir", "pseudo_root"), ("scene_types", "list_from")),
-        "folder": (("train_data_dir",), ("pseudo_root", "val_fraction", "gt_frame")),
-        "manifest": (("manifest",), ("val_fraction", "gt_frame")),
-    }[args.dataset]
-    hints = {
-        "train_data_dir": "DIODE's normals/ or depths/ folder" if args.dataset == "diode" else "with images/, labels/",
-        "pseudo_root": "the folder of labels that holds train/ and val/",
-        "manifest": "a .jsonl file",
-    }
-    for name in needs:
-        if not getattr(args, name):
-            raise InputError(f"--{name} is missing: pass {hints[name]}")
-    for name in ("train_data_dir", "pseudo_root", "manifest", "scene_types", "list_from", "val_fraction", "gt_frame"):
-        if f"--{name}" in given and name not in needs + reads:
-            raise InputError(f"--{name} means nothing for --dataset {args.dataset}; leave it out")
-    if args.crop == "none" and (flag := next((f for f in ("--center_crop", "--no-center_crop") if f in given), None)):
-        raise InputError(f"{flag} means nothing for --crop none; leave one of them out")
-    if not 0 <= args.val_fraction < 1:
-        raise InputError(f"--val_fraction={args.val_fraction}: must be at least 0 and less than 1")
-
-
-def _check_numbers(args: argparse.Namespace) -> None:
-    """Ranges of the numbers, of those flags that this script has."""
-    numbers = {name: value for name, value in vars(args).items() if isinstance(value, (int, float))}
-    for name, value in numbers.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise InputError(f"--{name}={value}: must be a finite number")
-    for name in [name for name in POSITIVE if numbers.get(name, 1) <= 0]:
-        raise InputError(f"--{name}={numbers[name]}: must be more than 0")
-    for name in [name for name in NOT_NEGATIVE if numbers.get(name, 0) < 0]:
-        raise InputError(f"--{name}={numbers[name]}: must not be negative")
-    for name in [name for name in ("adam_beta1", "adam_beta2") if not 0 <= numbers[name] < 1]:
-        raise InputError(f"--{name}={numbers[name]}: must be at least 0 and less than 1")
-    for name, limit in LIMITS.items():
-        if numbers.get(name, 0) > limit:
-            raise InputError(f"--{name}={numbers[name]}: must be at most {limit}")
-    if args.best_metric is not None and not args.validation_steps:
-        raise InputError(f"--best_metric={args.best_metric}: --validation_steps 0 validates nothing; leave one out")
-
-
-def _check_resolution(args: argparse.Namespace) -> None:
-    if args.resolution % 8:
-        raise InputError(f"--resolution={args.resolution}: must be a multiple of 8, the VAE's reduction")
-    if args.crop == "none" and args.resolution >= 256 and args.resolution % 64:
-        raise InputError(f"--resolution={args.resolution}: from 256 on, --crop none needs a multiple of 64")
-
-
-def _check_tracker_names(args: argparse.Namespace) -> None:
-    """wandb refuses these names too, but only after the model has been loaded."""
-    for flag, text in (("tracker_project", args.tracker_project), ("run_name", args.run_name)):
-        if text is not None and not 0 < len(text.strip()) <= 128:
-            raise InputError(f"--{flag}={text!r}: a name has 1 to 128 characters")
-    if set(args.tracker_project) & set("/\\#?%:"):
-        raise InputError(f"--tracker_project={args.tracker_project}: a project's name has none of / \\ # ? % :")
-    if any(len(tag) > 64 for tag in args.tags):
-        raise InputError(f"--tracker_tags={args.tracker_tags}: a tag has at most 64 characters")
-
-
-def _trackers(report_to: str) -> list[str]:
-    names = [name.strip() for name in report_to.split(",") if name.strip()]
-    if names in ([], ["none"]):
-        return []
-    if names == ["all"]:
-        return list(TRACKERS)
-    unknown = [name for name in names if name not in TRACKERS]
-    if unknown:
-        raise InputError(f"--report_to={report_to}: {unknown[0]!r} is not one of {', '.join(TRACKERS)}, all, none")
-    return list(dict.fromkeys(names))

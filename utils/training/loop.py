@@ -318,7 +318,7 @@ def outcome(output_dir: Path, metadata: Mapping[str, object], settings: Settings
     files = " and .bin" if has_bin(metadata) else ""
     files += ", metrics.jsonl" + (", validation/, best.json" if settings.run.validation_steps else "")
     ask = f"python {script} --lora {output_dir} --input_dir path/to/images --output_dir output"
-    look = f"look at {output_dir / 'validation'}"
+    look = f"look at {output_dir / ('validation' if settings.run.validation_steps else metrics_file.METRICS)}"
     lines = [f"{output_dir}: pytorch_lora_weights.safetensors{files}", f"next: {ask if script else look}"]
     if "tensorboard" in settings.tracking.trackers:
         lines.append(f"      tensorboard --logdir {output_dir / settings.tracking.logging_dir}")

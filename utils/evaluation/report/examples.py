@@ -1,7 +1,5 @@
 """The best, the median and the worst image: photo, prediction, truth and where the error lies."""
 
-import base64
-import io
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
@@ -16,6 +14,7 @@ from utils.evaluation.report.text import number
 from utils.evaluation.rules import Rules
 from utils.maps.conventions import unit_vectors
 from utils.maps.images import read_rgb
+from utils.maps.pictures import data_uri
 
 PICTURE_WIDTH = 420
 
@@ -100,7 +99,5 @@ def _figure(picture: np.ndarray, caption: str) -> str:
     if image.width > PICTURE_WIDTH:
         height = max(1, round(image.height * PICTURE_WIDTH / image.width))
         image = image.resize((PICTURE_WIDTH, height), Image.Resampling.BOX)
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG", optimize=True)
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<figure><img alt="" src="data:image/png;base64,{data}"><figcaption>{caption}</figcaption></figure>'
+    uri = data_uri(image, "PNG", optimize=True)
+    return f'<figure><img alt="" src="{uri}"><figcaption>{caption}</figcaption></figure>'

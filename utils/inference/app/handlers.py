@@ -17,7 +17,7 @@ from utils.inference.app.upload import read_upload, safe_stem
 Made = TypeVar("Made")
 
 
-def told(handler: Callable[..., Made]) -> Callable[..., Made]:
+def one_line(handler: Callable[..., Made]) -> Callable[..., Made]:
     """The handler, its InputErrors shown to the user. Gradio takes messages for HTML: names of files are escaped."""
 
     @wraps(handler)
@@ -36,7 +36,7 @@ class Handlers:
     def __init__(self, models: Models, examples: Sequence[Path]):
         self.models, self.examples = models, examples
 
-    @told
+    @one_line
     def show(self, path: str | None, old: Result | None) -> tuple:
         """A new picture: (result, slider, light, surface, files), all but the slider empty."""
         forget(old)
@@ -47,7 +47,7 @@ class Handlers:
         """The picture that was clicked on in the gallery."""
         return str(self.examples[int(event.index)])
 
-    @told
+    @one_line
     def predict(
         self,
         path: str | None,
@@ -73,12 +73,12 @@ class Handlers:
         result = Result(image, safe_stem(path), maps)
         return result, compare(image, maps), relit(maps), seen(result, near, far, fov), None
 
-    @told
+    @one_line
     def turn(self, result: Result | None, near: float, far: float, fov: float) -> str | None:
         """The surface with other metres."""
         return None if result is None else seen(result, near, far, fov)
 
-    @told
+    @one_line
     def files(self, result: Result | None, formats: list[str], near: float, far: float, fov: float) -> list[str]:
         """Files of all maps in these formats."""
         if result is None:

@@ -1,7 +1,5 @@
 """What the browser is sent: pictures as data URIs, so that nothing of them lies on the disk."""
 
-import base64
-import io
 from collections.abc import Mapping
 
 import torch
@@ -13,10 +11,11 @@ from utils.inference.prediction import Prediction
 from utils.intrinsics import ALBEDO
 from utils.maps.colours import shown, to_byte
 from utils.maps.conventions import to_frame
+from utils.maps.pictures import data_uri, small
 
 SIDE = 1024  # longest side of a picture in the slider, in pixels
 LIT_SIDE = 640  # and of the scene under the light, which is computed anew for every move
-QUALITY = 92
+JPEG = {"quality": 92, "subsampling": 0}
 
 
 def compare(image: Image.Image, maps: Mapping[str, Prediction]) -> dict:
@@ -30,7 +29,7 @@ def compare(image: Image.Image, maps: Mapping[str, Prediction]) -> dict:
             pictures[f"{prediction.intrinsic.name}, uncertainty"] = Image.fromarray(grey)
     titles = list(pictures)
     return {
-        "pictures": {title: _uri(_small(one, SIDE), "JPEG") for title, one in pictures.items()},
+        "pictures": {title: data_uri(small(one, SIDE), "JPEG", **JPEG) for title, one in pictures.items()},
         "left": titles[0],
         "right": titles[min(1, len(titles) - 1)],
         "ratio": image.width / image.height,
@@ -47,12 +46,15 @@ def relit(maps: Mapping[str, Prediction]) -> dict | None:
     height, width = normals.shape
     scale = min(1.0, LIT_SIDE / max(height, width))
     size = (max(1, round(height * scale)), max(1, round(width * scale)))
-    small = F.interpolate(torch.from_numpy(normals.values).permute(2, 0, 1)[None], size=size, mode="area")[0]
-    vectors = F.normalize(small, dim=0, eps=1e-12).permute(1, 2, 0).numpy()
-    value = {"normals": _uri(Image.fromarray(to_byte(to_frame(vectors, "opengl") / 2 + 0.5)), "PNG"), "albedo": None}
+    area = F.interpolate(torch.from_numpy(normals.values).permute(2, 0, 1)[None], size=size, mode="area")[0]
+    vectors = F.normalize(area, dim=0, eps=1e-12).permute(1, 2, 0).numpy()
+    value = {
+        "normals": data_uri(Image.fromarray(to_byte(to_frame(vectors, "opengl") / 2 + 0.5)), "PNG"),
+        "albedo": None,
+    }
     if ALBEDO.name in maps:
         albedo = Image.fromarray(shown(maps[ALBEDO.name].values, ALBEDO)[ALBEDO.name])
-        value["albedo"] = _uri(albedo.resize(size[::-1], Image.Resampling.BOX), "PNG")
+        value["albedo"] = data_uri(albedo.resize(size[::-1], Image.Resampling.BOX), "PNG")
     return value
 
 
@@ -66,16 +68,3 @@ def shrunk(prediction: Prediction, side: int) -> Prediction:
     return Prediction(
         prediction.intrinsic, F.interpolate(prediction.map[None], size=size, mode="area")[0], None, prediction.facts
     )
-
-
-def _small(picture: Image.Image, side: int) -> Image.Image:
-    picture = picture.copy()
-    picture.thumbnail((side, side))
-    return picture
-
-
-def _uri(picture: Image.Image, kind: str) -> str:
-    buffer = io.BytesIO()
-    options = {"quality": QUALITY, "subsampling": 0} if kind == "JPEG" else {}
-    picture.save(buffer, kind, **options)
-    return f"data:image/{kind.lower()};base64," + base64.b64encode(buffer.getvalue()).decode()
