@@ -11,6 +11,7 @@ import torch
 from miniworld.pretraining.gates import unseen_scenes
 from miniworld.pretraining.model_folder import load_generator
 from miniworld.pretraining.report import distances_along, write_card
+from utils.errors import note
 from utils.intrinsics import INTRINSICS
 
 DRAWS = 4000
@@ -131,23 +132,32 @@ def both_unets(results: list[dict], key: str, title: str) -> str:
     return table((title, *UNETS.values()), rows)
 
 
-def better_generator(results: list[dict], args: argparse.Namespace) -> str:
-    """Generation distance beside intrinsic error along the pretraining, and Spearman's rho of the two."""
+def with_distances(results: list[dict], args: argparse.Namespace) -> list[dict]:
+    """Each snapshot's result with its "distance": sliced Wasserstein, of samples, mean of levels, x 1000."""
     parts, vae = load_generator(Path(args.base))
     maps, _, captions = unseen_scenes(0, 256)
     along = distances_along(parts, vae, maps["rgb"], captions, args.snapshots, 0)
-    found = {int(Path(path).stem.split("-")[1]): group for (path,), group in groups(results, "unet").items()}
-    distance = {step: float(np.mean(along[str(step)])) for step in found}
-    rows = [(step, f"{distance[step]:.1f}", shown(group)) for step, group in found.items()]
-    steps = list(found)
-    means = [np.nanmean(matrix(found[step])) for step in steps]
-    drawn = np.array([resample(matrix(found[step])) for step in steps])
-    rho = spearman([distance[step] for step in steps], means)
-    low, high = interval(np.array([spearman([distance[s] for s in steps], column) for column in drawn.T]))
-    plot_pairs([distance[step] for step in steps], found, args.docs / "paper_questions_4.png")
+    return [one | {"distance": float(np.mean(along[str(step_of(one))]))} for one in results]
+
+
+def step_of(result: dict) -> int:
+    """Of the pretraining, from a snapshot's name."""
+    return int(Path(result["setting"]["unet"]).stem.split("-")[1])
+
+
+def better_generator(results: list[dict], folder: Path) -> str:
+    """Generation distance beside intrinsic error along the pretraining, and Spearman's rho of the two."""
+    found = {step_of(group[0]): group for group in groups(results, "unet").values()}
+    distances = [group[0]["distance"] for group in found.values()]
+    rows = [(step, f"{one:.1f}", shown(group)) for one, (step, group) in zip(distances, found.items())]
+    means = [np.nanmean(matrix(group)) for group in found.values()]
+    drawn = np.array([resample(matrix(group)) for group in found.values()])
+    low, high = interval(np.array([spearman(distances, column) for column in drawn.T]))
+    plot_pairs(distances, found, folder / "paper_questions_4.png")
     text = table(("steps of pretraining", "sliced Wasserstein distance x 1000", headline("normal")), rows)
     return (
-        f"{text}\n\nSpearman's rho between the two over {len(steps)} snapshots: **{rho:.2f} [{low:.2f}, {high:.2f}]** "
+        f"{text}\n\nSpearman's rho between the two over {len(found)} snapshots: "
+        f"**{spearman(distances, means):.2f} [{low:.2f}, {high:.2f}]** "
         "(interval: seeds and scored pictures resampled; the distances are taken as they are).\n\n"
         "![distance and error](paper_questions_4.png)"
     )
@@ -198,34 +208,50 @@ def finish(axes, path: Path, text: str) -> str:
     return f"![{text}]({path.name})"
 
 
-def write_answers(answers: dict[str, list[dict]], recipe: dict, args: argparse.Namespace) -> None:
-    """All tables and plots of what was asked into `args.docs`, and the numbers as paper_questions.json."""
+def write_answers(answers: dict[str, list[dict]], study: dict, args: argparse.Namespace) -> None:
+    """All tables and plots into `args.docs`, and the numbers as paper_questions.json.
+
+    What that file knows of the same study and was not asked again stays.
+    """
     args.docs.mkdir(parents=True, exist_ok=True)
-    known = {name: [portable(result) for result in results] for name, results in answers.items()}
+    if answers.get("4"):
+        answers["4"] = with_distances(answers["4"], args)
     path = args.docs / "paper_questions.json"
-    path.write_text(json.dumps({"recipe": recipe, "answers": known}) + "\n")
-    sections = [about(recipe, args)]
+    known = before(path, study) | {name: [portable(one) for one in found] for name, found in answers.items() if found}
+    path.write_text(json.dumps({"study": study, "answers": known}) + "\n")
+    sections = [about(study, args)]
 
     def add(name: str, title: str, make) -> None:
-        if answers.get(name):
-            sections.append(f"### {title}\n\n{make(answers[name])}")
+        if name in known:
+            sections.append(f"### {title}\n\n{make(known[name])}")
 
     def drawn(key: str, title: str, number: str, share: bool = False):
-        path = args.docs / f"paper_questions_{number}.png"
-        return lambda results: one_by_one(results, key, title, share) + "\n\n" + plot(results, key, title, path)
+        picture = args.docs / f"paper_questions_{number}.png"
+        return lambda results: one_by_one(results, key, title, share) + "\n\n" + plot(results, key, title, picture)
 
     add("1", "1. Control: pretrained against randomly initialised UNet", control)
     add("2", "2. How few parameters (normals)", drawn("rank", "rank", "2", share=True))
     add("3", "3. How few labels (normals)", drawn("labels", "labels", "3"))
-    add("4", "4. Does a better generator know more? (normals)", lambda results: better_generator(results, args))
-    add("5 timestep", "5. The timestep (normals)", lambda r: both_unets(r, "timestep", "timestep"))
-    add("5 rates", "5, continued: the learning rate (normals)", lambda r: both_unets(r, "learning_rate", "rate"))
-    add("5 place", "5, continued: where the LoRA sits (normals)", lambda r: one_by_one(r, "where", "where", True))
-    add("5 layers", "5, continued: the kinds of layers, at equally many parameters (normals)", layers)
+    add("4", "4. Does a better generator know more? (normals)", lambda results: better_generator(results, args.docs))
+    add("5-timestep", "5. The timestep (normals)", lambda r: both_unets(r, "timestep", "timestep"))
+    add("5-rates", "5, continued: the learning rate (normals)", lambda r: both_unets(r, "learning_rate", "rate"))
+    add("5-place", "5, continued: where the LoRA sits (normals)", lambda r: one_by_one(r, "where", "where", True))
+    add("5-layers", "5, continued: the kinds of layers, at equally many parameters (normals)", layers)
     add("6", f"6. A base that predicts velocity, {args.velocity_base}, at the paper's timestep (normals)", two_bases)
     text = "\n\n".join(sections)
     write_card(args.docs / "paper_questions.md", text)
     print(text)
+
+
+def before(path: Path, study: dict) -> dict[str, list[dict]]:
+    """The answers in a file of an earlier run; none, with a note, where it was of another study."""
+    if not path.is_file():
+        return {}
+    found = json.loads(path.read_text())
+    if found.get("study") == study:
+        return found["answers"]
+    note(f"{path}: its answers are of another base or recipe, and are replaced")
+    return {}
 
 
 def portable(result: dict) -> dict:
@@ -235,12 +261,12 @@ def portable(result: dict) -> dict:
     return {**result, "setting": setting, "errors": errors}
 
 
-def about(recipe: dict, args: argparse.Namespace) -> str:
+def about(study: dict, args: argparse.Namespace) -> str:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {platform.machine()}"
     return (
-        f"Base {args.base}; {recipe['steps']} steps of {recipe['batch']} labels, AdamW, learning rate "
-        f"{args.learning_rate:g} falling linearly to 0, rank 8, {args.labels} labels, t = {args.timestep}, the LoRA "
-        f"on all attention layers, unless the row says otherwise; {args.seeds} seeds; {args.val} unseen scenes; "
-        f"{recipe['mixed_precision']} "
-        f"autocast; {device}. Brackets: 95 % bootstrap intervals over seeds and scenes. Lower is better."
+        f"Base {args.base}; {study['steps']} steps of {study['batch']} labels, AdamW, learning rate "
+        f"{study['learning_rate']:g} falling linearly to 0, rank 8, {study['labels']} labels, "
+        f"t = {study['timestep']}, the LoRA on all attention layers, unless the row says otherwise; {study['seeds']} seeds; "
+        f"{study['unseen']} unseen scenes; {study['mixed_precision']} autocast; {device}. "
+        "Brackets: 95 % bootstrap intervals over seeds and scenes. Lower is better."
     )

@@ -8,7 +8,8 @@
 3 how few labels                                velocity, at the paper's timestep (--velocity_base)
 
 Every training is kept as a JSON file in --work; interrupted, the same command goes on. Tables and plots go into
-docs/paper_questions.md. Without --data, scenes of the mini world are rendered.
+docs/paper_questions.md; answers that are there already, of the same study, and are not asked again stay. Without
+--data, scenes of the mini world are rendered.
 """
 
 import argparse
@@ -44,6 +45,7 @@ PAPER_TIMESTEP = 999
 TARGETS = ("attention", "all")
 KINDS = ("attention", "feedforward", "projection", "conv", "time", "feedforward,projection", "all")
 EQUAL_RANK = 2  # of a LoRA on all layers; the others get as many parameters
+QUESTIONS = ("1", "2", "3", "4", "5", "5-timestep", "5-rates", "5-place", "5-layers", "6")
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -70,7 +72,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         help="question 6: a base that predicts velocity, which python -m miniworld.pretrain --velocity_from makes "
         "(miniworld/mini-sd-2)",
     )
-    add("--questions", type=int, nargs="+", choices=range(1, 7), default=[1, 2, 3, 4, 5, 6])
+    add("--questions", nargs="+", choices=QUESTIONS, default=["1", "2", "3", "4", "5", "6"], help="all")
     add("--seeds", type=int, default=3, help="trainings of each setting (3)")
     add("--steps", type=int, default=100, help="steps of each (100)")
     add("--batch", type=int, default=8, help="labels a step (8)")
@@ -89,7 +91,7 @@ def plan(args: argparse.Namespace, unet: nn.Module) -> dict[str, list[Setting]]:
     """Question -> settings, each once per seed; `unet`: the base's. What several questions ask for is trained once."""
     usual = Setting(labels=args.labels, learning_rate=args.learning_rate, timestep=args.timestep)
     both, timesteps = ("pretrained", "random"), tuple(dict.fromkeys((args.timestep, PAPER_TIMESTEP)))
-    ranks = equal_ranks(unet, KINDS, EQUAL_RANK) if 5 in args.questions else {}
+    ranks = equal_ranks(unet, KINDS, EQUAL_RANK) if {"5", "5-layers"} & set(args.questions) else {}
     asked: dict[str, list[Setting]] = {
         "1": [
             replace(usual, task=task, unet=one, timestep=timestep, targets=targets)
@@ -98,12 +100,12 @@ def plan(args: argparse.Namespace, unet: nn.Module) -> dict[str, list[Setting]]:
         "2": [replace(usual, rank=rank) for rank in RANKS],
         "3": [replace(usual, labels=labels) for labels in LABELS if labels <= args.train],
         "4": [replace(usual, unet=str(path)) for path in snapshots(args)],
-        "5 timestep": [replace(usual, timestep=timestep, unet=one) for timestep in TIMESTEPS for one in both],
-        "5 rates": [
+        "5-timestep": [replace(usual, timestep=timestep, unet=one) for timestep in TIMESTEPS for one in both],
+        "5-rates": [
             replace(usual, unet=one, learning_rate=args.learning_rate * factor) for factor in RATES for one in both
         ],
-        "5 place": [replace(usual, where=where) for where in PLACES],
-        "5 layers": [
+        "5-place": [replace(usual, where=where) for where in PLACES],
+        "5-layers": [
             replace(usual, targets=targets, rank=rank, timestep=timestep)
             for targets, rank in ranks.items() for timestep in timesteps
         ],
@@ -112,7 +114,7 @@ def plan(args: argparse.Namespace, unet: nn.Module) -> dict[str, list[Setting]]:
             for base in bases(args) for targets in TARGETS
         ],
     }  # fmt: skip
-    chosen = {name: settings for name, settings in asked.items() if int(name[0]) in args.questions}
+    chosen = {name: settings for name, settings in asked.items() if {name, name[0]} & set(args.questions)}
     return {
         name: [replace(one, seed=seed) for one in settings for seed in range(args.seeds)]
         for name, settings in chosen.items()
@@ -121,7 +123,7 @@ def plan(args: argparse.Namespace, unet: nn.Module) -> dict[str, list[Setting]]:
 
 def bases(args: argparse.Namespace) -> tuple[str, ...]:
     """The bases that question 6 compares; none, with a note, where the second is not there."""
-    if 6 not in args.questions:
+    if "6" not in args.questions:
         return ()
     file = args.velocity_base / "scheduler" / "scheduler_config.json"
     if not file.is_file():
@@ -135,7 +137,7 @@ def bases(args: argparse.Namespace) -> tuple[str, ...]:
 
 
 def snapshots(args: argparse.Namespace) -> list[Path]:
-    if 4 not in args.questions:
+    if "4" not in args.questions:
         return []
     if args.snapshots is None:
         note("question 4 is left out: it needs --snapshots, a folder that python -m miniworld.pretrain left")
@@ -152,6 +154,8 @@ def main(argv: list[str] | None = None) -> None:
     data = args.data or render(args.work / "DIODE", args.train, args.val)
     base = load_base(args.base)
     asked = plan(args, base.unet)
+    study = {**asdict(recipe), "base": f"{fingerprint(base.unet):08x}", "learning_rate": args.learning_rate}
+    study |= {"labels": args.labels, "timestep": args.timestep, "seeds": args.seeds, "unseen": args.val}
     todo = {one.name: one for settings in asked.values() for one in settings}
     paths = {"base": args.base, "velocity": str(args.velocity_base)}
     files: dict[str, Path] = {}
@@ -174,7 +178,7 @@ def main(argv: list[str] | None = None) -> None:
 
     results = {name: json.loads(file.read_text()) for name, file in files.items()}
     answers = {name: [results[one.name] for one in settings] for name, settings in asked.items()}
-    write_answers(answers, asdict(recipe), args)
+    write_answers(answers, study, args)
 
 
 def runs_folder(work: Path, recipe: Recipe, data: Path, base: Base) -> Path:

@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ import torch
 from helpers import ROOT
 
 from benchmarks import paper_questions
-from benchmarks.answers import interval, matrix, resample, spearman
+from benchmarks.answers import interval, matrix, resample, spearman, write_answers
 from benchmarks.probe import PLACES, TOLERANCE, Recipe, Setting, equal_ranks, load_task, make_unet, place_lora, probe
 from miniworld import scenes
 from utils.intrinsics import INTRINSICS
@@ -121,29 +121,50 @@ def test_a_study_resumes_and_writes_its_page(world, bases, tmp_path, monkeypatch
     paper_questions.main(words)  # trains nothing: what was altered by hand is still there
     assert json.loads(kept[0].read_text()) == changed
     numbers = json.loads((tmp_path / "docs" / "paper_questions.json").read_text())
-    assert numbers["recipe"]["steps"] == 1 and changed in numbers["answers"]["1"]
+    assert numbers["study"]["steps"] == 1 and changed in numbers["answers"]["1"]
+
+
+def test_answers_that_are_not_asked_again_stay_and_those_of_another_study_go(tmp_path, capsys):
+    def one(steps: int, targets: str, error: float) -> tuple[dict, dict]:
+        found = {"setting": asdict(Setting(targets=targets)), "parameters": 1, "share": 0.5, "errors": [error]}
+        study = {"steps": steps, "batch": 2, "learning_rate": 1, "labels": 8, "timestep": 0, "seeds": 1, "unseen": 1}
+        return found, study | {"mixed_precision": "no"}
+
+    args = paper_questions.parse_args(["--docs", str(tmp_path)])
+    for steps, question, title, stays in ((1, "5-place", "where", {"5-place"}), (1, "5-layers", "kinds", {"5-place"}),
+                                          (2, "5-layers", "kinds", set())):  # fmt: skip
+        found, study = one(steps, "all", 3.0)
+        write_answers({question: [found]}, study, args)
+        known = json.loads((tmp_path / "paper_questions.json").read_text())["answers"]
+        page = (tmp_path / "paper_questions.md").read_text()
+        assert (
+            set(known) == stays | {question}
+            and title in page
+            and ("where the LoRA sits" in page) == bool({"5-place"} & set(known))
+        )
+    assert "are of another base or recipe" in capsys.readouterr().out
 
 
 def test_question_4_needs_snapshots(tmp_path, capsys):
-    args = argparse.Namespace(questions=[4], snapshots=None)
+    args = argparse.Namespace(questions=["4"], snapshots=None)
     assert paper_questions.snapshots(args) == [] and "--snapshots" in capsys.readouterr().out
     with pytest.raises(ValueError, match="at least 3"):
-        paper_questions.snapshots(argparse.Namespace(questions=[4], snapshots=tmp_path))
+        paper_questions.snapshots(argparse.Namespace(questions=["4"], snapshots=tmp_path))
 
 
 def test_question_6_needs_a_base_that_predicts_velocity(bases, tmp_path, capsys):
     for folder, found in ((bases["sd21"], ("base", "velocity")), (tmp_path, ())):
-        args = argparse.Namespace(questions=[6], velocity_base=folder)
+        args = argparse.Namespace(questions=["6"], velocity_base=folder)
         assert paper_questions.bases(args) == found and ("--velocity_from" in capsys.readouterr().out) == (not found)
     with pytest.raises(ValueError, match="does not predict velocity"):
-        paper_questions.bases(argparse.Namespace(questions=[6], velocity_base=bases["sd15"]))
+        paper_questions.bases(argparse.Namespace(questions=["6"], velocity_base=bases["sd15"]))
 
 
 def test_plan_has_every_question_and_no_setting_twice(bases):
     args = paper_questions.parse_args(["--seeds", "3", "--velocity_base", str(bases["sd21"])])
     plan = paper_questions.plan(args, load_base(str(ROOT / "miniworld" / "mini-sd")).unet)
     assert {name[0] for name in plan} == {"1", "2", "3", "4", "5", "6"}
-    for name, timesteps in (("1", {400, 999}), ("5 layers", {400, 999}), ("6", {999})):
+    for name, timesteps in (("1", {400, 999}), ("5-layers", {400, 999}), ("6", {999})):
         assert {one.timestep for one in plan[name]} == timesteps and {"attention", "all"} <= {
             one.targets for one in plan[name]
         }
