@@ -266,7 +266,7 @@ def about(study: dict, args: argparse.Namespace) -> str:
     return (
         f"Base {args.base}; {study['steps']} steps of {study['batch']} labels, AdamW, learning rate "
         f"{study['learning_rate']:g} falling linearly to 0, rank 8, {study['labels']} labels, "
-        f"t = {study['timestep']}, the LoRA on all attention layers, unless the row says otherwise; {study['seeds']} seeds; "
-        f"{study['unseen']} unseen scenes; {study['mixed_precision']} autocast; {device}. "
+        f"t = {study['timestep']}, the LoRA on all attention layers, unless the row says otherwise; "
+        f"{study['seeds']} seeds; {study['unseen']} unseen scenes; {study['mixed_precision']} autocast; {device}. "
         "Brackets: 95 % bootstrap intervals over seeds and scenes. Lower is better."
     )
