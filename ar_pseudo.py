@@ -27,6 +27,13 @@ def main(argv: list[str] | None = None) -> None:
         default="again",
         help="again: the label's tokens have the positions of the picture's; on: those that follow",
     )
+    parser.add_argument(
+        "--decoding",
+        choices=["one_by_one", "at_once"],
+        default="one_by_one",
+        help="one_by_one: each token of the label is read for the next; at_once: all come from one pass over the "
+        "picture, read twice",
+    )
     parser.add_argument("--temperature", type=float, default=0.0, help="of predictions; 0: the likeliest tokens")
     args = parse(parser, argv)
     if args.temperature < 0:
@@ -54,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
         load_attn_procs(base.network, args.lora_path)
 
     # Objective
-    objective = TokenPrediction(base.tokens, args.label_positions, args.temperature)
+    objective = TokenPrediction(base.tokens, args.label_positions, args.decoding, args.temperature)
 
     train(settings, accelerator, resume_from, objective, base, train_set, validation_samples)
 

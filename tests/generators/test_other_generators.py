@@ -124,10 +124,14 @@ def test_a_transformers_run_goes_on_to_the_same_bits(ar_folder, ar_flags, tmp_pa
     assert whole and all(torch.equal(whole[key], cut[key]) for key in whole)
 
 
-def test_other_positions_are_another_experiment(ar_folder, ar_flags, tmp_path):
+@pytest.mark.parametrize(("more", "says"), [
+    (("--label_positions", "on"), "positions was 'again', now 'on'"),
+    (("--decoding", "at_once"), "decoding was 'one_by_one', now 'at_once'"),
+])  # fmt: skip
+def test_other_positions_or_decoding_are_another_experiment(more, says, ar_folder, ar_flags, tmp_path):
     run_here("ar_pseudo.py", ar_flags(ar_folder, tmp_path, "--max_train_steps", 1))
-    more = ("--max_train_steps", 2, "--resume_from_checkpoint", "latest", "--label_positions", "on")
-    with pytest.raises(InputError, match="positions was 'again', now 'on'"):
+    more = ("--max_train_steps", 2, "--resume_from_checkpoint", "latest", *more)
+    with pytest.raises(InputError, match=says):
         run_here("ar_pseudo.py", ar_flags(ar_folder, tmp_path, *more))
 
 

@@ -284,7 +284,8 @@ def test_licences(base, licence):
 
 @pytest.mark.parametrize(("method", "says"), [("gan", "load_gan"), ("autoregressive", "TokenPrediction")])
 def test_a_card_of_another_generator_says_how_that_is_loaded(method, says):
-    metadata = {"base_model": "some/generator", "task": "depth", "method": method, "prompt": "", "positions": "again"}
+    metadata = {"base_model": "some/generator", "task": "depth", "method": method, "prompt": ""}
+    metadata |= {"positions": "again", "decoding": "at_once"}
     text = model_card("me/lora", metadata, {}, "", [])
     code = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
     compile(code, "card", "exec")

@@ -214,6 +214,70 @@ def test_a_rolled_texture_gets_rolled_maps():
     np.testing.assert_allclose(np.roll(plain, (32, 64), axis=(0, 1)), rolled, atol=1e-3)
 
 
+# by diffusion
+
+
+def diffusion(**options) -> Predictor:
+    return predictor("augunet/normal", steps=3, **options)
+
+
+def test_a_tile_that_covers_the_image_changes_nothing_by_diffusion_either():
+    image = photograph(80, 64)
+    one, two = (diffusion(resolution=64, **view)(image, ["a"])["normal"].map for view in ({}, {"tile": 96}))
+    assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("wrap", [False, True])
+def test_tiles_begin_with_one_noise_image(monkeypatch, wrap):
+    """Where two tiles overlap, both begin with the same noise; with wrapping also across the image's edges."""
+    predict = diffusion(tile=64, overlap=32, resolution=96, wrap=wrap)
+    seen, through = [], predict._mirrored
+
+    def spy(rgb, eps, adapters):
+        seen.append((rgb, eps))
+        return through(rgb, eps, adapters)
+
+    monkeypatch.setattr(predict, "_mirrored", spy)
+    pixels = np.asarray(photograph(128, 96))  # 96 x 128: two or more tiles on either side
+    normals = predict(pixels)["normal"]
+    assert normals.shape == (96, 128) and len(seen) == (12 if wrap else 6)
+    np.testing.assert_allclose(np.linalg.norm(normals.values, axis=2), 1, atol=1e-5)
+    whole = {}  # colour of a place in the image -> the noise over it
+    for rgb, eps in seen:
+        for y in range(0, 64, 8):
+            for x in range(0, 64, 8):
+                colours = tuple(rgb[0, :, y : y + 8, x : x + 8].flatten().tolist())
+                noise = eps[0, :, y * eps.shape[2] // 64, x * eps.shape[3] // 64]
+                assert torch.equal(whole.setdefault(colours, noise), noise)
+    assert len(whole) == 12 * 16 and len({tuple(noise.tolist()) for noise in whole.values()}) > 100
+
+
+def test_wrapped_normals_by_diffusion_fit_together_at_their_edges():
+    waves = (smooth(64, 64) / 2 + 0.5).permute(1, 2, 0).mul(255).byte().numpy()
+    steps = []
+    for wrap in (False, True):
+        values = diffusion(wrap=wrap)(waves)["normal"].map
+        seam = max((values.select(axis, 0) - values.select(axis, -1)).abs().max().item() for axis in (-1, -2))
+        steps.append((seam, largest_step(values)))
+    assert steps[1][0] <= steps[1][1] and steps[1][0] < steps[0][0]
+
+
+def test_flips_make_diffusion_treat_both_sides_alike():
+    """The mirrored image with the mirrored noise gets the mirrored normals; without flips it does not."""
+    rgb = torch.from_numpy(np.array(photograph(64, 64))).permute(2, 0, 1)[None] / 127.5 - 1
+    eps, signs = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0)), torch.tensor([-1.0, 1, 1])
+    for flip in (False, True):
+        predict = diffusion(flip_tta=flip)
+        eps = eps[..., : 64 // predict.factor, : 64 // predict.factor]
+        with torch.inference_mode():
+            plain, mirrored = (
+                predict._mirrored(a, b, predict.adapters)["normal"]
+                for a, b in ((rgb, eps), (rgb.flip(-1), eps.flip(-1)))
+            )
+        back = mirrored.flip(-1) * signs[:, None, None]
+        assert ((plain - back).abs().max().item() < 1e-4) == flip
+
+
 # flags
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import distance, launch, lora, losses, records, run_here
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from safetensors import safe_open
 
 from dataloaders.diode import Diode
@@ -77,12 +77,17 @@ def test_sizes(size, side, expected):
     assert crop.array(values).shape == expected
 
 
-def test_the_header_tells_the_size_upright(tmp_path):
+def test_the_header_tells_the_size_upright(tmp_path, monkeypatch):
     image, exif = Image.new("RGB", (40, 30)), Image.Exif()
     exif[0x0112] = 6
     image.save(tmp_path / "turned.jpg", exif=exif)
     image.save(tmp_path / "plain.png")
     assert size_of(tmp_path / "turned.jpg") == (30, 40) and size_of(tmp_path / "plain.png") == (40, 30)
+    image.save(tmp_path / "turned.png", exif=exif)
+    assert size_of(tmp_path / "turned.png") == (30, 40)
+    with monkeypatch.context() as patch:  # a PNG that cannot be turned is not decoded
+        patch.setattr(PngImagePlugin.PngImageFile, "load", None)
+        assert size_of(tmp_path / "plain.png") == (40, 30)
     (tmp_path / "no.png").write_bytes(b"no picture")
     with pytest.raises(InputError, match=r"no.png: not a readable picture"):
         size_of(tmp_path / "no.png")

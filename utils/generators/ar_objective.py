@@ -5,38 +5,48 @@ picture is given and what is learnt is not said; here the picture's tokens come 
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from utils.generators.picture_tokens import Positions, Tokens
+from utils.generators.picture_tokens import Positions, Tokens, choose
+
+Decoding = Literal["one_by_one", "at_once"]
 
 
 @dataclass
 class TokenPrediction:
     """[picture tokens] -> [label tokens], decoded by the generator's own VQ decoder.
 
+    decoding: "one_by_one": each label token is read for the next, as the generator draws pictures. "at_once": the
+    picture's tokens are read a second time in their place, and all of the label's come from one pass, each by itself.
     temperature: of the prediction; 0: the likeliest token each time.
     """
 
     tokens: Tokens
     positions: Positions = "again"
+    decoding: Decoding = "one_by_one"
     temperature: float = 0.0
     vae: None = None
     reads: ClassVar[str] = "rgb"
 
     @property
     def metadata(self) -> dict[str, object]:
-        return {"method": "autoregressive", "positions": self.positions}
+        return {"method": "autoregressive", "positions": self.positions, "decoding": self.decoding}
 
     def loss(self, network: nn.Module, batch: dict[str, Tensor], noise: list[Generator]) -> Tensor:
         """Cross-entropy of the label's tokens, mean over them, in nats; rgb, target (B,3,S,S) in [-1,1]."""
         picture, label = self.tokens.encode(torch.cat([batch["rgb"], batch["target"]])).chunk(2)
-        return F.cross_entropy(network(picture, label, self.positions).float().transpose(1, 2), label)
+        read = label if self.decoding == "one_by_one" else picture
+        return F.cross_entropy(network(picture, read, self.positions).float().transpose(1, 2), label)
 
     def predict(self, network: nn.Module, rgb: Tensor, noise: list[Generator]) -> Tensor:
         """rgb (B,3,S,S) in [-1,1] -> map (B,3,S,S) about [-1,1], not clamped. `noise` counts at a temperature only."""
         picture = self.tokens.encode(rgb)
-        return self.tokens.decode(network.complete(picture, self.positions, self.temperature, noise))
+        if self.decoding == "one_by_one":
+            label = network.complete(picture, self.positions, self.temperature, noise)
+        else:
+            label = choose(network(picture, picture, self.positions).float(), self.temperature, noise)
+        return self.tokens.decode(label)

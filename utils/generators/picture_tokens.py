@@ -138,9 +138,12 @@ def order(count: int, positions: Positions, device: torch.device) -> Tensor:
 
 
 def choose(logits: Tensor, temperature: float, noise: Sequence[Generator]) -> Tensor:
-    """Logits (B,V) -> tokens (B,)."""
+    """Logits (B,...,V) -> tokens (B,...)."""
     if not temperature:
         return logits.argmax(-1)
     chances = (logits / temperature).softmax(-1).cpu()
-    sampled = [torch.multinomial(one, 1, generator=generator) for one, generator in zip(chances, noise, strict=True)]
-    return torch.cat(sampled).to(logits.device)
+    sampled = [
+        torch.multinomial(one.view(-1, one.shape[-1]), 1, generator=generator).view(one.shape[:-1])
+        for one, generator in zip(chances, noise, strict=True)
+    ]
+    return torch.stack(sampled).to(logits.device)

@@ -156,7 +156,8 @@ from utils.lora import load_attn_procs
 
 base = load_autoregressive("path/to/{base}")
 load_attn_procs(base.network, snapshot_download("{repo_id}"))
-prediction = TokenPrediction(base.tokens, "{metadata["positions"]}").predict(base.network, rgb, [])
+objective = TokenPrediction(base.tokens, "{metadata["positions"]}", "{metadata["decoding"]}")
+prediction = objective.predict(base.network, rgb, [])
 ```"""
 
 

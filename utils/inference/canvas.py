@@ -45,7 +45,7 @@ class Canvas:
             pixels = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
         below, right = self.outer[0] - height, self.outer[1] - width
         pixels = np.pad(pixels, ((0, below), (0, right), (0, 0)), mode="reflect")
-        return (torch.from_numpy(pixels).permute(2, 0, 1).contiguous().float() / 255 - 0.5) / 0.5
+        return torch.from_numpy(pixels).permute(2, 0, 1).contiguous().float().div_(255).sub_(0.5).div_(0.5)
 
     def back(self, prediction: Tensor, intrinsic: Intrinsic, to_own: bool) -> Tensor:
         """A map (3, *outer) without its padding, (3, *inner); to_own: at the image's own size, (3, *own).

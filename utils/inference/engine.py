@@ -7,6 +7,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from PIL import Image
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 from utils.errors import InputError
 from utils.inference import tiles
@@ -109,7 +110,7 @@ class Engine:
         """All maps of every image: name of the intrinsic -> Prediction. Images of one size share UNet passes."""
         found: list[dict[str, Prediction]] = [{} for _ in images]
         for group in self._groups(images):
-            rgb = torch.stack([images[i].rgb for i in group])
+            rgb = torch.stack([images[i].rgb for i in group]) if len(group) > 1 else images[group[0]].rgb[None]
             for name, (maps, uncertainties) in self._members(rgb, [names[i] for i in group]).items():
                 for i, one, uncertainty in zip(group, maps, uncertainties, strict=True):
                     found[i][name] = self._back(images[i].canvas, self._adapter(name), one, uncertainty)
@@ -190,7 +191,8 @@ class Engine:
         places = list(tiles.windows(shape, size, overlap, self.factor, wrap))
         mosaics = {a.intrinsic.name: tiles.Mosaic(shape, size, overlap, a.intrinsic) for a in adapters}
         references = self._references(rgb, noise, adapters) if len(places) > 1 else {}
-        for first in range(0, len(places), self.batch_size):
+        bar = tqdm(range(0, len(places), self.batch_size), desc="tiles", leave=False, delay=3)
+        for first in bar:
             chunk = places[first : first + self.batch_size]
             pixels = torch.stack([tiles.cut(rgb, place) for place in chunk])
             noises = None

@@ -64,8 +64,7 @@ class Mosaic:
     def __init__(self, shape: tuple[int, int], size: tuple[int, int], overlap: int, intrinsic: Intrinsic):
         self.shape, self.intrinsic = shape, intrinsic
         self.weights = weights(size, overlap)
-        # windows may run over the end: what they bring there is folded back when all are in
-        self.total = torch.zeros(4, shape[0] + size[0], shape[1] + size[1])
+        self.total, self.weight = torch.zeros(3, *shape), torch.zeros(shape)
 
     def add(self, prediction: Tensor, window: Window, reference: Tensor | None = None) -> None:
         """A window's map (3,h,w). reference: of depth, a map (1,h,w) whose scale and shift it is brought to."""
@@ -75,14 +74,18 @@ class Mosaic:
             prediction = grey(prediction)
             if reference is not None:
                 prediction = aligned(prediction, reference)
-        self.total[(slice(3), *window)] += self.weights * prediction
-        self.total[(3, *window)] += self.weights
+        weighted = torch.cat([self.weights * prediction, self.weights[None]])
+        rows, columns = (list(_pieces(part, side)) for part, side in zip(window, self.shape, strict=True))
+        for above, part_above in rows:
+            for beside, part_beside in columns:
+                piece = weighted[:, part_above, part_beside]
+                self.total[:, above, beside] += piece[:3]
+                self.weight[above, beside] += piece[3]
 
     def merged(self) -> Tensor:
-        """The map (3,H,W); normals with length 1."""
-        total = _folded(_folded(self.total, self.shape[0]).transpose(1, 2), self.shape[1]).transpose(1, 2)
-        mean = total[:3] / total[3:].clamp(min=1e-12)
-        return unit_normals(mean) if self.intrinsic.kind == "normals" else mean
+        """The map (3,H,W), computed in place; normals with length 1. Nothing can be added afterwards."""
+        self.total /= self.weight.clamp_(min=1e-12)
+        return unit_normals(self.total) if self.intrinsic.kind == "normals" else self.total
 
 
 def aligned(values: Tensor, reference: Tensor) -> Tensor:
@@ -98,10 +101,8 @@ def enlarged(values: Tensor, shape: tuple[int, int]) -> Tensor:
     return interpolate(values.mean(0)[None, None], size=shape, mode="bilinear", antialias=True)[0]
 
 
-def _folded(values: Tensor, length: int) -> Tensor:
-    """(C,L,W) -> (C,length,W): what lies beyond `length` is added to the beginning, round by round."""
-    folded = values[:, :length].clone()
-    for start in range(length, values.shape[1], length):
-        piece = values[:, start : start + length]
-        folded[:, : piece.shape[1]] += piece
-    return folded
+def _pieces(part: slice, side: int) -> Iterator[tuple[slice, slice]]:
+    """A window's part of a side that repeats -> (where a piece lies on the side, where in the window), per round."""
+    for begin in range(part.start // side * side, part.stop, side):
+        low, high = max(part.start, begin), min(part.stop, begin + side)
+        yield slice(low - begin, high - begin), slice(low - part.start, high - part.start)

@@ -39,7 +39,8 @@ def write(prediction: Prediction, path: Path, output: Output, image: Image.Image
     """
     make_folder(path.parent, "--output_dir")
     turned, about = turn(prediction, output), metadata(prediction, output)
-    values, intrinsic, formats = turned.values, prediction.intrinsic, output.formats
+    intrinsic, formats = prediction.intrinsic, output.formats
+    values = turned.values if {"npy", "exr", "png16"} & set(formats) else np.empty(0)
     if "npy" in formats:
         save_npy(path.with_suffix(".npy"), values)
     if "exr" in formats:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 ORIENTATION = 0x0112  # EXIF's tag
+ORIENTED = {b"eXIf", b"iTXt", b"tEXt", b"zTXt"}  # the chunks of a PNG in which Pillow looks for it
 SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 
 
@@ -71,10 +73,22 @@ def size_of(path: str | Path) -> tuple[int, int]:
     try:
         with Image.open(path) as image:
             width, height = image.size
-            turned = image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)  # by a quarter
+            plain = image.format == "PNG" and not ORIENTED & png_chunks(path)  # Pillow would decode it all to say so
+            turned = not plain and image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)  # by a quarter
     except Exception as error:  # as in open_picture
         raise unreadable(path, error) from None
     return (height, width) if turned else (width, height)
+
+
+def png_chunks(path: str | Path) -> set[bytes]:
+    """The names of a PNG's chunks, behind its pixels too, without reading what is in them."""
+    names = set()
+    with open(path, "rb") as file:
+        file.seek(8)
+        while len(head := file.read(8)) == 8:
+            names.add(head[4:])
+            file.seek(int.from_bytes(head[:4], "big") + 4, os.SEEK_CUR)
+    return names
 
 
 def multiple_for(side: int) -> int:

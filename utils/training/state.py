@@ -90,7 +90,7 @@ def shared_settings(
     shared |= {"timestep": metadata.get("timestep"), "seed": settings.run.seed}
     shared |= {"lora_targets": settings.run.lora_targets, "masked_loss": metadata.get("masked_loss", False)}
     shared |= {"depth_coding": metadata.get("depth_coding", "linear"), "crop": metadata.get("crop", "square")}
-    shared |= {"positions": metadata["positions"]} if "positions" in metadata else {}
+    shared |= {name: metadata[name] for name in ("positions", "decoding") if name in metadata}
     shared |= {"images per step": step_samples, "training data": training_data}
     return shared | {name: flags[name] for name in checkpoint.FREE} | {"processes": processes}
 

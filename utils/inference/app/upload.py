@@ -39,8 +39,8 @@ def read_upload(path: str | Path) -> Image.Image:
 
 
 def _stated_size(path: Path) -> tuple[int, int]:
-    """(width, height) as the header has them. Unlike `size_of` it asks for no orientation, for which Pillow decodes a
-    whole PNG, and it knows no formats but FORMATS: others may start programs.
+    """(width, height) as the header has them. Unlike `size_of` it asks for no orientation, for which Pillow may decode
+    a whole PNG, and it knows no formats but FORMATS: others may start programs.
     """
     try:
         with warnings.catch_warnings():
