@@ -1,11 +1,12 @@
-"""The paper's first question of its other generators: what a GAN and an autoregressive model know of the scene.
+"""The paper's first question of every family: what diffusion, a GAN and an autoregressive model know of the scene.
 
     python -m benchmarks.families
 
 For each family, intrinsic and seed one LoRA on the trained generator and one on the same network with random weights,
 by gan_pseudo.py and ar_pseudo.py as they are; beside them the mean label, a linear read-out of w (GAN), and the label
-through the tokens (autoregressive). Runs lie in --work; interrupted, the same command goes on. Tables go into
-docs/generators.md.
+through the tokens (autoregressive). Diffusion's trainings are those of benchmarks.paper_questions, in its JSON file.
+Runs lie in --work; interrupted, the same command goes on. Tables and a plot go into docs/generators.md; what is there
+of a family or an intrinsic that is not asked for, stays.
 """
 
 import argparse
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.answers import headline, table, with_interval
+from benchmarks.families_page import KNOWN, Answers, of_diffusion, write_page
 from benchmarks.held_out import (
     HELD_OUT,
     ar_errors,
@@ -24,94 +25,89 @@ from benchmarks.held_out import (
     random_generator,
     scenes,
     through_tokens,
+    through_vae,
 )
 from miniworld.demo_steps import ROOT, python
-from miniworld.pretraining.report import write_card
 from utils.cli import Parser, path_flag
 from utils.errors import run
 from utils.generators.ar_files import load_autoregressive
 from utils.intrinsics import INTRINSICS
 from utils.lora import SAFETENSORS, read_lora
+from utils.models import load_base
 
-FAMILIES = {"gan": ROOT / "miniworld" / "mini-gan", "ar": ROOT / "miniworld" / "mini-ar"}
+GAN, AR, SD = (ROOT / "miniworld" / name for name in ("mini-gan", "mini-ar", "mini-sd"))
 TEACHER = ROOT / "miniworld" / "mini-teacher"
-TITLES = {"gan": "GAN: mini-gan, labels by mini-teacher", "ar": "Autoregressive: mini-ar, exact truth"}
-BATCH, RATE, VAL = 8, 4e-3, 100
+DECODINGS = {"ar": "at_once", "ar-one-by-one": "one_by_one"}
+BATCH, RATE, VAL, SIDE = 8, 4e-3, 100, 64
+
+Errors = dict[str, np.ndarray]  # column -> (seeds, pictures)
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(prog="python -m benchmarks.families", description=__doc__)
     add = parser.add_argument
-    add("--families", nargs="+", choices=list(FAMILIES), default=list(FAMILIES))
+    add("--families", nargs="+", choices=["gan", *DECODINGS], default=["gan", *DECODINGS])
     add("--tasks", nargs="+", choices=list(INTRINSICS), default=list(INTRINSICS))
     add("--seeds", type=int, default=3, help="trainings of each setting")
     add("--steps", type=int, default=300, help="of each training")
     add("--images", type=int, default=300, help="labelled pictures of each training")
     add("--work", type=path_flag, default=Path("output/families"), help="trainings")
-    add("--docs", type=path_flag, default=Path("docs"), help="folder of generators.md")
+    add("--docs", type=path_flag, default=Path("docs"), help="folder of generators.md and paper_questions.json")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    sections = [
-        f"{args.steps} steps of {BATCH} labels out of {args.images}, rank 8, learning rate {RATE:g} falling linearly "
-        f"to 0; {args.seeds} seeds, {VAL} unseen pictures. Brackets: 95 % bootstrap intervals over seeds and pictures."
-    ]
-    if "ar" in args.families:
-        python(
-            "-m", "miniworld.scenes", "--root", args.work / "DIODE", "--train", args.images, "--val", VAL, "--truth"
-        )
+    diode = args.work / "DIODE"
+    python("-m", "miniworld.scenes", "--root", diode, "--train", args.images, "--val", VAL, "--truth")
+    answers: Answers = {}
     for family in args.families:
-        rows = {task: measure(family, task, args) for task in args.tasks}
-        head = ("intrinsic", "error", *next(iter(rows.values())))
-        lines = [(task, headline(task), *cells.values()) for task, cells in rows.items()]
-        sections.append(f"### {TITLES[family]}\n\n{table(head, lines)}")
-    text = "\n\n".join(sections)
-    write_card(args.docs / "generators.md", text)
-    print(text)
+        answers[family] = {task: measure(family, task, args) for task in args.tasks}
+    vae = load_base(str(SD)).vae
+    references: dict[str, Errors] = {}
+    for task in args.tasks:
+        known, unseen = (scenes(diode, task, split, SIDE) for split in ("train", "val"))
+        mean = mean_label(known, unseen, task, "diode")[None]
+        references[task] = {"mean": mean, "ceiling": through_vae(vae, unseen, task)[None]}
+    answers |= of_diffusion(args.docs / "paper_questions.json", references)
+    print(write_page(answers, {"steps": args.steps, "batch": BATCH, "images": args.images, "rate": RATE}, args.docs))
 
 
-def measure(family: str, task: str, args: argparse.Namespace) -> dict[str, str]:
-    """Column -> cell of one intrinsic's row."""
-    bases = {
-        "LoRA on the trained generator": FAMILIES[family],
-        "on random weights": random_generator(FAMILIES[family], args.work / f"{family}-random"),
+def measure(family: str, task: str, args: argparse.Namespace) -> dict:
+    """Of one intrinsic: "errors" by column of KNOWN, each (seeds, pictures), and the LoRA's "parameters"."""
+    trained, random = (GAN, "gan-random") if family == "gan" else (AR, "ar-random")
+    bases = {"trained": trained, "random": random_generator(trained, args.work / random)}
+    loras = {
+        name: [train(family, task, base, seed, args) for seed in range(args.seeds)] for name, base in bases.items()
     }
-    seeds = range(args.seeds)
-    loras = {name: [train(family, task, base, seed, args) for seed in seeds] for name, base in bases.items()}
     found = (of_gan if family == "gan" else of_transformer)(task, bases, loras, args)
-    parameters = sum(value.numel() for value in read_lora(loras[next(iter(bases))][0]).state.values())
-    return {name: with_interval(values) for name, values in found.items()} | {"parameters": f"{parameters:,}"}
+    parameters = sum(value.numel() for value in read_lora(loras["trained"][0]).state.values())
+    return {"errors": {name: found[name].tolist() for name in KNOWN if name in found}, "parameters": parameters}
 
 
-Bases, Loras, Errors = dict[str, Path], dict[str, list[Path]], dict[str, np.ndarray]  # each by column
-
-
-def of_gan(task: str, bases: Bases, loras: Loras, args: argparse.Namespace) -> Errors:
-    """Errors (seeds, pictures) of the LoRAs and of what needs no generator."""
-    known, unseen = (
-        generated(FAMILIES["gan"], TEACHER, task, count, seed) for count, seed in ((args.images, 0), (VAL, HELD_OUT))
-    )
+def of_gan(task: str, bases: dict[str, Path], loras: dict[str, list[Path]], args: argparse.Namespace) -> Errors:
+    """Errors of the LoRAs and of what needs no generator."""
+    known, unseen = (generated(GAN, TEACHER, task, count, seed) for count, seed in ((args.images, 0), (VAL, HELD_OUT)))
     found = {}
     for name, base in bases.items():
-        own = base == FAMILIES["gan"]
-        items = unseen if own else generated(FAMILIES["gan"], TEACHER, task, VAL, HELD_OUT, base)
+        items = unseen if base == GAN else generated(GAN, TEACHER, task, VAL, HELD_OUT, base)
         found[name] = np.stack([gan_errors(base, lora, items, task) for lora in loras[name]])
-    found["linear read-out of w"] = linear_readout(known, unseen, task)[None]
-    return found | {"mean label": mean_label(known, unseen, task)[None]}
+    found["linear"] = linear_readout(known, unseen, task)[None]
+    return found | {"mean": mean_label(known, unseen, task)[None]}
 
 
-def of_transformer(task: str, bases: Bases, loras: Loras, args: argparse.Namespace) -> Errors:
-    """Errors (seeds, pictures) of the LoRAs, of the mean label, and of the label itself as tokens."""
-    trained = load_autoregressive(str(FAMILIES["ar"]))
+def of_transformer(
+    task: str, bases: dict[str, Path], loras: dict[str, list[Path]], args: argparse.Namespace
+) -> Errors:
+    """Errors of the LoRAs, of the mean label, and of the label itself as tokens."""
+    trained = load_autoregressive(str(AR))
     known, unseen = (scenes(args.work / "DIODE", task, split, trained.resolution) for split in ("train", "val"))
     found = {}
     for name, base in bases.items():
         each = [ar_errors(load_autoregressive(str(base)), lora, unseen, task) for lora in loras[name]]
         found[name] = np.stack(each)
-    found["mean label"] = mean_label(known, unseen, task)[None]
-    return found | {"label through the tokens": through_tokens(trained, unseen, task)[None]}
+    found["mean"] = mean_label(known, unseen, task, "diode")[None]
+    return found | {"ceiling": through_tokens(trained, unseen, task)[None]}
 
 
 def train(family: str, task: str, base: Path, seed: int, args: argparse.Namespace) -> Path:
@@ -124,11 +120,12 @@ def train(family: str, task: str, base: Path, seed: int, args: argparse.Namespac
     words += ["--num_train_imgs", args.images, "--lr_scheduler", "linear", "--validation_steps", 0]
     words += ["--report_to", "none", "--resume_from_checkpoint", "latest"]
     if family == "gan":
-        words += ["--teacher", TEACHER, "--pictures_from", FAMILIES[family]]
+        words += ["--teacher", TEACHER, "--pictures_from", GAN]
     else:
         diode = args.work / "DIODE"
         words += ["--train_data_dir", diode / INTRINSICS[task].truth_folder, "--pseudo_root", diode / "pseudo" / task]
-    python(ROOT / f"{family}_pseudo.py", *words)
+        words += ["--decoding", DECODINGS[family]]
+    python(ROOT / ("gan_pseudo.py" if family == "gan" else "ar_pseudo.py"), *words)
     return folder
 
 

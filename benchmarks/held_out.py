@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -18,18 +19,20 @@ from utils.generators.generated import Generated
 from utils.generators.stylegan2 import StyleGAN2
 from utils.intrinsics import INTRINSICS, Intrinsic
 from utils.labels.teachers import load_teacher
+from utils.latents import mode
 from utils.lora import load_attn_procs
 from utils.maps.depth_coding import linear_map
 from utils.metrics.scores import score_of
+from utils.objectives import decode
 
 HELD_OUT = 10_000  # seed of the generated pictures that no training sees
 BATCH = 20
 RIDGE = 1e-2
 
 
-def errors(predictions: Tensor, items: Sequence[dict], intrinsic: Intrinsic) -> np.ndarray:
+def errors(predictions: Tensor, items: Sequence[dict], intrinsic: Intrinsic, protocol: str = "plain") -> np.ndarray:
     """The intrinsic's first metric of each picture (N,); predictions (N,3,S,S). NaN where it cannot be scored."""
-    score, metric = score_of(intrinsic), next(iter(intrinsic.scores))
+    score, metric = score_of(intrinsic, protocol), next(iter(intrinsic.scores))
     values = linear_map(predictions, intrinsic.depth_coding)
     found = [score(one, item["gt"], item["valid"]) for one, item in zip(values, items, strict=True)]
     return np.array([np.nan if one is None else one[metric] for one in found])
@@ -71,13 +74,13 @@ def ar_errors(base: Autoregressive, lora: Path, items: Sequence[dict], task: str
     objective = TokenPrediction(base.tokens, header["positions"], header["decoding"])
     rgb = torch.stack([item["rgb"] for item in items])
     found = [objective.predict(base.network, part, []) for part in rgb.split(BATCH)]
-    return errors(torch.cat(found), items, INTRINSICS[task])
+    return errors(torch.cat(found), items, INTRINSICS[task], "diode")
 
 
-def mean_label(train: Sequence[dict], items: Sequence[dict], task: str) -> np.ndarray:
+def mean_label(train: Sequence[dict], items: Sequence[dict], task: str, protocol: str = "plain") -> np.ndarray:
     """Of the mean of the training labels, pixel by pixel, as everyone's answer."""
     mean = torch.stack([item["target"] for item in train]).mean(0)
-    return errors(mean.expand(len(items), -1, -1, -1), items, INTRINSICS[task])
+    return errors(mean.expand(len(items), -1, -1, -1), items, INTRINSICS[task], protocol)
 
 
 def linear_readout(train: Sequence[dict], items: Sequence[dict], task: str) -> np.ndarray:
@@ -95,7 +98,15 @@ def through_tokens(base: Autoregressive, items: Sequence[dict], task: str) -> np
     """Of the label itself, made into tokens and back: the best that any prediction in tokens can be."""
     targets = torch.stack([item["target"] for item in items])
     found = [base.tokens.decode(base.tokens.encode(part)) for part in targets.split(BATCH)]
-    return errors(torch.cat(found), items, INTRINSICS[task])
+    return errors(torch.cat(found), items, INTRINSICS[task], "diode")
+
+
+@torch.no_grad()
+def through_vae(vae: AutoencoderKL, items: Sequence[dict], task: str) -> np.ndarray:
+    """Of the label itself, encoded and decoded: the best that any prediction in latents can be."""
+    targets, scale = torch.stack([item["target"] for item in items]), vae.config.scaling_factor
+    found = [decode(vae, scale * mode(vae, part)) for part in targets.split(BATCH)]
+    return errors(torch.cat(found), items, INTRINSICS[task], "diode")
 
 
 def random_generator(folder: Path, out: Path, seed: int = 0) -> Path:

@@ -1,0 +1,137 @@
+"""Tables, plot and numbers of benchmarks.families, between the marks of docs/generators.md."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.answers import finish, groups, headline, interval, matrix, new_axes, resample, table, with_interval
+from miniworld.pretraining.report import write_card
+from utils.intrinsics import INTRINSICS
+
+Answers = dict[str, dict[str, dict]]  # family -> intrinsic -> "errors" by column, each (seeds, pictures); "parameters"
+
+KNOWN = {
+    "trained": "LoRA on the trained generator",
+    "random": "on random weights",
+    "linear": "linear read-out of w",
+    "mean": "mean label",
+    "ceiling": "label through the codec",
+}
+FAMILIES = {
+    "diffusion-attention": "Diffusion: mini-sd, attention, t = 400",
+    "diffusion-all": "Diffusion: mini-sd, all layers, t = 400",
+    "gan": "GAN: mini-gan, affine layers, labels by mini-teacher",
+    "ar": "Autoregressive: mini-ar, attention, all tokens at once",
+    "ar-one-by-one": "Autoregressive: mini-ar, attention, token by token",
+}
+DIFFUSION = {"diffusion-attention": "attention", "diffusion-all": "all"}  # family -> --lora_targets
+UNETS = {"trained": "pretrained", "random": "random"}  # column -> of a setting
+TIMESTEP = 400
+
+
+def of_diffusion(path: Path, references: dict[str, dict[str, np.ndarray]]) -> Answers:
+    """Diffusion's answers from paper_questions.json, with what is in `references`: intrinsic -> column -> errors.
+
+    Nothing where that study has not asked its first question at TIMESTEP.
+    """
+    results = json.loads(path.read_text())["answers"].get("1", []) if path.is_file() else []
+    found = groups(results, "task", "targets", "timestep", "unet")
+    answers: Answers = {}
+    for family, targets in DIFFUSION.items():
+        for task, beside in references.items():
+            pair = {name: found.get((task, targets, TIMESTEP, unet)) for name, unet in UNETS.items()}
+            if all(pair.values()):
+                own = {name: matrix(each).tolist() for name, each in pair.items()}
+                own |= {name: values.tolist() for name, values in beside.items()}
+                parameters = pair["trained"][0]["parameters"]
+                answers.setdefault(family, {})[task] = {"errors": own, "parameters": parameters}
+    return answers
+
+
+def write_page(answers: Answers, study: dict, docs: Path) -> str:
+    """The answers beside those that `docs`/generators.json has of the same study; returns what went into the page."""
+    path = docs / "generators.json"
+    before = json.loads(path.read_text()) if path.is_file() else {}
+    known: Answers = before["answers"] if before.get("study") == study else {}
+    for family, rows in answers.items():
+        known[family] = known.get(family, {}) | rounded(rows)
+    known = {family: known[family] for family in FAMILIES if family in known}
+    path.write_text(json.dumps({"study": study, "answers": known}) + "\n")
+    sections = [
+        f"GAN and autoregressive: {study['steps']} steps of {study['batch']} labels out of {study['images']}, rank 8, "
+        f"learning rate {study['rate']:g} falling linearly to 0; diffusion: [its own page](paper_questions.md). 100 "
+        "unseen pictures. Brackets: 95 % bootstrap intervals over seeds and pictures. Lower is better, but for the "
+        "ratio.",
+        "### All families: how much the pretraining is worth",
+        overview(known),
+        plot(known, docs / "generators.png"),
+    ]
+    for family, rows in known.items():
+        sections += [f"### {FAMILIES[family]}", of_family(rows)]
+    text = "\n\n".join(sections)
+    write_card(docs / "generators.md", text)
+    return text
+
+
+def rounded(rows: dict[str, dict]) -> dict[str, dict]:
+    """Errors to 4 digits."""
+
+    def cut(errors: list[list[float]]) -> list[list[float]]:
+        return [[float(f"{value:.4g}") for value in one] for one in errors]
+
+    return {
+        task: row | {"errors": {name: cut(errors) for name, errors in row["errors"].items()}}
+        for task, row in rows.items()
+    }
+
+
+def ratio(row: dict, over: str) -> tuple[float, float, float]:
+    """Error of `over` by that of the LoRA on the trained generator, with the interval's ends."""
+    above, below = (np.array(row["errors"][name]) for name in (over, "trained"))
+    above = np.broadcast_to(above, below.shape)  # a reference has no seeds
+    low, high = interval(resample(above) / resample(below))
+    return float(np.nanmean(above) / np.nanmean(below)), low, high
+
+
+def overview(known: Answers) -> str:
+    """A row per family, a column per intrinsic: the random control's error and the mean label's, over the LoRA's."""
+    lines = []
+    for family, rows in known.items():
+        seeds = sorted({len(row["errors"]["trained"]) for row in rows.values()})
+        cells = []
+        for task in INTRINSICS:
+            each = [ratio(rows[task], over) for over in ("random", "mean")] if task in rows else []
+            cells.append(" / ".join(f"{value:.2f} [{low:.2f}, {high:.2f}]" for value, low, high in each) or "not run")
+        lines.append((FAMILIES[family], *cells, " to ".join(map(str, seeds))))
+    return table(("error over the LoRA's: random control / mean label", *INTRINSICS, "seeds"), lines)
+
+
+def of_family(rows: dict[str, dict]) -> str:
+    """A row per intrinsic: every column's error with its interval."""
+    names = [name for name in KNOWN if any(name in row["errors"] for row in rows.values())]
+    lines = []
+    for task, row in rows.items():
+        cells = (with_interval(np.array(row["errors"][name])) if name in row["errors"] else "" for name in names)
+        lines.append((task, headline(task), *cells, f"{row['parameters']:,}"))
+    return table(("intrinsic", "error", *(KNOWN[name] for name in names), "parameters"), lines)
+
+
+def plot(known: Answers, path: Path) -> str:
+    """The random control's error over the LoRA's, by intrinsic and family; at 1 the pretraining is worth nothing."""
+    axes = new_axes()
+    for number, (family, rows) in enumerate(known.items()):
+        for place, task in enumerate(INTRINSICS):
+            if task in rows:
+                value, low, high = ratio(rows[task], "random")
+                x = place + 0.14 * (number - (len(known) - 1) / 2)
+                axes.plot([x, x], [low, high], color=f"C{number}")
+                label = FAMILIES[family] if task == next(iter(rows)) else None
+                axes.scatter(x, value, color=f"C{number}", s=18, zorder=3, label=label)
+    axes.axhline(1, color="#888", linewidth=0.8)
+    axes.set(yscale="log", ylabel="error on random weights / trained")
+    axes.set_xticks(range(len(INTRINSICS)), list(INTRINSICS))
+    axes.set_yticks([0.8, 1, 1.25, 1.5, 2, 3, 4], ["0.8", "1", "1.25", "1.5", "2", "3", "4"])
+    axes.minorticks_off()
+    axes.legend(fontsize=6, frameon=False)
+    return finish(axes, path, "how many times larger the error is on random weights")
