@@ -5,7 +5,7 @@ picture is given and what is learnt is not said; here the picture's tokens come 
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Generator, Tensor, nn
@@ -14,14 +14,15 @@ from torch.nn import functional as F
 from utils.generators.picture_tokens import Positions, Tokens, choose
 
 Decoding = Literal["one_by_one", "at_once"]
+DECODINGS: tuple[Decoding, ...] = get_args(Decoding)
 
 
 @dataclass
 class TokenPrediction:
     """[picture tokens] -> [label tokens], decoded by the generator's own VQ decoder.
 
-    decoding: "one_by_one": each label token is read for the next, as the generator draws pictures. "at_once": the
-    picture's tokens are read a second time in their place, and all of the label's come from one pass, each by itself.
+    decoding: "one_by_one": each label token is read for the next, as the generator draws pictures. "at_once": all come
+    from one pass over the picture's tokens, which are read twice.
     temperature: of the prediction; 0: the likeliest token each time.
     """
 
@@ -39,8 +40,11 @@ class TokenPrediction:
     def loss(self, network: nn.Module, batch: dict[str, Tensor], noise: list[Generator]) -> Tensor:
         """Cross-entropy of the label's tokens, mean over them, in nats; rgb, target (B,3,S,S) in [-1,1]."""
         picture, label = self.tokens.encode(torch.cat([batch["rgb"], batch["target"]])).chunk(2)
-        read = label if self.decoding == "one_by_one" else picture
-        return F.cross_entropy(network(picture, read, self.positions).float().transpose(1, 2), label)
+        if self.decoding == "one_by_one":
+            logits = network(picture, label, self.positions)
+        else:
+            logits = network.at_once(picture, self.positions)
+        return F.cross_entropy(logits.float().transpose(1, 2), label)
 
     def predict(self, network: nn.Module, rgb: Tensor, noise: list[Generator]) -> Tensor:
         """rgb (B,3,S,S) in [-1,1] -> map (B,3,S,S) about [-1,1], not clamped. `noise` counts at a temperature only."""
@@ -48,5 +52,5 @@ class TokenPrediction:
         if self.decoding == "one_by_one":
             label = network.complete(picture, self.positions, self.temperature, noise)
         else:
-            label = choose(network(picture, picture, self.positions).float(), self.temperature, noise)
+            label = choose(network.at_once(picture, self.positions).float(), self.temperature, noise)
         return self.tokens.decode(label)

@@ -1,13 +1,14 @@
 """Pictures as rows of tokens, and a transformer that continues them: an autoregressive generator, ready for a LoRA.
 
-    [start] picture tokens [start] label tokens
+    [start] picture tokens [start] label tokens             one by one
+    [start] picture tokens picture tokens                   at once: each says its own place's label
 
 A generator has only ever seen one picture's length of tokens. So the label's tokens are given the picture's positions
 again, and the second start token is where a picture begins; `on` goes on counting instead.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from diffusers import VQModel
@@ -15,6 +16,7 @@ from torch import Generator, Tensor, nn
 from transformers import DynamicCache
 
 Positions = Literal["again", "on"]
+POSITIONS: tuple[Positions, ...] = get_args(Positions)
 
 
 class Tokens(Protocol):
@@ -79,6 +81,16 @@ class PictureTransformer(nn.Module):
         place = order(picture.shape[1], positions, picture.device)[: sequence.shape[1]]
         states = self.states(sequence, place.expand(len(picture), -1))
         return self.head(states[:, picture.shape[1] + 1 :])[..., : self.codes]
+
+    def at_once(self, picture: Tensor, positions: Positions = "again") -> Tensor:
+        """Logits (B,N,V) of all label tokens from the picture alone (B,N), read twice: the second time each token has
+        read all of it, and stands for the label's token in its place.
+        """
+        count, embedded = picture.shape[1], self.embed(picture)
+        sequence = torch.cat([self.start.expand(len(picture), -1, -1), embedded, embedded], dim=1)
+        place = order(count, positions, picture.device)
+        place = torch.cat([place[: count + 1], place[count + 2 :]])
+        return self.head(self.states(sequence, place.expand(len(picture), -1))[:, count + 1 :])[..., : self.codes]
 
     def sequence(self, picture: Tensor, label: Tensor) -> Tensor:
         """[start] picture [start] label, embedded."""

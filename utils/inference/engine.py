@@ -89,6 +89,11 @@ class Engine:
             raise InputError(f"--tile={self.view.tile}: must be a multiple of {self.multiple} for this base model")
 
     @property
+    def intrinsics(self) -> list[Intrinsic]:
+        """What it predicts."""
+        return [adapter.intrinsic for adapter in self.adapters]
+
+    @property
     def resolution(self) -> int | None:
         """What the short side is brought to; None: images keep their size."""
         if self.view.resolution is not None:

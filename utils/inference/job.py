@@ -13,7 +13,13 @@ from utils.lora import SAFETENSORS, LoraFile, read_lora
 from utils.lora.files import NAMES, is_on_hub
 from utils.system.repositories import require
 
-SCRIPTS = {"single-step": "inference_sd_single.py", "augunet": "inference_augunet.py"}
+SCRIPTS = {
+    "single-step": "inference_sd_single.py",
+    "augunet": "inference_augunet.py",
+    "gan": "inference_gan.py",
+    "autoregressive": "inference_ar.py",
+}
+MODELS = ("unet", "transformer", "generator.safetensors")  # one of them lies in a base model's folder
 BASES = {"single-step": "runwayml/stable-diffusion-v1-5", "augunet": "stabilityai/stable-diffusion-2-1"}  # the paper's
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = ROOT / "miniworld" / "mini-loras"
@@ -77,13 +83,14 @@ def describe(
 ) -> Job:
     """Read a LoRA; its metadata (none in .bin files) fills in what is left out, then the paper's values do.
 
-    Raises InputError where the LoRA was made for another method than `method`, or for a base model that is not here.
+    Raises InputError where the LoRA was made for another method than `method` (None: any kind of diffusion), or for a
+    base model that is not here.
     """
     check_lora(lora)
     file = read_lora(lora)
     metadata = file.metadata
     made_for = metadata.get("method", method or "single-step")
-    if made_for not in SCRIPTS or method not in (None, made_for):
+    if made_for not in ((method,) if method else BASES):
         cure = f"run {SCRIPTS[made_for]}" if made_for in SCRIPTS else "no inference script predicts with it"
         raise InputError(f"{lora}: made for {made_for}: {cure}")
     trained_for = metadata.get("task")
@@ -93,7 +100,9 @@ def describe(
         closing.append(f"{lora} was trained for {trained_for}, predicting {intrinsic.name} because of --task")
         own_prompt = intrinsic.prompt
     trained_on = find_base(metadata["base_model"], file.path) if "base_model" in metadata else None
-    model = base or trained_on or BASES[made_for]
+    model = base or trained_on or BASES.get(made_for)
+    if model is None:
+        raise InputError(f"{lora}: does not say what it was made for; pass --pretrained_model_name_or_path")
     if base is None and Path(model).is_absolute() and not Path(model).exists():
         raise InputError(f"{lora}: made for {model}, which is not here; pass --pretrained_model_name_or_path")
     return Job(
@@ -155,7 +164,7 @@ def find_base(name: str, lora: str) -> str:
     if Path(name).is_absolute() or Path(name).is_dir():
         return name
     folders = [parent / name for parent in Path(lora).resolve().parents]
-    return next((str(folder) for folder in folders if (folder / "unet").is_dir()), name)
+    return next((str(folder) for folder in folders if any((folder / part).exists() for part in MODELS)), name)
 
 
 def short(name: str) -> str:

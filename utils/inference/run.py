@@ -7,9 +7,11 @@ import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Protocol
 
 from accelerate import PartialState
 from accelerate.utils import gather_object
+from PIL import Image
 from tqdm.auto import tqdm
 
 from utils.errors import InputError, note, warn
@@ -28,6 +30,19 @@ from utils.system.atomic import make_folder
 from utils.system.processes import start_missing, use_cpu
 
 IO_THREADS = 4
+
+
+class Network(Protocol):
+    """What predicts: `Engine`, or another generator with its LoRA."""
+
+    batch_size: int
+
+    @property
+    def intrinsics(self) -> list[Intrinsic]: ...
+
+    def prepare(self, image: Image.Image) -> Prepared: ...
+
+    def predict(self, images: Sequence[Prepared], names: Sequence[str]) -> list[dict[str, Prediction]]: ...
 
 
 def processes(device: str | None) -> PartialState:
@@ -55,7 +70,7 @@ def is_video(args: argparse.Namespace) -> bool:
 def predict_all(
     mine: dict[Path, str],
     state: PartialState,
-    engine: Engine,
+    engine: Network,
     output_dir: str | Path,
     output: Output,
     also: Callable[[Path, dict[str, Prediction]], object] | None = None,
@@ -67,9 +82,8 @@ def predict_all(
     also: called with every file and its maps, in order. Raises InputError where a file cannot be written, or a mesh
     is wanted of what is no depth.
     """
-    intrinsics = [adapter.intrinsic for adapter in engine.adapters]
-    output.check(intrinsics)
-    targets = {intrinsic.name: output_names(mine, intrinsic.name) for intrinsic in intrinsics}
+    output.check(engine.intrinsics)
+    targets = {intrinsic.name: output_names(mine, intrinsic.name) for intrinsic in engine.intrinsics}
     for name in targets:
         make_folder(Path(output_dir) / name / "predicted", "--output_dir")
     files, size = list(mine), engine.batch_size
@@ -147,7 +161,7 @@ def wait(writing: list[Future]) -> None:
         one.result()
 
 
-def read_batch(files: list[Path], engine: Engine, failed: list[str]) -> dict[Path, Prepared]:
+def read_batch(files: list[Path], engine: Network, failed: list[str]) -> dict[Path, Prepared]:
     """File -> what the network takes; a file that cannot be read is left out and its error appended to `failed`."""
     batch = {}
     for file in files:

@@ -1,0 +1,62 @@
+"""Predict surface normals, depth, albedo or shading for a folder of images, by an autoregressive generator.
+
+    prediction = D( the label's tokens after E(rgb)'s )                  (a LoRA that ar_pseudo.py has trained)
+
+Of each image the centre square is predicted, at the generator's resolution. How the tokens follow (one by one, or all
+at once) is what the LoRA has learnt; at a --temperature they are sampled. Files are those of inference_sd_single.py.
+
+    python inference_ar.py --lora runs/ar-normal --input_dir my_dataset --output_dir output
+"""
+
+import argparse
+
+from utils.cli import Parser, expand
+from utils.errors import InputError, run
+from utils.inference.args import above_zero, generator_flags
+from utils.inference.output import output_of
+from utils.inference.view import View
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = Parser(description=__doc__)
+    generator_flags(parser)
+    add = parser.add_argument
+    add("--lora", type=expand, required=True, help="the output folder of ar_pseudo.py, or its .safetensors")
+    add("--input_dir", type=expand, default="./my_dataset", help="a picture, or a folder with any subfolders")
+    add("--batch_size", type=int, default=16, help="pictures at a time (16)")
+    add("--dtype", choices=["fp32", "fp16", "bf16"], default="fp32", help="of the computation")
+    add("--temperature", type=float, default=0.0, help="of the tokens; 0: the likeliest")
+    add("--seed", type=int, default=1234, help="of the tokens that are sampled")
+    args = parser.parse_args(argv)
+    above_zero(args, ("batch_size",))
+    if args.temperature < 0:
+        raise InputError(f"--temperature={args.temperature}: must not be negative")
+    args.view, args.output, args.center_crop = View(center_crop=True, output_size="network"), output_of(args), True
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse(argv)
+
+    from utils.inference.inputs import find_inputs
+    from utils.inference.job import describe
+
+    job = describe(args.lora, "autoregressive", base=args.pretrained_model_name_or_path)
+    inputs = find_inputs(args.input_dir, args.output_dir)
+
+    import torch  # only now: it takes seconds to import, --help should not
+
+    from utils.generators.predict import TokenPredictor
+    from utils.inference.run import predict_all, processes, report
+    from utils.models import dtype_of
+
+    state = processes(args.device)
+    device = torch.device(args.device or state.device)
+    network = TokenPredictor(job, device, dtype_of(args.dtype), args.batch_size, args.temperature, args.seed)
+    mine = dict(list(inputs.pictures.items())[state.process_index :: state.num_processes])
+    failed = predict_all(mine, state, network, args.output_dir, args.output)
+    return report(args, [job], inputs, failed)
+
+
+if __name__ == "__main__":
+    run(main)
