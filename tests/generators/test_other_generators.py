@@ -96,10 +96,12 @@ def test_a_gans_flags_that_cannot_work_are_refused(more, says, gan_flags, tmp_pa
         run_here("gan_pseudo.py", gan_flags(tmp_path / "run", *more))
 
 
+@pytest.mark.parametrize("decoding", ["one_by_one", "at_once"])
 @pytest.mark.parametrize("family", ["ar_folder", "janus_folder"])
-def test_a_transformer_learns_the_labels_tokens(family, request, ar_flags, tmp_path):
+def test_a_transformer_learns_the_labels_tokens(family, decoding, request, ar_flags, tmp_path):
     base = request.getfixturevalue(family)
     more = ("--max_train_steps", 30, "--learning_rate", 2e-2, "--train_batch_size", 4, "--validation_steps", 30)
+    more += ("--decoding", decoding)
     run_here("ar_pseudo.py", ar_flags(base, tmp_path, *more, "--max_train_samples", 4))
     losses = [line["train_loss"] for line in metrics(tmp_path) if "train_loss" in line]
     assert sum(losses[-5:]) < sum(losses[:5])
@@ -160,11 +162,11 @@ def test_a_stable_diffusion_is_no_autoregressive_generator(bases, ar_flags, tmp_
         run_here("ar_pseudo.py", ar_flags(bases["sd15"], tmp_path / "run"))
 
 
-def test_a_run_says_where_to_look_and_inference_that_it_cannot(gan_flags, tmp_path, capsys):
+def test_a_run_says_what_predicts_with_it_and_other_inference_that_it_cannot(gan_flags, tmp_path, capsys):
     run_here("gan_pseudo.py", gan_flags(tmp_path / "run", "--max_train_steps", 1, "--validation_steps", 0))
-    assert f"next: look at {tmp_path / 'run' / 'metrics.jsonl'}" in capsys.readouterr().out
-    assert (tmp_path / "run" / "metrics.jsonl").is_file()
-    with pytest.raises(InputError, match="made for gan: no inference script predicts with it"):
+    next_line = f"next: python inference_gan.py --lora {tmp_path / 'run'} --output_dir output"
+    assert next_line in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"made for gan: run inference_gan\.py"):
         describe(str(tmp_path / "run"), "single-step")
 
 

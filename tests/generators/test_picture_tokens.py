@@ -51,6 +51,18 @@ def test_completing_with_a_cache_is_what_the_whole_sequence_says(network, pair, 
     assert found.shape == (2, COUNT) and torch.equal(network(picture, found, positions).argmax(-1), found)
 
 
+@pytest.mark.parametrize("positions", ["again", "on"])
+def test_at_once_every_token_reads_the_whole_picture(network, pair, positions):
+    picture, _ = pair
+    plain = network.at_once(picture, positions)
+    assert plain.shape == (2, COUNT, CODES)
+    for place in (0, COUNT - 1):
+        other = picture.clone()
+        other[:, place] = (other[:, place] + 1) % CODES
+        assert ((network.at_once(other, positions) - plain).abs().amax((0, 2)) > 1e-6).all()
+    assert torch.equal(network.at_once(picture[:1], positions)[0].argmax(-1), plain[0].argmax(-1))
+
+
 def test_the_two_ways_to_count_differ(network, pair):
     assert order(2, "again", torch.device("cpu")).tolist() == [0, 1, 2, 0, 1, 2]
     assert order(2, "on", torch.device("cpu")).tolist() == [0, 1, 2, 3, 4, 5]

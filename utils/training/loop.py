@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from utils import __version__
 from utils.errors import InputError, note
 from utils.hub import upload
-from utils.inference.job import SCRIPTS
+from utils.inference.job import BASES, SCRIPTS
 from utils.latents import NAMES
 from utils.lora import save_lora
 from utils.models import Frozen
@@ -309,17 +309,17 @@ def has_bin(metadata: Mapping[str, object]) -> bool:
     """Whether the run also writes a .bin, for the paper's line. It has no header: nobody who reads it could know of a
     coding that must be undone, or of another network than a UNet.
     """
-    return "depth_coding" not in metadata and metadata["method"] in SCRIPTS
+    return "depth_coding" not in metadata and metadata["method"] in BASES
 
 
 def outcome(output_dir: Path, metadata: Mapping[str, object], settings: Settings) -> str:
     """Where everything lies, and what to do next."""
-    script = SCRIPTS.get(str(metadata["method"]))
+    method = str(metadata["method"])
     files = " and .bin" if has_bin(metadata) else ""
     files += ", metrics.jsonl" + (", validation/, best.json" if settings.run.validation_steps else "")
-    ask = f"python {script} --lora {output_dir} --input_dir path/to/images --output_dir output"
-    look = f"look at {output_dir / ('validation' if settings.run.validation_steps else metrics_file.METRICS)}"
-    lines = [f"{output_dir}: pytorch_lora_weights.safetensors{files}", f"next: {ask if script else look}"]
+    images = "" if method == "gan" else " --input_dir path/to/images"  # a GAN reads none
+    ask = f"python {SCRIPTS[method]} --lora {output_dir}{images} --output_dir output"
+    lines = [f"{output_dir}: pytorch_lora_weights.safetensors{files}", f"next: {ask}"]
     if "tensorboard" in settings.tracking.trackers:
         lines.append(f"      tensorboard --logdir {output_dir / settings.tracking.logging_dir}")
     return "\n".join(lines)
