@@ -3,10 +3,13 @@
 import hashlib
 import json
 import re
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from helpers import ROOT
 from PIL import Image
 
 from miniworld import scenes
@@ -421,6 +424,18 @@ def test_an_interrupted_render_of_other_settings_is_refused(tmp_path, monkeypatc
     with pytest.raises(InputError, match="other settings"):
         scenes.write_tree(tmp_path, Settings(1, 1, 24, 16))
     assert scenes.write_tree(tmp_path, SETTINGS)
+
+
+def test_two_processes_do_not_render_into_one_folder(tmp_path):
+    hold = "import sys; from pathlib import Path; from utils.system.atomic import lock; lock(Path(sys.argv[1])); "
+    hold += "print('held', flush=True); sys.stdin.read()"
+    words = [sys.executable, "-c", hold, str(tmp_path)]
+    with subprocess.Popen(words, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(InputError, match="another process is rendering into it"):
+            scenes.write_tree(tmp_path, SETTINGS)
+        other.stdin.close()
+    assert scenes.write_tree(tmp_path, SETTINGS) and not scenes.write_tree(tmp_path, SETTINGS)
 
 
 def test_foreign_data_are_never_touched(tmp_path, capsys):

@@ -119,10 +119,11 @@ def _describe(path: Path) -> dict[str, object]:
     return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
-def lock(folder: Path) -> None:
-    """Keep other processes from training into `folder` as long as this one lives; InputError if one does already.
+def lock(folder: Path, doing: str = "training", flag: str = "--output_dir") -> None:
+    """Keep other processes from writing into `folder` as long as this one lives; InputError if one does already.
 
-    A POSIX lock: the system takes it back however the process ends, and forked workers do not inherit it.
+    doing, flag: for the message. A POSIX lock: the system takes it back however the process ends, and forked workers
+    do not inherit it.
     """
     folder = folder.resolve()
     if folder in _locks:
@@ -130,12 +131,12 @@ def lock(folder: Path) -> None:
     try:
         file = open(folder / ".lock", "w")  # noqa: SIM115 (open for as long as the process lives)
     except OSError as error:
-        raise InputError(f"--output_dir: {folder} cannot be written ({error.strerror}); name another folder") from None
+        raise InputError(f"{flag}: {folder} cannot be written ({error.strerror}); name another folder") from None
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise InputError(
-            f"{folder}: another process is training into it; wait for it, or name another --output_dir"
+            f"{folder}: another process is {doing} into it; wait for it, or name another {flag}"
         ) from None
     except OSError:
         pass  # a file system without locks
