@@ -23,7 +23,7 @@ from miniworld.render.diode_tree import DRAW, Settings, list_samples, meta_json,
 from miniworld.render.raycast import Rendering, trace
 from utils.cli import Parser, path_flag
 from utils.errors import InputError, run
-from utils.system.atomic import lock, unlock, write_json
+from utils.system.atomic import LOCK, lock, unlock, write_json
 
 KINDS = {"room": DRAW["indoors"], "yard": DRAW["outdoor"]}
 OWNED = ("depths", "normals", "pseudo", "truth", "diode_meta.json", "miniworld.json")
@@ -71,6 +71,7 @@ def write_tree(root: Path, settings: Settings, workers: int = 1, overwrite: bool
             work(sample)
     write_json(root / "diode_meta.json", meta_json(settings))
     write_json(root / "miniworld.json", {"settings": asdict(settings), "complete": True})
+    (root / LOCK).unlink(missing_ok=True)  # while it is held; data sets hold data alone
     unlock(root)
     return True
 

@@ -15,7 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from utils.errors import InputError
 
-MANIFEST = "manifest.json"
+MANIFEST, LOCK = "manifest.json", ".lock"
 _UMASK = os.umask(0)
 os.umask(_UMASK)  # it can only be read by being set; once, because other threads write files later
 _locks: dict[Path, TextIO] = {}  # a closed file is an unlocked one
@@ -129,7 +129,7 @@ def lock(folder: Path, doing: str = "training", flag: str = "--output_dir") -> N
     if folder in _locks:
         return
     try:
-        file = open(folder / ".lock", "w")  # noqa: SIM115 (open for as long as the process lives)
+        file = open(folder / LOCK, "w")  # noqa: SIM115 (open for as long as the process lives)
     except OSError as error:
         raise InputError(f"{flag}: {folder} cannot be written ({error.strerror}); name another folder") from None
     try:
