@@ -75,10 +75,10 @@ def write_page(answers: Answers, study: dict, docs: Path) -> str:
 
 
 def rounded(rows: dict[str, dict]) -> dict[str, dict]:
-    """Errors to 4 digits."""
+    """Errors to 4 digits; None for NaN, which JSON has not."""
 
-    def cut(errors: list[list[float]]) -> list[list[float]]:
-        return [[float(f"{value:.4g}") for value in one] for one in errors]
+    def cut(errors: list[list[float]]) -> list[list[float | None]]:
+        return [[None if np.isnan(value) else float(f"{value:.4g}") for value in one] for one in errors]
 
     return {
         task: row | {"errors": {name: cut(errors) for name, errors in row["errors"].items()}}
@@ -88,7 +88,7 @@ def rounded(rows: dict[str, dict]) -> dict[str, dict]:
 
 def ratio(row: dict, over: str) -> tuple[float, float, float]:
     """Error of `over` by that of the LoRA on the trained generator, with the interval's ends."""
-    above, below = (np.array(row["errors"][name]) for name in (over, "trained"))
+    above, below = (np.array(row["errors"][name], float) for name in (over, "trained"))  # None is NaN
     above = np.broadcast_to(above, below.shape)  # a reference has no seeds
     low, high = interval(resample(above) / resample(below))
     return float(np.nanmean(above) / np.nanmean(below)), low, high
@@ -112,7 +112,9 @@ def of_family(rows: dict[str, dict]) -> str:
     names = [name for name in KNOWN if any(name in row["errors"] for row in rows.values())]
     lines = []
     for task, row in rows.items():
-        cells = (with_interval(np.array(row["errors"][name])) if name in row["errors"] else "" for name in names)
+        cells = (
+            with_interval(np.array(row["errors"][name], float)) if name in row["errors"] else "" for name in names
+        )
         lines.append((task, headline(task), *cells, f"{row['parameters']:,}"))
     return table(("intrinsic", "error", *(KNOWN[name] for name in names), "parameters"), lines)
 
