@@ -5,11 +5,12 @@ The transformer has learnt to draw pictures token by token. A LoRA on its attent
     [picture tokens] -> [label tokens]        loss = cross-entropy of the label's tokens
 
 and the generator's own VQ decoder turns them into it: the likeliest token each time, or, at --temperature, sampled.
-On the toy generator:
+--decoding at_once takes all of the label from one pass, which is what works on the toy generator:
 
     accelerate launch --config_file accelerate.yaml ar_pseudo.py --task=normal \\
       --pretrained_model_name_or_path=miniworld/mini-ar --train_data_dir=DIODE/normals \\
-      --pseudo_root=DIODE/pseudo/normal --output_dir=runs/ar-normal --max_train_steps=1000 --report_to=none
+      --pseudo_root=DIODE/pseudo/normal --decoding=at_once --output_dir=runs/ar-normal --max_train_steps=1000 \\
+      --report_to=none
 """
 
 from utils.errors import InputError, run
