@@ -217,7 +217,7 @@ def train(
 
     # Finish
     if main and state.step < state.max_steps:
-        saved, why = checkpoint.last_good(output_dir), stopped_by or "another process"
+        saved, why = checkpoint.last_good(output_dir), stopped_by or signals.stop_requested() or "another process"
         print(f"stopped after step {state.step} of {state.max_steps} by {why}; saved: {saved} in {output_dir}")
         print("next: run the same command with --resume_from_checkpoint latest")
     elif main:
