@@ -46,18 +46,13 @@ def ar_lora(request, ar_folder, diode, tmp_path_factory) -> tuple[Path, str]:
     return folder, request.param
 
 
-def test_a_gan_draws_pictures_and_their_maps(gan_loras, gan_folder, tmp_path, capsys):
+def test_a_gan_draws_pictures_and_their_maps(gan_loras, tmp_path, capsys):
     run(inference_gan, "--lora", *gan_loras, "--num_imgs", 3, "--output_dir", tmp_path, "--npy")
     names = [f"seed1000-{number:06d}" for number in range(3)]
     assert sorted(path.stem for path in (tmp_path / "rgb").iterdir()) == names
-    network = load_gan(str(gan_folder)).network
-    z = torch.randn(1, network.style_dim, generator=torch.Generator().manual_seed(0))
-    load_attn_procs(network, gan_loras[0])
     normals = [np.load(tmp_path / "normal/predicted" / f"{name}_normal.npy", allow_pickle=False) for name in names]
     assert normals[0].shape == (16, 16, 3) and not np.allclose(normals[0], normals[1])
     np.testing.assert_allclose(np.linalg.norm(normals[0], axis=2), 1, atol=1e-5)
-    found = {Prediction(NORMAL, network(network.mapping(z))[0].detach()).values.tobytes()}
-    assert normals[0].tobytes() not in found, "w is of (seed, number)"
     assert len(list((tmp_path / "depth/predicted").glob("*_depth.png"))) == 3
     sheet = Image.open(tmp_path / "sheet.png")
     assert sheet.width >= 3 * 16 and "next: open" in capsys.readouterr().out
