@@ -59,23 +59,24 @@ def main(argv: list[str] | None = None) -> None:
 
     device, out = pick_device(args.device), Path(args.output_dir)
     painter = load_gan(jobs[0].model).network.to(device)
-    drawers = []
+    networks = []
     for job in jobs:
         gan = load_gan(job.model)
         load_attn_procs(gan.network, job.name)
-        drawers.append(gan.network.to(device))
+        networks.append(gan.network.to(device))
 
+    facts = [job.facts for job in jobs]  # once: it reads the whole file
     make_folder(out / "rgb", "--output_dir")
     rows = []
-    for number in tqdm(range(args.num_imgs), desc="drawing"):
+    for number in tqdm(range(args.num_imgs), desc="generating"):
         w, pixels = generate(painter, args.seed, number, painter)
         stem, picture = f"seed{args.seed}-{number:06d}", Image.fromarray(pixels)
-        save_png(out / "rgb" / f"{stem}.png", pixels, {})
+        save_png(out / "rgb" / f"{stem}.png", pixels)
         row = [to_tensor(pixels)]
-        for job, network in zip(jobs, drawers, strict=True):
+        for job, about, network in zip(jobs, facts, networks, strict=True):
             with torch.inference_mode():
                 found = linear_map(network(w[None].to(device))[0].float().cpu(), job.depth_coding)
-            prediction = Prediction(job.intrinsic, found, None, job.facts)
+            prediction = Prediction(job.intrinsic, found, None, about)
             name = job.intrinsic.name
             write_prediction(prediction, out / name, f"{stem}_{name}.png", args.output, picture)
             row.append(prediction_picture(found, job.intrinsic))

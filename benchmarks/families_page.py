@@ -16,7 +16,7 @@ KNOWN = {
     "random": "on random weights",
     "linear": "linear read-out of w",
     "mean": "mean label",
-    "ceiling": "label through the codec",
+    "ceiling": "label, encoded and decoded",
 }
 FAMILIES = {
     "diffusion-attention": "Diffusion: mini-sd, attention, t = 400",

@@ -71,7 +71,7 @@ def scenes(diode: Path, task: str, split: str, resolution: int) -> list[dict]:
 def ar_errors(base: Autoregressive, lora: Path, items: Sequence[dict], task: str) -> np.ndarray:
     """Of the map of a picture, by the likeliest tokens. `base` has no LoRA yet."""
     header = load_attn_procs(base.network, lora)
-    objective = TokenPrediction(base.tokens, header["positions"], header["decoding"])
+    objective = TokenPrediction.of(base.tokens, header)
     rgb = torch.stack([item["rgb"] for item in items])
     found = [objective.predict(base.network, part, []) for part in rgb.split(BATCH)]
     return errors(torch.cat(found), items, INTRINSICS[task], "diode")

@@ -106,6 +106,11 @@ def test_a_transformer_predicts_what_its_objective_does(ar_lora, ar_folder, tmp_
     np.testing.assert_allclose(found, Prediction(NORMAL, expected).values, atol=1e-4)
 
 
+def test_a_way_of_later_versions_is_refused(ar_folder):
+    with pytest.raises(InputError, match="decoding 'backwards': unknown to this version"):
+        TokenPrediction.of(load_autoregressive(str(ar_folder)).tokens, {"decoding": "backwards"})
+
+
 def test_sampled_tokens_depend_on_seed_and_name_alone(ar_lora, tmp_path):
     source = tmp_path / "in"
     source.mkdir()

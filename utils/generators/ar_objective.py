@@ -4,17 +4,18 @@ Said of the paper's way (arXiv 2311.17137, section 3): a LoRA on the attention l
 picture is given and what is learnt is not said; here the picture's tokens come first, and the label's are learnt.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal, cast, get_args
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
+from utils.errors import InputError
 from utils.generators.picture_tokens import Positions, Tokens, choose
 
 Decoding = Literal["one_by_one", "at_once"]
-DECODINGS: tuple[Decoding, ...] = get_args(Decoding)
 
 
 @dataclass
@@ -32,6 +33,16 @@ class TokenPrediction:
     temperature: float = 0.0
     vae: None = None
     reads: ClassVar[str] = "rgb"
+
+    @classmethod
+    def of(cls, tokens: Tokens, metadata: Mapping[str, str], temperature: float = 0.0) -> "TokenPrediction":
+        """What a LoRA with this metadata has learnt. InputError for a way that this version does not know."""
+        positions, decoding = metadata.get("positions", "again"), metadata.get("decoding", "one_by_one")
+        if positions not in get_args(Positions) or decoding not in get_args(Decoding):
+            raise InputError(
+                f"positions {positions!r}, decoding {decoding!r}: unknown to this version; take a newer one"
+            )
+        return cls(tokens, cast(Positions, positions), cast(Decoding, decoding), temperature)
 
     @property
     def metadata(self) -> dict[str, object]:

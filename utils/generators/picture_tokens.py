@@ -8,7 +8,7 @@ again, and the second start token is where a picture begins; `on` goes on counti
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol
 
 import torch
 from diffusers import VQModel
@@ -16,7 +16,6 @@ from torch import Generator, Tensor, nn
 from transformers import DynamicCache
 
 Positions = Literal["again", "on"]
-POSITIONS: tuple[Positions, ...] = get_args(Positions)
 
 
 class Tokens(Protocol):

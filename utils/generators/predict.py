@@ -6,8 +6,7 @@ import torch
 from PIL import Image
 
 from utils.generators.ar_files import load_autoregressive
-from utils.generators.ar_objective import DECODINGS, TokenPrediction
-from utils.generators.picture_tokens import POSITIONS
+from utils.generators.ar_objective import TokenPrediction
 from utils.inference.engine import Prepared
 from utils.inference.job import Job
 from utils.inference.prediction import Prediction
@@ -28,13 +27,12 @@ class TokenPredictor:
         self, job: Job, device: torch.device, dtype: torch.dtype, batch_size: int, temperature: float, seed: int
     ):
         self.job, self.batch_size, self.seed = job, batch_size, seed
+        self.facts = job.facts  # once: it reads the whole file
         self.base = load_autoregressive(job.model)
         said = load_attn_procs(self.base.network, job.name)
         self.base.to(device, dtype)
         self.device = device
-        positions = next(known for known in POSITIONS if known == said.get("positions", "again"))
-        decoding = next(known for known in DECODINGS if known == said.get("decoding", "one_by_one"))
-        self.objective = TokenPrediction(self.base.tokens, positions, decoding, temperature)
+        self.objective = TokenPrediction.of(self.base.tokens, said, temperature)
 
     @property
     def intrinsics(self) -> list[Intrinsic]:
@@ -51,4 +49,4 @@ class TokenPredictor:
         noise = [noise_of(self.seed, name, 0) for name in names]
         maps = self.objective.predict(self.base.network, rgb, noise).float().cpu()
         intrinsic, coding = self.job.intrinsic, self.job.depth_coding
-        return [{intrinsic.name: Prediction(intrinsic, one, None, self.job.facts)} for one in linear_map(maps, coding)]
+        return [{intrinsic.name: Prediction(intrinsic, one, None, self.facts)} for one in linear_map(maps, coding)]
