@@ -29,7 +29,7 @@ from miniworld.pretraining.generator import Latents, Parts, build_generator, enc
 from miniworld.pretraining.model_folder import load_generator, save_editor, save_generator, save_velocity
 from miniworld.pretraining.picture_cache import cached_pictures
 from miniworld.pretraining.report import report
-from miniworld.pretraining.stage import run_stage
+from miniworld.pretraining.stage import run_stage, snapshot_steps
 from miniworld.pretraining.vae import build_mini_vae, decoder_stage, enlarge, vae_stage
 from utils.cli import Parser, path_flag
 from utils.errors import InputError, run
@@ -191,14 +191,6 @@ def train_editor(
     half = not args.full_precision
     run_stage(editor_stage(editor, parts, vae, rgb, data, args.work / name, args.batch, half, **settings))
     save_editor(args.out.parent / "mini-ip2p", args.out, editor)
-
-
-def snapshot_steps(total: int) -> tuple[int, ...]:
-    """Steps whose UNet is kept: from 64 on, each sqrt(2) times the one before, because what is learnt first is learnt
-    fast; and the last.
-    """
-    steps = (round(64 * 2 ** (index / 2)) for index in range(40))
-    return (*(step for step in steps if step < total), total)
 
 
 if __name__ == "__main__":

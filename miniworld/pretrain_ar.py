@@ -29,7 +29,7 @@ from miniworld.pretraining.autoregressive import (
 )
 from miniworld.pretraining.picture_cache import cached_pictures
 from miniworld.pretraining.report import DRAWN
-from miniworld.pretraining.stage import run_stage
+from miniworld.pretraining.stage import run_stage, snapshot_steps
 from miniworld.pretraining.unconditional import add_flags, draw_sheet, report, sample_gates
 from utils.cli import Parser, path_flag
 from utils.errors import run
@@ -74,6 +74,7 @@ def train(args: argparse.Namespace) -> None:
     tokens = cached_tokens(vq, rgb, args.work / NAME)
     torch.manual_seed(args.seed)
     settings = {"steps": args.steps, "learning_rate": 2e-3, "seed": args.seed, "ema_decay": 0.995}
+    settings |= {"snapshots": snapshot_steps(args.steps)}
     stage = transformer_stage(build_transformer(tokens.shape[1]), vq, tokens, args.work / NAME, args.batch, **settings)
     run_stage(stage)["transformer"].half().save_pretrained(args.out / "transformer")
     (args.out / RECOMMENDED).write_text('{"learning_rate": 0.002, "resolution": 64}\n')

@@ -15,7 +15,7 @@ import torch
 from miniworld.pretraining.gan import CHANNELS, DEPTH, GAMMA, LAZY, NAME, STYLE_DIM, build_gan, gan_stage, samples
 from miniworld.pretraining.picture_cache import cached_pictures
 from miniworld.pretraining.report import DRAWN
-from miniworld.pretraining.stage import run_stage
+from miniworld.pretraining.stage import run_stage, snapshot_steps
 from miniworld.pretraining.unconditional import add_flags, draw_sheet, report, sample_gates
 from utils.cli import Parser, path_flag
 from utils.errors import run
@@ -52,6 +52,7 @@ def train(args: argparse.Namespace) -> None:
     rgb, _ = cached_pictures(args.work / "scenes", args.seed, args.scenes, SIZE, args.workers)
     torch.manual_seed(args.seed)
     settings = {"steps": args.steps, "learning_rate": 2e-3, "seed": args.seed, "ema_decay": 0.998}
+    settings |= {"snapshots": snapshot_steps(args.steps)}
     stage = gan_stage(*build_gan(SIZE), rgb, args.work / NAME, args.batch, **settings)
     save_gan(args.out, run_stage(stage)["generator"])
 

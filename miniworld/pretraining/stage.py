@@ -69,6 +69,14 @@ class Stage:
         return self.folder / f"ema-{step:06d}.pt"
 
 
+def snapshot_steps(total: int) -> tuple[int, ...]:
+    """Steps whose UNet is kept: from 64 on, each sqrt(2) times the one before, because what is learnt first is learnt
+    fast; and the last.
+    """
+    steps = (round(64 * 2 ** (index / 2)) for index in range(40))
+    return (*(step for step in steps if step < total), total)
+
+
 def run_stage(stage: Stage) -> dict[str, nn.Module]:
     """Train, or go on training, to the last step; return the modules with their moving averages as weights."""
     stage.folder.mkdir(parents=True, exist_ok=True)
