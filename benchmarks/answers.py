@@ -1,4 +1,4 @@
-"""Tables, plots and intervals of paper_questions, written between the marks of docs/paper_questions.md."""
+"""Tables and plots of paper_questions, written between the marks of docs/paper_questions.md."""
 
 import argparse
 import json
@@ -8,72 +8,25 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.tables import (
+    finish,
+    groups,
+    headline,
+    interval,
+    matrix,
+    new_axes,
+    ratio,
+    resample,
+    shown,
+    spearman,
+    table,
+)
 from miniworld.pretraining.gates import unseen_scenes
 from miniworld.pretraining.model_folder import load_generator
 from miniworld.pretraining.report import distances_along, write_card
 from utils.errors import note
-from utils.intrinsics import INTRINSICS
 
-DRAWS = 4000
 UNETS = {"pretrained": "pretrained", "random": "randomly initialised"}
-
-
-def headline(task: str) -> str:
-    """What the task's error is called."""
-    return next(iter(INTRINSICS[task].scores.values()))
-
-
-def matrix(results: list[dict]) -> np.ndarray:
-    """Errors of one setting: (seeds, pictures), NaN where a picture cannot be scored."""
-    return np.array([[np.nan if value is None else value for value in one["errors"]] for one in results], float)
-
-
-def resample(errors: np.ndarray, draws: int = DRAWS) -> np.ndarray:
-    """Bootstrap means (draws,) of errors (seeds, pictures): seeds and pictures are both drawn with replacement.
-
-    The same draws for every setting with as many seeds and pictures, so that differences are paired.
-    """
-    rng = np.random.default_rng(0)
-    seeds, pictures = errors.shape
-    rows = rng.integers(seeds, size=(draws, seeds))
-    columns = rng.integers(pictures, size=(draws, pictures))
-    return np.array([np.nanmean(errors[np.ix_(row, column)]) for row, column in zip(rows, columns)])
-
-
-def interval(values: np.ndarray) -> tuple[float, float]:
-    """The central 95 %."""
-    return tuple(np.percentile(values, [2.5, 97.5]))
-
-
-def spearman(a, b) -> float:
-    """Rank correlation of two sequences without ties."""
-    ranks = [np.argsort(np.argsort(values)) for values in (a, b)]
-    return float(np.corrcoef(*ranks)[0, 1])
-
-
-def groups(results: list[dict], *keys: str) -> dict[tuple, list[dict]]:
-    """Results by the values of these settings, in the order asked; each group holds one result per seed."""
-    found: dict[tuple, list[dict]] = {}
-    for one in results:
-        found.setdefault(tuple(one["setting"][key] for key in keys), []).append(one)
-    return found
-
-
-def shown(results: list[dict], digits: int = 3) -> str:
-    """Mean with its interval."""
-    return with_interval(matrix(results), digits)
-
-
-def with_interval(errors: np.ndarray, digits: int = 3) -> str:
-    """Mean with its interval, of errors (seeds, pictures)."""
-    low, high = interval(resample(errors))
-    return f"{np.nanmean(errors):.{digits}g} [{low:.{digits}g}, {high:.{digits}g}]"
-
-
-def table(head: tuple[str, ...], rows: list[tuple]) -> str:
-    """Markdown."""
-    lines = [head, ("---",) * len(head), *rows]
-    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
 
 
 def control(results: list[dict]) -> str:
@@ -82,11 +35,9 @@ def control(results: list[dict]) -> str:
     rows = []
     for task, targets, timestep in dict.fromkeys(key[:3] for key in found):
         pair = {unet: found[task, targets, timestep, unet] for unet in UNETS}
-        ratio = resample(matrix(pair["random"])) / resample(matrix(pair["pretrained"]))
-        low, high = interval(ratio)
-        times = np.nanmean(matrix(pair["random"])) / np.nanmean(matrix(pair["pretrained"]))
         cells = [shown(pair[unet]) for unet in UNETS]
-        rows.append((task, headline(task), targets, timestep, *cells, f"{times:.2f} [{low:.2f}, {high:.2f}]"))
+        times = ratio(matrix(pair["random"]), matrix(pair["pretrained"]))
+        rows.append((task, headline(task), targets, timestep, *cells, times.text))
     return table(("intrinsic", "error", "layers", "t", *UNETS.values(), "random / pretrained"), rows)
 
 
@@ -109,9 +60,7 @@ def two_bases(results: list[dict]) -> str:
     rows = []
     for targets in dict.fromkeys(targets for targets, _ in found):
         pair = [found[targets, base] for base in ("base", "velocity")]
-        low, high = interval(resample(matrix(pair[0])) / resample(matrix(pair[1])))
-        times = np.nanmean(matrix(pair[0])) / np.nanmean(matrix(pair[1]))
-        rows.append((targets, *map(shown, pair), f"{times:.2f} [{low:.2f}, {high:.2f}]"))
+        rows.append((targets, *map(shown, pair), ratio(*map(matrix, pair)).text))
     return table(("layers", "the base", "the velocity base", "base / velocity base"), rows)
 
 
@@ -191,21 +140,6 @@ def plot_pairs(distances: list[float], found: dict[int, list[dict]], path: Path)
         axes.annotate(str(step), (distance, mean), textcoords="offset points", xytext=(4, 4), fontsize=7)
     axes.set(xlabel="sliced Wasserstein distance x 1000 (better to the left)", ylabel=headline("normal"))
     finish(axes, path, "")
-
-
-def new_axes():
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    return pyplot.subplots(figsize=(5.2, 3.2), layout="constrained")[1]
-
-
-def finish(axes, path: Path, text: str) -> str:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.figure.savefig(path, dpi=110)
-    return f"![{text}]({path.name})"
 
 
 def write_answers(answers: dict[str, list[dict]], study: dict, args: argparse.Namespace) -> None:

@@ -4,16 +4,19 @@
 
 For each family, intrinsic and seed one LoRA on the trained generator and one on the same network with random weights,
 by gan_pseudo.py and ar_pseudo.py as they are; beside them the mean label, a linear read-out of w (GAN), and the label
-through the tokens (autoregressive). Diffusion's trainings are those of benchmarks.paper_questions, in its JSON file.
-Runs lie in --work; interrupted, the same command goes on. Tables and a plot go into docs/generators.md; what is there
-of a family or an intrinsic that is not asked for, stays.
+through the tokens (autoregressive). With --snapshots the fourth question too: the same LoRA on snapshots of the
+pretraining. Diffusion's trainings are those of benchmarks.paper_questions, in its JSON file. Runs lie in --work;
+interrupted, the same command goes on. Tables and plots go into docs/generators.md; what is there of a family or an
+intrinsic that is not asked for, stays.
 """
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks import quality
 from benchmarks.families_page import KNOWN, Answers, of_diffusion, write_page
 from benchmarks.held_out import (
     HELD_OUT,
@@ -27,6 +30,7 @@ from benchmarks.held_out import (
     through_tokens,
     through_vae,
 )
+from miniworld import pretrain_ar, pretrain_gan
 from miniworld.demo_steps import ROOT, python
 from utils.cli import Parser, path_flag
 from utils.errors import run
@@ -51,6 +55,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--seeds", type=int, default=3, help="trainings of each setting")
     add("--steps", type=int, default=300, help="of each training")
     add("--images", type=int, default=300, help="labelled pictures of each training")
+    add("--snapshots", type=path_flag, metavar="FOLDER", help="the fourth question: what python -m "
+        "miniworld.pretrain_gan and pretrain_ar left in their --work; without it, it is not asked")  # fmt: skip
     add("--work", type=path_flag, default=Path("output/families"), help="trainings")
     add("--docs", type=path_flag, default=Path("docs"), help="folder of generators.md and paper_questions.json")
     return parser.parse_args(argv)
@@ -70,7 +76,32 @@ def main(argv: list[str] | None = None) -> None:
         mean = mean_label(known, unseen, task, "diode")[None]
         references[task] = {"mean": mean, "ceiling": through_vae(vae, unseen, task)[None]}
     answers |= of_diffusion(args.docs / "paper_questions.json", references)
-    print(write_page(answers, {"steps": args.steps, "batch": BATCH, "images": args.images, "rate": RATE}, args.docs))
+    study = {"steps": args.steps, "batch": BATCH, "images": args.images, "rate": RATE}
+    print(write_page(answers, along(args, references), study, args.docs))
+
+
+def along(args: argparse.Namespace, references: dict[str, Errors]) -> dict[str, list[quality.Row]]:
+    """Family -> snapshots, from the first to the whole generator; nothing where --snapshots is not given."""
+    if args.snapshots is None:
+        return {}
+    task, found = quality.TASK, {}
+    if task in references:
+        found["diffusion"] = quality.of_diffusion(args.docs / "paper_questions.json", references[task]["mean"])
+    for family, whole, pretraining in (("gan", GAN, pretrain_gan), ("ar", AR, pretrain_ar)):
+        if family in args.families:
+            made = quality.snapshots(family, args.snapshots / pretraining.NAME, whole, args.work)
+            made[pretraining.parse_args([]).steps] = whole
+            found[family] = [of_snapshot(family, step, base, args) for step, base in made.items()]
+    return found
+
+
+def of_snapshot(family: str, step: int, base: Path, args: argparse.Namespace) -> quality.Row:
+    """Errors of the LoRAs on one snapshot, in normals. A GAN's pictures, and so its mean label, are its own."""
+    loras = [train(family, quality.TASK, base, seed, args, painter=base) for seed in range(args.seeds)]
+    of = partial(of_gan, painter=base) if family == "gan" else of_transformer
+    errors = of(quality.TASK, {"trained": base}, {"trained": loras}, args)
+    kept = {name: errors[name].tolist() for name in ("trained", "mean")}
+    return {"step": step, "distance": quality.distance(base), "errors": kept}
 
 
 def measure(family: str, task: str, args: argparse.Namespace) -> dict:
@@ -85,12 +116,16 @@ def measure(family: str, task: str, args: argparse.Namespace) -> dict:
     return {"errors": {name: found[name].tolist() for name in KNOWN if name in found}, "parameters": parameters}
 
 
-def of_gan(task: str, bases: dict[str, Path], loras: dict[str, list[Path]], args: argparse.Namespace) -> Errors:
-    """Errors of the LoRAs and of what needs no generator."""
-    known, unseen = (generated(GAN, TEACHER, task, count, seed) for count, seed in ((args.images, 0), (VAL, HELD_OUT)))
+def of_gan(
+    task: str, bases: dict[str, Path], loras: dict[str, list[Path]], args: argparse.Namespace, painter: Path = GAN
+) -> Errors:
+    """Errors of the LoRAs and of what needs no generator; painter: the GAN whose pictures are labelled."""
+    known, unseen = (
+        generated(painter, TEACHER, task, count, seed) for count, seed in ((args.images, 0), (VAL, HELD_OUT))
+    )
     found = {}
     for name, base in bases.items():
-        items = unseen if base == GAN else generated(GAN, TEACHER, task, VAL, HELD_OUT, base)
+        items = unseen if base == painter else generated(painter, TEACHER, task, VAL, HELD_OUT, base)
         found[name] = np.stack([gan_errors(base, lora, items, task) for lora in loras[name]])
     found["linear"] = linear_readout(known, unseen, task)[None]
     return found | {"mean": mean_label(known, unseen, task)[None]}
@@ -110,7 +145,7 @@ def of_transformer(
     return found | {"ceiling": through_tokens(trained, unseen, task)[None]}
 
 
-def train(family: str, task: str, base: Path, seed: int, args: argparse.Namespace) -> Path:
+def train(family: str, task: str, base: Path, seed: int, args: argparse.Namespace, painter: Path = GAN) -> Path:
     """Run the family's script, unless it has run to its end; its output folder."""
     folder = args.work / f"{family}-{task}-{base.name}-{seed}"
     if (folder / SAFETENSORS).is_file():
@@ -120,7 +155,7 @@ def train(family: str, task: str, base: Path, seed: int, args: argparse.Namespac
     words += ["--num_train_imgs", args.images, "--lr_scheduler", "linear", "--validation_steps", 0]
     words += ["--report_to", "none", "--resume_from_checkpoint", "latest"]
     if family == "gan":
-        words += ["--teacher", TEACHER, "--pictures_from", GAN]
+        words += ["--teacher", TEACHER, "--pictures_from", painter]
     else:
         diode = args.work / "DIODE"
         words += ["--train_data_dir", diode / INTRINSICS[task].truth_folder, "--pseudo_root", diode / "pseudo" / task]

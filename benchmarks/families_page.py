@@ -1,11 +1,13 @@
 """Tables, plot and numbers of benchmarks.families, between the marks of docs/generators.md."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.answers import finish, groups, headline, interval, matrix, new_axes, resample, table, with_interval
+from benchmarks import quality
+from benchmarks.tables import Estimate, finish, groups, headline, matrix, new_axes, ratio, table, with_interval
 from miniworld.pretraining.report import write_card
 from utils.intrinsics import INTRINSICS
 
@@ -49,15 +51,20 @@ def of_diffusion(path: Path, references: dict[str, dict[str, np.ndarray]]) -> An
     return answers
 
 
-def write_page(answers: Answers, study: dict, docs: Path) -> str:
-    """The answers beside those that `docs`/generators.json has of the same study; returns what went into the page."""
+def write_page(answers: Answers, snapshots: dict[str, list[quality.Row]], study: dict, docs: Path) -> str:
+    """The answers, and errors along pretrainings, beside those that `docs`/generators.json has of the same study;
+    returns what went into the page.
+    """
     path = docs / "generators.json"
     before = json.loads(path.read_text()) if path.is_file() else {}
     known: Answers = before["answers"] if before.get("study") == study else {}
     for family, rows in answers.items():
-        known[family] = known.get(family, {}) | rounded(rows)
+        known[family] = known.get(family, {}) | dict(zip(rows, rounded(rows.values())))
     known = {family: known[family] for family in FAMILIES if family in known}
-    path.write_text(json.dumps({"study": study, "answers": known}) + "\n")
+    along = before.get("snapshots", {}) if before.get("study") == study else {}
+    along |= {family: rounded(rows) for family, rows in snapshots.items()}
+    along = {family: along[family] for family in quality.NAMES if along.get(family)}
+    path.write_text(json.dumps({"study": study, "answers": known, "snapshots": along}) + "\n")
     sections = [
         f"GAN and autoregressive: {study['steps']} steps of {study['batch']} labels out of {study['images']}, rank 8, "
         f"learning rate {study['rate']:g} falling linearly to 0; diffusion: [its own page](paper_questions.md). 100 "
@@ -69,29 +76,28 @@ def write_page(answers: Answers, study: dict, docs: Path) -> str:
     ]
     for family, rows in known.items():
         sections += [f"### {FAMILIES[family]}", of_family(rows)]
+    if along:
+        sections.append(quality.section(along, docs))
     text = "\n\n".join(sections)
     write_card(docs / "generators.md", text)
     return text
 
 
-def rounded(rows: dict[str, dict]) -> dict[str, dict]:
+def rounded(rows: Iterable[dict]) -> list[dict]:
     """Errors to 4 digits; None for NaN, which JSON has not."""
 
-    def cut(errors: list[list[float]]) -> list[list[float | None]]:
-        return [[None if np.isnan(value) else float(f"{value:.4g}") for value in one] for one in errors]
+    def cut(errors: list[list[float | None]]) -> list[list[float | None]]:
+        return [
+            [None if value is None or np.isnan(value) else float(f"{value:.4g}") for value in one] for one in errors
+        ]
 
-    return {
-        task: row | {"errors": {name: cut(errors) for name, errors in row["errors"].items()}}
-        for task, row in rows.items()
-    }
+    return [row | {"errors": {name: cut(errors) for name, errors in row["errors"].items()}} for row in rows]
 
 
-def ratio(row: dict, over: str) -> tuple[float, float, float]:
-    """Error of `over` by that of the LoRA on the trained generator, with the interval's ends."""
-    above, below = (np.array(row["errors"][name], float) for name in (over, "trained"))  # None is NaN
-    above = np.broadcast_to(above, below.shape)  # a reference has no seeds
-    low, high = interval(resample(above) / resample(below))
-    return float(np.nanmean(above) / np.nanmean(below)), low, high
+def over(row: dict, reference: str) -> Estimate:
+    """Error of `reference` by that of the LoRA on the trained generator."""
+    above, below = (np.array(row["errors"][name], float) for name in (reference, "trained"))  # None is NaN
+    return ratio(above, below)
 
 
 def overview(known: Answers) -> str:
@@ -101,8 +107,8 @@ def overview(known: Answers) -> str:
         seeds = sorted({len(row["errors"]["trained"]) for row in rows.values()})
         cells = []
         for task in INTRINSICS:
-            each = [ratio(rows[task], over) for over in ("random", "mean")] if task in rows else []
-            cells.append(" / ".join(f"{value:.2f} [{low:.2f}, {high:.2f}]" for value, low, high in each) or "not run")
+            each = [over(rows[task], reference) for reference in ("random", "mean")] if task in rows else []
+            cells.append(" / ".join(one.text for one in each) or "not run")
         lines.append((FAMILIES[family], *cells, " to ".join(map(str, seeds))))
     return table(("error over the LoRA's: random control / mean label", *INTRINSICS, "seeds"), lines)
 
@@ -125,11 +131,11 @@ def plot(known: Answers, path: Path) -> str:
     for number, (family, rows) in enumerate(known.items()):
         for place, task in enumerate(INTRINSICS):
             if task in rows:
-                value, low, high = ratio(rows[task], "random")
+                times = over(rows[task], "random")
                 x = place + 0.14 * (number - (len(known) - 1) / 2)
-                axes.plot([x, x], [low, high], color=f"C{number}")
+                axes.plot([x, x], [times.low, times.high], color=f"C{number}")
                 label = FAMILIES[family] if task == next(iter(rows)) else None
-                axes.scatter(x, value, color=f"C{number}", s=18, zorder=3, label=label)
+                axes.scatter(x, times.value, color=f"C{number}", s=18, zorder=3, label=label)
     axes.axhline(1, color="#888", linewidth=0.8)
     axes.set(yscale="log", ylabel="error on random weights / trained")
     axes.set_xticks(range(len(INTRINSICS)), list(INTRINSICS))

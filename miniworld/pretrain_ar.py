@@ -45,7 +45,7 @@ depth, albedo or shading map took part. `ar_pseudo.py` trains LoRAs on it. Weigh
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(prog="python -m miniworld.pretrain_ar", description=__doc__.split("\n\n")[0])
-    add_flags(parser, Path("miniworld/mini-ar"), steps=1000, batch=8, scenes=4096)
+    add_flags(parser, Path("miniworld/mini-ar"), steps=3000, batch=16, scenes=16384)
     mini_sd = Path("miniworld/mini-sd")
     parser.add_argument("--vae_from", type=path_flag, default=mini_sd, help="whose VAE the VQ model's layers are")
     parser.add_argument("--sheet", type=path_flag, default=Path("docs/mini_ar.jpg"), help="picture of samples")

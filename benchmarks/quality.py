@@ -1,0 +1,146 @@
+"""The paper's fourth question of every family: does a generator that draws better know more of the scene?
+
+A snapshot of a pretraining becomes a generator in a folder, draws samples, and gets the same LoRA as the whole
+generator does. The distance is the sliced Wasserstein distance of its samples to unseen scenes, mean of levels,
+x 1000.
+"""
+
+import json
+import shutil
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import VQModel
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from benchmarks.tables import Estimate, finish, headline, interval, new_axes, ratio, resample, spearman, table
+from miniworld.pretraining.autoregressive import sample
+from miniworld.pretraining.gan import build_gan, samples
+from miniworld.pretraining.gates import unseen_scenes
+from miniworld.pretraining.report import DRAWN
+from miniworld.pretraining.wasserstein import sliced_wasserstein
+from utils.errors import InputError
+from utils.generators.gan_files import CONFIG, load_gan, save_gan
+
+TASK = "normal"
+NAMES = {
+    "diffusion": "Diffusion: mini-sd, attention, t = 400",
+    "gan": "GAN: mini-gan, affine layers",
+    "ar": "Autoregressive: mini-ar, attention, all tokens at once",
+}
+COLOURS = {"diffusion": "C0", "gan": "C2", "ar": "C3"}  # those of the families' plot
+
+Row = dict  # of one snapshot: "step", "distance", "errors": "trained" and "mean", each (seeds, pictures)
+
+
+def snapshots(family: str, folder: Path, whole: Path, work: Path) -> dict[int, Path]:
+    """Step -> generator, made in `work`, of each ema-*.pt of the pretraining in `folder` whose step is a power of two.
+
+    whole: the trained generator, which gives all but the weights.
+    """
+    files = {int(path.stem.split("-")[1]): path for path in sorted(folder.glob("ema-*.pt"))}
+    chosen = {step: path for step, path in files.items() if step & (step - 1) == 0}
+    if not chosen:
+        raise InputError(f"{folder}: no snapshots (ema-*.pt); python -m miniworld.pretrain_{family} keeps them")
+    return {step: as_generator(path, whole, work / f"{whole.name}-{step:06d}") for step, path in chosen.items()}
+
+
+def as_generator(snapshot: Path, whole: Path, out: Path) -> Path:
+    """The folder `out`: `whole` with a snapshot's weights. What is there already, stays."""
+    if out.exists():
+        return out
+    state = torch.load(snapshot, weights_only=True)
+    if (whole / CONFIG).is_file():
+        network, _ = build_gan()
+        assign(network, state["generator"])
+        save_gan(out, network)
+        return out
+    transformer = LlamaForCausalLM(LlamaConfig.from_pretrained(whole / "transformer"))
+    assign(transformer, state["transformer"])
+    shutil.copytree(whole / "vq", out / "vq")
+    transformer.save_pretrained(out / "transformer")
+    return out
+
+
+@torch.no_grad()
+def assign(module: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Every parameter by its name; buffers stay."""
+    for name, parameter in module.named_parameters():
+        parameter.copy_(weights[name])
+
+
+def distance(generator: Path) -> float:
+    """Of the samples of a generator's folder."""
+    if (generator / CONFIG).is_file():
+        pictures = samples(load_gan(str(generator)).network, DRAWN, 0)
+    else:
+        whole = LlamaForCausalLM.from_pretrained(generator / "transformer").float()
+        pictures = sample(whole, VQModel.from_pretrained(generator / "vq").float(), DRAWN, 0)
+    return float(np.mean(sliced_wasserstein(pictures, unseen())))
+
+
+@cache
+def unseen() -> Tensor:
+    """Pictures (DRAWN,3,64,64) that no pretraining has seen: those that the model cards' distances are to."""
+    return unseen_scenes(0, 2 * DRAWN)[0]["rgb"][:DRAWN]
+
+
+def of_diffusion(path: Path, mean: np.ndarray) -> list[Row]:
+    """Diffusion's snapshots, from the study in paper_questions.json; `mean`: the mean label's errors (1, pictures)."""
+    results = json.loads(path.read_text())["answers"].get("4", []) if path.is_file() else []
+    rows: dict[int, Row] = {}
+    for one in results:
+        step = int(one["setting"]["unet"].split("-")[1])
+        row = rows.setdefault(step, {"step": step, "distance": one["distance"], "errors": {"trained": []}})
+        row["errors"]["trained"].append(one["errors"])
+        row["errors"]["mean"] = mean.tolist()
+    return [rows[step] for step in sorted(rows)]
+
+
+def section(found: dict[str, list[Row]], folder: Path) -> str:
+    """Tables, rank correlations and the plot, as Markdown."""
+    parts = ["### The fourth question: does a generator that draws better know more? (normals)"]
+    axes = new_axes()
+    lines, sentences = [], []
+    for family, rows in found.items():
+        distances = [row["distance"] for row in rows]
+        trained, mean = ([np.array(row["errors"][name], float) for row in rows] for name in ("trained", "mean"))
+        shares = [ratio(one, reference) for one, reference in zip(trained, mean)]
+        for row, one, share in zip(rows, trained, shares):
+            low, high = interval(resample(one))
+            error = f"{np.nanmean(one):.3g} [{low:.3g}, {high:.3g}]"
+            lines.append((NAMES[family], row["step"], f"{row['distance']:.1f}", error, share.text, len(one)))
+        sentences.append(f"{NAMES[family]}: {agreement(distances, trained, mean)}")
+        points(axes, family, distances, shares)
+    axes.axhline(1, color="#888", linewidth=0.8)
+    axes.set(xscale="log", xlabel="sliced Wasserstein distance x 1000 (better to the left)")
+    axes.set(ylabel="error / mean label's error")
+    axes.set_xticks([40, 60, 100, 200, 400], ["40", "60", "100", "200", "400"])
+    axes.minorticks_off()
+    axes.legend(fontsize=6, frameon=False)
+    head = ("family", "steps of pretraining", "distance x 1000", headline(TASK), "over the mean label's", "seeds")
+    parts += [table(head, lines), "\n".join(f"* {sentence}" for sentence in sentences)]
+    parts.append(finish(axes, folder / "generators_4.png", "error against the distance of samples"))
+    return "\n\n".join(parts)
+
+
+def agreement(distances: list[float], trained: list[np.ndarray], mean: list[np.ndarray]) -> str:
+    """Spearman's rho between distance and error over the mean label's, with its interval over seeds and pictures."""
+    shares = [np.nanmean(one) / np.nanmean(reference) for one, reference in zip(trained, mean)]
+    drawn = np.array([
+        resample(one) / resample(np.broadcast_to(reference, one.shape)) for one, reference in zip(trained, mean)
+    ])  # fmt: skip
+    low, high = interval(np.array([spearman(distances, column) for column in drawn.T]))
+    rho = Estimate(spearman(distances, shares), low, high)
+    return f"Spearman's rho between distance and error over {len(distances)} snapshots **{rho.text}**."
+
+
+def points(axes, family: str, distances: list[float], shares: list[Estimate]) -> None:
+    colour = COLOURS[family]
+    for one, share in zip(distances, shares):
+        axes.plot([one, one], [share.low, share.high], color=colour, linewidth=1)
+    axes.plot(distances, [share.value for share in shares], "o-", color=colour, markersize=3, linewidth=0.6,
+        label=NAMES[family])  # fmt: skip
