@@ -5,7 +5,7 @@ scripts; only the loop is shorter, because nothing is saved or resumed.
 """
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -162,8 +162,22 @@ def equal_ranks(unet: nn.Module, choices: Sequence[str], rank: int) -> dict[str,
     raise InputError(f"no ranks at which LoRAs on {', '.join(choices)} have equally many parameters")
 
 
-def train(unet: nn.Module, parameters: list, objective: SingleStep, latents: dict, setting: Setting, recipe: Recipe):
-    """Train in place; return the loss of each step."""
+def falling(share: float) -> float:
+    """What is left of the learning rate after this share of the steps."""
+    return 1 - share
+
+
+def train(
+    unet: nn.Module,
+    parameters: list[nn.Parameter],
+    objective: SingleStep,
+    latents: dict[str, Tensor],
+    setting: Setting,
+    recipe: Recipe,
+    rate: Callable[[float], float] = falling,
+    after: Callable[[], None] = lambda: None,
+) -> list[float]:
+    """Train in place; return the loss of each step. `after` is called when a step is done."""
     total = len(latents["rgb_mode"])
     if setting.labels > total:
         raise ValueError(f"{setting.labels} labels asked for, {total} there")
@@ -174,7 +188,7 @@ def train(unet: nn.Module, parameters: list, objective: SingleStep, latents: dic
     for step, chosen in enumerate(order):
         picked = torch.from_numpy(kept[[index for index, _ in chosen]])
         batch = {key: value[picked.to(value.device)] for key, value in latents.items()}
-        optimizer.param_groups[0]["lr"] = setting.learning_rate * (1 - step / recipe.steps)
+        optimizer.param_groups[0]["lr"] = setting.learning_rate * rate(step / recipe.steps)
         with autocast(recipe, unet.device):
             loss = objective.loss(unet, batch, generators(setting.seed, step * recipe.batch, recipe.batch))
         loss.backward()
@@ -182,6 +196,7 @@ def train(unet: nn.Module, parameters: list, objective: SingleStep, latents: dic
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
+        after()
     return losses
 
 

@@ -1,21 +1,24 @@
 """The report of `miniworld.pretrain`: gates, distance along the training, contact sheet, and the model cards."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 
 from miniworld.pretraining.continued import MORE, VELOCITY
 from miniworld.pretraining.editor import condition_gain
-from miniworld.pretraining.gates import Gate, distance, sheet_of_samples, table, unseen_scenes, vae_gates
+from miniworld.pretraining.gates import Gate, batched, distance, sheet_of_samples, table, unseen_scenes, vae_gates
 from miniworld.pretraining.generator import Parts, fingerprint, predicts_velocity
 from miniworld.pretraining.model_folder import load_generator
+from miniworld.pretraining.vae import reconstruct
 from miniworld.pretraining.wasserstein import sliced_wasserstein
 
 VAE_SCENES = 256
 DRAWN = 128
 SHOWN = 30
+TRAILING, AT_THE_END, CODED = "trailing", "final, from t = T-1", "scenes through the VAE"
 BEGIN, END = "<!-- report -->", "<!-- end of report -->"
 TITLES = {
     "vae": "VAE",
@@ -64,7 +67,12 @@ def report(out: Path, work: Path, sheet: Path, seed: int, last: str) -> None:
 
 
 def distances_along(parts: Parts, vae: AutoencoderKL, rgb, captions: list[str], folder: Path, seed: int) -> dict:
-    """Step -> distances per level, of each snapshot and of the final model ("final"); "scenes": other scenes."""
+    """Step -> distances per level, of each snapshot and of the final model ("final"); of other scenes ("scenes"), and
+    of those through the VAE.
+
+    A scheduler with leading spacing begins 10 steps at t = 901, on pure noise all the same. Where the base's does,
+    the final model's distance is also measured from t = T-1 on (AT_THE_END; arXiv 2305.08891, section 3.3).
+    """
     other = rgb[DRAWN : 2 * DRAWN]
     here, prompts = rgb[:DRAWN], captions[DRAWN : 2 * DRAWN]
     final = [part.state_dict() for part in (parts.unet, parts.text_encoder)]
@@ -81,7 +89,12 @@ def distances_along(parts: Parts, vae: AutoencoderKL, rgb, captions: list[str], 
             known.write_text(json.dumps(along))
     parts.unet.load_state_dict(final[0])
     parts.text_encoder.load_state_dict(final[1])
-    return along | {"final": distance(parts, vae, here, prompts, seed), "scenes": sliced_wasserstein(other, here)}
+    along["final"] = distance(parts, vae, here, prompts, seed)
+    if parts.scheduler.config.timestep_spacing != TRAILING:
+        scheduler = DDIMScheduler.from_config(parts.scheduler.config, timestep_spacing=TRAILING)
+        along[AT_THE_END] = distance(replace(parts, scheduler=scheduler), vae, here, prompts, seed)
+    coded = batched(lambda x: reconstruct(vae, x).clamp(-1, 1), other)
+    return along | {"scenes": sliced_wasserstein(other, here), CODED: sliced_wasserstein(coded, here)}
 
 
 def distance_gates(along: dict) -> list[Gate]:
@@ -90,7 +103,9 @@ def distance_gates(along: dict) -> list[Gate]:
     means = {name: sum(levels) / len(levels) for name, levels in along.items()}
     gates = [
         Gate("sliced Wasserstein distance of samples, mean of levels", f"{means['final']:.1f}"),
+        *(Gate("the same, sampled from t = T-1 on", f"{means[name]:.1f}") for name in (AT_THE_END,) if name in means),
         Gate("the same of other scenes (the floor)", f"{means['scenes']:.1f}"),
+        Gate("the same of other scenes through the VAE", f"{means[CODED]:.1f}"),
     ]
     if len(steps) > 2:
         order = torch.tensor([means[step] for step in steps]).argsort().argsort().double()
@@ -103,7 +118,7 @@ def distance_gates(along: dict) -> list[Gate]:
 def trend(along: dict) -> str:
     """Distances per level along the training, as markdown."""
     rows = []
-    for name in sorted(along, key=lambda name: (not name.isdigit(), name.zfill(9))):
+    for name in sorted(along, key=lambda name: (0, int(name), "") if name.isdigit() else (1, 0, name)):
         levels = along[name]
         rows.append(f"| {name} | {' | '.join(f'{value:.1f}' for value in (*levels, sum(levels) / len(levels)))} |")
     head = f"Sliced Wasserstein distance x 1000, {DRAWN} samples without guidance against as many scenes:"
