@@ -3,9 +3,11 @@
     prediction = D( the label's tokens after E(rgb)'s )                  (a LoRA that ar_pseudo.py has trained)
 
 Of each image the centre square is predicted, at the generator's resolution. How the tokens follow (one by one, or all
-at once) is what the LoRA has learnt; at a --temperature they are sampled. Files are those of inference_sd_single.py.
+at once) is what the LoRA has learnt; at a --temperature they are sampled, and --ensemble_size N samples and merges N
+maps: how far they disagree goes to <output_dir>/<task>/uncertainty/. Files are those of inference_sd_single.py.
 
     python inference_ar.py --lora runs/ar-normal --input_dir my_dataset --output_dir output
+    python inference_ar.py --lora runs/ar-normal --input_dir my_dataset --temperature 1 --ensemble_size 8
 """
 
 import argparse
@@ -26,11 +28,15 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--batch_size", type=int, default=16, help="pictures at a time (16)")
     add("--dtype", choices=["fp32", "fp16", "bf16"], default="fp32", help="of the computation")
     add("--temperature", type=float, default=0.0, help="of the tokens; 0: the likeliest")
+    add("--ensemble_size", type=int, default=1, help="maps per image, sampled at --temperature; more than 1 "
+        "also write uncertainties (1)")  # fmt: skip
     add("--seed", type=int, default=1234, help="of the tokens that are sampled")
     args = parser.parse_args(argv)
-    above_zero(args, ("batch_size",))
+    above_zero(args, ("batch_size", "ensemble_size"))
     if args.temperature < 0:
         raise InputError(f"--temperature={args.temperature}: must not be negative")
+    if args.ensemble_size > 1 and not args.temperature:
+        raise InputError(f"--ensemble_size={args.ensemble_size}: all would be the same at --temperature 0; raise it")
     args.view, args.output, args.center_crop = View(center_crop=True, output_size="network"), output_of(args), True
     return args
 
@@ -52,7 +58,8 @@ def main(argv: list[str] | None = None) -> int:
 
     state = processes(args.device)
     device = torch.device(args.device or state.device)
-    network = TokenPredictor(job, device, dtype_of(args.dtype), args.batch_size, args.temperature, args.seed)
+    network = TokenPredictor(job, device, dtype_of(args.dtype), args.batch_size, args.temperature,
+        args.ensemble_size, args.seed)  # fmt: skip
     mine = dict(list(inputs.pictures.items())[state.process_index :: state.num_processes])
     failed = predict_all(mine, state, network, args.output_dir, args.output)
     return report(args, [job], inputs, failed)

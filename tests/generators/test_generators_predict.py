@@ -128,6 +128,27 @@ def test_sampled_tokens_depend_on_seed_and_name_alone(ar_lora, tmp_path):
     assert likeliest[0] == likeliest[1]
 
 
+def test_sampled_maps_are_merged_and_their_disagreement_is_written(ar_lora, tmp_path):
+    source = tmp_path / "in"
+    source.mkdir()
+    pixels = np.random.default_rng(1).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(source / "a.png")
+
+    def result(out: str, *more: object) -> Path:
+        words = ["--lora", ar_lora[0], "--input_dir", source, "--output_dir", tmp_path / out, "--npy"]
+        assert run(inference_ar, *words, "--temperature", 1, *more) == 0
+        return tmp_path / out / "normal"
+
+    three, one = result("three", "--ensemble_size", 3), result("one")
+    uncertainty = np.load(three / "uncertainty" / "a_normal.npy", allow_pickle=False)
+    assert uncertainty.shape == (32, 32) and 1 < uncertainty.mean() < 90
+    assert not (one / "uncertainty").exists()
+    both = [np.load(folder / "predicted" / "a_normal.npy", allow_pickle=False) for folder in (three, one)]
+    assert np.abs(both[0] - both[1]).max() > 0.01
+    with pytest.raises(InputError, match="all would be the same at --temperature 0"):
+        run(inference_ar, "--lora", ar_lora[0], "--input_dir", source, "--ensemble_size", 3)
+
+
 def test_each_script_names_the_one_that_predicts(gan_loras, tmp_path):
     with pytest.raises(InputError, match=r"made for gan: run inference_gan\.py"):
         run(inference_ar, "--lora", gan_loras[0], "--input_dir", tmp_path)

@@ -8,6 +8,7 @@ from PIL import Image
 from utils.generators.ar_files import load_autoregressive
 from utils.generators.ar_objective import TokenPrediction
 from utils.inference.engine import Prepared
+from utils.inference.ensemble import merge_batches
 from utils.inference.job import Job
 from utils.inference.prediction import Prediction
 from utils.intrinsics import Intrinsic
@@ -20,13 +21,20 @@ from utils.noise import noise_of
 class TokenPredictor:
     """Maps of the centre squares of pictures, by `utils.inference.run.predict_all`.
 
-    temperature: 0 for the likeliest tokens; above it they are sampled, each picture's by (seed, name).
+    temperature: 0 for the likeliest tokens; above it they are sampled, by (seed, name, member of the ensemble).
     """
 
     def __init__(
-        self, job: Job, device: torch.device, dtype: torch.dtype, batch_size: int, temperature: float, seed: int
+        self,
+        job: Job,
+        device: torch.device,
+        dtype: torch.dtype,
+        batch_size: int,
+        temperature: float = 0.0,
+        ensemble_size: int = 1,
+        seed: int = 1234,
     ):
-        self.job, self.batch_size, self.seed = job, batch_size, seed
+        self.job, self.batch_size, self.ensemble_size, self.seed = job, batch_size, ensemble_size, seed
         self.facts = job.facts  # once: it reads the whole file
         self.base = load_autoregressive(job.model)
         said = load_attn_procs(self.base.network, job.name)
@@ -46,7 +54,10 @@ class TokenPredictor:
     @torch.inference_mode()
     def predict(self, images: Sequence[Prepared], names: Sequence[str]) -> list[dict[str, Prediction]]:
         rgb = torch.stack([image.rgb for image in images]).to(self.device)
-        noise = [noise_of(self.seed, name, 0) for name in names]
-        maps = self.objective.predict(self.base.network, rgb, noise).float().cpu()
-        intrinsic, coding = self.job.intrinsic, self.job.depth_coding
-        return [{intrinsic.name: Prediction(intrinsic, one, None, self.facts)} for one in linear_map(maps, coding)]
+        intrinsic, members = self.job.intrinsic, []
+        for member in range(self.ensemble_size):
+            noise = [noise_of(self.seed, name, member) for name in names]
+            maps = self.objective.predict(self.base.network, rgb, noise).float().cpu()
+            members.append(linear_map(maps, self.job.depth_coding))
+        merged = zip(*merge_batches(members, intrinsic), strict=True)
+        return [{intrinsic.name: Prediction(intrinsic, one, spread, self.facts)} for one, spread in merged]

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from utils.errors import InputError
 from utils.inference import tiles
 from utils.inference.canvas import Canvas, up
-from utils.inference.ensemble import merge
+from utils.inference.ensemble import merge_batches
 from utils.inference.prediction import Prediction
 from utils.inference.view import View
 from utils.intrinsics import Intrinsic
@@ -150,14 +150,7 @@ class Engine:
                 rgb, self._noise(names, member), diffusing if member else self.adapters
             ).items():
                 members.setdefault(name, []).append(maps)
-        found: dict[str, tuple[Sequence[Tensor], Sequence[Tensor | None]]] = {}
-        for name, maps in members.items():
-            if len(maps) == 1:
-                found[name] = list(maps[0]), [None] * len(rgb)
-            else:
-                merged = [merge(torch.stack(each), self._adapter(name).intrinsic) for each in zip(*maps, strict=True)]
-                found[name] = [one for one, _ in merged], [uncertainty for _, uncertainty in merged]
-        return found
+        return {name: merge_batches(maps, self._adapter(name).intrinsic) for name, maps in members.items()}
 
     def _noise(self, names: Sequence[str], member: int) -> Noise:
         channels, like = self.vae.config.latent_channels, torch.empty(0, device=self.vae.device, dtype=self.vae.dtype)

@@ -1,5 +1,7 @@
 """Several predictions of one image into one map and an uncertainty: each member began with other noise."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -30,6 +32,14 @@ def merge(predictions: Tensor, intrinsic: Intrinsic) -> tuple[Tensor, Tensor]:
     merged = _median(predictions)
     uncertainty = _median((predictions - merged).abs()).mean(0)
     return merged.expand(3, -1, -1).clone(), uncertainty
+
+
+def merge_batches(members: Sequence[Tensor], intrinsic: Intrinsic) -> tuple[Sequence[Tensor], Sequence[Tensor | None]]:
+    """Predictions (B,3,H,W) of the same images, one per member -> maps, uncertainties; None each of one member."""
+    if len(members) == 1:
+        return list(members[0]), [None] * len(members[0])
+    merged = [merge(torch.stack(each), intrinsic) for each in zip(*members, strict=True)]
+    return [one for one, _ in merged], [uncertainty for _, uncertainty in merged]
 
 
 def merge_normals(predictions: Tensor) -> tuple[Tensor, Tensor]:
