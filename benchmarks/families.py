@@ -28,7 +28,7 @@ from benchmarks.held_out import (
     random_generator,
     scenes,
     through_tokens,
-    through_vae,
+    vae_ceiling,
 )
 from miniworld import pretrain_ar, pretrain_gan
 from miniworld.demo_steps import ROOT, python
@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> None:
     for task in args.tasks:
         known, unseen = (scenes(diode, task, split, SIDE) for split in ("train", "val"))
         mean = mean_label(known, unseen, task, "diode")[None]
-        references[task] = {"mean": mean, "ceiling": through_vae(vae, unseen, task)[None]}
+        references[task] = {"mean": mean, "ceiling": vae_ceiling(vae, unseen, task)[None]}
     answers |= of_diffusion(args.docs / "paper_questions.json", references)
     study = {"steps": args.steps, "batch": BATCH, "images": args.images, "rate": RATE}
     print(write_page(answers, along(args, references), study, args.docs))

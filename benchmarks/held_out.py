@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from dataloaders.diode import Diode
+from miniworld.references import through_vae
 from utils.generators.ar_files import Autoregressive
 from utils.generators.ar_objective import TokenPrediction
 from utils.generators.gan_files import CONFIG, WEIGHTS, load_gan, save_gan
@@ -19,11 +20,9 @@ from utils.generators.generated import Generated
 from utils.generators.stylegan2 import StyleGAN2
 from utils.intrinsics import INTRINSICS, Intrinsic
 from utils.labels.teachers import load_teacher
-from utils.latents import mode
 from utils.lora import load_attn_procs
 from utils.maps.depth_coding import linear_map
 from utils.metrics.scores import score_of
-from utils.objectives import decode
 
 HELD_OUT = 10_000  # seed of the generated pictures that no training sees
 BATCH = 20
@@ -101,11 +100,10 @@ def through_tokens(base: Autoregressive, items: Sequence[dict], task: str) -> np
     return errors(torch.cat(found), items, INTRINSICS[task], "diode")
 
 
-@torch.no_grad()
-def through_vae(vae: AutoencoderKL, items: Sequence[dict], task: str) -> np.ndarray:
-    """Of the label itself, encoded and decoded: the best that any prediction in latents can be."""
-    targets, scale = torch.stack([item["target"] for item in items]), vae.config.scaling_factor
-    found = [decode(vae, scale * mode(vae, part)) for part in targets.split(BATCH)]
+def vae_ceiling(vae: AutoencoderKL, items: Sequence[dict], task: str) -> np.ndarray:
+    """Of the label itself, encoded and decoded."""
+    targets = torch.stack([item["target"] for item in items])
+    found = [through_vae(vae, part) for part in targets.split(BATCH)]
     return errors(torch.cat(found), items, INTRINSICS[task], "diode")
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
 
 from dataloaders.base import Maps
@@ -46,15 +46,15 @@ def write_mean_label(train_set: Maps, stems: Iterable[str], intrinsic: Intrinsic
 
 
 def write_vae_ceiling(base: Path, unseen: Diode, intrinsic: Intrinsic, folder: Path) -> None:
-    """The label after E and D: the best that any prediction in latents can be."""
-    vae = load_base(str(base)).vae
-    predictions = {}
-    for index in range(len(unseen)):
-        sample = unseen[index]
-        with torch.inference_mode():
-            z = vae.config.scaling_factor * mode(vae, sample["target"][None])
-            predictions[sample["stem"]] = decode(vae, z)[0]
-    write_maps(predictions, intrinsic, folder)
+    """`through_vae` of every unseen image's label."""
+    vae, samples = load_base(str(base)).vae, (unseen[index] for index in range(len(unseen)))
+    write_maps({one["stem"]: through_vae(vae, one["target"][None])[0] for one in samples}, intrinsic, folder)
+
+
+@torch.inference_mode()
+def through_vae(vae: AutoencoderKL, labels: Tensor) -> Tensor:
+    """Labels (B,3,H,W) in [-1,1] after E and D: the best that any prediction in latents can be."""
+    return decode(vae, vae.config.scaling_factor * mode(vae, labels))
 
 
 def write_maps(maps: dict[str, Tensor], intrinsic: Intrinsic, folder: Path) -> None:
