@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dataloaders.diode import read_depth, read_normals
+from dataloaders.diode_truth import read_depth, read_normals
 from utils.errors import InputError
 from utils.labels.encoding import SKY_NORMAL, fill
 from utils.maps.diode_names import SCENE_TYPES

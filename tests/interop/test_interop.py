@@ -2,7 +2,8 @@
 
 import pytest
 
-from interop.run import ENVIRONMENTS, PROMISED, broken_promises, table, write_page
+from interop.page import table, write_page
+from interop.run import ENVIRONMENTS, PROMISED, broken_promises
 
 
 def results(**changed) -> dict[str, dict]:
