@@ -43,6 +43,7 @@ def main(argv: list[str] | None = None) -> None:
     from dataloaders.open_data import open_data  # only now: PyTorch takes seconds to import, --help should not
     from utils.generators.ar_files import load_autoregressive
     from utils.generators.ar_objective import TokenPrediction
+    from utils.generators.tokenised import tokenised
     from utils.lora import add_lora, load_attn_procs
     from utils.training.loop import frozen_dtype, start, train
 
@@ -61,8 +62,9 @@ def main(argv: list[str] | None = None) -> None:
     if args.lora_path:
         load_attn_procs(base.network, args.lora_path)
 
-    # Objective
+    # Objective, of tokens that are made once
     objective = TokenPrediction(base.tokens, args.label_positions, args.decoding, args.temperature)
+    train_set = tokenised(train_set, base.tokens, accelerator.device, quiet=not accelerator.is_main_process)
 
     train(settings, accelerator, resume_from, objective, base, train_set, validation_samples)
 

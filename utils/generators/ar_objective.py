@@ -49,8 +49,14 @@ class TokenPrediction:
         return {"method": "autoregressive", "positions": self.positions, "decoding": self.decoding}
 
     def loss(self, network: nn.Module, batch: dict[str, Tensor], noise: list[Generator]) -> Tensor:
-        """Cross-entropy of the label's tokens, mean over them, in nats; rgb, target (B,3,S,S) in [-1,1]."""
-        picture, label = self.tokens.encode(torch.cat([batch["rgb"], batch["target"]])).chunk(2)
+        """Cross-entropy of the label's tokens, mean over them, in nats.
+
+        batch: rgb, target (B,3,S,S) in [-1,1], or their tokens (B,N), rgb_tokens and target_tokens.
+        """
+        if "rgb_tokens" in batch:
+            picture, label = batch["rgb_tokens"], batch["target_tokens"]
+        else:
+            picture, label = self.tokens.encode(torch.cat([batch["rgb"], batch["target"]])).chunk(2)
         if self.decoding == "one_by_one":
             logits = network(picture, label, self.positions)
         else:

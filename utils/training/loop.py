@@ -36,7 +36,7 @@ from utils.training.state import TrainingState, shared_settings
 from utils.training.training_set import TrainingSet
 from utils.training.validation import Samples, Validation
 
-READ = ("rgb", "target", "mask", "w", *NAMES)  # what of a batch a loss may read
+READ = ("rgb", "target", "mask", "w", "rgb_tokens", "target_tokens", *NAMES)  # what of a batch a loss may read
 
 
 def start(settings: Settings) -> tuple[Accelerator, Path | None]:

@@ -1,0 +1,52 @@
+"""Pictures that become tokens once: the same losses, the same set, and no pixel decoded in a step."""
+
+import pickle
+
+import pytest
+import torch
+
+from dataloaders.diode import Diode
+from utils.generators.ar_files import load_autoregressive
+from utils.generators.ar_objective import TokenPrediction
+from utils.generators.tokenised import BATCH, Tokenised, tokenised
+from utils.intrinsics import INTRINSICS
+
+
+@pytest.fixture(scope="module")
+def base(ar_folder):
+    return load_autoregressive(str(ar_folder))
+
+
+def pictures(diode, **settings) -> Diode:
+    return Diode(
+        INTRINSICS["normal"], diode / "normals", diode / "pseudo" / "normal", "train", resolution=32, **settings
+    )
+
+
+def test_tokens_are_those_of_the_pictures_and_losses_too(diode, base):
+    train_set = pictures(diode)
+    ready = tokenised(train_set, base.tokens, torch.device("cpu"), quiet=True)
+    assert isinstance(ready, Tokenised) and len(ready) == len(train_set) > BATCH
+    objective = TokenPrediction(base.tokens)
+    for index in (0, BATCH, len(train_set) - 1):
+        item = train_set[index]
+        batch = {name: item[name][None] for name in ("rgb", "target")}
+        kept = {name: value[None] for name, value in ready[index, 5].items() if name != "stem"}
+        assert torch.equal(kept["rgb_tokens"], base.tokens.encode(batch["rgb"]))
+        assert torch.equal(kept["target_tokens"], base.tokens.encode(batch["target"]))
+        assert torch.equal(*(objective.loss(base.network, one, []) for one in (batch, kept)))
+        assert ready[index]["stem"] == item["stem"]
+
+
+def test_all_else_is_the_sets_own_also_in_a_worker(diode, base):
+    train_set = pictures(diode)
+    ready = pickle.loads(pickle.dumps(tokenised(train_set, base.tokens, torch.device("cpu"), quiet=True)))
+    assert (ready.fingerprint, ready.stems, ready.resolution) == (train_set.fingerprint, train_set.stems, 32)
+    with pytest.raises(AttributeError):
+        ready.nothing  # noqa: B018
+
+
+def test_random_crops_are_encoded_in_every_step(diode, base, capsys):
+    train_set = pictures(diode, center_crop=False)
+    assert tokenised(train_set, base.tokens, torch.device("cpu")) is train_set
+    assert "random crops" in capsys.readouterr().out
