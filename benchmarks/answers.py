@@ -164,6 +164,7 @@ def write_answers(answers: dict[str, list[dict]], study: dict, args: argparse.Na
         return lambda results: one_by_one(results, key, title, share) + "\n\n" + plot(results, key, title, picture)
 
     add("1", "1. Control: pretrained against randomly initialised UNet", control)
+    add("1-velocity", f"1, continued: on a base that predicts velocity, {args.velocity_base}", control)
     add("2", "2. How few parameters (normals)", drawn("rank", "rank", "2", share=True))
     add("3", "3. How few labels (normals)", drawn("labels", "labels", "3"))
     add("4", "4. Does a better generator know more? (normals)", lambda results: better_generator(results, args.docs))

@@ -23,11 +23,16 @@ KNOWN = {
 FAMILIES = {
     "diffusion-attention": "Diffusion: mini-sd, attention, t = 400",
     "diffusion-all": "Diffusion: mini-sd, all layers, t = 400",
+    "diffusion-velocity": "Diffusion: mini-sd-2 (velocity), all layers, t = 400",
     "gan": "GAN: mini-gan, affine layers, labels by mini-teacher",
     "ar": "Autoregressive: mini-ar, attention, all tokens at once",
     "ar-one-by-one": "Autoregressive: mini-ar, attention, token by token",
 }
-DIFFUSION = {"diffusion-attention": "attention", "diffusion-all": "all"}  # family -> --lora_targets
+DIFFUSION = {  # family -> question, --lora_targets
+    "diffusion-attention": ("1", "attention"),
+    "diffusion-all": ("1", "all"),
+    "diffusion-velocity": ("1-velocity", "all"),
+}
 UNETS = {"trained": "pretrained", "random": "random"}  # column -> of a setting
 TIMESTEP = 400
 
@@ -37,10 +42,10 @@ def of_diffusion(path: Path, references: dict[str, dict[str, np.ndarray]]) -> An
 
     Nothing where that study has not asked its first question at TIMESTEP.
     """
-    results = json.loads(path.read_text())["answers"].get("1", []) if path.is_file() else []
-    found = groups(results, "task", "targets", "timestep", "unet")
+    known = json.loads(path.read_text())["answers"] if path.is_file() else {}
     answers: Answers = {}
-    for family, targets in DIFFUSION.items():
+    for family, (question, targets) in DIFFUSION.items():
+        found = groups(known.get(question, []), "task", "targets", "timestep", "unet")
         for task, beside in references.items():
             pair = {name: found.get((task, targets, TIMESTEP, unet)) for name, unet in UNETS.items()}
             if all(pair.values()):

@@ -45,7 +45,7 @@ PAPER_TIMESTEP = 999
 TARGETS = ("attention", "all")
 KINDS = ("attention", "feedforward", "projection", "conv", "time", "feedforward,projection", "all")
 EQUAL_RANK = 2  # of a LoRA on all layers; the others get as many parameters
-QUESTIONS = ("1", "2", "3", "4", "5", "5-timestep", "5-rates", "5-place", "5-layers", "6")
+QUESTIONS = ("1", "1-velocity", "2", "3", "4", "5", "5-timestep", "5-rates", "5-place", "5-layers", "6")
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -69,8 +69,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "--velocity_base",
         type=path_flag,
         default=Path("miniworld/mini-sd-2"),
-        help="question 6: a base that predicts velocity, which python -m miniworld.pretrain --velocity_from makes "
-        "(miniworld/mini-sd-2)",
+        help="questions 1-velocity and 6: a base that predicts velocity, which python -m miniworld.pretrain "
+        "--velocity_from makes (miniworld/mini-sd-2)",
     )
     add("--questions", nargs="+", choices=QUESTIONS, default=["1", "2", "3", "4", "5", "6"], help="all")
     add("--seeds", type=int, default=3, help="trainings of each setting (3)")
@@ -97,6 +97,10 @@ def plan(args: argparse.Namespace, unet: nn.Module) -> dict[str, list[Setting]]:
             replace(usual, task=task, unet=one, timestep=timestep, targets=targets)
             for task in INTRINSICS for targets in TARGETS for timestep in timesteps for one in both
         ],
+        "1-velocity": [
+            replace(usual, base=base, task=task, targets="all", unet=one)
+            for base in bases(args, "1-velocity")[1:] for task in INTRINSICS for one in both
+        ],
         "2": [replace(usual, rank=rank) for rank in RANKS],
         "3": [replace(usual, labels=labels) for labels in LABELS if labels <= args.train],
         "4": [replace(usual, unet=str(path)) for path in snapshots(args)],
@@ -111,7 +115,7 @@ def plan(args: argparse.Namespace, unet: nn.Module) -> dict[str, list[Setting]]:
         ],
         "6": [
             replace(usual, base=base, targets=targets, timestep=PAPER_TIMESTEP)
-            for base in bases(args) for targets in TARGETS
+            for base in bases(args, "6") for targets in TARGETS
         ],
     }  # fmt: skip
     chosen = {name: settings for name, settings in asked.items() if {name, name[0]} & set(args.questions)}
@@ -121,14 +125,15 @@ def plan(args: argparse.Namespace, unet: nn.Module) -> dict[str, list[Setting]]:
     }
 
 
-def bases(args: argparse.Namespace) -> tuple[str, ...]:
-    """The bases that question 6 compares; none, with a note, where the second is not there."""
-    if "6" not in args.questions:
+def bases(args: argparse.Namespace, question: str) -> tuple[str, ...]:
+    """The bases that a question compares; none, with a note, where the second is not there."""
+    if not {question, question[0]} & set(args.questions):
         return ()
     file = args.velocity_base / "scheduler" / "scheduler_config.json"
     if not file.is_file():
         note(
-            f"question 6 is left out: no {args.velocity_base}; python -m miniworld.pretrain --velocity_from makes one"
+            f"question {question} is left out: no {args.velocity_base}; python -m miniworld.pretrain --velocity_from "
+            "makes one"
         )
         return ()
     if json.loads(file.read_text()).get("prediction_type") != "v_prediction":

@@ -59,9 +59,11 @@ def test_diffusions_answers_are_those_of_its_own_study(tmp_path):
     ]
     path = tmp_path / "paper_questions.json"
     assert of_diffusion(path, {"normal": {}}) == {}
-    path.write_text(json.dumps({"answers": {"1": results}}))
+    path.write_text(json.dumps({"answers": {"1": results, "1-velocity": results}}))
     found = of_diffusion(path, {"normal": {"mean": np.array([[4.0, 5.0]])}, "depth": {}})
-    assert set(found) == {"diffusion-all"} <= set(FAMILIES) and set(found["diffusion-all"]) == {"normal"}
+    assert set(found) == {"diffusion-all", "diffusion-velocity"} <= set(FAMILIES) and set(found["diffusion-all"]) == {
+        "normal"
+    }
     errors = found["diffusion-all"]["normal"]["errors"]
     assert errors["trained"][0][0] == 1 + TIMESTEP and errors["random"][0][0] == 2 + TIMESTEP
     assert np.isnan(errors["trained"][0][1]) and errors["mean"] == [[4.0, 5.0]]

@@ -156,9 +156,10 @@ def test_question_4_needs_snapshots(tmp_path, capsys):
 def test_question_6_needs_a_base_that_predicts_velocity(bases, tmp_path, capsys):
     for folder, found in ((bases["sd21"], ("base", "velocity")), (tmp_path, ())):
         args = argparse.Namespace(questions=["6"], velocity_base=folder)
-        assert paper_questions.bases(args) == found and ("--velocity_from" in capsys.readouterr().out) == (not found)
+        assert paper_questions.bases(args, "6") == found and paper_questions.bases(args, "1-velocity") == ()
+        assert ("--velocity_from" in capsys.readouterr().out) == (not found)
     with pytest.raises(ValueError, match="does not predict velocity"):
-        paper_questions.bases(argparse.Namespace(questions=["6"], velocity_base=bases["sd15"]))
+        paper_questions.bases(argparse.Namespace(questions=["6"], velocity_base=bases["sd15"]), "6")
 
 
 def test_plan_has_every_question_and_no_setting_twice(bases):
@@ -169,6 +170,8 @@ def test_plan_has_every_question_and_no_setting_twice(bases):
         assert {one.timestep for one in plan[name]} == timesteps and {"attention", "all"} <= {
             one.targets for one in plan[name]
         }
+    assert {(one.base, one.timestep, one.targets) for one in plan["1-velocity"]} == {("velocity", 400, "all")}
+    assert {one.task for one in plan["1-velocity"]} == set(INTRINSICS)
     names = [one.name for settings in plan.values() for one in settings]
     assert len(set(names)) == len({one for settings in plan.values() for one in settings})
     assert ROOT.joinpath(args.base, "model_index.json").exists()
