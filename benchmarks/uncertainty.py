@@ -1,0 +1,117 @@
+"""Does the uncertainty of several predictions say where a map is wrong? Of normals, on pictures with measured ones.
+
+    python -m benchmarks.uncertainty --lora runs/ar-normal --data DIODE
+    python -m benchmarks.uncertainty --lora miniworld/mini-loras/augunet/normal --data DIODE --members 5
+
+--lora is of AugUNet, whose members begin with other noise, or of an autoregressive generator, whose tokens are sampled
+at --temperature. Printed are the mean angle of one prediction (autoregressive: by the likeliest tokens), that of the
+members' mean direction, and Spearman's rho of uncertainty and error over a picture's pixels, each with its 95 %
+bootstrap interval over pictures. A sheet shows some pictures.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from benchmarks.held_out import scenes
+from benchmarks.tables import spearman, with_interval
+from utils.cli import Parser, expand, path_flag
+from utils.errors import InputError, run
+from utils.generators.predict import TokenPredictor
+from utils.inference import Predictor
+from utils.inference.ensemble import uncertainty_picture
+from utils.inference.job import Job, describe
+from utils.inference.prediction import Prediction
+from utils.inference.run import Network
+from utils.intrinsics import NORMAL
+from utils.maps.pictures import sheet, strip, to_uint8
+from utils.metrics.normals import angular_error
+
+COLUMNS = ["RGB", "ground truth", "one", "merged", "uncertainty"]
+SHOWN, ZOOM = 6, 2
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = Parser(prog="python -m benchmarks.uncertainty", description=__doc__)
+    add = parser.add_argument
+    add("--lora", type=expand, required=True, help="of normals, by AugUNet or an autoregressive generator")
+    add("--data", type=path_flag, required=True, help="DIODE-like tree; its validation pictures are predicted")
+    add("--members", type=int, default=8, help="predictions of each picture")
+    add("--temperature", type=float, default=1.0, help="of an autoregressive generator's tokens")
+    add("--images", type=int, default=100, help="pictures")
+    add("--sheet", type=path_flag, default=Path("output/uncertainty.png"), help="picture of some of them")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    job = describe(args.lora)
+    if job.method not in ("augunet", "autoregressive") or job.intrinsic is not NORMAL:
+        raise InputError(
+            f"--lora={args.lora}: {job.intrinsic.name} by {job.method}; normals by AugUNet or tokens wanted"
+        )
+    items = scenes(args.data, "normal", "val", job.trained_at)[: args.images]
+    one = [found["normal"] for found in predictions(network(job, 1, 0.0), items)]
+    merged = [found["normal"] for found in predictions(network(job, args.members, args.temperature), items)]
+    errors = [[error(found, item) for found, item in zip(each, items, strict=True)] for each in (one, merged)]
+    rho = [agreement(found, item) for found, item in zip(merged, items, strict=True)]
+    print(f"{job.name}: {job.method}, {len(items)} pictures, {args.members} members")
+    for title, values in (("one", errors[0]), ("merged", errors[1])):
+        print(f"mean angle, {title}: {with_interval(np.array([values]))} degrees")
+    print(f"Spearman's rho of uncertainty and error: {with_interval(np.array([rho]), 2)}")
+    args.sheet.parent.mkdir(parents=True, exist_ok=True)
+    chosen = np.linspace(0, len(items) - 1, min(SHOWN, len(items))).astype(int)
+    picture([items[i] for i in chosen], [one[i] for i in chosen], [merged[i] for i in chosen]).save(args.sheet)
+    print(f"{' | '.join(COLUMNS)}: {args.sheet}")
+
+
+def network(job: Job, members: int, temperature: float) -> Network:
+    """The LoRA's own generator, which predicts each picture `members` times and merges."""
+    if job.method == "augunet":
+        return Predictor(job.name, ensemble_size=members, batch_size=10, resolution=job.trained_at)
+    return TokenPredictor(job, torch.device("cpu"), torch.float32, 20, temperature, members)
+
+
+def predictions(predict: Network, items: Sequence[dict]) -> list[dict[str, Prediction]]:
+    """Of every item's picture, `batch_size` at a time."""
+    found = []
+    for first in range(0, len(items), predict.batch_size):
+        some = items[first : first + predict.batch_size]
+        images = [predict.prepare(Image.fromarray(to_uint8(item["rgb"]))) for item in some]
+        found += predict.predict(images, [item["stem"] for item in some])
+    return found
+
+
+def angles(found: Prediction, item: dict) -> np.ndarray:
+    """Angular error (P,) in degrees of the valid pixels."""
+    valid = item["valid"][0].numpy()
+    return angular_error(found.values[valid], item["gt"].permute(1, 2, 0).numpy()[valid])
+
+
+def error(found: Prediction, item: dict) -> float:
+    return float(angles(found, item).mean())
+
+
+def agreement(found: Prediction, item: dict) -> float:
+    """Spearman's rho of uncertainty and error over the valid pixels."""
+    assert found.uncertainty is not None
+    return spearman(found.uncertainty.numpy()[item["valid"][0].numpy()], angles(found, item))
+
+
+def picture(items: Sequence[dict], one: Sequence[Prediction], merged: Sequence[Prediction]) -> Image.Image:
+    rows = []
+    for item, first, both in zip(items, one, merged, strict=True):
+        assert both.uncertainty is not None
+        grey = torch.from_numpy(uncertainty_picture(both.uncertainty, NORMAL)) / 127.5 - 1
+        truth = torch.where(item["valid"], item["gt"], -1.0)
+        row = strip([item["rgb"], truth, first.map.clamp(-1, 1), both.map, grey.expand(3, -1, -1)])
+        rows.append(row.resize((row.width * ZOOM, row.height * ZOOM), Image.Resampling.NEAREST))
+    return sheet(rows, COLUMNS)
+
+
+if __name__ == "__main__":
+    run(main)
