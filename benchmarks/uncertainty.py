@@ -28,6 +28,7 @@ from utils.inference.job import Job, describe
 from utils.inference.prediction import Prediction
 from utils.inference.run import Network
 from utils.intrinsics import NORMAL
+from utils.lora import read_lora
 from utils.maps.pictures import sheet, strip, to_uint8
 from utils.metrics.normals import angular_error
 
@@ -49,7 +50,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    job = describe(args.lora)
+    job = describe(args.lora, read_lora(args.lora).metadata.get("method"))
     if job.method not in ("augunet", "autoregressive") or job.intrinsic is not NORMAL:
         raise InputError(
             f"--lora={args.lora}: {job.intrinsic.name} by {job.method}; normals by AugUNet or tokens wanted"
