@@ -135,7 +135,7 @@ def agreement(distances: list[float], trained: list[np.ndarray], mean: list[np.n
     ])  # fmt: skip
     low, high = interval(np.array([spearman(distances, column) for column in drawn.T]))
     rho = Estimate(spearman(distances, shares), low, high)
-    return f"Spearman's rho between distance and error over {len(distances)} snapshots **{rho.text}**."
+    return f"Spearman's rho of distance and error over the mean label's, {len(distances)} snapshots: **{rho.text}**"
 
 
 def points(axes, family: str, distances: list[float], shares: list[Estimate]) -> None:
