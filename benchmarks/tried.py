@@ -1,4 +1,4 @@
-"""What was tried and left out: averaged weights, predicting a residual, beginning at another intrinsic's LoRA.
+"""What was tried: averaged weights (--ema_decay), predicting a residual, beginning at another intrinsic's LoRA.
 
     python -m benchmarks.tried
 
@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Generator, Tensor, nn
 
 from benchmarks.paper_questions import render
@@ -29,8 +28,9 @@ from utils.latents import training_latents
 from utils.models import Base, load_base
 from utils.objectives import SingleStep
 from utils.system import atomic
+from utils.training.averages import Averages
 
-DECAYS = (0.9, 0.95, 0.98)
+DECAYS = (0.9, 0.98)
 FEW = 50  # labels
 Errors = Sequence[float | None]
 
@@ -98,7 +98,7 @@ def main(argv: list[str] | None = None) -> None:
         ]
         for key in each[0]:
             found[f"{name}{key}"] = np.array([one[key] for one in each], float)
-    text = table(("tried", "error", "with it", "without", "with / without"), list(rows(found)))
+    text = table(("tried", "error", "with it", "the usual recipe", "with it / usual"), list(rows(found)))
     write_card(args.docs / "training.md", text)
     print(text)
 
@@ -107,7 +107,7 @@ def rows(found: dict[str, np.ndarray]):
     """A line for each thing tried."""
     normal, depth = (next(iter(INTRINSICS[task].scores.values())) for task in ("normal", "depth"))
     asked = [
-        (f"averaged weights, decay {decay}{where}", normal, f"{rate} {decay}", rate)
+        (f"averaged weights, decay {decay}{where}", normal, f"{rate} {decay}", "usual")
         for rate, where in (("usual", ""), ("constant", ", at a constant rate"))
         for decay in DECAYS
     ]
@@ -154,21 +154,17 @@ def with_averages(bench: Bench, setting: Setting, rate: Callable[[float], float]
     """Errors of the last weights, by "", and of their moving averages, by " <decay>"."""
     unet = make_unet(bench.base, setting)
     parameters = place_lora(unet, setting)
-    averages = {decay: [parameter.detach().clone() for parameter in parameters] for decay in DECAYS}
-    steps = 0
+    averages = [Averages(parameters, decay) for decay in DECAYS]
 
     def after() -> None:
-        nonlocal steps
-        steps += 1
-        for decay, average in averages.items():
-            kept_share = min(decay, (1 + steps) / (10 + steps))  # the average's memory grows with the run
-            torch._foreach_lerp_(average, [parameter.detach() for parameter in parameters], 1 - kept_share)
+        for each in averages:
+            each.update()
 
     measure = learn(bench, unet, parameters, setting, rate=rate, after=after)
     found = {"": measure()}
-    for decay, average in averages.items():
-        assign(parameters, average)
-        found[f" {decay}"] = measure()
+    for each in averages:
+        with each.applied():
+            found[f" {each.decay}"] = measure()
     return found
 
 
@@ -178,12 +174,6 @@ def begun(bench: Bench, setting: Setting, first: Setting) -> dict[str, Errors]:
     parameters = place_lora(unet, setting)
     learn(bench, unet, parameters, replace(first, seed=setting.seed))
     return {"": learn(bench, unet, parameters, setting)()}
-
-
-@torch.no_grad()
-def assign(parameters: Sequence[nn.Parameter], values: Sequence[Tensor]) -> None:
-    for parameter, value in zip(parameters, values, strict=True):
-        parameter.copy_(value)
 
 
 if __name__ == "__main__":

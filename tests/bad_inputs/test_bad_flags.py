@@ -26,6 +26,7 @@ NUMBERS = {  # flag -> values that it must not take
     "adam_beta1": "-0.1 1 2 nan x",
     "adam_beta2": "-0.1 1 nan",
     "adam_weight_decay": "-1 nan inf",
+    "ema_decay": "-0.1 1 nan x",
     "adam_epsilon": "-1e-8 nan",
     "max_grad_norm": "-1 nan inf x",
     "noise_offset": "nan inf x",

@@ -1,4 +1,4 @@
-"""What was tried and left out: that each is what its name says, and that the command writes its table."""
+"""What was tried: that each is what its name says, and that the command writes its table."""
 
 import shutil
 from dataclasses import replace

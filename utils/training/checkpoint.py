@@ -24,12 +24,13 @@ FREE = (  # flags that may change between a run and its resumption; a change is 
     "adam_beta1", "adam_beta2", "adam_weight_decay", "adam_epsilon", "max_grad_norm", "mixed_precision",
     "train_batch_size", "gradient_accumulation_steps",
 )  # fmt: skip
-FITTING = {"method", "rank", "lora_targets"}  # nothing can force weights into other shapes
+FITTING = {"method", "rank", "lora_targets", "ema_decay"}  # nothing can force one's weights into another's shapes
 OLDER = {
     "lora_targets": "attention",
     "masked_loss": False,
     "depth_coding": "linear",
     "crop": "square",
+    "ema_decay": 0.0,
 }  # settings that checkpoints before them did not need to say
 ASIDE, GONE = ".checkpoint-{}.part", ".checkpoint-{}.gone"  # being written, being deleted
 _NAME = re.compile(r"checkpoint-(\d+)")

@@ -67,7 +67,7 @@ def check_numbers(args: argparse.Namespace) -> None:
         raise InputError(f"--{name}={numbers[name]}: must be more than 0")
     for name in [name for name in NOT_NEGATIVE if numbers.get(name, 0) < 0]:
         raise InputError(f"--{name}={numbers[name]}: must not be negative")
-    for name in [name for name in ("adam_beta1", "adam_beta2") if not 0 <= numbers[name] < 1]:
+    for name in [name for name in ("adam_beta1", "adam_beta2", "ema_decay") if not 0 <= numbers[name] < 1]:
         raise InputError(f"--{name}={numbers[name]}: must be at least 0 and less than 1")
     for name, limit in LIMITS.items():
         if numbers.get(name, 0) > limit:

@@ -88,6 +88,8 @@ def optimisation_flags(group) -> None:
     add("--use_8bit_adam", action="store_true", help="AdamW with 8-bit state (needs bitsandbytes and CUDA)")
     add("--max_grad_norm", type=float, default=1.0, help="clip the LoRA's gradient to this norm; 0: never, which is "
         "what the published weights were trained with")  # fmt: skip
+    add("--ema_decay", type=float, default=0.0, help="validate and write moving averages of the LoRA's weights, of "
+        "this decay (such as 0.98); pays where the learning rate stays high; 0: the weights themselves")  # fmt: skip
     add("--gradient_checkpointing", action="store_true", help="recompute activations: less memory, slower")
     add("--mixed_precision", choices=["no", "fp16", "bf16"], help="dtype of the frozen parts and of autocast; the "
         "LoRA's weights, optimiser and loss stay fp32 (default: accelerate's setting)")  # fmt: skip

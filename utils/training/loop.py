@@ -146,7 +146,8 @@ def train(
     if main:
         print(summary(state, run, accelerator, len(train_set)))
     if validates(run, state.step, state.max_steps):  # also where a kill came before it
-        validation.run(state.bare_network, state.step)
+        with state.averages.applied():
+            validation.run(state.bare_network, state.step)
 
     # Train
     stopped_by = ""
@@ -183,6 +184,7 @@ def train(
             state.step, state.seen = state.step + 1, state.seen + state.step_samples
             if usable and not accelerator.optimizer_step_was_skipped:
                 state.schedule.step()
+                state.averages.update()
 
         step = state.step
         last = step >= state.max_steps or stop
@@ -207,7 +209,8 @@ def train(
 
         # validate
         if validating:
-            validation.run(state.bare_network, step)
+            with state.averages.applied():
+                validation.run(state.bare_network, step)
         if uploads and written and not last:
             uploads.checkpoint(written, step)
         if last:
@@ -221,7 +224,8 @@ def train(
         print(f"stopped after step {state.step} of {state.max_steps} by {why}; saved: {saved} in {output_dir}")
         print("next: run the same command with --resume_from_checkpoint latest")
     elif main:
-        save_lora(state.bare_network, output_dir, {**metadata, "steps": state.step}, with_bin=has_bin(metadata))
+        with state.averages.applied():
+            save_lora(state.bare_network, output_dir, {**metadata, "steps": state.step}, with_bin=has_bin(metadata))
         print(outcome(output_dir, metadata, settings))
     accelerator.end_training()
     if uploads and state.step >= state.max_steps:
@@ -247,6 +251,7 @@ def describe(objective: Objective, base: Frozen, train_set: TrainingSet, run: Ru
         "project_version": __version__,
         **({"masked_loss": True} if train_set.masked else {}),
         **({"crop": "none"} if train_set.whole else {}),
+        **({"ema_decay": run.ema_decay} if run.ema_decay else {}),
         **({"depth_coding": coding} if (coding := train_set.intrinsic.depth_coding) != "linear" else {}),
     }
 

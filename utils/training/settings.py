@@ -35,6 +35,7 @@ class RunSettings:
     no_first_validation: bool
     best_metric: str | None
     max_nonfinite: int
+    ema_decay: float
 
 
 @dataclass(frozen=True)

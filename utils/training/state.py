@@ -14,6 +14,7 @@ from torch import nn
 from utils.errors import InputError
 from utils.lora import lora_parameters
 from utils.training import checkpoint
+from utils.training.averages import Averages
 from utils.training.nonfinite import Skipped
 from utils.training.settings import OptimizerSettings, RunSettings, Settings
 
@@ -39,12 +40,15 @@ class TrainingState:
         self.schedule = make_schedule(settings.optimizer, optimizer, self.max_steps)
         self.network, self.optimizer = accelerator.prepare(network, optimizer)
         self.bare_network = accelerator.unwrap_model(self.network)
+        self.averages = Averages(self.parameters, run.ema_decay)
         self.skipped = Skipped(run.max_nonfinite)
         self.stateful: dict[str, checkpoint.Stateful] = {
             "optimizer": self.optimizer,
             "schedule": self.schedule,
             "skipped": self.skipped,
         }
+        if run.ema_decay:
+            self.stateful["averages"] = self.averages
         if accelerator.scaler is not None:
             self.stateful["scaler"] = accelerator.scaler
 
@@ -60,11 +64,10 @@ class TrainingState:
         self, shared: dict[str, object], metadata: dict[str, object], limit: int | None, spare: str | None
     ) -> Path | None:
         """`checkpoint-<step>`, by the main process; None where it could not be written. See `checkpoint.save`."""
-        written = None
+        written, place = None, (self.output_dir, self.step, self.seen)
         if self.accelerator.is_main_process:
-            written = checkpoint.save(
-                self.output_dir, self.step, self.seen, self.bare_network, self.stateful, shared, metadata, limit, spare
-            )
+            with self.averages.applied():
+                written = checkpoint.save(*place, self.bare_network, self.stateful, shared, metadata, limit, spare)
         self.accelerator.wait_for_everyone()
         return written
 
@@ -91,6 +94,7 @@ def shared_settings(
     shared |= {"lora_targets": settings.run.lora_targets, "masked_loss": metadata.get("masked_loss", False)}
     shared |= {"depth_coding": metadata.get("depth_coding", "linear"), "crop": metadata.get("crop", "square")}
     shared |= {name: metadata[name] for name in ("positions", "decoding") if name in metadata}
+    shared["ema_decay"] = settings.run.ema_decay
     shared |= {"images per step": step_samples, "training data": training_data}
     return shared | {name: flags[name] for name in checkpoint.FREE} | {"processes": processes}
 
