@@ -60,7 +60,7 @@ def as_generator(snapshot: Path, whole: Path, out: Path) -> Path:
         return out
     transformer = LlamaForCausalLM(LlamaConfig.from_pretrained(whole / "transformer"))
     assign(transformer, state["transformer"])
-    shutil.copytree(whole / "vq", out / "vq")
+    shutil.copytree(whole, out, ignore=shutil.ignore_patterns("transformer", "README.md"))
     transformer.save_pretrained(out / "transformer")
     return out
 

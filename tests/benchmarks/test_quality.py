@@ -41,7 +41,9 @@ def test_a_transformers_snapshot_has_its_weights_and_the_whole_models_tokens(tmp
     whole = LlamaForCausalLM.from_pretrained(WHOLE[1] / "transformer").float()
     state = {name: value.detach() + 0.01 for name, value in whole.named_parameters()}
     torch.save({"transformer": state}, tmp_path / "ema-000128.pt")
-    made = load_autoregressive(str(snapshots("ar", tmp_path, WHOLE[1], tmp_path)[128]))
+    folder = snapshots("ar", tmp_path, WHOLE[1], tmp_path)[128]
+    assert (folder / "recommended_settings.json").is_file(), "a training has to find the resolution"
+    made = load_autoregressive(str(folder))
     shipped = load_autoregressive(str(WHOLE[1]))
     for name, value in made.network.language_model.named_parameters():
         assert torch.allclose(value, state[f"model.{name}"])
