@@ -31,7 +31,7 @@ NAMES = {
     "gan": "GAN: mini-gan, affine layers",
     "ar": "Autoregressive: mini-ar, attention, all tokens at once",
 }
-COLOURS = {"diffusion": "C0", "gan": "C2", "ar": "C3"}  # those of the families' plot
+COLOURS = {"diffusion": "C0", "gan": "C3", "ar": "C4"}  # those of the families' plot
 
 Row = dict  # of one snapshot: "step", "distance", "errors": "trained" and "mean", each (seeds, pictures)
 
