@@ -117,8 +117,13 @@ def random_generator(folder: Path, out: Path, seed: int = 0) -> Path:
         save_gan(out, StyleGAN2(trained.channels, trained.style_dim, len(trained.style) - 1))
         quiet(out, folder)
         return out
+    return with_transformer(folder, LlamaForCausalLM(LlamaConfig.from_pretrained(folder / "transformer")), out)
+
+
+def with_transformer(folder: Path, transformer: LlamaForCausalLM, out: Path) -> Path:
+    """A copy `out` of the autoregressive generator in `folder` with another transformer."""
     shutil.copytree(folder, out, ignore=shutil.ignore_patterns("transformer", "README.md"))
-    LlamaForCausalLM(LlamaConfig.from_pretrained(folder / "transformer")).save_pretrained(out / "transformer")
+    transformer.save_pretrained(out / "transformer")
     return out
 
 

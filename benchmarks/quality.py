@@ -6,7 +6,6 @@ x 1000.
 """
 
 import json
-import shutil
 from functools import cache
 from pathlib import Path
 
@@ -16,7 +15,22 @@ from diffusers import VQModel
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks.tables import Estimate, finish, headline, interval, new_axes, ratio, resample, spearman, table
+from benchmarks.answers import step_of
+from benchmarks.held_out import with_transformer
+from benchmarks.tables import (
+    Estimate,
+    finish,
+    groups,
+    headline,
+    interval,
+    matrix,
+    new_axes,
+    ratio,
+    resample,
+    spearman,
+    table,
+    with_interval,
+)
 from miniworld.pretraining.autoregressive import sample
 from miniworld.pretraining.gan import build_gan, samples
 from miniworld.pretraining.gates import unseen_scenes
@@ -60,9 +74,7 @@ def as_generator(snapshot: Path, whole: Path, out: Path) -> Path:
         return out
     transformer = LlamaForCausalLM(LlamaConfig.from_pretrained(whole / "transformer"))
     assign(transformer, state["transformer"])
-    shutil.copytree(whole, out, ignore=shutil.ignore_patterns("transformer", "README.md"))
-    transformer.save_pretrained(out / "transformer")
-    return out
+    return with_transformer(whole, transformer, out)
 
 
 @torch.no_grad()
@@ -91,13 +103,15 @@ def unseen() -> Tensor:
 def of_diffusion(path: Path, mean: np.ndarray) -> list[Row]:
     """Diffusion's snapshots, from the study in paper_questions.json; `mean`: the mean label's errors (1, pictures)."""
     results = json.loads(path.read_text())["answers"].get("4", []) if path.is_file() else []
-    rows: dict[int, Row] = {}
-    for one in results:
-        step = int(one["setting"]["unet"].split("-")[1])
-        row = rows.setdefault(step, {"step": step, "distance": one["distance"], "errors": {"trained": []}})
-        row["errors"]["trained"].append(one["errors"])
-        row["errors"]["mean"] = mean.tolist()
-    return [rows[step] for step in sorted(rows)]
+    rows = [
+        {
+            "step": step_of(group[0]),
+            "distance": group[0]["distance"],
+            "errors": {"trained": matrix(group).tolist(), "mean": mean.tolist()},
+        }
+        for group in groups(results, "unet").values()
+    ]
+    return sorted(rows, key=lambda row: row["step"])
 
 
 def section(found: dict[str, list[Row]], folder: Path) -> str:
@@ -110,10 +124,9 @@ def section(found: dict[str, list[Row]], folder: Path) -> str:
         trained, mean = ([np.array(row["errors"][name], float) for row in rows] for name in ("trained", "mean"))
         shares = [ratio(one, reference) for one, reference in zip(trained, mean)]
         for row, one, share in zip(rows, trained, shares):
-            low, high = interval(resample(one))
-            error = f"{np.nanmean(one):.3g} [{low:.3g}, {high:.3g}]"
-            lines.append((NAMES[family], row["step"], f"{row['distance']:.1f}", error, share.text, len(one)))
-        sentences.append(f"{NAMES[family]}: {agreement(distances, trained, mean)}")
+            place = (NAMES[family], row["step"], f"{row['distance']:.1f}")
+            lines.append((*place, with_interval(one), share.text, len(one)))
+        sentences.append(f"{NAMES[family]}: {agreement(distances, shares, trained, mean)}")
         points(axes, family, distances, shares)
     axes.axhline(1, color="#888", linewidth=0.8)
     axes.set(xscale="log", xlabel="sliced Wasserstein distance x 1000 (better to the left)")
@@ -127,14 +140,15 @@ def section(found: dict[str, list[Row]], folder: Path) -> str:
     return "\n\n".join(parts)
 
 
-def agreement(distances: list[float], trained: list[np.ndarray], mean: list[np.ndarray]) -> str:
+def agreement(
+    distances: list[float], shares: list[Estimate], trained: list[np.ndarray], mean: list[np.ndarray]
+) -> str:
     """Spearman's rho between distance and error over the mean label's, with its interval over seeds and pictures."""
-    shares = [np.nanmean(one) / np.nanmean(reference) for one, reference in zip(trained, mean)]
-    drawn = np.array([
+    resampled = np.array([
         resample(one) / resample(np.broadcast_to(reference, one.shape)) for one, reference in zip(trained, mean)
     ])  # fmt: skip
-    low, high = interval(np.array([spearman(distances, column) for column in drawn.T]))
-    rho = Estimate(spearman(distances, shares), low, high)
+    low, high = interval(np.array([spearman(distances, column) for column in resampled.T]))
+    rho = Estimate(spearman(distances, [share.value for share in shares]), low, high)
     return f"Spearman's rho of distance and error over the mean label's, {len(distances)} snapshots: **{rho.text}**"
 
 

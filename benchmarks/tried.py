@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from benchmarks.paper_questions import render
 from benchmarks.probe import Recipe, Setting, TaskData, errors, falling, load_task, make_unet, place_lora, train
@@ -24,7 +24,6 @@ from miniworld.pretraining.report import write_card
 from utils.cli import Parser, path_flag
 from utils.errors import run
 from utils.intrinsics import INTRINSICS
-from utils.latents import training_latents
 from utils.models import Base, load_base
 from utils.objectives import SingleStep
 from utils.system import atomic
@@ -37,10 +36,6 @@ Errors = Sequence[float | None]
 
 class Residual(SingleStep):
     """The UNet predicts what the picture's latents have more than the map's: unet(z, t, c) = z - z0, z = s E(rgb)."""
-
-    def loss(self, unet: nn.Module, batch: dict[str, Tensor], noise: list[Generator]) -> Tensor:
-        rgb, target = training_latents(self.vae, batch, noise)
-        return (self.latents(unet, rgb).float() - self.vae.config.scaling_factor * target.float()).square().mean()
 
     def latents(self, unet: nn.Module, rgb: Tensor, noise: Tensor | None = None) -> Tensor:
         return self.vae.config.scaling_factor * rgb - super().latents(unet, rgb)
