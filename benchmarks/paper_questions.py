@@ -36,6 +36,7 @@ from utils.errors import InputError, note, run
 from utils.intrinsics import INTRINSICS
 from utils.models import Base, load_base
 from utils.system import atomic
+from utils.system.precision import warn_of_slow_bf16
 
 RANKS = (1, 2, 4, 8, 16, 32)
 LABELS = (10, 25, 50, 100, 250, 500, 1000, 4000)
@@ -156,6 +157,8 @@ def snapshots(args: argparse.Namespace) -> list[Path]:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     recipe = Recipe(args.steps, args.batch, args.mixed_precision, args.resolution)
+    if args.mixed_precision == "bf16" and not torch.cuda.is_available():
+        warn_of_slow_bf16(torch.bfloat16, "cpu", "--mixed_precision no is another study")
     data = args.data or render(args.work / "DIODE", args.train, args.val)
     base = load_base(args.base)
     asked = plan(args, base.unet)

@@ -66,17 +66,21 @@ def run_demo(args: argparse.Namespace) -> None:
     header = {"task": args.task, "method": {"single": "single-step"}.get(method, method), "steps": 0}
     header |= {"timestep": args.timestep} if method == "single" else {}
     untrained_lora(base, DONOR if method == "augunet" else None, out / "untrained", header)
+    inference = {}
     for name in (*trainings, "untrained"):
-        words = ["--lora", out / name, "--input_dir", pictures, "--output_dir", out / "predictions" / name]
+        words = [ROOT / INFERENCE[method], "--lora", out / name, "--input_dir", pictures]
+        words += ["--output_dir", out / "predictions" / name]
         words += ["--pretrained_model_name_or_path", trainings[name].base if name in trainings else base]
         words += ["--resolution", SIDE, "--center_crop", "--batch_size", 10, "--npy"]
-        python(ROOT / INFERENCE[method], *words)
+        inference[f"predict-{name}"] = words
+    at_once(inference, out)
     write_mean_label(train_set, unseen.stems, intrinsic, out / "predictions" / "mean")
     write_vae_ceiling(base, unseen, intrinsic, out / "predictions" / "ceiling")
 
     step("4/4  score")
     names = row_names(base.name, (*trainings, "mean", "untrained", "ceiling"))
-    found = {name: score(name, intrinsic, diode, out) for name in names}
+    at_once({f"score-{name}": scoring(name, intrinsic, diode, out) for name in names}, out)
+    found = {name: json.loads((out / f"{name}.json").read_text()) for name in names}
     if args.keep:
         keep(out / "lora", base, args.keep)
     at = f", t = {args.timestep}" if method == "single" else ""
@@ -92,8 +96,8 @@ def run_demo(args: argparse.Namespace) -> None:
 
 
 def train(trainings: dict[str, Training], args: argparse.Namespace, diode: Path, out: Path) -> None:
-    """Run the training script for all rows at once: the first shows its progress, the others write a log."""
-    running = []
+    """Run the training script for all rows at once. They have one VAE, and share its latents."""
+    commands = {}
     for name, training in trainings.items():
         words = ["-m", "accelerate.commands.launch", "--num_processes", 1, "--num_machines", 1]
         words += ["--mixed_precision", "no", "--dynamo_backend", "no"]
@@ -104,20 +108,16 @@ def train(trainings: dict[str, Training], args: argparse.Namespace, diode: Path,
         words += ["--pseudo_root", diode / "pseudo" / args.task, "--output_dir", out / name, "--resolution", SIDE]
         words += ["--max_train_steps", args.steps, "--train_batch_size", BATCH, "--rank", RANK]
         words += ["--learning_rate", 4e-3, "--lr_scheduler", "linear", "--report_to", "none"]
-        running.append(begin(*words, log=out / f"{name}.log" if running else None))
-    for process, log in running:
-        if process.wait():
-            sys.exit(log.read_text() if log else process.returncode)
+        commands[name] = [*words, "--cache_dir", out / "latents"]
+    at_once(commands, out)
 
 
-def score(name: str, intrinsic: Intrinsic, diode: Path, out: Path) -> dict:
-    """evaluate.py on one row's maps -> its result file."""
-    words = ["--task", intrinsic.name, *evaluation_flags(intrinsic)]
+def scoring(name: str, intrinsic: Intrinsic, diode: Path, out: Path) -> list[object]:
+    """evaluate.py on one row's maps, into <out>/<name>.json."""
+    words = [ROOT / "evaluate.py", "--task", intrinsic.name, *evaluation_flags(intrinsic)]
     words += ["--pred_dir", out / "predictions" / name / intrinsic.name / "predicted"]
     words += ["--gt_dir", diode / intrinsic.truth_folder / "val", "--by_stem", "--center_crop"]
-    words += ["--output", out / f"{name}.json"] + (["--report", out / "report"] if name == "lora" else [])
-    python(ROOT / "evaluate.py", *words, quiet=True)
-    return json.loads((out / f"{name}.json").read_text())
+    return [*words, "--output", out / f"{name}.json"] + (["--report", out / "report"] if name == "lora" else [])
 
 
 def keep(lora: Path, base: Path, folder: Path) -> None:
@@ -139,18 +139,30 @@ def step(text: str) -> None:
     print(f"\n== {text}", flush=True)
 
 
-def begin(*words: object, log: Path | None = None) -> tuple[subprocess.Popen, Path | None]:
+def at_once(commands: dict[str, list[object]], out: Path) -> None:
+    """Run all of them, sharing the cores: the first shows its progress, the others write <out>/<name>.log."""
+    threads = max(1, (os.cpu_count() or 1) // len(commands))
+    first, *others = commands
+    running = [begin(*commands[first], threads=threads)]
+    running += [begin(*commands[name], log=out / f"{name}.log", threads=threads) for name in others]
+    for process, log in running:
+        if process.wait():
+            for other, _ in running:
+                other.terminate()
+            sys.exit(log.read_text() if log else process.returncode)
+
+
+def begin(*words: object, log: Path | None = None, threads: int | None = None) -> tuple[subprocess.Popen, Path | None]:
     """Start Python with these arguments in the project's root, showing the command; its output goes into `log`."""
     command = [sys.executable, *map(str, words)]
     print("$ python " + shlex.join(command[1:]) + (f" > {log}" if log else ""), flush=True)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)} | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
     output = log.open("w") if log else None
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output), log
 
 
-def python(*words: object, quiet: bool = False) -> None:
+def python(*words: object) -> None:
     """`begin` and wait; stop the demo if it fails."""
-    log = Path(os.devnull) if quiet else None
-    status = begin(*words, log=log)[0].wait()
+    status = begin(*words)[0].wait()
     if status:
         sys.exit(status)

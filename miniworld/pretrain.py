@@ -33,6 +33,7 @@ from miniworld.pretraining.stage import run_stage, snapshot_steps
 from miniworld.pretraining.vae import build_mini_vae, decoder_stage, enlarge, vae_stage
 from utils.cli import Parser, path_flag
 from utils.errors import InputError, run
+from utils.system.precision import warn_of_slow_bf16
 
 SIZE = 64  # pixels
 SCALING_FACTOR = 0.18215  # Stable Diffusion's
@@ -104,6 +105,8 @@ def check(args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     logging.getLogger("diffusers").setLevel(logging.ERROR)  # a missing safety checker is on purpose
+    if not args.full_precision:
+        warn_of_slow_bf16(torch.bfloat16, "cpu", "--full_precision")
     if not args.report:
         if args.velocity_from:
             train_velocity(args)

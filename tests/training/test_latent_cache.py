@@ -28,12 +28,12 @@ from utils.models import load_base
 latent_cache.CHUNK = 2
 torch.set_num_threads(1)
 data, base, folder, rank, world, pause = sys.argv[1:]
-if float(pause):
-    import time
-    moments = latent_cache.moments
-    latent_cache.moments = lambda *args: (time.sleep(float(pause)), moments(*args))[1]
+import time
+moments, chunks = latent_cache.moments, []
+latent_cache.moments = lambda *args: (time.sleep(float(pause)), chunks.append(1), moments(*args))[2]
 train_set = Diode(NORMAL, f"{data}/normals", f"{data}/pseudo/normal", "train", resolution=32)
 latent_cache.cached_latents(train_set, load_base(base).vae, latent_cache.Path(folder), 0, int(rank), int(world))
+print(len(chunks))
 """
 
 
@@ -177,6 +177,14 @@ def test_two_processes_build_one_cache(train_set, vae, diode, bases, tmp_path, m
     assert len(list((tmp_path / "both").iterdir())) == 1
     assert all(torch.equal(alone[i][name], together[i][name]) for i in range(24) for name in NAMES)
     assert not list(tmp_path.glob("both/*/*.*[0-9]"))  # no drafts are left
+
+
+def test_two_runs_that_begin_at_once_share_the_work(diode, bases, tmp_path):
+    """Of 12 chunks: had they the same order, each would encode nearly all of them."""
+    words = [sys.executable, "-c", BUILD, diode, bases["sd15"], tmp_path, 0, 1, 0.5]
+    runs = [subprocess.Popen([str(word) for word in words], cwd=ROOT, stdout=subprocess.PIPE) for _ in range(2)]
+    encoded = [int(run.communicate(timeout=120)[0]) for run in runs]
+    assert 12 <= sum(encoded) <= 18, encoded
 
 
 def test_random_crops_are_not_cached(diode, vae, tmp_path, capsys):

@@ -20,6 +20,7 @@ from utils.maps.images import read_rgb
 from utils.models import Base, dtype_of, load_base, load_donor, widen_conv_in
 from utils.objectives import AugUNet, SingleStep, zero_snr_scheduler
 from utils.system.compiling import compile_unet
+from utils.system.precision import warn_of_slow_bf16
 
 DONOR = "timbrooks/instruct-pix2pix"
 Picture = str | Path | Image.Image | np.ndarray
@@ -66,6 +67,7 @@ class Predictor(Engine):
         for job in self.jobs:
             _note_other_base(job, loaded)
         place = pick_device(device)
+        warn_of_slow_bf16(dtype_of(dtype), place.type, "dtype fp32")
         changes = _add_loras(loaded.unet, self.jobs, augment_from)
         loaded.to(place, dtype_of(dtype))
         if compile:

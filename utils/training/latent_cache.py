@@ -8,13 +8,14 @@
 The key holds all that changes a latent: the VAE's weights and dtype, the resolution, the crop, and every file's name,
 size and time, a mask's too where it is used. A sample is marked as done after its bytes have reached the disk, and
 samples are encoded alike by whoever comes first: so a killed build goes on, and processes or runs that build at once
-disturb nobody.
+share the work.
 """
 
 import hashlib
 import json
 import math
 import os
+import random
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -136,10 +137,13 @@ def cached_latents(
 def build(
     cache: CachedLatents, train_set: TrainingSet | OneShape, vae: AutoencoderKL, workers: int, rank: int, world: int
 ) -> None:
-    """Encode what is not done, this process's share first: who is quick helps the others out."""
-    files = cache.open("r+")
+    """Encode what is not done, this process's share first: who is quick helps the others out. The order of the chunks
+    is its own, so that other runs that fill the same cache seldom encode what this one is at.
+    """
+    files, shuffled = cache.open("r+"), random.Random(os.getpid())
     chunks = np.array_split(np.arange(len(cache)), -(-len(cache) // CHUNK))
-    chunks = [chunk for turn in range(world) for chunk in chunks[(rank + turn) % world :: world]]
+    shares = [chunks[(rank + turn) % world :: world] for turn in range(world)]
+    chunks = [chunk for share in shares for chunk in shuffled.sample(share, len(share))]
     missing = [chunk for chunk in chunks if not files.done[chunk].all()]
     loader = DataLoader(Pictures(train_set), batch_sampler=missing, num_workers=workers, worker_init_fn=signals.ignore)
     images = sum(map(len, missing))

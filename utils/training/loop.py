@@ -26,6 +26,7 @@ from utils.noise import generators
 from utils.objectives import Objective
 from utils.system import atomic, processes, provenance, signals
 from utils.system.compiling import compile_unet
+from utils.system.precision import warn_of_slow_bf16
 from utils.tracking import metrics_file, trackers
 from utils.training import best, checkpoint, masks
 from utils.training.batches import BucketBatches, EndlessBatches, described
@@ -66,6 +67,7 @@ def start(settings: Settings) -> tuple[Accelerator, Path | None]:
     atomic.make_folder(run.output_dir, "--output_dir")
     if accelerator.is_main_process:
         atomic.lock(run.output_dir)
+    warn_of_slow_bf16(frozen_dtype(accelerator), accelerator.device.type, "--mixed_precision no")
     return accelerator, resume_from
 
 

@@ -1,0 +1,28 @@
+"""bfloat16 on a CPU that emulates it: said, with the cure."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from helpers import ROOT, run_here
+
+SCRIPT = "sd_single_diode_pseudo_normal.py"
+SAID = "note: this CPU emulates bfloat16"
+
+
+@pytest.mark.skipif(not torch.backends.cpu.get_cpu_capability().startswith("AVX"), reason="needs an x86 CPU with AVX2")
+def test_a_cpu_held_to_avx2_is_known_as_slow():
+    ask = "from utils.system.precision import slow_bf16; print(slow_bf16('cpu'), slow_bf16('cuda'))"
+    words = ["env", "ATEN_CPU_CAPABILITY=avx2", sys.executable, "-c", ask]
+    assert subprocess.run(words, cwd=ROOT, capture_output=True, text=True).stdout.split() == ["True", "False"]
+
+
+@pytest.mark.parametrize(("units", "precision", "said"), [
+    ("AVX2", "bf16", True), ("AVX2", "no", False), ("AVX512", "bf16", False),
+])  # fmt: skip
+def test_a_training_says_so(units, precision, said, flags, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: units)
+    run_here(SCRIPT, flags(SCRIPT, tmp_path / "run", "--max_train_steps", 1, "--mixed_precision", precision))
+    out = "".join(capsys.readouterr())
+    assert (SAID in out) == said and ("--mixed_precision no" in out) == said
