@@ -35,6 +35,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--steps", type=int, help="training steps (default: 300 of 8 labels; by diffusion 1,000)")
     add("--train", type=int, default=300, help="labelled scenes (default: 300)")
     add("--val", type=int, default=100, help="unseen scenes (default: 100)")
+    add("--seed", type=int, default=0, help="another seed is another world of scenes (default: 0)")
     add("--only_lora", action="store_true", help="leave out the trainings that the LoRA is compared with")
     add("--keep", type=path_flag, help="also write the LoRA into this folder, in half precision, to be shipped")
     add("--page", action="store_true", help="train nothing: gather the tables and pictures in --out")

@@ -1,0 +1,103 @@
+"""Codings of depth labels, and holes left out of the loss: LoRAs for depth on the same scenes, scored alike.
+
+    python -m benchmarks.codings
+
+Labels are made from the scenes' exact depth, which has holes, once in each coding. LoRAs on all layers of mini-sd, t =
+400, 8 labels a step, by the single-step script; 100 unseen scenes, by inference_sd_single.py and evaluate.py. Writes the
+table in docs/pseudo_labels.md. What is in --work already is not made again.
+"""
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.tables import headline, ratio, table, with_interval
+from miniworld.demo_steps import ROOT, at_once, python
+from miniworld.pretraining.report import write_card
+from utils.cli import Parser, path_flag
+from utils.errors import run
+from utils.intrinsics import DEPTH
+from utils.lora import SAFETENSORS
+
+LABELS = {"linear": "linear", "sqrt": "sqrt", "log": "log", "masked": "linear"}  # setting -> coding of its labels
+FLAGS = {name: ["--depth_coding", coding] for name, coding in LABELS.items()}
+FLAGS["masked"] += ["--masked_loss"]
+TITLES = {"masked": "linear, `--masked_loss`"}
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = Parser(prog="python -m benchmarks.codings", description=__doc__)
+    add = parser.add_argument
+    add("--work", type=path_flag, default=Path("output/codings"), help="scenes, labels, LoRAs, maps, scores")
+    add("--docs", type=path_flag, default=Path("docs"), help="folder of pseudo_labels.md")
+    add("--seeds", type=int, default=3, help="trainings of each setting")
+    add("--steps", type=int, default=200, help="of each training")
+    add("--train", type=int, default=300, help="labelled scenes")
+    add("--val", type=int, default=100, help="unseen scenes")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    work = args.work.resolve()
+    diode = work / "DIODE"
+    python("-m", "miniworld.scenes", "--root", diode, "--train", args.train, "--val", args.val, "--size", "128x96")
+    for coding in (one for one in sorted(set(LABELS.values())) if not (work / one).exists()):
+        words = ("--task", "depth", "--from", "ground_truth", "--input_dir", diode, "--output_dir", work / coding)
+        python(ROOT / "pseudo_label.py", *words, "--depth_coding", coding)
+    runs = [(name, seed) for seed in range(args.seeds) for name in LABELS]
+    everywhere(runs, work, SAFETENSORS, lambda name, seed, out: training(name, seed, out, diode, args.steps))
+    everywhere(runs, work, "scores.json", lambda name, seed, out: inference(out, diode))
+    everywhere(runs, work, "scores.json", lambda name, seed, out: scoring(out, diode))
+    text = table(("labels", headline("depth"), "of linear"), rows(work, args.seeds))
+    write_card(args.docs / "pseudo_labels.md", text)
+    print(text)
+
+
+def everywhere(runs, work: Path, made: str, command) -> None:
+    """Run `command` for each run whose folder does not hold `made` yet, as many at a time as there are cores."""
+    todo = [(name, seed, work / f"{name}-{seed}") for name, seed in runs]
+    todo = [one for one in todo if not (one[2] / made).exists()]
+    cores = os.cpu_count() or 1
+    for first in range(0, len(todo), cores):
+        at_once({f"{name}-{seed}": command(name, seed, out) for name, seed, out in todo[first : first + cores]}, work)
+
+
+def training(name: str, seed: int, out: Path, diode: Path, steps: int) -> list[object]:
+    words = [ROOT / "sd_single_diode_pseudo_depth.py", "--pretrained_model_name_or_path", "miniworld/mini-sd"]
+    words += ["--train_data_dir", diode / "depths", "--pseudo_root", diode.parent / LABELS[name], "--output_dir", out]
+    words += ["--resolution", 64, "--timestep", 400, "--lora_targets", "all", "--train_batch_size", 8, "--seed", seed]
+    words += ["--learning_rate", 4e-3, "--lr_scheduler", "linear", "--max_train_steps", steps, *FLAGS[name]]
+    return [*words, "--validation_steps", 0, "--cache_dir", diode.parent / "latents", "--report_to", "none"]
+
+
+def inference(out: Path, diode: Path) -> list[object]:
+    words = [ROOT / "inference_sd_single.py", "--lora", out, "--input_dir", diode / "depths" / "val"]
+    return [*words, "--output_dir", out / "maps", "--center_crop", "--npy", "--batch_size", 10]
+
+
+def scoring(out: Path, diode: Path) -> list[object]:
+    words = [ROOT / "evaluate.py", "--task", "depth", "--protocol", "diode", "--gt_dir", diode / "depths" / "val"]
+    return [*words, "--pred_dir", out / "maps" / "depth" / "predicted", "--center_crop", "--output", out / "scores.json"]
+
+
+def rows(work: Path, seeds: int) -> list[tuple[str, ...]]:
+    """A line for each setting: its error with an interval over seeds and scenes, and its ratio to linear labels'."""
+    errors = {name: np.array([per_image(work / f"{name}-{seed}") for seed in range(seeds)]) for name in LABELS}
+    return [
+        (TITLES.get(name, f"`{name}`"), with_interval(found), ratio(found, errors["linear"]).text)
+        for name, found in errors.items()
+    ]
+
+
+def per_image(out: Path) -> list[float]:
+    metric = next(iter(DEPTH.scores))
+    found = json.loads((out / "scores.json").read_text())["per_image"]
+    return [one[metric] for one in found]
+
+
+if __name__ == "__main__":
+    run(main)
