@@ -2,9 +2,9 @@
 
     python -m benchmarks.codings
 
-Labels are made from the scenes' exact depth, which has holes, once in each coding. LoRAs on all layers of mini-sd, t =
-400, 8 labels a step, by the single-step script; 100 unseen scenes, by inference_sd_single.py and evaluate.py. Writes the
-table in docs/pseudo_labels.md. What is in --work already is not made again.
+Labels are made from the scenes' exact depth, which has holes, once in each coding. LoRAs on all layers of mini-sd,
+t = 400, 8 labels a step, by the single-step script; unseen scenes, by inference_sd_single.py and evaluate.py. Writes
+the table in docs/pseudo_labels.md. What is in --work already is not made again.
 """
 
 import argparse
@@ -81,7 +81,8 @@ def inference(out: Path, diode: Path) -> list[object]:
 
 def scoring(out: Path, diode: Path) -> list[object]:
     words = [ROOT / "evaluate.py", "--task", "depth", "--protocol", "diode", "--gt_dir", diode / "depths" / "val"]
-    return [*words, "--pred_dir", out / "maps" / "depth" / "predicted", "--center_crop", "--output", out / "scores.json"]
+    words += ["--pred_dir", out / "maps" / "depth" / "predicted", "--center_crop"]
+    return [*words, "--output", out / "scores.json"]
 
 
 def rows(work: Path, seeds: int) -> list[tuple[str, ...]]:
