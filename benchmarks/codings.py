@@ -9,13 +9,12 @@ the table in docs/pseudo_labels.md. What is in --work already is not made again.
 
 import argparse
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.tables import headline, ratio, table, with_interval
-from miniworld.demo_steps import ROOT, at_once, python
+from miniworld.demo_steps import ROOT, at_once, available_cores, python
 from miniworld.pretraining.report import write_card
 from utils.cli import Parser, path_flag
 from utils.errors import run
@@ -61,7 +60,7 @@ def everywhere(runs, work: Path, made: str, command) -> None:
     """Run `command` for each run whose folder does not hold `made` yet, as many at a time as there are cores."""
     todo = [(name, seed, work / f"{name}-{seed}") for name, seed in runs]
     todo = [one for one in todo if not (one[2] / made).exists()]
-    cores = os.cpu_count() or 1
+    cores = available_cores()
     for first in range(0, len(todo), cores):
         at_once({f"{name}-{seed}": command(name, seed, out) for name, seed, out in todo[first : first + cores]}, work)
 

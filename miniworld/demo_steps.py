@@ -145,7 +145,7 @@ def step(text: str) -> None:
 
 def at_once(commands: dict[str, list[object]], out: Path) -> None:
     """Run all of them, sharing the cores: the first shows its progress, the others write <out>/<name>.log."""
-    threads = max(1, (os.cpu_count() or 1) // len(commands))
+    threads = max(1, available_cores() // len(commands))
     first, *others = commands
     running = [begin(*commands[first], threads=threads)]
     running += [begin(*commands[name], log=out / f"{name}.log", threads=threads) for name in others]
@@ -154,6 +154,11 @@ def at_once(commands: dict[str, list[object]], out: Path) -> None:
             for other, _ in running:
                 other.terminate()
             sys.exit(log.read_text() if log else process.returncode)
+
+
+def available_cores() -> int:
+    """Those that this process may use, where the system says so; else all."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def begin(*words: object, log: Path | None = None, threads: int | None = None) -> tuple[subprocess.Popen, Path | None]:
