@@ -2,7 +2,6 @@
 
 import math
 import time
-from collections.abc import Mapping
 from itertools import count
 from pathlib import Path
 
@@ -15,10 +14,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from utils import __version__
 from utils.errors import InputError, note
 from utils.hub import upload
-from utils.inference.job import BASES, SCRIPTS
 from utils.latents import NAMES
 from utils.lora import save_lora
 from utils.models import Frozen
@@ -31,6 +28,7 @@ from utils.tracking import metrics_file, trackers
 from utils.training import best, checkpoint, masks
 from utils.training.batches import BucketBatches, EndlessBatches, described
 from utils.training.latent_cache import CachedLatents, cached_or_not
+from utils.training.messages import describe, has_bin, outcome, summary
 from utils.training.settings import RunSettings, Settings, validates
 from utils.training.shapes import ByShape
 from utils.training.state import TrainingState, shared_settings
@@ -146,7 +144,7 @@ def train(
             f"a step has {state.step_samples} images and the training set {len(train_set)}: it sees some of them twice"
         )
     if main:
-        print(summary(state, run, accelerator, len(train_set)))
+        print(summary(state, run, accelerator, len(train_set), frozen_dtype(accelerator)))
     if validates(run, state.step, state.max_steps):  # also where a kill came before it
         with state.averages.applied():
             validation.run(state.bare_network, state.step)
@@ -236,28 +234,6 @@ def train(
     atomic.unlock(output_dir)
 
 
-def describe(objective: Objective, base: Frozen, train_set: TrainingSet, run: RunSettings) -> dict[str, object]:
-    """The header of the run's LoRA files, but for the steps: what they were trained for, on what, and with what."""
-    key, meaning = train_set.intrinsic.convention
-    return {
-        "format_version": 1,
-        "task": train_set.intrinsic.name,
-        "base_model": base.name,
-        "revision": base.revision,
-        **objective.metadata,
-        key: meaning,
-        "validated_against": train_set.reference,
-        "rank": run.rank,
-        "prompt": run.prompt,
-        "resolution": train_set.resolution,
-        "project_version": __version__,
-        **({"masked_loss": True} if train_set.masked else {}),
-        **({"crop": "none"} if train_set.whole else {}),
-        **({"ema_decay": run.ema_decay} if run.ema_decay else {}),
-        **({"depth_coding": coding} if (coding := train_set.intrinsic.depth_coding) != "linear" else {}),
-    }
-
-
 def begin_records(run: RunSettings, step: int | None) -> set[tuple[int, str]]:
     """Clear away what an interrupted run left half done. Returns the (step, scalar) that the trackers already have of
     the steps after `step`, the checkpoint's; None: there is none.
@@ -300,33 +276,3 @@ def agree(accelerator: Accelerator, loss: Tensor, stop: bool) -> tuple[float, bo
     """Mean of the processes' losses, and whether any of them wants to stop: one exchange for both."""
     mean, wish = accelerator.reduce(torch.stack([loss, loss.new_tensor(float(stop))]), reduction="mean").tolist()
     return mean, wish > 0
-
-
-def summary(state: TrainingState, run: RunSettings, accelerator: Accelerator, images: int) -> str:
-    """What is trained on what."""
-    lora, everything = state.counts["lora_parameters"], state.counts["all_parameters"]
-    return (
-        f"{images} training images, {state.step_samples} a step, {state.max_steps} steps; LoRA of rank {run.rank}: "
-        f"{lora:,} parameters, {100 * lora / everything:.2f} % of the {state.kind}; {accelerator.device}, "
-        f"{accelerator.num_processes} process(es), frozen parts in {frozen_dtype(accelerator)}"
-    )
-
-
-def has_bin(metadata: Mapping[str, object]) -> bool:
-    """Whether the run also writes a .bin, for the paper's line. It has no header: nobody who reads it could know of a
-    coding that must be undone, or of another network than a UNet.
-    """
-    return "depth_coding" not in metadata and metadata["method"] in BASES
-
-
-def outcome(output_dir: Path, metadata: Mapping[str, object], settings: Settings) -> str:
-    """Where everything lies, and what to do next."""
-    method = str(metadata["method"])
-    files = " and .bin" if has_bin(metadata) else ""
-    files += ", metrics.jsonl" + (", validation/, best.json" if settings.run.validation_steps else "")
-    images = "" if method == "gan" else " --input_dir path/to/images"  # a GAN reads none
-    ask = f"python {SCRIPTS[method]} --lora {output_dir}{images} --output_dir output"
-    lines = [f"{output_dir}: pytorch_lora_weights.safetensors{files}", f"next: {ask}"]
-    if "tensorboard" in settings.tracking.trackers:
-        lines.append(f"      tensorboard --logdir {output_dir / settings.tracking.logging_dir}")
-    return "\n".join(lines)
