@@ -158,7 +158,7 @@ def test_a_gan_is_no_autoregressive_generator(gan_folder, ar_flags, tmp_path):
 
 
 def test_a_stable_diffusion_is_no_autoregressive_generator(bases, ar_flags, tmp_path):
-    with pytest.raises(InputError, match="cannot be loaded as an autoregressive generator"):
+    with pytest.raises(InputError, match="a StableDiffusionPipeline; an autoregressive generator is"):
         run_here("ar_pseudo.py", ar_flags(bases["sd15"], tmp_path / "run"))
 
 

@@ -69,12 +69,20 @@ def start_of(whole: LlamaForCausalLM) -> torch.Tensor:
     return whole.model.embed_tokens.weight[-1]
 
 
+def _kind(folder: Path) -> str | None:
+    """What a folder says it holds: the type of a model of transformers, or the class of a pipeline of diffusers."""
+    for file, key in (("config.json", "model_type"), ("model_index.json", "_class_name")):
+        if (folder / file).is_file():
+            return json.loads((folder / file).read_text()).get(key)
+    return None
+
+
 def _janus(name: str, revision: str | None, here: bool) -> tuple[PictureTransformer, JanusTokens, int]:
     """Janus' language model between its own embedding of picture tokens and its own head for them."""
     from transformers import JanusForConditionalGeneration  # warns at its import, which others need not see
 
     if here:
-        kind = json.loads((Path(name) / "config.json").read_text()).get("model_type")
+        kind = _kind(Path(name))
         if kind != "janus":
             what = f"a {kind}" if kind else "no model of transformers"
             raise InputError(f"{name}: {what}; an autoregressive generator is a Janus, or has vq/ and transformer/")
