@@ -26,10 +26,6 @@ SCRIPTS = {"single": "sd_single", "augunet": "augunet"}
 INFERENCE = {"single": "inference_sd_single.py", "augunet": "inference_augunet.py"}
 SIDE, ROWS, RANK = 64, 6, 16
 BATCH = 8
-RECIPES = {  # a constant rate and averaged weights are ahead of a falling rate: docs/training.md
-    "single": ("--lr_scheduler", "constant", "--adam_beta2", 0.95, "--ema_decay", 0.98),
-    "augunet": ("--lr_scheduler", "linear"),
-}
 
 
 @dataclass(frozen=True)
@@ -111,7 +107,7 @@ def train(trainings: dict[str, Training], args: argparse.Namespace, diode: Path,
         words += ["--train_data_dir", diode / INTRINSICS[args.task].truth_folder]
         words += ["--pseudo_root", diode / "pseudo" / args.task, "--output_dir", out / name, "--resolution", SIDE]
         words += ["--max_train_steps", args.steps, "--train_batch_size", BATCH, "--rank", RANK]
-        words += ["--learning_rate", 4e-3, *RECIPES[args.method], "--report_to", "none"]
+        words += ["--learning_rate", 4e-3, "--lr_scheduler", "linear", "--report_to", "none"]
         commands[name] = [*words, "--cache_dir", out / "latents"]
     at_once(commands, out)
 
