@@ -33,7 +33,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--work", type=path_flag, default=Path("output/codings"), help="scenes, labels, LoRAs, maps, scores")
     add("--docs", type=path_flag, default=Path("docs"), help="folder of pseudo_labels.md")
     add("--seeds", type=int, default=3, help="trainings of each setting")
-    add("--steps", type=int, default=200, help="of each training")
+    add("--steps", type=int, default=100, help="of each training")
     add("--train", type=int, default=300, help="labelled scenes")
     add("--val", type=int, default=100, help="unseen scenes")
     return parser.parse_args(argv)
