@@ -16,7 +16,7 @@ import matplotlib.pyplot as plt
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
-SEED, SCENES, SIDE = 2026, 24, 64  # the LoRAs were trained on the world of seed 0
+SEED, SCENES, SIDE = 2026, 24, 64  # the LoRAs were trained on the world of seed 1
 TITLES = {"normal": "surface normals", "depth": "depth", "albedo": "albedo", "shading": "shading"}
 
 
