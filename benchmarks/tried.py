@@ -27,6 +27,7 @@ from utils.intrinsics import INTRINSICS
 from utils.models import Base, load_base
 from utils.objectives import SingleStep
 from utils.system import atomic
+from utils.system.precision import slow_bf16
 from utils.training.averages import Averages
 
 DECAYS = (0.9, 0.98)
@@ -71,7 +72,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     args.work.mkdir(parents=True, exist_ok=True)
     data = args.data or render(args.work / "DIODE", 4 * args.labels, 100)
-    bench = Bench(load_base(args.base), data, args.work, Recipe(args.steps, 8, "bf16", 64))
+    precision = "no" if slow_bf16("cpu") else "bf16"
+    bench = Bench(load_base(args.base), data, args.work, Recipe(args.steps, 8, precision, 64))
     usual = Setting(targets="all", timestep=400, labels=args.labels)
     few = replace(usual, labels=min(FEW, args.labels))
     depth = replace(usual, task="depth")
