@@ -184,7 +184,7 @@ def test_two_runs_that_begin_at_once_share_the_work(diode, bases, tmp_path):
     words = [sys.executable, "-c", BUILD, diode, bases["sd15"], tmp_path, 0, 1, 0.5]
     runs = [subprocess.Popen([str(word) for word in words], cwd=ROOT, stdout=subprocess.PIPE) for _ in range(2)]
     encoded = [int(run.communicate(timeout=120)[0]) for run in runs]
-    assert 12 <= sum(encoded) <= 18, encoded
+    assert 12 <= sum(encoded) <= 20, encoded
 
 
 def test_random_crops_are_not_cached(diode, vae, tmp_path, capsys):
