@@ -47,22 +47,22 @@ def main(argv: list[str] | None = None) -> None:
     for coding in (one for one in sorted(set(LABELS.values())) if not (work / one).exists()):
         words = ("--task", "depth", "--from", "ground_truth", "--input_dir", diode, "--output_dir", work / coding)
         python(ROOT / "pseudo_label.py", *words, "--depth_coding", coding)
-    runs = [(name, seed) for seed in range(args.seeds) for name in LABELS]
-    everywhere(runs, work, SAFETENSORS, lambda name, seed, out: training(name, seed, out, diode, args.steps))
-    everywhere(runs, work, "scores.json", lambda name, seed, out: inference(out, diode))
-    everywhere(runs, work, "scores.json", lambda name, seed, out: scoring(out, diode))
+    runs = {work / f"{name}-{seed}": (name, seed) for seed in range(args.seeds) for name in LABELS}
+    untrained = [out for out in runs if not (out / SAFETENSORS).exists()]
+    unscored = [out for out in runs if not (out / "scores.json").exists()]
+    in_turns({out.name: training(*runs[out], out, diode, args.steps) for out in untrained}, work)
+    in_turns({out.name: inference(out, diode) for out in unscored}, work)
+    in_turns({out.name: scoring(out, diode) for out in unscored}, work)
     text = table(("labels", headline("depth"), "of linear"), rows(work, args.seeds))
     write_card(args.docs / "pseudo_labels.md", text)
     print(text)
 
 
-def everywhere(runs, work: Path, made: str, command) -> None:
-    """Run `command` for each run whose folder does not hold `made` yet, as many at a time as there are cores."""
-    todo = [(name, seed, work / f"{name}-{seed}") for name, seed in runs]
-    todo = [one for one in todo if not (one[2] / made).exists()]
-    cores = available_cores()
-    for first in range(0, len(todo), cores):
-        at_once({f"{name}-{seed}": command(name, seed, out) for name, seed, out in todo[first : first + cores]}, work)
+def in_turns(commands: dict[str, list[object]], work: Path) -> None:
+    """Run all of them, as many at a time as there are cores."""
+    names, cores = list(commands), available_cores()
+    for first in range(0, len(names), cores):
+        at_once({name: commands[name] for name in names[first : first + cores]}, work)
 
 
 def training(name: str, seed: int, out: Path, diode: Path, steps: int) -> list[object]:

@@ -22,7 +22,7 @@ from benchmarks.probe import Recipe, Setting, TaskData, errors, falling, load_ta
 from benchmarks.tables import ratio, table, with_interval
 from miniworld.pretraining.report import write_card
 from utils.cli import Parser, path_flag
-from utils.errors import run
+from utils.errors import note, run
 from utils.intrinsics import INTRINSICS
 from utils.models import Base, load_base
 from utils.objectives import SingleStep
@@ -73,6 +73,7 @@ def main(argv: list[str] | None = None) -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     data = args.data or render(args.work / "DIODE", 4 * args.labels, 100)
     precision = "no" if slow_bf16("cpu") else "bf16"
+    note(f"trained with --mixed_precision {precision}")
     bench = Bench(load_base(args.base), data, args.work, Recipe(args.steps, 8, precision, 64))
     usual = Setting(targets="all", timestep=400, labels=args.labels)
     few = replace(usual, labels=min(FEW, args.labels))

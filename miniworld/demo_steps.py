@@ -40,11 +40,11 @@ def run_demo(args: argparse.Namespace) -> None:
     """Render, train, predict, score: all of it in `args.out`. `args`: as `miniworld.demo` parses them."""
     intrinsic, method, base = INTRINSICS[args.task], args.method, args.base.resolve()
     diode, out = args.out.resolve() / "DIODE", args.out.resolve() / f"{args.task}-{method}"
-    shutil.rmtree(out, ignore_errors=True)
 
     step("1/4  render scenes in DIODE's layout, with labels")
     size = ("--train", args.train, "--val", args.val, "--size", "128x96", "--truth", "--seed", args.seed)
     python("-m", "miniworld.scenes", "--root", diode, *size)
+    shutil.rmtree(out, ignore_errors=True)  # only now: scenes of other settings end the run, and keep the old results
 
     step(f"2/4  train LoRAs for {args.steps} steps of {BATCH} labels, at once: on the base, and for comparison")
     trainings = {"lora": Training(base, "all")}

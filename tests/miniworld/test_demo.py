@@ -11,7 +11,7 @@ from helpers import ROOT, run_here
 import inference_augunet
 import inference_sd_single
 from dataloaders.diode import Diode
-from miniworld import demo_steps, scenes
+from miniworld import demo, demo_steps, scenes
 from miniworld.demo_page import row_names, table
 from utils.intrinsics import INTRINSICS, NORMAL, Intrinsic
 from utils.lora import CONV_IN, add_lora, load_attn_procs, lora_parameters, read_lora, save_lora
@@ -100,6 +100,17 @@ def test_the_bound_is_below_what_positions_alone_give(world):
     mean = torch.stack([train_set[index]["target"] for index in range(len(train_set))]).mean(0)
     samples = unseen(world)
     assert error([mean] * len(samples), samples) > 29
+
+
+def test_scenes_of_another_seed_end_the_demo_and_keep_its_results(tmp_path, capfd):
+    words = ["--train", "2", "--val", "1", "--size", "128x96", "--truth"]
+    scenes.main(["--root", str(tmp_path / "DIODE"), *words])
+    kept = tmp_path / "normal-single" / "results.md"
+    kept.parent.mkdir()
+    kept.write_text("kept")
+    with pytest.raises(SystemExit):
+        demo.main(["--out", str(tmp_path), "--train", "2", "--val", "1", "--seed", "1"])
+    assert "holds scenes of other settings" in capfd.readouterr().err and kept.read_text() == "kept"
 
 
 @pytest.mark.parametrize("targets", [("attention",), ("attention", "feedforward", "projection", "conv", "time")])

@@ -6,7 +6,7 @@ from utils.errors import note
 
 
 def slow_bf16(device_type: str) -> bool:
-    """Whether bfloat16 is emulated on this device: a CPU without AVX-512."""
+    """Whether bfloat16 is emulated on this device: an x86 CPU with AVX2 and no AVX-512."""
     return device_type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2"
 
 
