@@ -117,15 +117,18 @@ def test_sampled_tokens_depend_on_seed_and_name_alone(ar_lora, tmp_path):
     for name in "ab":
         Image.new("RGB", (40, 40), (200, 90, 30)).save(source / f"{name}.png")
 
-    def maps(out: str, *more: object) -> list[bytes]:
+    def maps(out: str, *more: object) -> np.ndarray:
         run(inference_ar, "--lora", ar_lora[0], "--input_dir", source, "--output_dir", tmp_path / out, *more)
-        return [path.read_bytes() for path in sorted((tmp_path / out / "normal/predicted").iterdir())]
+        files = sorted((tmp_path / out / "normal/predicted").iterdir())
+        return np.stack([np.asarray(Image.open(file)) for file in files]).astype(int)
 
     first = maps("one", "--temperature", 1)
-    assert first == maps("two", "--temperature", 1, "--batch_size", 1) and first[0] != first[1]
-    assert first != maps("three", "--temperature", 1, "--seed", 5)
+    alone = maps("two", "--temperature", 1, "--batch_size", 1)
+    np.testing.assert_allclose(alone, first, atol=1)  # a CPU may decode two at once with other roundings
+    other = maps("three", "--temperature", 1, "--seed", 5)
+    assert np.abs(first[0] - first[1]).max() > 10 and np.abs(first - other).max() > 10
     likeliest = maps("four")
-    assert likeliest[0] == likeliest[1]
+    np.testing.assert_allclose(likeliest[0], likeliest[1], atol=1)
 
 
 def test_sampled_maps_are_merged_and_their_disagreement_is_written(ar_lora, tmp_path):
