@@ -11,10 +11,9 @@ folder that is removed at the end. Needs Gradio 6: pip install "gradio>=6,<7".
 import argparse
 from importlib.util import find_spec
 
-from utils.cli import Parser, expand
+from utils.cli import Parser, above_zero, expand
 from utils.errors import InputError, run
 from utils.hub.names import check_base
-from utils.inference.args import above_zero
 from utils.inference.job import BASES, ROOT, SHIPPED, check_lora
 from utils.intrinsics import INTRINSICS
 

@@ -12,9 +12,9 @@ maps: how far they disagree goes to <output_dir>/<task>/uncertainty/. Files are 
 
 import argparse
 
-from utils.cli import Parser, expand
+from utils.cli import Parser, above_zero, expand
 from utils.errors import InputError, run
-from utils.inference.args import above_zero, generator_flags
+from utils.inference.args import generator_flags
 from utils.inference.output import output_of
 from utils.inference.view import View
 

@@ -12,9 +12,9 @@ number alone; training draws with its own --seed and the next one, so take anoth
 import argparse
 from pathlib import Path
 
-from utils.cli import Parser, expand
+from utils.cli import Parser, above_zero, expand
 from utils.errors import InputError, note, run
-from utils.inference.args import above_zero, generator_flags
+from utils.inference.args import generator_flags
 from utils.inference.output import output_of
 
 

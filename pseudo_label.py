@@ -13,7 +13,7 @@ provenance.json says how.
 
 import argparse
 
-from utils.cli import Parser, path_flag
+from utils.cli import Parser, above_zero, path_flag
 from utils.errors import InputError, note, run
 from utils.intrinsics import DEPTH_CODINGS, restated
 from utils.maps.frames import FRAMES
@@ -60,8 +60,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         raise InputError(f"--from ground_truth: DIODE measures no {args.task}; only normal and depth")
     if args.depth_coding is not None and args.task != "depth":
         raise InputError(f"--depth_coding means nothing for --task {args.task}, only for depth; leave it out")
-    if args.ensemble_size < 1:
-        raise InputError(f"--ensemble_size={args.ensemble_size}: must be at least 1")
+    above_zero(args, ("ensemble_size",))
     return args
 
 
@@ -108,9 +107,11 @@ def main(argv: list[str] | None = None) -> None:
     from utils.maps.images import read_rgb
     from utils.models import dtype_of
     from utils.noise import noise_of
+    from utils.system.precision import warn_of_slow_bf16
 
     options = (args.steps, args.processing_resolution, args.frame, args.predicts)
     device, dtype = torch.device(args.device or state.device), dtype_of(args.dtype)
+    warn_of_slow_bf16(dtype, device.type, "--dtype fp32")
     teacher = load_teacher(args.task, args.teacher, args.revision, device, dtype, *options)
 
     def ask(picture: Image.Image, name: str) -> np.ndarray:

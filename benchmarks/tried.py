@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None) -> None:
         "begun-few": lambda seed: begun(bench, replace(few, seed=seed), depth),
     }.items():
         each = [
-            kept(args.work / f"{name}-{args.steps}-{args.labels}-{seed}.json", make, seed)
+            kept(args.work / f"{name}-{args.steps}-{args.labels}-{precision}-{seed}.json", make, seed)
             for seed in range(args.seeds)
         ]
         for key in each[0]:

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from dataloaders.listing import folder_samples, manifest_samples
 from utils import __version__
-from utils.cli import Parser, path_flag
+from utils.cli import Parser, above_zero, path_flag
 from utils.errors import InputError, run
 from utils.maps.diode_names import KNOWN_GAP, lacks_known_gap, listed_samples
 from utils.maps.files import read_array, read_mask
@@ -170,8 +170,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def check(args: argparse.Namespace) -> int:
     """Check what `args` (see `add_flags`) names; the exit status, 1 if anything is wrong."""
-    if args.workers < 1:
-        raise InputError(f"--workers={args.workers}: must be at least 1")
+    above_zero(args, ("workers",))
     notes: list[str] = []
     if args.root is not None:
         if args.dataset or args.train_data_dir or args.manifest:

@@ -14,7 +14,7 @@ references, measured in the same run by the same command (`miniworld.references`
 import argparse
 from pathlib import Path
 
-from utils.cli import Parser, path_flag
+from utils.cli import Parser, above_zero, path_flag
 from utils.errors import InputError, run
 from utils.intrinsics import INTRINSICS
 
@@ -42,6 +42,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     args.steps = STEPS[args.method] if args.steps is None else args.steps
     args.base = BASES[args.method] if args.base is None else args.base
+    above_zero(args, ("steps", "train", "val"))
+    if args.seed < 0:
+        raise InputError(f"--seed={args.seed}: must not be negative")
     if not (args.base / "unet").is_dir():
         raise InputError(f"--base={args.base}: no Stable Diffusion folder (unet/ is expected in it)")
     return args

@@ -5,7 +5,7 @@ import difflib
 import re
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -61,6 +61,13 @@ class Parser(argparse.ArgumentParser):
         if choice := re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message):
             return did_you_mean(choice[1], re.findall(r"[\w-]+", choice[2]))
         return ""
+
+
+def above_zero(args: argparse.Namespace, names: Sequence[str]) -> None:
+    """InputError for the first of these flags that is less than 1."""
+    for name in names:
+        if getattr(args, name) < 1:
+            raise InputError(f"--{name}={getattr(args, name)}: must be at least 1")
 
 
 def did_you_mean(word: str, known: list[str]) -> str:

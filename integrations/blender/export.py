@@ -18,7 +18,7 @@ from pathlib import Path
 
 from integrations.blender.convert import TASKS, convert
 from integrations.blender.runtime import examine, start
-from utils.cli import Parser, path_flag
+from utils.cli import Parser, above_zero, path_flag
 from utils.errors import InputError, note, run
 from utils.system.atomic import make_folder, write_json
 
@@ -57,9 +57,7 @@ def parse(argv: list[str] | None = None):
     if not (width.isdigit() and height.isdigit() and min(int(width), int(height)) >= 16):
         raise InputError(f"--size={args.size}: as in 512x384, at least 16 pixels a side")
     args.size = (int(width), int(height))
-    for name in ("cameras", "samples"):
-        if getattr(args, name) < 1:
-            raise InputError(f"--{name}={getattr(args, name)}: must be at least 1")
+    above_zero(args, ("cameras", "samples"))
     return args
 
 

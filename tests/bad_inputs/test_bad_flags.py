@@ -8,6 +8,7 @@ from helpers import SCRIPTS, python
 from refusals import NEEDED, SCRIPT, main_refused, refused
 
 import evaluate
+from miniworld.demo import main as demo
 from utils.lora import SAFETENSORS
 from utils.lora.__main__ import main as lora_main
 
@@ -136,6 +137,19 @@ LORA = {
 def test_a_flag_of_the_lora_tool(words, weights, tmp_path):
     filled = words.format(file=shlex.quote(__file__), weights=weights, out=tmp_path)
     refused(lambda: lora_main(shlex.split(filled)), LORA[words])
+
+
+DEMO = {
+    "--steps 0": "--steps=0: must be at least 1", "--train 0": "--train=0", "--val -1": "--val=-1",
+    "--seed -1": "--seed=-1: must not be negative", "--base /nowhere": "no Stable Diffusion folder",
+    "--method gan": "method",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("words", DEMO)
+def test_a_flag_of_the_demo(words, tmp_path):
+    refused(lambda: demo(["--out", str(tmp_path / "demo"), *words.split()]), DEMO[words])
+    assert not (tmp_path / "demo").exists()
 
 
 @pytest.mark.parametrize(("script", "words", "expected"), [

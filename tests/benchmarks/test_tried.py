@@ -70,5 +70,7 @@ def test_the_command_writes_its_table(bench, tmp_path, capsys):
     ]
     tried.main([str(word) for word in words])
     page = (tmp_path / "training.md").read_text()
-    assert capsys.readouterr().out.strip() in page and page.count("| averaged weights") == 2 * len(DECAYS)
+    said, start, rest = capsys.readouterr().out.partition("| tried |")
+    assert (start + rest).strip() in page and page.count("| averaged weights") == 2 * len(DECAYS)
+    assert "--mixed_precision" in said and "--mixed_precision" not in rest
     assert "## Other data, other base models" in page

@@ -131,6 +131,24 @@ def test_sampled_tokens_depend_on_seed_and_name_alone(ar_lora, tmp_path):
     np.testing.assert_allclose(likeliest[0], likeliest[1], atol=1)
 
 
+def test_bfloat16_that_a_cpu_emulates_is_said(ar_lora, tmp_path, capsys, monkeypatch):
+    Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
+    words = [
+        "--lora",
+        ar_lora[0],
+        "--input_dir",
+        tmp_path / "a.png",
+        "--output_dir",
+        tmp_path / "out",
+        "--dtype",
+        "bf16",
+    ]
+    for units, said in (("AVX2", True), ("AVX512", False)):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda units=units: units)
+        assert run(inference_ar, *words) == 0
+        assert ("this CPU emulates bfloat16" in "".join(capsys.readouterr())) == said
+
+
 def test_sampled_maps_are_merged_and_their_disagreement_is_written(ar_lora, tmp_path):
     source = tmp_path / "in"
     source.mkdir()

@@ -16,6 +16,7 @@ from utils.lora import load_attn_procs
 from utils.maps.depth_coding import linear_map
 from utils.maps.images import Crop
 from utils.noise import noise_of
+from utils.system.precision import warn_of_slow_bf16
 
 
 class TokenPredictor:
@@ -38,6 +39,7 @@ class TokenPredictor:
         self.facts = job.facts  # once: it reads the whole file
         self.base = load_autoregressive(job.model)
         said = load_attn_procs(self.base.network, job.name)
+        warn_of_slow_bf16(dtype, device.type, "--dtype fp32")
         self.base.to(device, dtype)
         self.device = device
         self.objective = TokenPrediction.of(self.base.tokens, said, temperature)

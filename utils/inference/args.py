@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from utils.cli import Parser, expand
+from utils.cli import Parser, above_zero, expand
 from utils.errors import InputError
 from utils.hub.names import check_base
 from utils.inference.inputs import Inputs, find_inputs, output_names
@@ -100,13 +100,6 @@ def check(args: argparse.Namespace, at_least_one: tuple[str, ...] = ("batch_size
     above_zero(args, at_least_one)
     args.view, args.output = view_of(args), output_of(args)
     return args
-
-
-def above_zero(args: argparse.Namespace, names: tuple[str, ...]) -> None:
-    """InputError for the first of these flags that is less than 1."""
-    for name in names:
-        if getattr(args, name) < 1:
-            raise InputError(f"--{name}={getattr(args, name)}: must be at least 1")
 
 
 def find_files(args: argparse.Namespace) -> Inputs:
