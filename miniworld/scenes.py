@@ -23,7 +23,7 @@ from miniworld.render.diode_tree import DRAW, Settings, list_samples, meta_json,
 from miniworld.render.raycast import Rendering, trace
 from utils.cli import Parser, path_flag
 from utils.errors import InputError, run
-from utils.system.atomic import LOCK, lock, unlock, write_json
+from utils.system.atomic import LOCK, lock, make_folder, unlock, write_json
 
 KINDS = {"room": DRAW["indoors"], "yard": DRAW["outdoor"]}
 OWNED = ("depths", "normals", "pseudo", "truth", "diode_meta.json", "miniworld.json")
@@ -56,7 +56,7 @@ def write_tree(root: Path, settings: Settings, workers: int = 1, overwrite: bool
     samples = list(list_samples(settings))
     if is_complete(root, settings, samples, overwrite):
         return False
-    root.mkdir(parents=True, exist_ok=True)
+    make_folder(root, "--root")
     lock(root, "rendering", "--root")
     write_json(root / "miniworld.json", {"settings": asdict(settings), "complete": False})
     work = partial(write_sample, root, settings)

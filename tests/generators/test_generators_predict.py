@@ -133,16 +133,7 @@ def test_sampled_tokens_depend_on_seed_and_name_alone(ar_lora, tmp_path):
 
 def test_bfloat16_that_a_cpu_emulates_is_said(ar_lora, tmp_path, capsys, monkeypatch):
     Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
-    words = [
-        "--lora",
-        ar_lora[0],
-        "--input_dir",
-        tmp_path / "a.png",
-        "--output_dir",
-        tmp_path / "out",
-        "--dtype",
-        "bf16",
-    ]
+    words = ["--lora", ar_lora[0], "--input_dir", tmp_path / "a.png", "--output_dir", tmp_path, "--dtype", "bf16"]
     for units, said in (("AVX2", True), ("AVX512", False)):
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda units=units: units)
         assert run(inference_ar, *words) == 0

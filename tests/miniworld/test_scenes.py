@@ -447,6 +447,14 @@ def test_foreign_data_are_never_touched(tmp_path, capsys):
     assert precious.read_bytes() == b"DIODE"
 
 
+@pytest.mark.parametrize("root", ["file", "file/below"])
+def test_a_file_in_the_folders_place_is_named(root, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(InputError, match=r"--root: .*file.* cannot be written"):
+        scenes.main(["--root", str(tmp_path / root), *COMMAND])
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def test_truth_on_request(tmp_path):
     scenes.main(["--root", str(tmp_path), *COMMAND, "--truth"])
     settings = Settings(2, 1, 24, 16, truth=True)
