@@ -219,6 +219,22 @@ def test_wrong_teachers_are_named(teachers, pictures, tmp_path, task, teacher, m
         label(task, source, pictures, tmp_path / "out")
 
 
+@pytest.mark.parametrize("teacher", ["zoe", "metric"])
+@pytest.mark.parametrize(("units", "said"), [("AVX2", True), ("AVX512", False)])
+def test_bfloat16_labels_and_is_said_where_emulated(
+    units, said, teacher, teachers, pictures, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: units)
+    made = label("depth", teachers / teacher, pictures, tmp_path / "out", "--skip_self_check", "--dtype", "bf16")
+    assert made["counts"]["labelled in the last run"] == 3 and made["dtype"] == "bf16"
+    assert ("this CPU emulates bfloat16" in "".join(capsys.readouterr())) == said
+
+
+def test_a_pipeline_that_cannot_compute_in_bfloat16_is_named(teachers, pictures, tmp_path):
+    with pytest.raises(InputError, match=r"cannot compute in torch.bfloat16 on cpu .*; --dtype fp32"):
+        label("normal", teachers / "normals", pictures, tmp_path / "out", "--dtype", "bf16")
+
+
 def test_runs_go_on_and_processes_share(teachers, pictures, tmp_path, capsys):
     more = ("--ensemble_size", 3, "--skip_self_check")
     label("normal", teachers / "normals", pictures, tmp_path / "one", *more)

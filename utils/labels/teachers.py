@@ -102,6 +102,8 @@ def load_teacher(
             )  # fmt: skip
         except (ImportError, ValueError) as error:  # scipy for ensembles of depth, resolutions that do not fit
             raise InputError(f"{name}: {' '.join(str(error).split())[:300]}") from None
+        except NotImplementedError as error:  # resizing in bfloat16 on a CPU
+            raise InputError(f"{name}: cannot compute in {dtype} on {device.type} ({error}); --dtype fp32") from None
         return output.prediction.astype(np.float64)
 
     return _marigold(task, call, pipe, about(name, revision, kind), frame, predicts)
@@ -160,12 +162,13 @@ def _transformers_depth(
 
     def predict(picture: Image.Image, noise: list[Generator]) -> np.ndarray:
         outputs = pipe.forward(pipe.preprocess(picture))
+        outputs["predicted_depth"] = outputs["predicted_depth"].float()  # NumPy, and postprocess, know no bfloat16
         if config.model_type != "zoedepth":
             return pipe.postprocess(outputs)["predicted_depth"].squeeze().double().cpu().numpy()
         # the library's own needs torchvision for this: undo the reflected border that the image processor added
         border = [int(3 * (side / 2) ** 0.5) if pipe.image_processor.do_pad else 0 for side in picture.size]
         size = [picture.height + 2 * border[1], picture.width + 2 * border[0]]
-        whole = interpolate(outputs["predicted_depth"][None].float().cpu(), size, mode="bicubic")[0, 0]
+        whole = interpolate(outputs["predicted_depth"][None].cpu(), size, mode="bicubic")[0, 0]
         return whole.double().numpy()[border[1] : border[1] + picture.height, border[0] : border[0] + picture.width]
 
     who = about(name, revision, type(pipe.model).__name__)
