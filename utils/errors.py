@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TextIO
 
-OWN = ("utils", "dataloaders", "miniworld", "benchmarks")  # a module of these that is missing is a defect
+OWN = ("utils", "dataloaders", "miniworld", "benchmarks", "studies", "interop", "integrations")  # a module of these that is missing is a defect
 SHOWN = 20  # details of an error that are printed
 _UNPRINTABLE = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029\\ud800-\\udfff]")
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from helpers import ROOT, run_here
 
-from benchmarks import uncertainty
+from studies import uncertainty
 from utils.errors import InputError
 from utils.inference.prediction import Prediction
 from utils.intrinsics import NORMAL

@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from benchmarks.quality import of_diffusion, section, snapshots
 from miniworld.pretraining.gan import build_gan
+from studies.quality import of_diffusion, section, snapshots
 from utils.errors import InputError
 from utils.generators.ar_files import load_autoregressive
 from utils.generators.gan_files import load_gan

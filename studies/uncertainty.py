@@ -1,7 +1,7 @@
 """Does the uncertainty of several predictions say where a map is wrong? Of normals, on pictures with measured ones.
 
-    python -m benchmarks.uncertainty --lora runs/ar-normal --data DIODE
-    python -m benchmarks.uncertainty --lora miniworld/mini-loras/augunet/normal --data DIODE --members 5
+    python -m studies.uncertainty --lora runs/ar-normal --data DIODE
+    python -m studies.uncertainty --lora miniworld/mini-loras/augunet/normal --data DIODE --members 5
 
 --lora is of AugUNet, whose members begin with other noise, or of an autoregressive generator, whose tokens are sampled
 at --temperature. Printed are the mean angle of one prediction (autoregressive: by the likeliest tokens), that of the
@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.held_out import scenes
-from benchmarks.tables import spearman, with_interval
+from studies.held_out import scenes
+from studies.tables import spearman, with_interval
 from utils.cli import Parser, expand, path_flag
 from utils.errors import InputError, run
 from utils.generators.predict import TokenPredictor
@@ -37,7 +37,7 @@ SHOWN, ZOOM = 6, 2
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="python -m benchmarks.uncertainty", description=__doc__)
+    parser = Parser(prog="python -m studies.uncertainty", description=__doc__)
     add = parser.add_argument
     add("--lora", type=expand, required=True, help="of normals, by AugUNet or an autoregressive generator")
     add("--data", type=path_flag, required=True, help="DIODE-like tree; its validation pictures are predicted")

@@ -4,7 +4,7 @@ import shutil
 
 from helpers import ROOT
 
-from benchmarks import codings
+from studies import codings
 
 
 def test_the_command_trains_scores_and_writes_its_table(tmp_path, monkeypatch, capfd):

@@ -6,8 +6,8 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from benchmarks.families_page import FAMILIES, TIMESTEP, of_diffusion, over, write_page
-from benchmarks.probe import Setting
+from studies.families_page import FAMILIES, TIMESTEP, of_diffusion, over, write_page
+from studies.probe import Setting
 
 STUDY = {"steps": 1, "batch": 2, "images": 3, "rate": 0.1}
 

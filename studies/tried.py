@@ -1,6 +1,6 @@
 """What was tried: averaged weights (--ema_decay), predicting a residual, beginning at another intrinsic's LoRA.
 
-    python -m benchmarks.tried
+    python -m studies.tried
 
 Each against the usual recipe, on the same seeds, labels and unseen pictures: a LoRA of rank 8 on all layers of
 mini-sd, t = 400, 100 steps of 8 labels. The table goes into docs/training.md. Every result is kept in --work;
@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor, nn
 
-from benchmarks.paper_questions import render
-from benchmarks.probe import Recipe, Setting, TaskData, errors, falling, load_task, make_unet, place_lora, train
-from benchmarks.tables import ratio, table, with_interval
 from miniworld.pretraining.report import write_card
+from studies.paper_questions import render
+from studies.probe import Recipe, Setting, TaskData, errors, falling, load_task, make_unet, place_lora, train
+from studies.tables import ratio, table, with_interval
 from utils.cli import Parser, path_flag
 from utils.errors import note, run
 from utils.intrinsics import INTRINSICS
@@ -56,7 +56,7 @@ class Bench:
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="python -m benchmarks.tried", description=__doc__)
+    parser = Parser(prog="python -m studies.tried", description=__doc__)
     add = parser.add_argument
     add("--base", default="miniworld/mini-sd", help="Stable Diffusion")
     add("--data", type=path_flag, help="DIODE-like tree, as for paper_questions; left out: rendered")

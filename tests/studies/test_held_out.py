@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.held_out import errors, linear_readout, mean_label
+from studies.held_out import errors, linear_readout, mean_label
 from utils.generators.generated import label_truth
 from utils.intrinsics import NORMAL
 

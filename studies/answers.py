@@ -8,7 +8,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.tables import (
+from miniworld.pretraining.gates import unseen_scenes
+from miniworld.pretraining.model_folder import load_generator
+from miniworld.pretraining.report import distances_along, write_card
+from studies.tables import (
     finish,
     groups,
     headline,
@@ -21,9 +24,6 @@ from benchmarks.tables import (
     spearman,
     table,
 )
-from miniworld.pretraining.gates import unseen_scenes
-from miniworld.pretraining.model_folder import load_generator
-from miniworld.pretraining.report import distances_along, write_card
 from utils.errors import note
 
 UNETS = {"pretrained": "pretrained", "random": "randomly initialised"}

@@ -1,7 +1,7 @@
 """What tiles cost and whether they show: peak memory of a large picture, and steps where a tile begins or ends.
 
-    python -m benchmarks.tiles                                                     # mini-sd
-    python -m benchmarks.tiles --lora path/to/lora --base sd15.safetensors --tile 512 --scenes 0
+    python -m studies.tiles                                                     # mini-sd
+    python -m studies.tiles --lora path/to/lora --base sd15.safetensors --tile 512 --scenes 0
 
 memory  the largest resident memory of `inference_sd_single.py` on one picture of --size with --tile, and on one of a
         tile's size: the whole process, with PyTorch, the base, and reading and writing of files
@@ -86,7 +86,7 @@ def seams(lora: Path, tile: int, overlap: int, count: int, **options) -> np.ndar
 
 
 def main() -> None:
-    parser = Parser(prog="python -m benchmarks.tiles", description=__doc__)
+    parser = Parser(prog="python -m studies.tiles", description=__doc__)
     add = parser.add_argument
     add("--lora", nargs="+", type=expand, default=[str(ROOT / "miniworld/mini-loras" / task) for task in (
         "normal", "depth", "albedo", "shading")], help="the first one's memory, all of their seams")  # fmt: skip

@@ -1,7 +1,7 @@
 """LoRAs on rooms rendered in Blender: those of this repository, which know another world, and ones trained on rooms.
 
     python -m integrations.blender.rooms --out data/rooms --bpy_python .bpy/bin/python
-    python -m benchmarks.rooms --data data/rooms --out runs/rooms
+    python -m studies.rooms --data data/rooms --out runs/rooms
 
 Trains a LoRA for each intrinsic on the two training rooms, by the single-step script; predicts the third room, which
 no training picture shows, with it and with miniworld/mini-loras; scores both as evaluate.py does, beside the mean of
@@ -111,7 +111,7 @@ def draw(data: Path, out: Path) -> Image.Image:
 
 
 def parse(argv: list[str] | None = None):
-    parser = Parser(prog="python -m benchmarks.rooms", description=__doc__)
+    parser = Parser(prog="python -m studies.rooms", description=__doc__)
     add = parser.add_argument
     add("--data", type=path_flag, default=Path("data/rooms"), help="what integrations.blender.rooms has written")
     add("--out", type=path_flag, default=Path("runs/rooms"), help="LoRAs, maps, scores and picture")

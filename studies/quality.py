@@ -15,9 +15,14 @@ from diffusers import VQModel
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks.answers import step_of
-from benchmarks.held_out import with_transformer
-from benchmarks.tables import (
+from miniworld.pretraining.autoregressive import sample
+from miniworld.pretraining.gan import build_gan, samples
+from miniworld.pretraining.gates import unseen_scenes
+from miniworld.pretraining.report import DRAWN
+from miniworld.pretraining.wasserstein import sliced_wasserstein
+from studies.answers import step_of
+from studies.held_out import with_transformer
+from studies.tables import (
     Estimate,
     finish,
     groups,
@@ -31,11 +36,6 @@ from benchmarks.tables import (
     table,
     with_interval,
 )
-from miniworld.pretraining.autoregressive import sample
-from miniworld.pretraining.gan import build_gan, samples
-from miniworld.pretraining.gates import unseen_scenes
-from miniworld.pretraining.report import DRAWN
-from miniworld.pretraining.wasserstein import sliced_wasserstein
 from utils.errors import InputError
 from utils.generators.gan_files import CONFIG, load_gan, save_gan
 

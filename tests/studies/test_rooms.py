@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from benchmarks import rooms
+from studies import rooms
 from utils.errors import InputError
 
 

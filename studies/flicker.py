@@ -1,7 +1,7 @@
 """How much the prediction of a still scene flickers: frames of one photograph that differ by camera noise alone.
 
-    python -m benchmarks.flicker
-    python -m benchmarks.flicker --lora path/to/single path/to/augunet --frames 8
+    python -m studies.flicker
+    python -m studies.flicker --lora path/to/single path/to/augunet --frames 8
 
 Printed is the mean change from one frame to the next, over pixels and frames, with the least and the largest of the
 frames: of normals the angle in degrees, of other maps in thousandths of the range from the map's 2nd to its 98th
@@ -42,7 +42,7 @@ def change(one: Prediction, following: Prediction) -> float:
 
 
 def main() -> None:
-    parser = Parser(prog="python -m benchmarks.flicker", description=__doc__)
+    parser = Parser(prog="python -m studies.flicker", description=__doc__)
     add = parser.add_argument
     add("--lora", nargs="+", type=expand, default=[str(ROOT / "miniworld/mini-loras/normal")], help="any method")
     add("--image", type=path_flag, default=ROOT / "examples" / "coffee.jpg", help="the still scene")

@@ -1,4 +1,4 @@
-"""What the benchmarks' pages share: bootstrap intervals over seeds and pictures, tables in Markdown, plots."""
+"""Bootstrap intervals over seeds and images, Markdown tables and plots, shared by the studies."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -9,11 +9,11 @@ import pytest
 import torch
 from helpers import ROOT
 
-from benchmarks import paper_questions
-from benchmarks.answers import write_answers
-from benchmarks.probe import PLACES, TOLERANCE, Recipe, Setting, equal_ranks, load_task, make_unet, place_lora, probe
-from benchmarks.tables import interval, matrix, resample, spearman
 from miniworld import scenes
+from studies import paper_questions
+from studies.answers import write_answers
+from studies.probe import PLACES, TOLERANCE, Recipe, Setting, equal_ranks, load_task, make_unet, place_lora, probe
+from studies.tables import interval, matrix, resample, spearman
 from utils.intrinsics import INTRINSICS
 from utils.models import load_base
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from helpers import ROOT
 
-from benchmarks import tried
-from benchmarks.probe import Recipe, Setting, make_unet
-from benchmarks.tried import DECAYS, Bench, Residual, begun, trained, with_averages
 from miniworld import scenes
+from studies import tried
+from studies.probe import Recipe, Setting, make_unet
+from studies.tried import DECAYS, Bench, Residual, begun, trained, with_averages
 from utils.models import load_base
 from utils.objectives import SingleStep
 

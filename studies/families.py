@@ -1,11 +1,11 @@
 """The paper's first question of every family: what diffusion, a GAN and an autoregressive model know of the scene.
 
-    python -m benchmarks.families
+    python -m studies.families
 
 For each family, intrinsic and seed one LoRA on the trained generator and one on the same network with random weights,
 by gan_pseudo.py and ar_pseudo.py as they are; beside them the mean label, a linear read-out of w (GAN), and the label
 through the tokens (autoregressive). With --snapshots the fourth question too: the same LoRA on snapshots of the
-pretraining. Diffusion's trainings are those of benchmarks.paper_questions, in its JSON file. Runs lie in --work;
+pretraining. Diffusion's trainings are those of studies.paper_questions, in its JSON file. Runs lie in --work;
 interrupted, the same command goes on. Tables and plots go into docs/generators.md; what is there of a family or an
 intrinsic that is not asked for, stays.
 """
@@ -16,9 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import quality
-from benchmarks.families_page import KNOWN, Answers, of_diffusion, write_page
-from benchmarks.held_out import (
+from miniworld import pretrain_ar, pretrain_gan
+from miniworld.demo_steps import ROOT, python
+from studies import quality
+from studies.families_page import KNOWN, Answers, of_diffusion, write_page
+from studies.held_out import (
     HELD_OUT,
     ar_errors,
     gan_errors,
@@ -30,8 +32,6 @@ from benchmarks.held_out import (
     through_tokens,
     vae_ceiling,
 )
-from miniworld import pretrain_ar, pretrain_gan
-from miniworld.demo_steps import ROOT, python
 from utils.cli import Parser, path_flag
 from utils.errors import run
 from utils.generators.ar_files import load_autoregressive
@@ -48,7 +48,7 @@ Errors = dict[str, np.ndarray]  # column -> (seeds, pictures)
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="python -m benchmarks.families", description=__doc__)
+    parser = Parser(prog="python -m studies.families", description=__doc__)
     add = parser.add_argument
     add("--families", nargs="+", choices=["gan", *DECODINGS], default=["gan", *DECODINGS])
     add("--tasks", nargs="+", choices=list(INTRINSICS), default=list(INTRINSICS))

@@ -1,6 +1,6 @@
 """Codings of depth labels, and holes left out of the loss: LoRAs for depth on the same scenes, scored alike.
 
-    python -m benchmarks.codings
+    python -m studies.codings
 
 Labels are made from the scenes' exact depth, which has holes, once in each coding. LoRAs on all layers of mini-sd,
 t = 400, 8 labels a step, by the single-step script; unseen scenes, by inference_sd_single.py and evaluate.py. Writes
@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.tables import headline, ratio, table, with_interval
 from miniworld.demo_steps import ROOT, at_once, available_cores, python
 from miniworld.pretraining.report import write_card
+from studies.tables import headline, ratio, table, with_interval
 from utils.cli import Parser, path_flag
 from utils.errors import run
 from utils.intrinsics import DEPTH
@@ -28,7 +28,7 @@ TITLES = {"masked": "linear, `--masked_loss`"}
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="python -m benchmarks.codings", description=__doc__)
+    parser = Parser(prog="python -m studies.codings", description=__doc__)
     add = parser.add_argument
     add("--work", type=path_flag, default=Path("output/codings"), help="scenes, labels, LoRAs, maps, scores")
     add("--docs", type=path_flag, default=Path("docs"), help="folder of pseudo_labels.md")

@@ -1,4 +1,4 @@
-"""Tables, plot and numbers of benchmarks.families, between the marks of docs/generators.md."""
+"""Tables, plot and numbers of studies.families, between the marks of docs/generators.md."""
 
 import json
 from collections.abc import Iterable
@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import quality
-from benchmarks.tables import Estimate, finish, groups, headline, matrix, new_axes, ratio, table, with_interval
 from miniworld.pretraining.report import write_card
+from studies import quality
+from studies.tables import Estimate, finish, groups, headline, matrix, new_axes, ratio, table, with_interval
 from utils.intrinsics import INTRINSICS
 
 Answers = dict[str, dict[str, dict]]  # family -> intrinsic -> "errors" by column, each (seeds, pictures); "parameters"

@@ -1,6 +1,6 @@
 """The paper's questions (arXiv 2311.17137), asked of a generator at hand by many short LoRA trainings.
 
-    python -m benchmarks.paper_questions --base miniworld/mini-sd
+    python -m studies.paper_questions --base miniworld/mini-sd
 
 1 control: pretrained against random UNet,    4 does a better generator know more? (--snapshots)
   four intrinsics, two timesteps, two places  5 open: the timestep, the learning rate, the place
@@ -28,9 +28,9 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from benchmarks.answers import write_answers
-from benchmarks.probe import PLACES, Recipe, Setting, equal_ranks, load_task, probe
 from miniworld.pretraining.generator import fingerprint
+from studies.answers import write_answers
+from studies.probe import PLACES, Recipe, Setting, equal_ranks, load_task, probe
 from utils.cli import Parser, path_flag
 from utils.errors import InputError, note, run
 from utils.intrinsics import INTRINSICS
@@ -51,7 +51,7 @@ QUESTIONS = ("1", "1-velocity", "2", "3", "4", "5", "5-timestep", "5-rates", "5-
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(
-        prog="python -m benchmarks.paper_questions",
+        prog="python -m studies.paper_questions",
         description=__doc__,
     )
     add = parser.add_argument
