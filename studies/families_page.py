@@ -16,7 +16,7 @@ Answers = dict[str, dict[str, dict]]  # family -> intrinsic -> "errors" by colum
 KNOWN = {
     "trained": "LoRA on the trained generator",
     "random": "on random weights",
-    "linear": "linear read-out of w",
+    "linear": "linear readout of w",
     "mean": "mean label",
     "ceiling": "label, encoded and decoded",
 }
@@ -25,7 +25,7 @@ FAMILIES = {
     "diffusion-all": "Diffusion: mini-sd, all layers, t = 400",
     "diffusion-velocity": "Diffusion: mini-sd-2 (velocity), all layers, t = 400",
     "gan": "GAN: mini-gan, affine layers, labels by mini-teacher",
-    "ar": "Autoregressive: mini-ar, attention, all tokens at once",
+    "ar": "Autoregressive: mini-ar, attention, all tokens in one pass",
     "ar-one-by-one": "Autoregressive: mini-ar, attention, token by token",
 }
 DIFFUSION = {  # family -> question, --lora_targets
@@ -73,8 +73,8 @@ def write_page(answers: Answers, snapshots: dict[str, list[quality.Row]], study:
     sections = [
         f"GAN and autoregressive: {study['steps']} steps of {study['batch']} labels out of {study['images']}, rank 8, "
         f"learning rate {study['rate']:g} falling linearly to 0; diffusion: [its own page](paper_questions.md). 100 "
-        "unseen pictures. Brackets: 95 % bootstrap intervals over seeds and pictures. Lower is better, but for the "
-        "ratio.",
+        "unseen images. Brackets: 95 % bootstrap intervals over seeds and images. Lower is better for errors; a ratio "
+        "above 1 means that pretraining helped.",
         "### All families: how much the pretraining is worth",
         overview(known),
         plot(known, docs / "generators.png"),

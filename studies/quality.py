@@ -43,7 +43,7 @@ TASK = "normal"
 NAMES = {
     "diffusion": "Diffusion: mini-sd, attention, t = 400",
     "gan": "GAN: mini-gan, affine layers",
-    "ar": "Autoregressive: mini-ar, attention, all tokens at once",
+    "ar": "Autoregressive: mini-ar, attention, all tokens in one pass",
 }
 COLOURS = {"diffusion": "C0", "gan": "C3", "ar": "C4"}  # those of the families' plot
 
