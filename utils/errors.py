@@ -8,7 +8,10 @@ from typing import TextIO
 
 OWN = ("utils", "dataloaders", "miniworld", "benchmarks")  # a module of these that is missing is a defect
 SHOWN = 20  # details of an error that are printed
-_UNPRINTABLE = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029\\ud800-\\udfff]")
+_UNPRINTABLE = re.compile(  # control characters; what reorders or hides text (Trojan Source); halves of surrogates
+    "[\\x00-\\x1f\\x7f-\\x9f\\u061c\\u200b\\u200e\\u200f\\u2028-\\u202e\\u2060-\\u2069\\ufeff\\ud800-\\udfff"
+    "\\U000e0000-\\U000e007f]"
+)
 
 
 class InputError(ValueError):
