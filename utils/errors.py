@@ -31,6 +31,11 @@ def one_line(text: str) -> str:
     return _UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
+def print_list(title: str, items: Sequence[str], file: TextIO | None = None) -> None:
+    """Print a title and one indented line per item, which may quote names and contents of anyone's files."""
+    print(title, *map(one_line, items), sep="\n  ", file=file or sys.stdout, flush=True)
+
+
 def run(main: Callable[[], int | None]) -> None:
     """The one way from exception to exit status, for every command: call `main` and exit with what it returns.
 

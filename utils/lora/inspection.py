@@ -13,6 +13,8 @@ from utils.lora.keys import Layer, key_format, parse_layers, split_module, strip
 from utils.lora.sd_layers import guess_base
 from utils.lora.targets import kind_of, kinds_of
 
+SHOWN = 200  # characters of a value in the header that the table prints
+
 
 def update_norm(layer: Layer) -> float:
     """Frobenius norm of scale * up @ down, from r x r matrices: |UD|^2 = trace(U'U DD'). Kernels are flattened."""
@@ -142,8 +144,12 @@ def table(facts: Mapping) -> str:
     metadata = facts["metadata"]
     width = max(map(len, metadata), default=0)
     lines += ["", "  metadata" if metadata else "  no metadata"]
-    lines += [f"    {key:<{width}}  {value}" for key, value in sorted(metadata.items())]
+    lines += [f"    {key:<{width}}  {_cut(value)}" for key, value in sorted(metadata.items())]
     return "\n".join(map(one_line, lines))
+
+
+def _cut(value: str) -> str:
+    return value if len(value) <= SHOWN else f"{value[:SHOWN]} ... ({len(value)} characters; --json prints them all)"
 
 
 def _alphas(facts: Mapping) -> str:

@@ -103,8 +103,8 @@ def scale_records(header: Mapping[str, str]) -> list[Record]:
     records += _kohya(header)
     if "ot_config" in header:
         own = _json(header["ot_config"], "ot_config")
-        numbers = (_number(own.get(key), f"ot_config: {key}") for key in ("lora_alpha", "lora_rank"))
-        records.append(Record("the header's ot_config", *numbers, binding=False))
+        alpha, rank = (_number(own.get(key), f"ot_config: {key}") for key in ("lora_alpha", "lora_rank"))
+        records.append(Record("the header's ot_config", alpha, rank, binding=False))
     values = {key: _number(header[key], key) for key in (*ALPHAS, *RANKS) if key in header}
     if root := next((key for key in ROOTS if _flag(header.get(key), key)), None):
         values[root] = 1.0
