@@ -97,7 +97,7 @@ def describe(
     trained_for = metadata.get("task")
     if task is None and trained_for not in (None, *INTRINSICS):
         raise InputError(
-            f"{lora}: its header says task={trained_for!r}, unknown here; pass --task {'|'.join(INTRINSICS)}"
+            f"{lora}: its header has task={trained_for!r}, unknown here; pass --task {'|'.join(INTRINSICS)}"
         )
     intrinsic = INTRINSICS[task or trained_for or DEPTH.name]
     own_prompt, closing = metadata.get("prompt", intrinsic.prompt), []
@@ -132,7 +132,7 @@ def _whole(lora: str, metadata: Mapping[str, str], key: str, least: int) -> int 
         return None
     if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) < least:
         raise InputError(
-            f"{lora}: its header says {key}={text[:60]!r}, not a whole number of at least {least}; the header was "
+            f"{lora}: its header has {key}={text[:60]!r}, not a whole number of at least {least}; the header was "
             "changed or damaged: take the original file"
         )
     return int(text)

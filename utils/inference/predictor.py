@@ -144,7 +144,7 @@ def _timestep(base: Base, job: Job) -> int:
     try:
         return base.timestep(job.timestep)
     except InputError as error:
-        raise InputError(f"{job.name}: its header says timestep={job.timestep}, but {error}") from None
+        raise InputError(f"{job.name}: its header has timestep={job.timestep}, but {error}") from None
 
 
 def _note_other_base(job: Job, base: Base) -> None:

@@ -35,7 +35,9 @@ def convert(source: Path, out: Path, to: str, drop_text_encoder: bool = False) -
     if drop_text_encoder:
         state, dropped = without_text_encoder(state)
         note(
-            f"{dropped} text-encoder layers left out" if dropped else f"{file}: there are no text-encoder layers in it"
+            f"{dropped} text-encoder layers left out"
+            if dropped
+            else f"{file}: has no text-encoder layers to leave out"
         )
     layers = parse_layers(state, file, metadata)
     stated, metadata = metadata, header_of(layers, metadata, to)
