@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from miniworld.pretraining.random_sd import build_unet
 from utils.errors import InputError
 from utils.lora import fuse_lora, load_attn_procs, read_lora, save_lora
-from utils.lora.__main__ import main
+from utils.lora.__main__ import convert, main
 from utils.lora.inspection import describe
 from utils.lora.keys import FORMATS, Layer, make_key, parse_layers, strip_wrappers
 from utils.lora.layers import layers_of
@@ -200,7 +200,7 @@ def test_every_place_through_every_door_is_merged_by_hand(place, tmp_path, capsy
 
     for to in FORMATS if targets == ATTENTION else ("peft", "kohya"):
         out = tmp_path / f"out-{to}.safetensors"
-        main(["convert", str(source), str(out), "--format", to])
+        convert(source, out, to)
         unet, again = base(), parse_layers(*_read(out))
         load_attn_procs(unet, out)
         assert distance(unet, expected) < 1e-5
@@ -250,7 +250,7 @@ def test_diffusers_itself_reads_a_converted_or_saved_file_of_several_ranks_the_s
     layers = random_layers((2, 4, 7), targets)
     source, scales = stated_by_tensors("kohya", ".lora_")(layers, tmp_path)
     expected = merged(layers, scales)
-    main(["convert", str(source), str(tmp_path / "out" / "pytorch_lora_weights.safetensors"), "--format", to])
+    convert(source, tmp_path / "out" / "pytorch_lora_weights.safetensors", to)
     unet = base()
     load_attn_procs(unet, source)
     save_lora(unet, tmp_path / "saved", {"task": "normal"})
@@ -303,7 +303,7 @@ def test_what_contradicts_or_cannot_be_read_is_one_line_at_every_door(name, tmp_
     for door in (
         lambda: load_attn_procs(base(), file),
         lambda: describe(file),
-        lambda: main(["convert", str(file), str(tmp_path / "y.safetensors"), "--format", "peft"]),
+        lambda: convert(file, tmp_path / "y.safetensors", "peft"),
     ):
         with pytest.raises(InputError, match=rf"x\.safetensors: .*{message}"):
             door()
@@ -336,11 +336,11 @@ def test_pefts_file_without_its_config_is_refused_and_never_written(tmp_path):
     layers = random_layers((4,), ATTENTION)
     source, _ = stated_by_config("file", "")(layers, tmp_path)
     (source / "adapter_config.json").unlink()
-    with pytest.raises(InputError, match="adapter_config.json is not next to it"):
+    with pytest.raises(InputError, match=r"adapter_config\.json is not next to it"):
         load_attn_procs(base(), source)
     save_file(tensors(layers, "peft"), tmp_path / "x.safetensors")
     with pytest.raises(InputError, match="name another one"):
-        main(["convert", str(tmp_path / "x.safetensors"), str(tmp_path / "o/adapter_model.safetensors"), "--format", "peft"])  # fmt: skip
+        convert(tmp_path / "x.safetensors", tmp_path / "o" / "adapter_model.safetensors", "peft")
 
 
 def test_a_lora_of_sd_scripts_leaves_time_embedding_alone(tmp_path):
@@ -351,7 +351,7 @@ def test_a_lora_of_sd_scripts_leaves_time_embedding_alone(tmp_path):
     load_attn_procs(unet, source)
     assert distance(unet, merged(layers, scales)) < 1e-5
     save_file(tensors(layers, "peft"), tmp_path / "y.safetensors")
-    with pytest.raises(InputError, match="2 of the UNet's .* layers are not in it"):
+    with pytest.raises(InputError, match=r"2 of the UNet's .* layers are not in it"):
         load_attn_procs(base(), tmp_path / "y.safetensors")
 
 
@@ -368,20 +368,21 @@ def test_fp8_files_are_read_as_the_numbers_they_hold(dtype, tmp_path):
         assert distance(unet, merged(stored, dict.fromkeys(layers, 1.0))) < 1e-5
     facts = describe(tmp_path / "x.safetensors")
     assert facts["dtype"] == str(dtype).removeprefix("torch.") and facts["not_finite"] == []
-    main(["convert", str(tmp_path / "x.safetensors"), str(tmp_path / "k.safetensors"), "--format", "kohya"])
+    convert(tmp_path / "x.safetensors", tmp_path / "k.safetensors", "kohya")
     assert all(value.dtype == torch.float32 for value in read_lora(tmp_path / "k.safetensors").state.values())
 
 
 @pytest.mark.parametrize("dtype", ["float4_e2m1fn_x2", "complex64", "uint16", "int8"])
 def test_numbers_that_no_lora_is_trained_in_are_one_line(dtype, tmp_path):
     dtype = getattr(torch, dtype)
-    state = {key: torch.zeros(value.shape, dtype=torch.uint8) for key, value in tensors(random_layers((4,), ATTENTION), "peft").items()}  # fmt: skip
+    state = tensors(random_layers((4,), ATTENTION), "peft")
+    state = {key: torch.zeros(value.shape, dtype=torch.uint8) for key, value in state.items()}
     state = {k: v.view(dtype) if "float4" in str(dtype) else v.to(dtype) for k, v in state.items()}
     save_file(state, tmp_path / "x.safetensors")
     for door in (
         lambda: load_attn_procs(base(), tmp_path / "x.safetensors"),
         lambda: describe(tmp_path / "x.safetensors"),
-        lambda: main(["convert", str(tmp_path / "x.safetensors"), str(tmp_path / "y.bin"), "--format", "kohya"]),
+        lambda: convert(tmp_path / "x.safetensors", tmp_path / "y.bin", "kohya"),
     ):
         with pytest.raises(InputError, match=r"x\.safetensors: (.* holds .*, not floats|not a readable LoRA)"):
             door()
@@ -406,8 +407,8 @@ def test_text_encoder_layers_are_listed_refused_and_left_out_on_request(style, t
     assert describe(source)["text_encoder_layers"] == 3
     main(["inspect", str(source)])
     assert "3 layers of a text encoder" in capsys.readouterr().out
-    for door in (lambda: load_attn_procs(base(), source), lambda: main(["convert", str(source), str(out), "--format", "kohya"])):  # fmt: skip
-        with pytest.raises(InputError, match="6 of its keys belong to a text encoder.*convert.*--drop_text_encoder"):
+    for door in (lambda: load_attn_procs(base(), source), lambda: convert(source, out, "kohya")):
+        with pytest.raises(InputError, match=r"6 of its keys belong to a text encoder.*convert.*--drop_text_encoder"):
             door()
     main(["convert", str(source), str(out), "--format", "kohya", "--drop_text_encoder"])
     assert "3 text-encoder layers left out" in capsys.readouterr().out
@@ -458,10 +459,12 @@ def test_the_names_of_wrappers_are_left_out(wrapped, bare):
 @pytest.mark.parametrize("wrapper", ["_orig_mod.", "module.", "_fsdp_wrapped_module.", "module._orig_mod."])
 def test_a_file_with_the_names_of_wrappers_is_read_with_a_note(to, wrapper, tmp_path, capsys):
     layers = random_layers((4,), ATTENTION)
+    state = tensors(layers, to)
     if to == "kohya":
-        state = {k.replace("lora_unet_", f"lora_unet_{wrapper.replace('.', '_')}"): v for k, v in tensors(layers, to).items()}  # fmt: skip
+        state = {k.replace("lora_unet_", f"lora_unet_{wrapper.replace('.', '_')}"): v for k, v in state.items()}
     else:
-        state = {k.replace("unet.", f"unet.{wrapper}") if "unet." in k else wrapper + k: v for k, v in tensors(layers, to).items()}  # fmt: skip
+        head = "" if to == "released" else "unet."
+        state = {f"{head}{wrapper}{k.removeprefix(head)}": v for k, v in state.items()}
         state = {k.replace(".transformer_blocks.", f".{wrapper}transformer_blocks."): v for k, v in state.items()}
     pattern = {f"^{wrapper}{name}": 2 for name in layers}
     about = {HEADER: json.dumps({"r": 4, "lora_alpha": 4, "alpha_pattern": pattern})}
@@ -471,7 +474,7 @@ def test_a_file_with_the_names_of_wrappers_is_read_with_a_note(to, wrapper, tmp_
     assert "names of wrappers" in capsys.readouterr().out
     assert distance(unet, merged(layers, dict.fromkeys(layers, 0.5))) < 1e-5
     assert describe(tmp_path / "x.safetensors")["wrapped"]
-    main(["convert", str(tmp_path / "x.safetensors"), str(tmp_path / "y.safetensors"), "--format", "peft"])
+    convert(tmp_path / "x.safetensors", tmp_path / "y.safetensors", "peft")
     assert set(read_lora(tmp_path / "y.safetensors").state) == set(tensors(layers, "peft"))
 
 

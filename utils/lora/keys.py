@@ -188,7 +188,7 @@ def without_text_encoder(state: "Mapping[str, Tensor | np.ndarray]") -> tuple[di
 
 
 def _refuse_others(state: Mapping, name: str) -> None:
-    """InputError for what is not a plain LoRA, by its name, and for a text encoder's layers, with the command that helps."""
+    """InputError for what is not a plain LoRA, by its name, and for layers of a text encoder."""
     for kind, pattern in _FOREIGN.items():
         if keys := [key for key in map(str, state) if re.search(pattern, key)]:
             raise InputError(

@@ -36,7 +36,7 @@ _CHANGED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # initialisatio
 
 
 class Record(NamedTuple):
-    """One statement on the layers of a file. None: nothing stated. `conv_*`: of kernels larger than 1x1, where they differ.
+    """One statement on the layers of a file. None: nothing stated. `conv_*`: for kernels larger than 1x1.
 
     binding: it must agree with the alpha tensors; otherwise it counts only where there are none.
     """
