@@ -90,9 +90,10 @@ def alphas_of(layers) -> dict[str, float]:
 
 def config(layers, root: bool = False) -> tuple[dict, dict[str, float]]:
     """peft's LoraConfig with patterns of several forms, and the scales that it means."""
-    alphas, patterns = {}, {r"attn1\.to_q": 8, r"^mid_block.*": 2.5, "conv1": 0.5}
+    # in alphabetical order, in which diffusers and peft write them: it decides where several match
+    alphas, patterns = {}, {r"^mid_block.*": 2.5, r"attn1\.to_q": 8, "conv1": 0.5}
     for name in layers:
-        leaf = name.endswith(".attn1.to_q"), name.startswith("mid_block"), name.endswith(".conv1")
+        leaf = name.startswith("mid_block"), name.endswith(".attn1.to_q"), name.endswith(".conv1")
         alphas[name] = next((alpha for hit, alpha in zip(leaf, patterns.values()) if hit), 3)
     ranks = ranks_of(layers)
     about = {"r": 4, "lora_alpha": 3, "use_rslora": root, "use_dora": False, "lora_bias": False, "bias": "none"}
