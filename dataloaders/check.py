@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from dataloaders.listing import folder_samples, manifest_samples
 from utils import __version__
 from utils.cli import Parser, above_zero, path_flag
-from utils.errors import InputError, run
+from utils.errors import InputError, one_line, run
 from utils.maps.diode_names import KNOWN_GAP, lacks_known_gap, listed_samples
 from utils.maps.files import read_array, read_mask
 from utils.maps.images import read_label, read_rgb, same_aspect
@@ -102,7 +102,7 @@ def report(samples: list[Files], problems: list[Problem], notes: list[str]) -> s
                 lines.append(f"{cells}  {group}")
         lines += [f"{problem.kind}: {problem.text}" for problem in problems[:SHOWN]]
         lines += [f"... and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
-    return "\n".join(lines)
+    return "\n".join(map(one_line, lines))
 
 
 def diode_files(root: Path, pseudo_root: Path | None, notes: list[str]) -> Iterator[Files]:

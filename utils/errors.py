@@ -8,7 +8,10 @@ from typing import TextIO
 
 OWN = ("utils", "dataloaders", "miniworld", "benchmarks", "studies", "interop", "integrations")  # a module of these that is missing is a defect
 SHOWN = 20  # details of an error that are printed
-_UNPRINTABLE = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029\\ud800-\\udfff]")
+_UNPRINTABLE = re.compile(  # control characters; what reorders or hides text (Trojan Source); halves of surrogates
+    "[\\x00-\\x1f\\x7f-\\x9f\\u061c\\u200b\\u200e\\u200f\\u2028-\\u202e\\u2060-\\u2069\\ufeff\\ud800-\\udfff"
+    "\\U000e0000-\\U000e007f]"
+)
 
 
 class InputError(ValueError):
@@ -26,6 +29,11 @@ class InputError(ValueError):
 def one_line(text: str) -> str:
     """`text` with line breaks, control characters and undecodable bytes of file names written as escapes."""
     return _UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1], text)
+
+
+def print_list(title: str, items: Sequence[str], file: TextIO | None = None) -> None:
+    """Print a title and one indented line per item, which may quote names and contents of anyone's files."""
+    print(title, *map(one_line, items), sep="\n  ", file=file or sys.stdout, flush=True)
 
 
 def run(main: Callable[[], int | None]) -> None:

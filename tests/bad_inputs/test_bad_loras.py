@@ -95,10 +95,6 @@ def lora_files(state: dict) -> dict[str, tuple[str, bytes, str]]:
             {key: torch.cat([v, v], 0) if ".up." in key else v for key, v in state.items()},
             "another base model",
         ),
-        "mixed ranks": (
-            changed(lambda s: s.update({keys[0]: s[keys[0]][:2], keys[1]: s[keys[1]][:, :2]})),
-            "several ranks",
-        ),
         "rank 0": ({key: v[:0] if ".down." in key else v[:, :0] for key, v in state.items()}, "rank 0"),
         "ranks that do not multiply": (changed(lambda s: s.update({first: s[first][:2]})), "do not multiply"),
         "one axis": ({key: v.flatten() for key, v in state.items()}, "do not multiply"),

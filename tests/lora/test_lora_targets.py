@@ -264,8 +264,6 @@ def without(state, part: str):
      r"features \(1x1\), the UNet's 64 to 64 features \(3x3\)"),
     (lambda state: {k: v.squeeze() if "conv_shortcut" in k else v for k, v in state.items()}, "another base model"),
     (lambda state: {k: v.flatten(1) if "resnets.0.conv1.lora_B" in k else v for k, v in state.items()}, "multiply"),
-    (lambda state: {k: v[:2] if "conv1.lora_A" in k else v[:, :2] if "conv1.lora_B" in k else v
-                    for k, v in state.items()}, "several ranks"),
     (lambda state: {k: v * float("nan") if "conv1" in k else v for k, v in state.items()}, "NaN or infinity"),
 ])  # fmt: skip
 def test_a_layer_or_a_key_without_partner_is_refused_and_nothing_is_loaded(change, message):

@@ -4,10 +4,13 @@ import itertools
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from miniworld.pretraining.random_sd import build_unet
 from utils.errors import InputError
-from utils.lora import add_lora, lora_state
+from utils.lora import SAFETENSORS, add_lora, lora_state
+from utils.system.atomic import seal
 from utils.training import checkpoint
 from utils.training.batches import EndlessBatches
 
@@ -99,3 +102,17 @@ def test_a_global_batch_is_the_same_however_it_is_cut():
 
 def test_a_batch_may_be_larger_than_the_data_set():
     assert len(first(1, samples=2, batch_size=5, seed=0)[0]) == 5
+
+
+@pytest.mark.parametrize("wrapper", ["_orig_mod.", "module._orig_mod.", "_fsdp_wrapped_module."])
+def test_a_checkpoint_that_was_written_through_a_wrapper_is_resumed_with_a_note(wrapper, unet, tmp_path, capsys):
+    path = checkpoint.save(tmp_path, 5, 10, unet, run_of(unet), {}, {"rank": 2})
+    with safe_open(path / SAFETENSORS, "pt") as file:
+        state, header = {key: file.get_tensor(key) for key in file.keys()}, file.metadata()  # noqa: SIM118
+    save_file({key.replace("unet.", f"unet.{wrapper}"): state[key] for key in state}, path / SAFETENSORS, header)
+    seal(path)
+    fresh = build_unet()
+    add_lora(fresh, rank=2, seed=9)
+    assert checkpoint.load(path, fresh, run_of(fresh), {}) == (5, 10)
+    assert all(torch.equal(value, lora_state(fresh)[key]) for key, value in lora_state(unet).items())
+    assert "names of wrappers" in capsys.readouterr().out

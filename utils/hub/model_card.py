@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from utils.errors import one_line
 from utils.hub.names import licence_of
 from utils.lora import BIN, CONV_IN, SAFETENSORS
 from utils.metrics.common import higher_is_better
@@ -55,7 +56,9 @@ def model_card(
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join(
+        "| " + " | ".join(one_line(str(cell)).replace("|", "\\|") for cell in line) + " |" for line in lines
+    )
 
 
 def _scores(scores: Mapping[str, float], protocol: str) -> str:

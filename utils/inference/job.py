@@ -1,6 +1,7 @@
 """What a LoRA file says of itself, and what its user wants otherwise: task, prompt, base model. Imports no torch."""
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,6 +95,10 @@ def describe(
         cure = f"run {SCRIPTS[made_for]}" if made_for in SCRIPTS else "no inference script predicts with it"
         raise InputError(f"{lora}: made for {made_for}: {cure}")
     trained_for = metadata.get("task")
+    if task is None and trained_for not in (None, *INTRINSICS):
+        raise InputError(
+            f"{lora}: its header has task={trained_for!r}, unknown here; pass --task {'|'.join(INTRINSICS)}"
+        )
     intrinsic = INTRINSICS[task or trained_for or DEPTH.name]
     own_prompt, closing = metadata.get("prompt", intrinsic.prompt), []
     if trained_for not in (None, intrinsic.name):
@@ -113,11 +118,24 @@ def describe(
         prompt=own_prompt if prompt is None else prompt,
         model=model,
         trained_on=trained_on,
-        timestep=int(metadata["timestep"]) if "timestep" in metadata else None,
-        resolution=int(metadata["resolution"]) if "resolution" in metadata else None,
+        timestep=_whole(str(lora), metadata, "timestep", 0),
+        resolution=_whole(str(lora), metadata, "resolution", 1),
         depth_coding=find_coding(str(lora), metadata, intrinsic, depth_coding),
         closing=tuple(closing),
     )
+
+
+def _whole(lora: str, metadata: Mapping[str, str], key: str, least: int) -> int | None:
+    """A whole number in a LoRA's header; None: not there. InputError for anything else or less than `least`."""
+    text = metadata.get(key)
+    if text is None:
+        return None
+    if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) < least:
+        raise InputError(
+            f"{lora}: its header has {key}={text[:60]!r}, not a whole number of at least {least}; the header was "
+            "changed or damaged: take the original file"
+        )
+    return int(text)
 
 
 def find_coding(lora: str, metadata: Mapping[str, str], intrinsic: Intrinsic, wanted: str | None) -> str:

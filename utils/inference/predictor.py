@@ -80,7 +80,7 @@ class Predictor(Engine):
                 schedule = zero_snr_scheduler(loaded.scheduler)
                 known = AugUNet(loaded.vae, *prompts, schedule, steps=steps, guidance_scale=guidance_scale)
             else:
-                t = loaded.timestep(job.timestep if timestep is None else timestep)
+                t = _timestep(loaded, job) if timestep is None else loaded.timestep(timestep)
                 known = SingleStep(loaded.vae, loaded.encode_prompt(job.prompt), t)
             weights = {name: weight.to(place, dtype_of(dtype)) for name, weight in weights.items()}
             conv_in = None if conv_in is None else conv_in.to(place, dtype_of(dtype))
@@ -137,6 +137,14 @@ def _one_base(jobs: Sequence[Job]) -> str:
                     f"--lora: {other.name} was made for {other.model}, {job.name} for {job.model}: one base at a time"
                 )
     return jobs[0].model
+
+
+def _timestep(base: Base, job: Job) -> int:
+    """The timestep in the LoRA's header, else the schedule's last. InputError where the schedule lacks it."""
+    try:
+        return base.timestep(job.timestep)
+    except InputError as error:
+        raise InputError(f"{job.name}: its header has timestep={job.timestep}, but {error}") from None
 
 
 def _note_other_base(job: Job, base: Base) -> None:

@@ -14,7 +14,7 @@ from accelerate.utils import gather_object
 from PIL import Image
 from tqdm.auto import tqdm
 
-from utils.errors import InputError, note, warn
+from utils.errors import InputError, note, one_line, print_list, warn
 from utils.inference.engine import Engine, Prepared
 from utils.inference.inputs import Inputs, output_names
 from utils.inference.job import Job
@@ -130,9 +130,9 @@ def report(args: argparse.Namespace, jobs: Sequence[Job], inputs: Inputs, failed
     if said := inputs.said():
         note(said)
     if int(os.environ.get("RANK", 0)) == 0:
-        print(f"next: {what_next(args, jobs[0].intrinsic, folders[0])}", flush=True)
+        print(one_line(f"next: {what_next(args, jobs[0].intrinsic, folders[0])}"), flush=True)
         if failed:
-            print(f"error: {len(failed)} images could not be read:", *failed, sep="\n  ", file=sys.stderr)
+            print_list(f"error: {len(failed)} images could not be read:", failed, sys.stderr)
     for line in (line for job in jobs for line in job.closing):
         note(line)
     for far in {far for job in jobs if (far := job.far(args.view))}:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
-from utils.errors import InputError, note
+from utils.errors import InputError, note, one_line
 from utils.inference.engine import Adapter, Engine
 from utils.inference.output import Output
 from utils.inference.video_files import frames, join
@@ -46,7 +46,7 @@ def predict_video(source: Path, engine: Engine, output_dir: str | Path, output: 
         _claim(folders[name], _settings(source, engine, output, adapter))
     first = {name: _first_pass(adapter.intrinsic, output) for name, adapter in adapters.items()}
     count = done = 0
-    bar = tqdm(desc=f"predicting {', '.join(adapters)} of {source.name}", unit="frame")
+    bar = tqdm(desc=one_line(f"predicting {', '.join(adapters)} of {source.name}"), unit="frame")
     stream = enumerate(image for image, _ in frames(source))
     while batch := list(islice(stream, engine.batch_size)):
         count += len(batch)

@@ -10,7 +10,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
-from utils.errors import InputError, note
+from utils.errors import InputError, note, print_list
 from utils.labels.encoding import encode, finish, record, write_label
 
 
@@ -55,5 +55,5 @@ def label_all(
     note(f"{output_dir}: {done} labelled, {there} were there, {len(failed)} failed")
     if failed:
         if state.is_main_process:
-            print(f"error: {len(failed)} pictures have no label:", *failed, sep="\n  ", file=sys.stderr)
+            print_list(f"error: {len(failed)} pictures have no label:", failed, sys.stderr)
         sys.exit(1)

@@ -5,13 +5,16 @@ from pathlib import Path
 
 from utils.cli import Parser, path_flag
 from utils.errors import InputError, note, run
-from utils.lora.files import CONV_IN, read_lora
+from utils.lora.files import CONV_IN, PEFT, read_lora
 from utils.lora.inspection import describe, table
-from utils.lora.keys import FORMATS, parse_layers, to_format
+from utils.lora.keys import FORMATS, header_of, parse_layers, to_format, without_text_encoder
 
 
-def convert(source: Path, out: Path, to: str) -> None:
+def convert(source: Path, out: Path, to: str, drop_text_encoder: bool = False) -> None:
     """Write the LoRA in `source` to the file `out` under the keys of `to`, with its metadata, atomically.
+
+    The scale goes into kohya's alpha tensors or into the weights; what the header stated of it is left out.
+    drop_text_encoder: leave out a text encoder's layers, which are an error otherwise.
 
     A conv_in.safetensors beside `source` (AugUNet) goes beside `out`, for the LoRA is of no use without it.
     """
@@ -19,6 +22,8 @@ def convert(source: Path, out: Path, to: str) -> None:
 
     if out.suffix not in (".safetensors", ".bin"):
         raise InputError(f"{out}: name a file that ends in .safetensors or .bin")
+    if out.name in PEFT:
+        raise InputError(f"{out}: peft looks for an adapter_config.json next to a file of that name; name another one")
     state, metadata, file = read_lora(source)
     if out.exists() and out.samefile(file):
         raise InputError(f"{out}: is the file to convert; name another one")
@@ -27,7 +32,18 @@ def convert(source: Path, out: Path, to: str) -> None:
             f"{out}: a .bin has no metadata, and {file} predicts {metadata['depth_coding']} depth, which inference "
             "must know of; name a .safetensors file"
         )
-    layers = parse_layers(state, file)
+    if drop_text_encoder:
+        state, dropped = without_text_encoder(state)
+        note(
+            f"{dropped} text-encoder layers left out"
+            if dropped
+            else f"{file}: has no text-encoder layers to leave out"
+        )
+    layers = parse_layers(state, file, metadata)
+    stated, metadata = metadata, header_of(layers, metadata, to)
+    if gone := sorted(key for key in stated if metadata.get(key) != stated[key]):
+        place = "the alpha tensors" if to == "kohya" else "the weights"
+        note(f"the scale is in {place} now; its former place is not copied ({', '.join(gone)})")
     try:
         converted = to_format(layers, to)
     except InputError as error:
@@ -71,16 +87,21 @@ def main(argv: list[str] | None = None) -> None:
         description="released: as the authors' files. diffusers: as this project writes LoRAs on attention, for every "
         "diffusers and ComfyUI. peft: for load_lora_adapter; as this project writes LoRAs on other layers. kohya: "
         "sd-scripts, WebUI, ComfyUI. Only peft and kohya can name other layers than attention's. Weights keep their "
-        "bits, unless kohya's alpha differs from the rank and the other format cannot say so.",
+        "bits, unless the scale is not 1 and the new format cannot store it; float8 weights become float32.",
     )
     change.add_argument(
         "source", metavar="IN", type=path_flag, help="a file of any known format, or a folder with one"
     )
     change.add_argument("out", metavar="OUT", type=path_flag, help="a .safetensors or .bin file")
     change.add_argument("--format", required=True, choices=FORMATS, help="the key names to write")
+    change.add_argument(
+        "--drop_text_encoder",
+        action="store_true",
+        help="leave out the layers of a text encoder; the prompt is then encoded by the base model's own",
+    )
     args = parser.parse_args(argv)
     if args.command == "convert":
-        convert(args.source, args.out, args.format)
+        convert(args.source, args.out, args.format, args.drop_text_encoder)
         print(f"{args.out}: {args.format} keys")
         return
     facts = describe(args.source)

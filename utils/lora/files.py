@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from utils.errors import InputError
+from utils.lora.scale import CONFIG, HEADER
 from utils.system.repositories import download, looks_like_one
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 SAFETENSORS, BIN = "pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin"
-NAMES = (SAFETENSORS, BIN, "pytorch_model.bin")  # in a folder the first of them is the LoRA
+PEFT = ("adapter_model.safetensors", "adapter_model.bin")  # peft's save_pretrained, with CONFIG next to them
+NAMES = (SAFETENSORS, BIN, "pytorch_model.bin", *PEFT)  # in a folder the first of them is the LoRA
 CONV_IN = "conv_in.safetensors"  # beside them, where the UNet's conv_in is not the base model's own
 _NUMPY = {  # safetensors' names of types -> numpy's and torch's; bf16, which numpy lacks, is read as the bits it has
     "F64": ("<f8", "float64"), "F32": ("<f4", "float32"), "F16": ("<f2", "float16"), "BF16": ("<u2", "bfloat16"),
@@ -22,9 +24,14 @@ _NUMPY = {  # safetensors' names of types -> numpy's and torch's; bf16, which nu
     "U8": ("u1", "uint8"), "BOOL": ("?", "bool"),
 }  # fmt: skip
 
+_TYPES = {name: both[1] for name, both in _NUMPY.items()} | {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
+
 
 class LoraFile(NamedTuple):
-    """A LoRA as it was read: weights by key, the header's metadata (empty for .bin files), the file's path."""
+    """A LoRA as it was read: weights by key, the header's metadata (empty for .bin files), the file's path.
+
+    peft's adapter_config.json is in the metadata, as text under its own name.
+    """
 
     state: "Mapping[str, Tensor]"
     metadata: dict[str, str]
@@ -44,17 +51,45 @@ def read_lora(path: str | Path) -> LoraFile:
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
-                state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-                return LoraFile(state, file.metadata() or {}, str(path))
-        return LoraFile(torch.load(path, map_location="cpu", weights_only=True), {}, str(path))
+                state = {key: _widened(file.get_tensor(key)) for key in file.keys()}  # noqa: SIM118
+                metadata = file.metadata() or {}
+        else:
+            state, metadata = torch.load(path, map_location="cpu", weights_only=True), {}
+            if isinstance(state, Mapping):
+                state = {key: _widened(value) for key, value in state.items()}
     except Exception as error:  # each format has its own zoo of exceptions; all mean the same to the caller
         raise _unreadable(path, error) from None
+    return LoraFile(state, metadata | _config(path, metadata), str(path))
+
+
+def _widened(value: object) -> object:
+    """fp8 tensors in fp32: the same numbers, in a type that can be multiplied. All else as it is."""
+    dtype = str(getattr(value, "dtype", ""))
+    return value.float() if dtype.startswith("torch.float8") else value  # type: ignore[attr-defined]
+
+
+def _config(path: Path, metadata: Mapping[str, str]) -> dict[str, str]:
+    """{CONFIG: its text} for a file of peft's save_pretrained, whose scale stands only there; else {}."""
+    if path.name not in PEFT:
+        return {}
+    config = path.with_name(CONFIG)
+    try:
+        return {CONFIG: config.read_text(encoding="utf-8")}
+    except UnicodeDecodeError:
+        raise InputError(f"{config}: not a text file; copy peft's own next to {path.name}") from None
+    except OSError:
+        if HEADER in metadata:
+            return {}
+        raise InputError(
+            f"{path}: {CONFIG} is not next to it, and only that states the scale; copy it from where the LoRA is from"
+        ) from None
 
 
 def read_arrays(path: str | Path) -> tuple[LoraFile, dict[str, str]]:
-    """`read_lora` as numpy arrays, and each key's type as torch names it; bf16 comes as the same numbers in fp32.
+    """`read_lora` as numpy arrays, and each key's type in the file as torch names it. Types that numpy lacks (bf16,
+    fp8) come as the same numbers in a wider one.
 
-    A .safetensors file is read without importing torch.
+    A .safetensors file is read without importing torch, unless it holds rare types such as fp8.
     """
     path, types = _find(path), {}
     if path.suffix == ".safetensors":
@@ -66,16 +101,25 @@ def read_arrays(path: str | Path) -> tuple[LoraFile, dict[str, str]]:
             header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         except Exception as error:
             raise _unreadable(path, error) from None
+        types = {key: _TYPES.get(entry["dtype"], entry["dtype"]) for key, entry in entries}
         if all(entry["dtype"] in _NUMPY for _, entry in entries):
-            types = {key: _NUMPY[entry["dtype"]][1] for key, entry in entries}
             arrays = {key: _array(entry) for key, entry in entries}
-            return LoraFile(arrays, header.get("__metadata__", {}), str(path)), types
+            metadata = header.get("__metadata__", {})
+            return LoraFile(arrays, metadata | _config(path, metadata), str(path)), types
     state, metadata, name = read_lora(path)
     if isinstance(state, Mapping):  # else it is no LoRA, which `parse_layers` says
         tensors = {key: value for key, value in state.items() if hasattr(value, "numpy")}
-        types = {key: str(value.dtype).removeprefix("torch.") for key, value in tensors.items()}
-        state = {**state, **{key: value.detach().double().numpy() for key, value in tensors.items()}}
+        types = types or {key: str(value.dtype).removeprefix("torch.") for key, value in tensors.items()}
+        try:
+            state = {**state, **{key: _numbers(value) for key, value in tensors.items()}}
+        except Exception as error:  # a type that torch has a name for, and no arithmetic
+            raise _unreadable(path, error) from None
     return LoraFile(state, metadata, name), types
+
+
+def _numbers(tensor: "Tensor") -> np.ndarray:
+    """In float64, or in the tensor's own type where that is not a float: which `parse_layers` refuses."""
+    return (tensor.detach().double() if tensor.is_floating_point() else tensor).numpy()
 
 
 def is_on_hub(name: str | Path) -> bool:
@@ -87,7 +131,7 @@ def is_on_hub(name: str | Path) -> bool:
 
 def _find(path: str | Path) -> Path:
     """The LoRA file that `path` is, that lies in the folder `path`, or in the hub's repository of that name."""
-    path = download(str(path), (*NAMES, CONV_IN)) if is_on_hub(path) else Path(path)
+    path = download(str(path), (*NAMES, CONV_IN, CONFIG)) if is_on_hub(path) else Path(path)
     if path.is_dir():
         found = [path / name for name in NAMES if (path / name).is_file()]
         if not found:

@@ -1,4 +1,4 @@
-"""What `python -m utils.lora inspect` tells about a LoRA file, read without torch."""
+"""The facts that `python -m utils.lora inspect` prints about a LoRA file, read without torch."""
 
 import math
 from collections import Counter
@@ -7,10 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
+from utils.errors import InputError, one_line
 from utils.lora.files import CONV_IN, read_arrays
-from utils.lora.keys import Layer, key_format, parse_layers, split_module
+from utils.lora.keys import Layer, key_format, parse_layers, split_module, strip_wrappers, without_text_encoder
 from utils.lora.sd_layers import guess_base
 from utils.lora.targets import kind_of, kinds_of
+
+SHOWN = 200  # characters of a value in the header that the table prints
 
 
 def update_norm(layer: Layer) -> float:
@@ -25,7 +28,10 @@ def update_norm(layer: Layer) -> float:
 def describe(source: Path) -> dict:
     """All that `inspect` tells, as plain values."""
     (state, metadata, file), types = read_arrays(source)
-    layers = parse_layers(state, file)
+    state, text_layers = without_text_encoder(state)
+    if text_layers and not state:
+        raise InputError(f"{file}: its {text_layers} layers are a text encoder's, none is a UNet's; take another file")
+    layers = parse_layers(state, file, metadata)
     formats = Counter(key_format(key) for key in state)
     norms = {module: update_norm(layer) for module, layer in layers.items()}
     return {
@@ -35,6 +41,9 @@ def describe(source: Path) -> dict:
         "example_key": next(iter(state)),
         "rank": _only(sorted({layer.down.shape[0] for layer in layers.values()})),
         "alpha": _only(sorted({layer.alpha for layer in layers.values()}, key=str)),
+        "scales": _scales(layers),
+        "wrapped": any(strip_wrappers(key) != key for key in state),
+        "text_encoder_layers": text_layers,
         "dtype": _listed(sorted({types[key] for key in state if not key.endswith(".alpha")})),
         "targets": ",".join(kinds_of(layers)),
         "attention_layers": len({split_module(module)[0] for module in layers if kind_of(module) == "attention"}),
@@ -51,6 +60,13 @@ def describe(source: Path) -> dict:
         "blocks": [_block(block, own) for block, own in sorted(_by_block(norms).items())],
         "metadata": metadata,
     }
+
+
+def _scales(layers: Mapping[str, Layer]) -> list[dict]:
+    """The scales in the file, the one of the most layers first: where each is stated, and for how many layers."""
+    found = Counter((layer.scale, layer.down.shape[0], layer.alpha, layer.stated) for layer in layers.values())
+    names = ("scale", "rank", "alpha", "stated_by")
+    return [dict(zip(names, values, strict=True)) | {"layers": count} for values, count in found.most_common()]
 
 
 def _share(layers: Mapping[str, Layer]) -> dict[str, int]:
@@ -81,19 +97,36 @@ def _block(block: str, norms: Mapping[str, float]) -> dict:
 
 def table(facts: Mapping) -> str:
     """`describe`'s facts as the text that `inspect` prints."""
-    alpha = "none, scale 1" if facts["alpha"] is None else facts["alpha"]
+    first, *others = facts["scales"]
+    alpha = "none, scale 1" if facts["alpha"] is None else f"{_alphas(facts)}, scale {first['scale']:.6g}"
+    alpha += "" if facts["alpha"] is None or others else f" by {first['stated_by']}"
+    alpha = f"{_alphas(facts)}, several scales: see below" if others else alpha
     lines = [
         f"{facts['file']} ({facts['bytes'] / 2**20:.1f} MiB)",
         f"  format   {facts['format']}, e.g. {facts['example_key']}",
         f"  rank     {facts['rank']} (alpha: {alpha})",
+        *(
+            ["  keys     with the names of wrappers (torch.compile, DDP, FSDP), which are passed over"]
+            * facts["wrapped"]
+        ),
         f"  layers   {_counted(facts)}, {facts['parameters']:,} parameters, {facts['dtype']}",
         f"  fits     {facts['fits']}",
     ]
+    if count := facts["text_encoder_layers"]:
+        lines += [f"  text     {count} layers of a text encoder, which stays frozen here: loading refuses the file;"]
+        lines += ["           convert --drop_text_encoder writes one without them"]
     lines += [f"  with     {CONV_IN} beside it: a UNet with a widened conv_in (AugUNet)"] if facts["conv_in"] else []
     if bad := facts["not_finite"]:
         lines += [f"  BROKEN   {len(bad)} layers hold NaN or infinity, e.g. {bad[0]}"]
     elif facts["norm"] == 0:
         lines += ["  EMPTY    every up @ down is zero: loading it changes nothing"]
+    if others:
+        lines += ["", "  scale      rank  alpha     layers  stated by"]
+        lines += [
+            f"  {row['scale']:<9.5g}  {row['rank']:<4}  {_alpha(row['alpha']):<8}  {row['layers']:>6}  "
+            f"{row['stated_by']}"
+            for row in facts["scales"]
+        ]
     lines += ["", f"  {'kind':<11}  linears  convs  parameters  share  |up @ down|"]
     for row in facts["kinds"]:
         share = row["parameters"] / facts["parameters"] if facts["parameters"] else 0
@@ -111,8 +144,21 @@ def table(facts: Mapping) -> str:
     metadata = facts["metadata"]
     width = max(map(len, metadata), default=0)
     lines += ["", "  metadata" if metadata else "  no metadata"]
-    lines += [f"    {key:<{width}}  {value}" for key, value in sorted(metadata.items())]
-    return "\n".join(lines)
+    lines += [f"    {key:<{width}}  {_cut(value)}" for key, value in sorted(metadata.items())]
+    return "\n".join(map(one_line, lines))
+
+
+def _cut(value: str) -> str:
+    return value if len(value) <= SHOWN else f"{value[:SHOWN]} ... ({len(value)} characters; --json prints them all)"
+
+
+def _alphas(facts: Mapping) -> str:
+    alphas = facts["alpha"] if isinstance(facts["alpha"], list) else [facts["alpha"]]
+    return _listed(_alpha(alpha) for alpha in alphas)
+
+
+def _alpha(alpha: float | None) -> str:
+    return "none" if alpha is None else f"{alpha:.6g}"
 
 
 def _counted(facts: Mapping) -> str:

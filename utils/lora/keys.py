@@ -8,18 +8,19 @@ For a layer X.to_q of attention (also to_k, to_v, to_out.0), or any other layer 
                                                 of generators that are no UNet with base_model.model. instead
     K  lora_unet_Y.lora_down.weight             `kohya`: sd-scripts, with every dot of the module's name an
        lora_unet_Y.alpha                        underscore, and alpha: the layer is scaled by alpha / rank
-A and B write `to_out` for `to_out.0`, and have names for attention layers only. Where no alpha is given the scale is
-1. A linear's weights are down (r,in), up (out,r); a convolution's are down (r,in,kh,kw), up (out,r,1,1).
+A and B write `to_out` for `to_out.0`, and have names for attention layers only. The scale's other places are those of
+scale.py. A linear's weights are down (r,in), up (out,r); a convolution's are down (r,in,kh,kw), up (out,r,1,1).
 """
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from utils.errors import InputError
+from utils.lora.scale import NO_RECORD, Record, rank_record, scale_of, scale_records, without_scale
 from utils.lora.targets import ALL, ATTENTION, kind_of, kinds_of
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ FORMATS = ("released", "diffusers", "peft", "kohya")  # those that can be writte
 ATTENTION_ONLY = ("released", "diffusers")
 _DOTTED = re.compile(
     r"^(?:unet\.|base_model\.model\.)?(?P<module>.+?)(?:_lora\.|\.lora\.|\.lora_|\.)(?P<part>down|up|A|B|alpha)"
-    r"(?:\.default)?(?:\.weight)?$"
+    r"(?:(?<=_[AB])\.(?!bias$)[^.]+?)?(?:\.weight)?$"  # after A and B peft's name of the adapter
 )
 _KOHYA = re.compile(r"^lora_unet_(?P<module>\w+)\.(?P<part>lora_down\.weight|lora_up\.weight|alpha)$")
 # Underscores alone do not say where the dots were (down_blocks_0 is down_blocks.0, to_out_0 is to_out.0), so the parts
@@ -39,15 +40,40 @@ _NAMES = re.compile(
     r"to_v|to_out|ff|net|proj_in|proj_out|proj|conv_shortcut|conv1|conv2|conv|time_emb_proj|time_embedding|linear_\d|"
     r"\d+"
 )
+_WRAPPERS = r"_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module"
+_DOTTED_WRAPPERS = re.compile(rf"(?<![^.])(?:{_WRAPPERS}|module)(?:\.|$)")
+_KOHYA_WRAPPERS = re.compile(rf"(?<=_)(?:{_WRAPPERS})_|(?<=^lora_unet_)module_")
+_TEXT_ENCODER = re.compile(
+    r"^(?:lora_te\d*_|(?:base_model\.model\.)?(?:text_encoder(?:_\d+)?|text_model|cond_stage_model|te\d*)\.)"
+)
+_FOREIGN = {  # what is not a plain LoRA, by a part of its keys
+    "DoRA": r"dora_scale|lora_magnitude_vector",
+    "LoHa": r"hada_[wt]",
+    "LoKr": r"lokr_[wt]",
+    "(IA)3": r"ia3_l|\.on_input$|^lora_(?:unet|te\d*)_\w+\.weight$",
+    "GLoRA": r"\.[ab][12]\.weight$",
+    "OFT or BOFT": r"(?<![a-z])b?oft_",
+    "LoCon in Tucker form (lora_mid)": r"lora_mid",
+    "VeRA": r"vera_lambda",
+    "full differences of weights (diff)": r"\.diff(?:_b)?$",
+    "normalisation layers": r"\.[wb]_norm$",
+    "biases": r"(?:lora_[AB]|lora_up|lora_down|lora\.up|lora\.down)(?:\.\w+)?\.bias$",
+    "trained scalars": r"\.scalar$",
+    "quantised weights with scales of their own": r"scale_weight|weight_scale|scale_input|scaled_fp8",
+}
 _PARTS = {"A": "down", "B": "up", "lora_down.weight": "down", "lora_up.weight": "up"}
 
 
 class Layer(NamedTuple):
-    """One layer's LoRA as a file holds it, in torch or in numpy; W becomes W + alpha/r up down. alpha: None is r."""
+    """One layer's LoRA as a file holds it, in torch or in numpy; W becomes W + alpha/r up down.
+
+    alpha: rank times the scale that `scale_of` found, at the place `stated`; None: nothing states it, and it is r.
+    """
 
     down: Any
     up: Any
     alpha: float | None
+    stated: str = NO_RECORD
 
     @property
     def scale(self) -> float:
@@ -65,7 +91,11 @@ class Layer(NamedTuple):
 
 
 def split_key(key: str) -> tuple[str, str] | None:
-    """A key of any format -> (the layer it belongs to, "down", "up" or "alpha"); None: of no layer that has a kind."""
+    """A key of any format -> (the layer it belongs to, "down", "up" or "alpha"); None: of no layer that has a kind.
+
+    Wrappers' names in it are passed over.
+    """
+    key = strip_wrappers(key)
     if match := _KOHYA.match(key):
         names = _NAMES.findall(match["module"])
         module = ".".join(names) if "_".join(names) == match["module"] else ""
@@ -73,6 +103,22 @@ def split_key(key: str) -> tuple[str, str] | None:
         module = re.sub(r"\.processor(?=\.to_\w+$)", "", match["module"])
         module += ".0" if module.endswith(".to_out") else ""
     return (module, _PARTS.get(match["part"], match["part"])) if match and kind_of(module) else None
+
+
+def strip_wrappers(key: str) -> str:
+    """The name of a weight or module without what wrappers put into it, anywhere: torch.compile (`_orig_mod.`), DDP
+    (`module.`), FSDP, DeepSpeed, activation checkpointing. "unet._orig_mod.a.weight" -> "unet.a.weight".
+
+    In kohya's keys dots are underscores; `module` is left out after lora_unet_ only.
+    """
+    if key.startswith("lora_"):
+        return _KOHYA_WRAPPERS.sub("", key)
+    return _DOTTED_WRAPPERS.sub("", key).removesuffix(".")
+
+
+def is_text_encoders(key: str) -> bool:
+    """Whether a key belongs to a LoRA on a text encoder."""
+    return bool(_TEXT_ENCODER.match(strip_wrappers(key)))
 
 
 def key_format(key: str) -> str:
@@ -103,14 +149,19 @@ def split_module(module: str) -> tuple[str, str]:
     return layer, target.replace("to_out", "to_out.0")
 
 
-def parse_layers(state: "Mapping[str, Tensor | np.ndarray]", name: str) -> dict[str, Layer]:
+def parse_layers(
+    state: "Mapping[str, Tensor | np.ndarray]", name: str, header: Mapping[str, str] | None = None
+) -> dict[str, Layer]:
     """A state dict of any format -> name of the layer -> its LoRA, in the weights' own dtype.
 
-    Raises InputError where a key is of no known format, is there twice under two formats, or lacks its partner.
+    header: the file's metadata, which may state the layers' scale (scale.py).
+    Raises InputError where a key is of no known format, is there twice under two formats, or lacks its partner; for
+    text encoders' layers; for other kinds of adapters, by name; and where statements of a scale contradict each other.
     """
     parts: dict[str, dict] = {}
     if not isinstance(state, Mapping) or not state:
         raise InputError(f"{name}: not a LoRA (an empty file, or no mapping of names to tensors)")
+    _refuse_others(state, name)
     for key, weight in state.items():
         split = split_key(str(key))
         if not split or not hasattr(weight, "ndim"):
@@ -119,23 +170,65 @@ def parse_layers(state: "Mapping[str, Tensor | np.ndarray]", name: str) -> dict[
         if part in parts.setdefault(module, {}):
             raise InputError(f"{name}: {module} has two {part} weights; one of them is {key!r}")
         parts[module][part] = weight
-    return {module: _layer(module, weights, name) for module, weights in parts.items()}
+    try:
+        records = scale_records(header or {})
+        return {module: _layer(module, weights, name, records) for module, weights in parts.items()}
+    except InputError:
+        raise
+    except ValueError as error:  # of scale.py
+        raise InputError(f"{name}: {error}") from None
 
 
-def _layer(module: str, weights: dict, name: str) -> Layer:
+def without_text_encoder(state: "Mapping[str, Tensor | np.ndarray]") -> tuple[dict, int]:
+    """The weights that are not a text encoder's, and the number of text-encoder layers left out."""
+    if not isinstance(state, Mapping):
+        return state, 0  # which `parse_layers` refuses
+    others = {re.split(r"\.lora[._]|_lora\.|\.alpha$", str(key))[0] for key in state if is_text_encoders(str(key))}
+    return {key: value for key, value in state.items() if not is_text_encoders(str(key))}, len(others)
+
+
+def _refuse_others(state: Mapping, name: str) -> None:
+    """InputError for what is not a plain LoRA, by its name, and for layers of a text encoder."""
+    for kind, pattern in _FOREIGN.items():
+        if keys := [key for key in map(str, state) if re.search(pattern, key)]:
+            raise InputError(
+                f"{name}: holds {kind}, e.g. key {keys[0]!r}; only plain LoRAs (up @ down) are read: train one, or "
+                "merge the file into its base model with the program that made it"
+            )
+    if keys := [key for key in map(str, state) if is_text_encoders(key)]:
+        raise InputError(
+            f"{name}: {len(keys)} of its keys belong to a text encoder, e.g. {keys[0]!r}, which is not in this UNet "
+            "(the prompt's encoder stays frozen here); to leave them out: python -m utils.lora convert IN OUT "
+            "--format kohya --drop_text_encoder"
+        )
+
+
+def _layer(module: str, weights: dict, name: str, records: Sequence[Record]) -> Layer:
     if "down" not in weights or "up" not in weights:
         raise InputError(f"{name}: {module} has {' and '.join(weights)} only, not both down and up")
     down, up = weights["down"], weights["up"]
+    for weight in (down, up):
+        if not re.fullmatch(r"(torch\.)?b?float(16|32|64)", str(weight.dtype)):
+            raise InputError(f"{name}: {module} holds {weight.dtype}, not floats: it is not a LoRA that was trained")
     linear = down.ndim == up.ndim == 2
     conv = down.ndim == up.ndim == 4 and tuple(up.shape[2:]) == (1, 1)
     if not (linear or conv) or down.shape[0] != up.shape[1]:
         raise InputError(f"{name}: {module}: down {tuple(down.shape)} and up {tuple(up.shape)} do not multiply")
-    if "alpha" not in weights:
-        return Layer(down, up, None)
-    alpha = weights["alpha"]
-    if math.prod(alpha.shape) != 1 or not math.isfinite(alpha.reshape(-1)[0].item()):
-        raise InputError(f"{name}: {module}: its alpha is not one finite number")
-    return Layer(down, up, float(alpha.reshape(-1)[0].item()))
+    alpha, rank = weights.get("alpha"), down.shape[0]
+    if alpha is not None:
+        value = alpha.reshape(-1)[0].item() if math.prod(alpha.shape) == 1 else math.nan
+        if not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise InputError(f"{name}: {module}: its alpha is not one finite number")
+        alpha = float(value)
+    scale, stated = scale_of(module, rank, alpha, records, max(down.shape[2:], default=1))
+    return Layer(down, up, None if stated == NO_RECORD else scale * rank, stated)
+
+
+def header_of(layers: Mapping[str, Layer], header: Mapping[str, str], to: str) -> dict[str, str]:
+    """The header for `to_format`'s tensors: `header`, with no statement of a scale but what those tensors need."""
+    ranks = {module: layer.down.shape[0] for module, layer in layers.items()}
+    prefix = "" if to == "released" else "unet" if set(kinds_of(ranks)) <= set(ALL) else "base_model.model"
+    return without_scale(header) | (rank_record(ranks, prefix) if to != "kohya" else {})
 
 
 def to_format(layers: Mapping[str, Layer], to: str) -> "dict[str, Tensor]":

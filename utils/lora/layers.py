@@ -1,5 +1,7 @@
 """LoRA layers on a UNet: add, save, load, fuse."""
 
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -9,9 +11,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from utils.errors import InputError
+from utils.errors import InputError, note
 from utils.lora.files import BIN, CONV_IN, SAFETENSORS, LoraFile, read_lora
-from utils.lora.keys import Layer, make_key, parse_layers
+from utils.lora.keys import Layer, key_format, make_key, parse_layers, strip_wrappers
+from utils.lora.scale import rank_record
 from utils.lora.targets import ATTENTION, KINDS, kind_of, kinds_of, module_pattern, parse_targets
 from utils.system.atomic import replace
 
@@ -19,11 +22,18 @@ ADAPTER = "default"
 METADATA_TARGETS = "lora_targets"  # the header's key that says which kinds of layers the file covers
 
 
-def add_lora(unet: nn.Module, rank: int, seed: int = 0, targets: Sequence[str] = ATTENTION) -> list[nn.Parameter]:
+def add_lora(
+    unet: nn.Module,
+    rank: int,
+    seed: int = 0,
+    targets: Sequence[str] = ATTENTION,
+    ranks: Mapping[str, int] | None = None,
+) -> list[nn.Parameter]:
     """Freeze `unet` and put a trainable fp32 LoRA on all layers of the kinds `targets` (see targets.py), in place.
 
     W x becomes W x + up(down(x)), scale 1 (alpha = rank), no bias, no dropout; down ~ N(0, std 1/rank) drawn from
     `seed`, up = 0, so that the UNet's output does not change yet. A convolution's down has its kernel, its up is 1x1.
+    ranks: of the layers whose rank is another.
     Returns the LoRA's parameters. Raises InputError for an unknown kind, or one that this UNet lacks.
     """
     targets = parse_targets(",".join(targets), known=KINDS)
@@ -31,7 +41,15 @@ def add_lora(unet: nn.Module, rank: int, seed: int = 0, targets: Sequence[str] =
         if not layers_of(unet, (kind,)):
             raise InputError(f"--lora_targets: this UNet has no {kind} layers; leave {kind} out")
     unet.requires_grad_(False)
-    config = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=module_pattern(targets))
+    others = {f"^{re.escape(name)}": own for name, own in (ranks or {}).items() if own != rank}
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=rank,
+        init_lora_weights="gaussian",
+        target_modules=module_pattern(targets),
+        rank_pattern=others,
+        alpha_pattern=dict(others),
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if hasattr(unet, "fuse_lora"):  # diffusers' own, so that its pipelines know of the adapter
@@ -45,7 +63,8 @@ def add_lora(unet: nn.Module, rank: int, seed: int = 0, targets: Sequence[str] =
 
 def layers_of(unet: nn.Module, targets: Sequence[str]) -> dict[str, nn.Linear | nn.Conv2d]:
     """Name -> the UNet's own layer, for all layers of these kinds, whether a LoRA sits on them or not."""
-    named = {name: getattr(m, "base_layer", m) for name, m in unet.named_modules() if kind_of(name) in targets}
+    named = {strip_wrappers(name): getattr(m, "base_layer", m) for name, m in unet.named_modules()}
+    named = {name: module for name, module in named.items() if kind_of(name) in targets}
     return {name: module for name, module in named.items() if isinstance(module, (nn.Linear, nn.Conv2d))}
 
 
@@ -80,6 +99,8 @@ def save_lora(unet: nn.Module, folder: str | Path, metadata: Mapping[str, object
     """
     folder, state, targets = Path(folder), lora_state(unet), lora_targets(unet)
     header = {key: str(value) for key, value in metadata.items()}
+    ranks = {name: module.r[ADAPTER] for name, module in _lora_modules(unet).items()}
+    header |= rank_record(ranks, "unet" if hasattr(unet, "conv_in") else "base_model.model")
     if targets != ATTENTION or METADATA_TARGETS in header:
         header[METADATA_TARGETS] = ",".join(targets)
     try:
@@ -116,20 +137,28 @@ def load_attn_procs(unet: nn.Module, source: str | Path | LoraFile | Mapping[str
         source = source if isinstance(source, LoraFile) else read_lora(source)
         conv_in = _read_conv_in(unet, Path(source.path).parent / CONV_IN)
     state, metadata, name = source
-    layers = parse_layers(state, name)
+    layers = parse_layers(state, name, metadata)
+    if any(strip_wrappers(str(key)) != str(key) for key in state):
+        note(f"{name}: its keys carry the names of wrappers (torch.compile, DDP or FSDP); it is read without them")
     targets = _declared(layers, metadata, name)
     made_for = f" (it was made for {metadata['base_model']})" if "base_model" in metadata else ""
-    _match(layers, layers_of(unet, targets), targets, name, made_for)
-    rank, present = _check_numbers(layers, name), _lora_modules(unet)
+    wanted = layers_of(unet, targets)
+    spared = _spared(wanted, layers, source)
+    _match(layers, {name: layer for name, layer in wanted.items() if name not in spared}, targets, name, made_for)
+    _check_numbers(layers, name)
+    ranks, present = {module: layer.down.shape[0] for module, layer in layers.items()}, _lora_modules(unet)
     if present and lora_targets(unet) != targets:
         raise InputError(
             f"{name}: a LoRA on {','.join(targets)} layers, but the UNet's is on {','.join(lora_targets(unet))}"
         )
     if not present:
-        add_lora(unet, rank, targets=targets)
+        add_lora(unet, Counter(ranks.values()).most_common()[0][0], targets=targets, ranks=ranks)
         present = _lora_modules(unet)
-    if others := {module.r[ADAPTER] for module in present.values()} - {rank}:
-        raise InputError(f"{name}: rank {rank}, but the UNet's LoRA has rank {others.pop()}")
+    for module, rank in ranks.items():
+        if (own_rank := present[module].r[ADAPTER]) != rank:
+            raise InputError(f"{name}: {module} has rank {rank}, but the UNet's LoRA has rank {own_rank}")
+    for module in spared:
+        present[module].lora_B[ADAPTER].weight.data.zero_()
     for module, layer in layers.items():
         for own, weight in zip((present[module].lora_A, present[module].lora_B), layer.folded()):
             own[ADAPTER].weight.data.copy_(weight)
@@ -165,6 +194,15 @@ def _declared(layers: Mapping[str, Layer], metadata: Mapping[str, str], name: st
     return declared
 
 
+def _spared(wanted: Mapping[str, object], layers: Mapping[str, Layer], file: LoraFile) -> list[str]:
+    """Modules that may go without a LoRA: sd-scripts puts none on time_embedding, but on the other `time` layers."""
+    ours = [module for module in wanted if module.startswith("time_embedding.")]
+    by_sd_scripts = METADATA_TARGETS not in file.metadata and all(
+        key_format(str(key)) == "kohya" for key in file.state
+    )
+    return ours if by_sd_scripts and not any(module in layers for module in ours) else []
+
+
 def _match(
     layers: Mapping[str, Layer],
     wanted: Mapping[str, nn.Linear | nn.Conv2d],
@@ -193,24 +231,19 @@ def _maps(shape: Sequence[int]) -> str:
     return f"{shape[0]} to {shape[1]} features" + (f" ({'x'.join(map(str, shape[2:]))})" if shape[2:] else "")
 
 
-def _check_numbers(layers: Mapping[str, Layer], name: str) -> int:
-    """The rank that all layers share. InputError where they share none, or hold anything but finite floats."""
-    ranks = {layer.down.shape[0] for layer in layers.values()}
-    if len(ranks) > 1:
-        raise InputError(f"{name}: its layers have several ranks {sorted(ranks)}; one is expected")
-    if ranks == {0}:
-        raise InputError(f"{name}: rank 0: there is nothing in its layers; take another file")
+def _check_numbers(layers: Mapping[str, Layer], name: str) -> None:
+    """InputError where layers hold nothing, or anything but finite numbers."""
     for module, layer in layers.items():
-        for weight in (layer.down, layer.up):
-            if not isinstance(weight, Tensor) or not weight.is_floating_point():
-                raise InputError(f"{name}: {module} holds {weight.dtype}, not floats: it is no LoRA that was trained")
+        if not layer.down.shape[0]:
+            raise InputError(f"{name}: {module} has rank 0: there is nothing in it; take another file")
         if not all(torch.isfinite(weight).all() for weight in layer.folded()):
             raise InputError(f"{name}: {module} holds NaN or infinity; take an earlier checkpoint")
-    return ranks.pop()
 
 
 def _lora_modules(unet: nn.Module) -> dict[str, nn.Module]:
-    return {name: module for name, module in unet.named_modules() if hasattr(module, "lora_A") and kind_of(name)}
+    """By the layers' own names, also where torch.compile, DDP or FSDP wraps the UNet or a part of it."""
+    named = {strip_wrappers(name): m for name, m in unet.named_modules() if hasattr(m, "lora_A")}
+    return {name: module for name, module in named.items() if kind_of(name)}
 
 
 def _is_widened(unet: nn.Module) -> bool:

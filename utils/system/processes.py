@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from utils.errors import InputError
+from utils.errors import InputError, one_line
 from utils.system import signals
 
 
@@ -76,7 +76,8 @@ def supervise(command: list[str], count: int) -> int:
         reported = min(Path(folder).glob("*.json"), key=lambda path: path.stat().st_mtime_ns, default=None)
         failed = int(reported.stem) if reported else failed
         reason = json.loads(reported.read_text())["message"]["message"] if reported else f"ended with {states[failed]}"
-        print(f"error: process {failed} of {count} failed and ended all: {reason}", file=sys.stderr, flush=True)
+        text = f"error: process {failed} of {count} failed and ended all: {reason}"
+        print(one_line(text), file=sys.stderr, flush=True)
         return 2 if reason.startswith("InputError") else 1
 
 

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from utils.errors import one_line
+
 BASELINE = "constant: mean of truth"
 
 
@@ -22,7 +24,7 @@ def as_text(result: dict) -> str:
             if other:
                 cells += f" {number(other['metrics'][key]):>24}  {interval(other, key):20}"
             lines.append(cells.rstrip())
-    return "\n".join(lines)
+    return "\n".join(map(one_line, lines))
 
 
 def plain(value) -> str:
