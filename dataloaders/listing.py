@@ -5,8 +5,8 @@
 
     {"image": "a/1.jpg", "label": "b/1.png", "gt": "c/1.npy", "mask": "d/1.png", "split": "val", "name": "1"}
 
-In a manifest only image and label are needed; paths are relative to the manifest. Names that Unicode writes in two ways
-(é as one character or as e and an accent, as macOS did) count as the same, in a manifest and between folders.
+In a manifest only image and label are needed; paths are relative to the manifest. Names that Unicode writes in two
+ways (é as one character, or as e and an accent, as macOS does) count as the same, in a manifest and between folders.
 """
 
 import codecs

@@ -9,7 +9,7 @@ from dataloaders.folder import open_folder
 from dataloaders.listing import folder_samples, manifest_samples
 from utils.errors import InputError
 from utils.intrinsics import Intrinsic
-from utils.maps.label_record import check_depth_coding
+from utils.maps.label_record import check_record, training_use
 
 
 def open_data(args: argparse.Namespace, intrinsic: Intrinsic) -> tuple[Maps, dict[str, list[dict]]]:
@@ -42,7 +42,7 @@ def open_data(args: argparse.Namespace, intrinsic: Intrinsic) -> tuple[Maps, dic
         )
     if not len(train):
         raise InputError(f"no training images under {args.train_data_dir or args.manifest}: {'; '.join(train.notes)}")
-    if intrinsic.kind == "depth":
-        folders = dict.fromkeys(train.label_path(stem).parent for stem in train.stems)
-        check_depth_coding(folders, intrinsic.depth_coding, "pass --depth_coding as it says, or other labels")
+    train.notes += check_record(
+        dict.fromkeys(train.label_path(stem).parent for stem in train.stems), training_use(intrinsic)
+    )
     return train, validation

@@ -99,7 +99,7 @@ def test_values_that_are_not_finite_are_as_far_as_the_farthest(depths, unknown):
 def test_a_noisy_sky_of_kilometres_is_left_out_and_a_view_from_a_window_is_not(depths):
     rng = np.random.default_rng(0)
     for depth in depths:
-        values, scene = with_sky(depth, 0.3, 1.0, "sharp")
+        _, scene = with_sky(depth, 0.3, 1.0, "sharp")
         sky = np.where(scene, depth, np.exp(rng.uniform(np.log(2e3), np.log(9e3), depth.shape)))
         assert np.array_equal(scene_pixels("depth", sky), scene)
         view = np.where(scene, depth, rng.uniform(20, 60, depth.shape))

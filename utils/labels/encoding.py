@@ -62,8 +62,10 @@ def _nearness(quantity: str, values: np.ndarray, measured: np.ndarray | None, de
 
 
 def scene_pixels(quantity: str, values: np.ndarray) -> np.ndarray:
-    """Where a teacher's values (H,W) or (H,W,3) show the scene, bool (H,W). Of depth and disparity, those pixels decide
-    near and far; of normals, they are the vectors that are not shorter than VOID; of colours, all.
+    """Where a teacher's values (H,W) or (H,W,3) show the scene, bool (H,W).
+
+    Of normals, where the vectors are not shorter than VOID; of colours, everywhere. Of depth and disparity, those
+    pixels decide near and far.
 
     Of depth and disparity are left out values that are not finite and, at either end,
 
