@@ -26,6 +26,8 @@ def open_data(args: argparse.Namespace, intrinsic: Intrinsic) -> tuple[Maps, dic
         "masked": args.masked_loss,
         "whole": args.crop == "none",
     }
+    if args.gt_frame != "opencv" and intrinsic.kind != "normals":
+        raise InputError(f"--gt_frame means nothing for {intrinsic.name}, only for normals; leave it out")
     if args.dataset == "diode":
         train: Maps = Diode(
             intrinsic, args.train_data_dir, args.pseudo_root, "train", tuple(args.scene_types.split(",")),
@@ -42,7 +44,8 @@ def open_data(args: argparse.Namespace, intrinsic: Intrinsic) -> tuple[Maps, dic
         )
     if not len(train):
         raise InputError(f"no training images under {args.train_data_dir or args.manifest}: {'; '.join(train.notes)}")
-    train.notes += check_record(
-        dict.fromkeys(train.label_path(stem).parent for stem in train.stems), training_use(intrinsic)
-    )
+    folders = dict.fromkeys(train.label_path(stem).parent for stem in train.stems)
+    train.notes += check_record(folders, training_use(intrinsic))
+    if args.num_train_imgs and len(train) < min(args.num_train_imgs, args.max_train_samples or args.num_train_imgs):
+        train.notes.append(f"--num_train_imgs={args.num_train_imgs}: there are {len(train)}, and all are taken")
     return train, validation

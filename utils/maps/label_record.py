@@ -3,7 +3,8 @@
     provenance.json     in or above a folder of labels: what pseudo_label.py writes
     PNG text chunks     of every map that inference writes: task, and frame, polarity or colour space
 
-Labels are read as this project's: normals x right, y down, z forward; depth near = white; albedo and shading sRGB-coded.
+Labels are read as this project's: normals x right, y down, z forward; depth near = white; albedo and shading
+sRGB-coded.
 """
 
 import json
@@ -29,8 +30,8 @@ HEADERS = 3  # folders of which one file's header is read
 class Use:
     """What maps are taken for, and what to do where a record contradicts it.
 
-    frame, space, coding, align: of normals, colours and depth. cures: of these names, "{}" standing for what the record
-    states.
+    frame, space, coding, align: of normals, colours and depth. cures: what to do, by these names, "task" and
+    "polarity"; "{}" stands for what the record states.
     """
 
     intrinsic: Intrinsic
