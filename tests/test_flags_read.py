@@ -66,17 +66,19 @@ FLAGS = {
 }
 
 
-def package(path: Path) -> str:
-    """Where a flag's readers are: anywhere for the core's, in the same top folder for the products'."""
-    return path.relative_to(ROOT).parts[0]
+def may_read(path: Path, flags: Path) -> bool:
+    """Whether a module may read the flags of another: any module those of utils and of scripts, utils all, and the
+    modules of one folder each other's.
+    """
+    reader, owner = (each.relative_to(ROOT).parts[0] for each in (path, flags))
+    return owner in ("utils", "dataloaders", flags.name) or reader in (owner, "utils")
 
 
 def dead(flags: dict, trees: dict) -> list[str]:
     read = {path: names_read(tree) for path, tree in trees.items()}
     return [
         f"{name}: --{flag}" for (name, flag), path in flags.items()
-        if not any(flag in names for other, names in read.items()
-                   if package(path) in ("utils", "dataloaders", path.name) or package(other) in (package(path), "utils"))
+        if not any(flag in names and may_read(other, path) for other, names in read.items())
     ]  # fmt: skip
 
 

@@ -150,7 +150,7 @@ def test_facts_that_inference_writes_are_understood(intrinsic, output):
     use = Use(intrinsic, {"frame": "pass {}", "polarity": "no"}, align="depth")
     turned = intrinsic is NORMAL and output.frame != "opencv"
     if turned or (intrinsic is DEPTH and output.invert_depth):
-        with pytest.raises(InputError, match="^there: "):
+        with pytest.raises(InputError, match=r"^there: "):
             check_facts(facts, use, "there")
     else:
         assert check_facts(facts, use, "there") == []
@@ -158,7 +158,7 @@ def test_facts_that_inference_writes_are_understood(intrinsic, output):
 
 def test_labels_of_another_coding_and_disparity_in_evaluate(labels, tmp_path, diode):
     words = ["--task", "depth", "--gt_dir", str(diode / "depths" / "val"), "--pred_dir"]
-    with pytest.raises(InputError, match="sqrt depth, not linear: evaluate.py scores predictions"):
+    with pytest.raises(InputError, match=r"sqrt depth, not linear: evaluate.py scores predictions"):
         evaluate.main([*words, str(rewritten(labels, tmp_path, "depth", depth_coding="sqrt"))])
     shutil.rmtree(tmp_path / "other_depth")
     changed = rewritten(labels, tmp_path, "depth", conventions={"labels": "near = white, linear in disparity"})
@@ -172,5 +172,5 @@ def test_maps_of_other_programs_have_no_say(tmp_path):
     save_png(tmp_path / "a.png", pixels, {"task": "segmentation", "software": "another"})
     assert check_record([tmp_path], training_use(NORMAL)) == []
     save_png(tmp_path / "a.png", pixels, {"task": "depth", **ABOUT})
-    with pytest.raises(InputError, match="a.png: maps of depth, not of normal"):
+    with pytest.raises(InputError, match=r"a.png: maps of depth, not of normal"):
         check_record([tmp_path], training_use(NORMAL))

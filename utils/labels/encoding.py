@@ -78,8 +78,8 @@ def scene_pixels(quantity: str, values: np.ndarray) -> np.ndarray:
     for the gap. Every other map, whatever lies in it, keeps all of its finite pixels, and so its label.
     """
     if quantity not in DEPTHS:
-        whole = np.ones(values.shape[:2], bool)
-        return np.linalg.norm(values, axis=2) >= VOID if quantity == "normal" else whole
+        lengths = np.linalg.norm(values, axis=2)
+        return np.asarray(lengths >= VOID) if quantity == "normal" else np.ones(lengths.shape, bool)
     scene = np.isfinite(values)
     if not scene.any():
         return scene
@@ -137,7 +137,7 @@ def _grown(mask: np.ndarray, by: int) -> np.ndarray:
     """The mask (H,W) and all pixels at most `by` rows and columns from it."""
     for axis in (0, 1):
         padded = np.pad(mask, [(by, by) if axis == each else (0, 0) for each in (0, 1)])
-        mask = np.lib.stride_tricks.sliding_window_view(padded, 2 * by + 1, axis).any(axis=-1)
+        mask = np.asarray(np.lib.stride_tricks.sliding_window_view(padded, 2 * by + 1, axis).any(axis=-1))
     return mask
 
 
