@@ -120,7 +120,7 @@ def _beyond_gap(ordered: np.ndarray) -> float | None:
     if len(positive) < max(16, 0.9 * count):
         return None
     octaves = np.log2(positive)
-    starts = np.arange(octaves[0], octaves[-1] - EMPTY, 0.25)  # of the gap
+    starts = np.arange(octaves[0], octaves[-1] - EMPTY, 0.25)  # where the gap begins, in octaves
     inside = np.searchsorted(octaves, starts + EMPTY) - np.searchsorted(octaves, starts)
     for start in starts[inside < 0.01 * count]:
         rest = positive[octaves < start]

@@ -130,7 +130,7 @@ def _check_provenance(path: Path, use: Use) -> list[str]:
         facts |= {"depth_coding": found["depth_coding"]}
         teacher = (found.get("teacher") or {}).get("name", "an unnamed teacher")
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); remove it or make the labels anew") from None
+        raise InputError(f"{path}: cannot be read ({error}); remove it or make the labels again") from None
     if facts["task"] is None:
         return [f"{path}: is not a record of pseudo_label.py (it has no task); the maps are taken at your word"]
     notes = check_facts(facts, use, path)
