@@ -36,6 +36,7 @@ def main(argv: list[str] | None = None) -> None:
         "picture, read twice",
     )
     parser.add_argument("--temperature", type=float, default=0.0, help="of predictions; 0: the likeliest tokens")
+    parser.only("temperature", lambda a: a.validation_steps, "with --validation_steps 0: only predictions are sampled")
     args = parse(parser, argv)
     if args.temperature < 0:
         raise InputError(f"--temperature={args.temperature}: must not be negative")

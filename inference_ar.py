@@ -31,6 +31,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--ensemble_size", type=int, default=1, help="maps per image, sampled at --temperature; more than 1 "
         "also write uncertainties (1)")  # fmt: skip
     add("--seed", type=int, default=1234, help="of the tokens that are sampled")
+    parser.only("seed", lambda a: a.temperature, "at --temperature 0: nothing is sampled")
     args = parser.parse_args(argv)
     above_zero(args, ("batch_size", "ensemble_size"))
     if args.temperature < 0:

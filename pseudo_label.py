@@ -12,6 +12,7 @@ provenance.json says how.
 """
 
 import argparse
+from pathlib import Path
 
 from utils.cli import Parser, above_zero, path_flag
 from utils.errors import InputError, note, run
@@ -53,6 +54,12 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--dtype", choices=["fp32", "fp16", "bf16"], default="fp32", help="of the computation")
     add("--device", help="such as cuda:1 or cpu (default: a GPU if there is one)")
     add("--overwrite", action="store_true", help="label anew what is there")
+    truth = "with --from ground_truth"
+    parser.only("steps ensemble_size processing_resolution seed dtype skip_self_check device", _asks_a_teacher, truth)
+    parser.only("revision", lambda a: a.teacher and not Path(a.teacher).is_dir(), "but for a model on the hub")
+    parser.only("frame", lambda a: a.task == "normal" and _asks_a_teacher(a), "but for a teacher of normals")
+    parser.only("predicts", lambda a: a.task == "depth" and _asks_a_teacher(a), "but for a teacher of depth")
+    parser.only("splits scene_types", lambda a: (a.input_dir / "depths").is_dir(), "but for DIODE's tree (depths/)")
     args = parser.parse_args(argv)
     if (args.teacher is None) == (args.source == "teacher"):
         raise InputError("pass either --teacher NAME or --from ground_truth")
@@ -62,6 +69,18 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         raise InputError(f"--depth_coding means nothing for --task {args.task}, only for depth; leave it out")
     above_zero(args, ("ensemble_size",))
     return args
+
+
+def _asks_a_teacher(args: argparse.Namespace) -> bool:
+    return args.source == "teacher"
+
+
+def refuse_unread(args: argparse.Namespace, kind: str) -> None:
+    """InputError for a flag that a teacher of this class does not read."""
+    defaults = {"steps": None, "ensemble_size": 1, "processing_resolution": None, "frame": "opengl", "seed": 1234}
+    for flag, default in defaults.items():
+        if getattr(args, flag) != default and kind and not kind.startswith("Marigold"):
+            raise InputError(f"--{flag} means nothing for a {kind}, only for Marigold's pipelines; leave it out")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -113,6 +132,7 @@ def main(argv: list[str] | None = None) -> None:
     device, dtype = torch.device(args.device or state.device), dtype_of(args.dtype)
     warn_of_slow_bf16(dtype, device.type, "--dtype fp32")
     teacher = load_teacher(args.task, args.teacher, args.revision, device, dtype, *options)
+    refuse_unread(args, teacher.about.get("class", ""))
 
     def ask(picture: Image.Image, name: str) -> np.ndarray:
         return teacher.predict(picture, [noise_of(args.seed, name, member) for member in range(args.ensemble_size)])

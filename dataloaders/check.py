@@ -155,7 +155,7 @@ def finish(samples: list[Files], notes: list[str], workers: int) -> int:
     return 1 if problems else 0
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
+def add_flags(parser: Parser) -> None:
     """The flags of a check, for both commands that offer it."""
     add = parser.add_argument
     add("--root", type=path_flag, help="DIODE, all of its files: the folder that holds depths/ and normals/")
@@ -166,6 +166,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     add("--manifest", type=path_flag, help="a .jsonl file")
     add("--workers", type=int, default=min(8, os.cpu_count() or 1), help="threads that read files")
+    parser.only("manifest", lambda a: a.root or a.dataset == "manifest", "without --dataset manifest")
+    manifest = "with --dataset manifest, whose lines name every file"
+    parser.only("train_data_dir pseudo_root", lambda a: a.root or a.dataset != "manifest", manifest)
 
 
 def check(args: argparse.Namespace) -> int:

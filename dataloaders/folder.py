@@ -101,7 +101,10 @@ def open_folder(
         parts["val"], intrinsic, with_truth > 0, frame=train.frame, resolution=train.resolution, seed=seed,
         whole=train.whole,
     )  # fmt: skip
-    notes.append(f"{len(parts['train'])} samples to train on, {len(val)} held out; {with_truth} have ground truth")
+    own = ", as the data are split (--val_fraction is not read)" if samples and samples[0].split else ""
+    notes.append(
+        f"{len(parts['train'])} samples to train on, {len(val)} held out{own}; {with_truth} have ground truth"
+    )
     if not with_truth:
         labels = "val/<split>/label_* compare predictions with LABELS"
         scores = "nothing is scored" if intrinsic.kind == "depth" else labels

@@ -5,12 +5,18 @@
 
     {"image": "a/1.jpg", "label": "b/1.png", "gt": "c/1.npy", "mask": "d/1.png", "split": "val", "name": "1"}
 
-In a manifest only image and label are needed; paths are relative to the manifest.
+In a manifest only image and label are needed; paths are relative to the manifest. Names that Unicode writes in two
+ways (é as one character, or as e and an accent, as macOS does) count as the same, in a manifest and between folders.
 """
 
+import codecs
+import contextlib
 import hashlib
 import json
 import os
+import re
+import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,6 +53,8 @@ def folder_samples(root: Path, label_root: Path | None = None) -> list[Sample]:
     files = {role: _by_stem(folder, endings[role]) for role, folder in roots.items()}
     if not files["rgb"]:
         raise InputError(f"{roots['rgb']}: no pictures ({', '.join(PICTURES)}) in it")
+    for role in ("label", "gt", "mask"):
+        _refuse_other_capitals(files["rgb"], files[role])
     tops = {stem.split("/")[0] for stem in files["rgb"] if "/" in stem}
     by_folder = tops >= set(SPLITS)
     strays = sorted(stem for stem in files["rgb"] if by_folder and stem.split("/")[0] not in SPLITS)
@@ -54,8 +62,8 @@ def folder_samples(root: Path, label_root: Path | None = None) -> list[Sample]:
         raise InputError(f"{roots['rgb'] / strays[0]}: images/ holds train/ and val/, so every picture lies in one")
     return [
         Sample(
-            stem, path, files["label"].get(stem, roots["label"] / f"{stem}.png"), files["gt"].get(stem),
-            files["mask"].get(stem), stem.split("/")[0] if by_folder else None,
+            _stem(path, roots["rgb"]), path, files["label"].get(stem, roots["label"] / f"{stem}.png"),
+            files["gt"].get(stem), files["mask"].get(stem), stem.split("/")[0] if by_folder else None,
         )
         for stem, path in files["rgb"].items()
     ]  # fmt: skip
@@ -63,14 +71,11 @@ def folder_samples(root: Path, label_root: Path | None = None) -> list[Sample]:
 
 def manifest_samples(path: Path) -> list[Sample]:
     """The samples that the manifest lists. InputError names the line that is wrong."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--manifest {path}: cannot be read ({error})") from None
+    find = _Finder(path.parent)
     samples: dict[str, Sample] = {}
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(_lines(path), 1):
         if line.strip():
-            sample = _parse(path.parent, line, f"{path}:{number}")
+            sample = _parse(find, line, f"{path}:{number}")
             if sample.stem in samples:
                 raise InputError(f'{path}:{number}: a second sample called {sample.stem}; give each a "name"')
             samples[sample.stem] = sample
@@ -128,18 +133,106 @@ def with_mask(samples: list[Sample], skip_missing: bool, notes: list[str]) -> li
 
 
 def _by_stem(root: Path, endings: tuple[str, ...]) -> dict[str, Path]:
-    """Relative path without ending -> file, sorted; nothing where there is no such folder."""
+    """Relative path without ending, as `one_name` -> file, sorted; nothing where there is no such folder."""
     found: dict[str, Path] = {}
     for path in sorted(root.rglob("*")):
         if path.suffix.lower() in endings and not path.name.startswith("."):
-            stem = path.relative_to(root).with_suffix("").as_posix()
+            stem = one_name(_stem(path, root))
             if stem in found:
                 raise InputError(f"{found[stem]} and {path} have one name: remove or rename one of them")
             found[stem] = path
     return found
 
 
-def _parse(folder: Path, line: str, where: str) -> Sample:
+def _stem(path: Path, root: Path) -> str:
+    return path.relative_to(root).with_suffix("").as_posix()
+
+
+def _refuse_other_capitals(images: dict[str, Path], others: dict[str, Path]) -> None:
+    """InputError for a file that would belong to an image if capitals did not count: it would be ignored."""
+    wanted = {name.casefold(): path for name, path in images.items() if name not in others}
+    for name, path in others.items():
+        if name not in images and (image := wanted.get(name.casefold())):
+            raise InputError(
+                f"{path} and {image} differ in capitals, and belong together only if they do not: rename one"
+            )
+
+
+def one_name(name: str) -> str:
+    """The name with its accents composed (NFC): the same name, whichever system has written it."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _lines(path: Path) -> list[str]:
+    """The manifest's lines: UTF-8, with or without a byte-order mark; any ends of lines."""
+    try:
+        content = path.read_bytes()
+    except (OSError, ValueError) as error:
+        raise InputError(f"--manifest {path}: cannot be read ({error})") from None
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise InputError(f"{path}:1: UTF-16 text, as its byte-order mark says; save it as UTF-8")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        number = content[: error.start].count(b"\n") + 1
+        raise InputError(f"{path}:{number}: not UTF-8 text ({error.reason}); save it as UTF-8") from None
+    return re.split("\r\n|\n|\r", text)  # splitlines would cut names at other characters, such as U+2028
+
+
+class _Finder:
+    """From a path in a manifest to the file that it means, where that is beyond doubt."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._names: dict[Path, dict[str, list[str]]] = {}
+
+    def __call__(self, text: str, where: str) -> Path:
+        """The file; where there is none, the path as it is written. InputError, with `where`, names what is wrong:
+
+        a Windows drive, surrounding spaces, or a name that is there in other capitals. Backslashes are read as
+        slashes, and Unicode's two ways to write an accent as the same, where the name as written is not there.
+        """
+        written = self.folder / text
+        if os.path.lexists(written) or "\0" in text:
+            return written
+        if os.name != "nt" and re.match(r"[A-Za-z]:[\\/]|\\\\", text):
+            raise InputError(
+                f"{where}: {text} is a path of another computer (Windows); write it relative to the manifest"
+            )
+        found = self._there(Path(text.replace("\\", "/")))
+        if found is not None:
+            return found
+        if text != text.strip() and self._there(Path(text.strip().replace("\\", "/"))) is not None:
+            raise InputError(f"{where}: {text!r} begins or ends with spaces, and no file does; remove them")
+        other = self._there(Path(text.replace("\\", "/")), str.casefold)
+        if other is not None:
+            raise InputError(
+                f"{where}: {text} is not there, but {other.relative_to(self.folder)} is: capitals count; write it so"
+            )
+        return written
+
+    def _there(self, path: Path, fold: Callable[[str], str] = str) -> Path | None:
+        """The one file of that path, names compared by `fold` of `one_name`; None where there is none, or two."""
+        place = self.folder
+        for part in path.parts:
+            if part in (os.sep, ".."):
+                place = place / part
+                continue
+            if place not in self._names:
+                names: dict[str, list[str]] = {}
+                with contextlib.suppress(OSError):
+                    for name in os.listdir(place):
+                        names.setdefault(one_name(name).casefold(), []).append(name)
+                self._names[place] = names
+            near = self._names[place].get(one_name(part).casefold(), [])
+            same = [name for name in near if fold(one_name(name)) == fold(one_name(part))]
+            if len(same) != 1:
+                return None
+            place = place / same[0]
+        return place
+
+
+def _parse(find: _Finder, line: str, where: str) -> Sample:
     try:
         entry = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -151,6 +244,9 @@ def _parse(folder: Path, line: str, where: str) -> Sample:
         raise InputError(f"{where}: {'unknown key' if entry.keys() - KEYS else 'no'} {wrong[0]!r}")
     if entry.get("split", "val") not in SPLITS:
         raise InputError(f"{where}: split {entry['split']!r} is neither train nor val")
-    paths = {key: folder / entry[key] for key in ("image", "label", "gt", "mask") if key in entry}
-    stem = entry.get("name", Path(entry["image"]).with_suffix("").as_posix())
+    paths = {key: find(entry[key], where) for key in ("image", "label", "gt", "mask") if key in entry}
+    image = (
+        entry["image"] if paths["image"] == find.folder / entry["image"] else paths["image"].relative_to(find.folder)
+    )
+    stem = entry.get("name", Path(image).with_suffix("").as_posix())
     return Sample(stem, paths["image"], paths["label"], paths.get("gt"), paths.get("mask"), entry.get("split"))

@@ -9,7 +9,7 @@ from dataloaders.folder import open_folder
 from dataloaders.listing import folder_samples, manifest_samples
 from utils.errors import InputError
 from utils.intrinsics import Intrinsic
-from utils.maps.label_record import check_depth_coding
+from utils.maps.label_record import check_record, training_use
 
 
 def open_data(args: argparse.Namespace, intrinsic: Intrinsic) -> tuple[Maps, dict[str, list[dict]]]:
@@ -26,6 +26,8 @@ def open_data(args: argparse.Namespace, intrinsic: Intrinsic) -> tuple[Maps, dic
         "masked": args.masked_loss,
         "whole": args.crop == "none",
     }
+    if args.gt_frame != "opencv" and intrinsic.kind != "normals":
+        raise InputError(f"--gt_frame means nothing for {intrinsic.name}, only for normals; leave it out")
     if args.dataset == "diode":
         train: Maps = Diode(
             intrinsic, args.train_data_dir, args.pseudo_root, "train", tuple(args.scene_types.split(",")),
@@ -42,7 +44,8 @@ def open_data(args: argparse.Namespace, intrinsic: Intrinsic) -> tuple[Maps, dic
         )
     if not len(train):
         raise InputError(f"no training images under {args.train_data_dir or args.manifest}: {'; '.join(train.notes)}")
-    if intrinsic.kind == "depth":
-        folders = dict.fromkeys(train.label_path(stem).parent for stem in train.stems)
-        check_depth_coding(folders, intrinsic.depth_coding, "pass --depth_coding as it says, or other labels")
+    folders = dict.fromkeys(train.label_path(stem).parent for stem in train.stems)
+    train.notes += check_record(folders, training_use(intrinsic))
+    if args.num_train_imgs and len(train) < min(args.num_train_imgs, args.max_train_samples or args.num_train_imgs):
+        train.notes.append(f"--num_train_imgs={args.num_train_imgs}: there are {len(train)}, and all are taken")
     return train, validation

@@ -39,6 +39,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--only_lora", action="store_true", help="leave out the trainings that the LoRA is compared with")
     add("--keep", type=path_flag, help="also write the LoRA into this folder, in half precision, to be shipped")
     add("--page", action="store_true", help="train nothing: gather the tables and pictures in --out")
+    flags = "task method base timestep steps train val seed only_lora keep"
+    parser.only(flags, lambda a: not a.page, "with --page, which trains nothing")
+    parser.only("timestep", lambda a: a.method == "single", "by diffusion, which runs through all timesteps")
     args = parser.parse_args(argv)
     args.steps = STEPS[args.method] if args.steps is None else args.steps
     args.base = BASES[args.method] if args.base is None else args.base

@@ -81,10 +81,23 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--full_precision", action="store_true", help="float32 instead of bfloat16 autocast")
     add("--workers", type=int, default=os.cpu_count(), help="processes that render")
     add("--seed", type=int, default=0, help="of pictures, weights, batches and noise")
+    trained = "unet_steps vae_steps decoder_steps ip2p_steps velocity_steps vae_scenes scenes codec_batch batch"
+    parser.only(
+        f"{trained} until full_precision workers", lambda a: not a.report, "with --report, which trains nothing"
+    )
+    parser.only("vae_steps decoder_steps vae_scenes codec_batch", _anew, "with --continue_from and --velocity_from")
+    parser.only("unet_steps ip2p_steps until", lambda a: not a.velocity_from, "with --velocity_from")
+    parser.only("velocity_steps", lambda a: a.velocity_from, "without --velocity_from")
+    reported = "with --until before ip2p, after which nothing is reported"
+    parser.only("sheet", lambda a: a.report or a.velocity_from or a.until == "ip2p", reported)
     args = parser.parse_args(argv)
     check(args)
     args.sheet = args.sheet or Path("docs") / f"{args.out.name}-samples.png"
     return args
+
+
+def _anew(args: argparse.Namespace) -> bool:
+    return not (args.continue_from or args.velocity_from)
 
 
 def check(args: argparse.Namespace) -> None:

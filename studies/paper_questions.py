@@ -85,6 +85,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--train", type=int, default=4000, help="scenes to render for training (4000)")
     add("--val", type=int, default=100, help="unseen scenes to render and score (100)")
     add("--jobs", type=int, default=1 if torch.cuda.is_available() else os.cpu_count(), help="trainings at a time")
+    parser.only("train val", lambda a: not a.data, "with --data, where nothing is rendered")
+    parser.only("snapshots", lambda a: "4" in a.questions, "without question 4")
+    parser.only(
+        "velocity_base", lambda a: {"1-velocity", "6"} & set(a.questions), "without questions 1-velocity and 6"
+    )
     return parser.parse_args(argv)
 
 

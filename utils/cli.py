@@ -5,11 +5,11 @@ import difflib
 import re
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from utils.errors import InputError
+from utils.errors import InputError, note
 
 MAX_HELP_COLUMN, MAX_WIDTH = 34, 110
 METAVARS: Mapping[object, str] = {int: "N", float: "X"}  # by type of flag
@@ -34,13 +34,25 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are InputErrors of one line, with the nearest flag or choice.
 
-    Flags are never abbreviated. Commands end with `run(main)`, which prints the error and exits with status 2.
+    Flags are never abbreviated. Commands end with `run(main)`, which prints the error and exits with status 2. A flag
+    that means something only together with others states so with `only`.
     """
 
     def __init__(self, *args, **kwargs):
         kwargs.setdefault("formatter_class", HelpFormatter)
         kwargs.setdefault("allow_abbrev", False)
         super().__init__(*args, **kwargs)
+        self._only: list[tuple[str, Callable[[argparse.Namespace], object], str, bool]] = []
+
+    def only(
+        self, flags: str, means: Callable[[argparse.Namespace], object], otherwise: str, refuse: bool = True
+    ) -> None:
+        """These flags, separated by spaces, are read only where `means(args)` holds. Elsewhere another value than the
+        default is an error; without `refuse`, for flags that the released scripts accept, a note.
+
+        otherwise: where they mean nothing, such as "with --bootstrap 0".
+        """
+        self._only += [(flag, means, otherwise, refuse) for flag in flags.split()]
 
     def parse_known_args(self, args=None, namespace=None):
         """As argparse does, but a flag that is not known is reported before one that is missing."""
@@ -49,7 +61,14 @@ class Parser(argparse.ArgumentParser):
         unknown = [flag for flag in flags if flag not in self._option_string_actions]
         if unknown and self._subparsers is None:
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
-        return super().parse_known_args(args, namespace)
+        parsed, rest = super().parse_known_args(args, namespace)
+        for flag, means, otherwise, refuse in self._only:
+            if getattr(parsed, flag) == self.get_default(flag) or means(parsed):
+                continue
+            if refuse:
+                raise InputError(f"--{flag} means nothing {otherwise}; leave it out")
+            note(f"--{flag} means nothing {otherwise}")
+        return parsed, rest
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}{self._suggestion(message)}; {self.prog} --help lists every flag")

@@ -1,6 +1,5 @@
 """What generators without captions have to be able to do, and their model cards."""
 
-import argparse
 from pathlib import Path
 
 import torch
@@ -10,7 +9,7 @@ from miniworld.pretraining.gates import Gate, table, unseen_scenes
 from miniworld.pretraining.report import BEGIN, DRAWN, END, hours, write_card
 from miniworld.pretraining.vae import save_sheet
 from miniworld.pretraining.wasserstein import sliced_wasserstein
-from utils.cli import path_flag
+from utils.cli import Parser, path_flag
 
 SHOWN = 64  # samples on the sheet
 
@@ -42,7 +41,7 @@ def sample_gates(pictures: Tensor, seed: int, ceiling: float | None = None) -> l
     ]
 
 
-def add_flags(parser: argparse.ArgumentParser, out: Path, steps: int, batch: int, scenes: int) -> None:
+def add_flags(parser: Parser, out: Path, steps: int, batch: int, scenes: int) -> None:
     """The flags of every such pretraining; `out` and the numbers are its defaults."""
     add = parser.add_argument
     add("--out", type=path_flag, default=out, help="folder of the network")
@@ -52,6 +51,7 @@ def add_flags(parser: argparse.ArgumentParser, out: Path, steps: int, batch: int
     add("--batch", type=int, default=batch, help="pictures a step; of a GAN a multiple of 4")
     add("--scenes", type=int, default=scenes, help="training pictures")
     add("--seed", type=int, default=0)
+    parser.only("steps batch scenes", lambda a: not a.report, "with --report, which trains nothing")
 
 
 def draw_sheet(pictures: Tensor, sheet: Path) -> None:

@@ -23,7 +23,7 @@ def test_coding():
     assert encode("normal", normals)[0, 0].tolist() == [128, 128, 0]
     assert encode("albedo", np.full((2, 2, 3), 0.5))[0, 0].tolist() == [128] * 3
     with pytest.raises(InputError, match="1 values are not finite"):
-        encode("depth", np.array([[1, np.nan]]))
+        encode("albedo", np.array([[[1, np.nan, 1]]]))
     assert encode("depth", np.ones((3, 3))).shape == (3, 3, 3)  # a constant has no range and no error
 
 

@@ -63,6 +63,9 @@ def parse_args(description: str, argv: list[str] | None = None) -> argparse.Name
     add("--bootstrap", type=int, default=1000, help="resamples of images for the intervals, 0 = none (default: 1000)")
     add("--seed", type=int, default=0, help="of the bootstrap (default: 0)")
     add("--workers", type=int, default=2, help="threads that read and score images (default: 2)")
+    parser.only("seed", lambda a: a.bootstrap, "with --bootstrap 0")
+    parser.only("image_dir", lambda a: a.report, "without --report")
+    parser.only("protocol gt_space erode diode_set", lambda a: a.gt_dir, "without --gt_dir")
     args = parser.parse_args(argv)
     for flag, tasks in ONLY_FOR.items():
         if getattr(args, flag) is not None and args.task not in tasks:

@@ -19,10 +19,10 @@ from utils.evaluation.aggregation import ImageScore, frame_warning, make_rows, t
 from utils.evaluation.inputs import find_images, find_judgements, find_pairs
 from utils.evaluation.pairing import Pair
 from utils.evaluation.rules import GroundTruthError, NothingToScore, PredictionError, Rules
-from utils.intrinsics import DEPTH, INTRINSICS, Intrinsic
+from utils.intrinsics import INTRINSICS, Intrinsic
 from utils.maps import diode_names
 from utils.maps.conventions import unit_vectors
-from utils.maps.label_record import check_depth_coding
+from utils.maps.label_record import Use, check_record
 from utils.metrics.protocols import DEPTH_RULES
 from utils.system.atomic import make_folder, replace
 
@@ -143,13 +143,32 @@ def make_rules(args: argparse.Namespace) -> Rules:
     )
 
 
+def check_records(args: argparse.Namespace, rules: Rules) -> list[str]:
+    """Compare the records of predictions and truth with the flags; notes. InputError names the flag that cures."""
+    notes = []
+    for folder, role, frame, space in (
+        (args.pred_dir, "pred", rules.pred_frame, rules.pred_space),
+        (args.gt_dir, "gt", rules.gt_frame, rules.gt_space),
+    ):
+        cures = {
+            "task": "pass --task {}, or another folder",
+            "frame": f"pass --{role}_frame {{}}",
+            "space": f"pass --{role}_space {{}}",
+            "align": "pass --align {}",
+            "coding": "evaluate.py scores predictions, whose coding inference undid",
+            "polarity": "predict without --invert_depth",
+        }
+        if folder is not None:
+            notes += check_record([folder], Use(rules.intrinsic, cures, frame, space, align=rules.align))
+    return notes
+
+
 def evaluate(args: argparse.Namespace) -> dict:
     """The whole result, as it is written to --output; also writes the --report."""
     notes: list[str] = []
-    if args.task == DEPTH.name:
-        check_depth_coding([args.pred_dir], "linear", "evaluate.py scores predictions, whose coding inference undid")
-    pairs = find_pairs(args, notes)
     rules = make_rules(args)
+    notes += check_records(args, rules)
+    pairs = find_pairs(args, notes)
     judgements = find_judgements(args.whdr, pairs) if args.whdr else {}
     scores, left_out = score_all(pairs, args, rules, judgements)
     if left_out:

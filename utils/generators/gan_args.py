@@ -7,7 +7,7 @@ from utils.cli import Parser, expand
 from utils.generators.gan_names import check_gan
 from utils.intrinsics import INTRINSICS
 from utils.training.args import check_refused, finish, refuse
-from utils.training.flags import optimisation_flags, run_flags, tracking_flags
+from utils.training.flags import optimisation_flags, run_flags, state_meanings, tracking_flags
 
 NO_USE = "means nothing for a GAN of this size; leave it out"
 REFUSES = {"gradient_checkpointing": NO_USE, "compile": NO_USE}
@@ -47,6 +47,8 @@ def gan_parser(description: str) -> Parser:
     tracking_flags(parser.add_argument_group("trackers and hub"))
     parser.set_defaults(learning_rate=1e-3, max_train_steps=1000, train_batch_size=16, **SET)
     refuse(parser, REFUSES)
+    state_meanings(parser)
+    parser.only("num_val_imgs", lambda a: a.validation_steps, "with --validation_steps 0")
     return parser
 
 

@@ -39,7 +39,12 @@ def resolve(name: str) -> str:
 
 
 def check_base(name: str, revision: str | None = None) -> None:
-    """Refuse, before anything heavy is imported, a base model that is no checkpoint, no folder, nor on the hub."""
+    """Refuse, before anything heavy is imported, a base model that is no checkpoint, no folder, nor on the hub.
+
+    A revision of what lies here is no error, but a note: the released scripts accept it.
+    """
+    if revision is not None and Path(name).exists():
+        note(f"--revision={revision} means nothing for {name}, which lies here, not on the hub")
     if is_single_file(name):
         check_file(Path(name))
     elif not is_folder(name):

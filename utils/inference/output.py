@@ -59,7 +59,15 @@ class Output:
         return [name for name in self.formats if name in MESHES]
 
     def check(self, intrinsics: Sequence[Intrinsic]) -> None:
-        """InputError where a mesh is wanted and nothing predicts depth."""
+        """InputError where a mesh, or a flag of depth or normals, is wanted and nothing predicts these."""
+        kinds = {intrinsic.kind for intrinsic in intrinsics}
+        for flag, given, kind in (
+            (f"--frame={self.frame}", self.frame != "opencv", "normals"),
+            ("--invert_depth", self.invert_depth, "depth"),
+        ):
+            if given and kind not in kinds:
+                names = ", ".join(intrinsic.name for intrinsic in intrinsics)
+                raise InputError(f"{flag}: means nothing for {names}, only for {kind}; leave it out")
         if self.meshes and all(intrinsic.kind != "depth" for intrinsic in intrinsics):
             names = ", ".join(intrinsic.name for intrinsic in intrinsics)
             raise InputError(f"--formats={self.meshes[0]}: made of depth, and these LoRAs predict {names}")

@@ -11,7 +11,11 @@ from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
 from utils.errors import InputError, note, print_list
-from utils.labels.encoding import encode, finish, record, write_label
+from utils.labels.encoding import DEPTHS, OUT_OF_RANGE, check_levels, encode, finish, record, scene_pixels, write_label
+from utils.maps.label_record import PROVENANCE
+
+FAR = "they do not decide near and far, and are as far, or near, as the scene is"
+BECOME = {"depth": FAR, "disparity": FAR, "normal": "they face the viewer"}
 
 
 def label_all(
@@ -31,8 +35,9 @@ def label_all(
     depth_coding: of depth and disparity. described: what provenance.json keeps, and what a later run into the same
     folder must share.
     """
+    left_out: dict[str, float] = {}
     if state.is_main_process:
-        record(output_dir, described, overwrite)
+        left_out |= record(output_dir, described, overwrite)
     state.wait_for_everyone()
     done, there, failed = 0, 0, []
     mine = list(pictures)[state.process_index :: state.num_processes]
@@ -44,14 +49,25 @@ def label_all(
             continue
         try:
             values, measured = predict(name)
-            write_label(target, encode(quantity, values, measured, depth_coding), values if with_npy else None)
+            label = encode(quantity, values, measured, depth_coding)
+            if quantity in DEPTHS:
+                check_levels(label)
+            if measured is None and not (scene := scene_pixels(quantity, values)).all():
+                left_out[name] = round(1 - scene.mean(), 4)
+            write_label(target, label, values if with_npy else None)
             done += 1
         except InputError as error:
             failed.append(str(error) if str(pictures[name]) in str(error) else f"{pictures[name]}: {error}")
     done, there, failed = sum(gather_object([done])), sum(gather_object([there])), gather_object(failed)
+    left_out = dict(sorted(entry for found in gather_object([left_out]) for entry in found.items()))
     if state.is_main_process:
         counts = {"pictures": len(pictures), "labelled in the last run": done, "there before": there}
-        finish(output_dir, described, {**counts, "failed": len(failed), "complete": not failed})
+        finish(output_dir, described, {**counts, "failed": len(failed), "complete": not failed}, left_out)
+    if left_out and state.is_main_process:
+        note(
+            f"{len(left_out)} images have pixels whose {described['task']} is unknown or clamped, as a sky's, up to "
+            f"{max(left_out.values()):.0%} of one ({OUT_OF_RANGE} in {PROVENANCE}): {BECOME[quantity]}"
+        )
     note(f"{output_dir}: {done} labelled, {there} were there, {len(failed)} failed")
     if failed:
         if state.is_main_process:

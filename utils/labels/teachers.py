@@ -7,6 +7,15 @@ What they predict, by their documentation:
                         sRGB, lighting's albedo and shading are linear, up to one scale
     ZoeDepth, GLPN, DepthPro, metric Depth Anything    depth in metres
     relative Depth Anything, DPT (MiDaS)               disparity up to scale and shift: no depth can be had from it
+
+What they do with what they do not know, in the libraries' code:
+    DepthPro            inverse depth is clamped to 1e-4: sky is at exactly 10,000 m
+    ZoeDepth            bin centres are clipped to the configured depths, 10 or 80 m
+    GLPN, metric Depth Anything    a sigmoid times the largest depth: near it, but hardly ever at it
+    relative Depth Anything, DPT   ReLU: sky is at exactly 0, the far end of the disparity
+    Marigold            depth and disparity are clipped to [0,1], colours too; normals are normalised
+`utils.labels.encoding.scene_pixels` keeps such values out of a label's range where they would cost the scene its grey
+levels.
 """
 
 from collections.abc import Callable
@@ -149,7 +158,7 @@ def _transformers_depth(
     """One of transformers' depth-estimation models."""
     pipe = transformers.pipeline("depth-estimation", model=name, revision=revision, device=device)
     pipe.model.to(dtype)
-    config, quantity = pipe.model.config, predicts
+    config, quantity, metres = pipe.model.config, predicts, False
     if quantity is None:
         metric = config.model_type in METRIC or getattr(config, "depth_estimation_type", None) == "metric"
         relative = config.model_type in RELATIVE or getattr(config, "depth_estimation_type", None) == "relative"
@@ -157,10 +166,14 @@ def _transformers_depth(
             raise InputError(
                 f"{name}: what a {config.model_type} predicts is not known; say --predicts depth or disparity"
             )
-        quantity = "depth" if metric else "disparity"
+        quantity, metres = "depth" if metric else "disparity", metric
     accept(name, quantity, predicts)
 
     def predict(picture: Image.Image, noise: list[Generator]) -> np.ndarray:
+        values = _predicted(picture)
+        return np.where(values > 0, values, np.nan) if metres else values  # nothing is 0 m away: not known
+
+    def _predicted(picture: Image.Image) -> np.ndarray:
         outputs = pipe.forward(pipe.preprocess(picture))
         outputs["predicted_depth"] = outputs["predicted_depth"].float()  # NumPy, and postprocess, know no bfloat16
         if config.model_type != "zoedepth":

@@ -1,34 +1,161 @@
-"""What the record beside pseudo labels says of them, for those who use the labels."""
+"""Records that travel with maps, compared with the use that is made of the maps.
+
+    provenance.json     in or above a folder of labels: what pseudo_label.py writes
+    PNG text chunks     of every map that inference writes: task, and frame, polarity or colour space
+
+Labels are read as this project's: normals x right, y down, z forward; depth near = white; albedo and shading
+sRGB-coded.
+"""
 
 import json
-from collections.abc import Iterable
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
+from PIL import Image
+
 from utils.errors import InputError
+from utils.intrinsics import Intrinsic
+from utils.maps.frames import FRAMES
 
 PROVENANCE = "provenance.json"  # in a folder of labels
-OLDER = {"depth_coding": "linear"}  # what older records did not need to say
+OLDER = {"depth_coding": "linear"}  # what older records did not need to state
+SOFTWARE = "intrinsic-lora"  # how our files' "software" begins
+HEADERS = 3  # folders of which one file's header is read
 
 
-def check_depth_coding(folders: Iterable[Path], coding: str, cure: str) -> None:
-    """InputError, ending in `cure`, where the provenance.json nearest above depth labels says another coding.
+@dataclass(frozen=True)
+class Use:
+    """What maps are taken for, and what to do where a record contradicts it.
 
-    folders: of labels; each, and each above it, is looked into once. Labels without a record are taken at the user's
-    word.
+    frame, space, coding, align: of normals, colours and depth. cures: what to do, by these names, "task" and
+    "polarity"; "{}" stands for what the record states.
     """
+
+    intrinsic: Intrinsic
+    cures: Mapping[str, str]
+    frame: str = "opencv"
+    space: str = "srgb"
+    coding: str = "linear"
+    align: str | None = None  # None: a training, to which disparity is no error
+
+
+def training_use(intrinsic: Intrinsic) -> Use:
+    """Maps as the targets of a training."""
+    again = "make the labels again with --frame opencv (x right, y down, z forward)"
+    cures = {
+        "task": f"pass labels of {intrinsic.name}, or start the script for {{}}",
+        "frame": again,
+        "space": "make the labels again, sRGB-coded",
+        "coding": "pass --depth_coding as it says, or other labels",
+        "polarity": "make the labels again with near = white",
+    }
+    return Use(intrinsic, cures, coding=intrinsic.depth_coding, space=intrinsic.coding)
+
+
+def check_record(folders: Iterable[Path], use: Use) -> list[str]:
+    """Compare the records of the maps in `folders` with `use`; notes on what else they state.
+
+    Each folder's record is the header of its first .png if that is of our inference, else the provenance.json nearest
+    above it; maps without a record are taken at the user's word. Raises InputError, with the cure, for a contradiction
+    or for a record that cannot be read.
+    """
+    notes: list[str] = []
     seen: set[Path] = set()
-    for folder in folders:
+    for number, folder in enumerate(folders):
+        header = header_of(folder) if number < HEADERS else None
+        if header is not None:
+            notes += check_facts(header[1], use, header[0])
+            continue
         for place in (folder, *folder.absolute().parents):
             if place in seen:
                 break
             seen.add(place)
-            path = place / PROVENANCE
-            if not path.is_file():
-                continue
+            if (place / PROVENANCE).is_file():
+                notes += _check_provenance(place / PROVENANCE, use)
+                break
+    return list(dict.fromkeys(notes))
+
+
+def check_facts(facts: Mapping[str, str], use: Use, where: Path | str) -> list[str]:
+    """Compare what a map's header or record states with `use`. Keys that are read: task; frame, polarity or
+    colour_space, or for all three convention; depth_coding. Others are of no concern. InputError begins with `where`.
+    """
+    intrinsic = use.intrinsic
+    task = facts.get("task")
+    if task is not None and task != intrinsic.name:
+        _refuse(where, "task", f"maps of {task}, not of {intrinsic.name}", task, use)
+    words = next((facts[key] for key in (intrinsic.convention[0], "convention") if facts.get(key)), "")
+    if intrinsic.kind == "depth":
+        coding = facts.get("depth_coding", "linear")
+        if coding != use.coding:
+            _refuse(where, "coding", f"these labels have {coding} depth, not {use.coding}", coding, use)
+        if "near = black" in words:
+            _refuse(where, "polarity", "depth with near = black, not white", "near = black", use)
+        if "disparity" in words and use.align == "depth":
+            _refuse(where, "align", "affine in disparity, not in depth", "disparity", use)
+        if "disparity" in words and use.align is None:
+            return [f"{where}: labels of disparity, so predictions will be too: evaluate.py --align disparity"]
+    stated = {"normals": _frame, "colour": _space}.get(intrinsic.kind, lambda words: None)(words)
+    name, wanted = {"normals": ("frame", use.frame), "colour": ("space", use.space)}.get(intrinsic.kind, ("", ""))
+    if stated is not None and FRAMES.get(stated, stated) != FRAMES.get(wanted, wanted):
+        _refuse(where, name, f"{intrinsic.name} in {stated}, not {wanted}", stated, use)
+    if words and stated is None and intrinsic.kind != "depth":
+        return [f"{where}: the {name} {words!r} is not known here; the maps are taken for {wanted}"]
+    return []
+
+
+def header_of(folder: Path) -> tuple[Path, dict[str, str]] | None:
+    """(file, text chunks) of the first .png in or below `folder`; None where it is not of our inference."""
+    for place, folders, files in os.walk(folder):
+        folders.sort()
+        if names := sorted(name for name in files if name.lower().endswith(".png")):
+            path = Path(place, names[0])
             try:
-                found = OLDER | json.loads(path.read_text())
-            except (OSError, ValueError, TypeError) as error:
-                raise InputError(f"{path}: cannot be read ({error}); remove it or make the labels anew") from None
-            if found.get("task") == "depth" and found["depth_coding"] != coding:
-                raise InputError(f"{path}: these labels have {found['depth_coding']} depth, not {coding}: {cure}")
-            break
+                with Image.open(path) as image:
+                    text = dict(getattr(image, "text", {}))
+            except Exception:  # not an image: whoever reads it will name it
+                return None
+            return (path, text) if text.get("software", "").startswith(SOFTWARE) else None
+    return None
+
+
+def _check_provenance(path: Path, use: Use) -> list[str]:
+    try:
+        found = OLDER | json.loads(path.read_text(encoding="utf-8"))
+        conventions, counts = found.get("conventions") or {}, found.get("counts") or {}
+        facts = {"task": found.get("task"), "convention": conventions.get("labels", "")}
+        facts |= {"depth_coding": found["depth_coding"]}
+        teacher = (found.get("teacher") or {}).get("name", "an unnamed teacher")
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); remove it or make the labels again") from None
+    if facts["task"] is None:
+        return [f"{path}: is not a record of pseudo_label.py (it has no task); the maps are taken at your word"]
+    notes = check_facts(facts, use, path)
+    if counts.get("complete") is False:
+        notes.append(
+            f"{path}: labelling is not finished ({counts.get('failed', 'some')} images failed or are to come); run "
+            "pseudo_label.py again"
+        )
+    if use.align is not None:
+        notes.append(f"{path}: these are pseudo labels, of {teacher}")
+    return notes
+
+
+def _refuse(where: Path | str, name: str, what: str, stated: str, use: Use) -> None:
+    raise InputError(f"{where}: {what}: {use.cures[name].format(stated)}")
+
+
+def _frame(words: str) -> str | None:
+    """The frame that a convention names."""
+    names = "|".join(sorted(map(re.escape, FRAMES), key=len, reverse=True))
+    found = re.search(rf"\b({names})\b", words)
+    return found[1] if found else None
+
+
+def _space(words: str) -> str | None:
+    """srgb or linear, as a convention has it."""
+    words = words.lower()
+    return "srgb" if "srgb-coded" in words else "linear" if "linear" in words else None

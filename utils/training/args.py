@@ -32,6 +32,7 @@ from utils.training.flags import (
     needed_flags,
     optimisation_flags,
     run_flags,
+    state_meanings,
     tracking_flags,
 )
 from utils.training.settings import OptimizerSettings, RunSettings, Settings
@@ -77,6 +78,8 @@ def training_parser(description: str, refused: Mapping[str, str]) -> Parser:
     run_flags(parser.add_argument_group("run"))
     tracking_flags(parser.add_argument_group("trackers and hub"))
     refuse(parser, refused, DEAD)
+    state_meanings(parser)
+    parser.only("cache_dir", lambda a: not a.no_cache_latents, "with --no_cache_latents")
     return parser
 
 
@@ -129,6 +132,8 @@ def finish(args: argparse.Namespace, given: set[str]) -> None:
     check_numbers(args)
     if "--num_train_epochs" in given and "--max_train_steps" not in given:
         args.max_train_steps = None  # the script's default number of steps must not win over epochs asked for
+    elif "--num_train_epochs" in given:
+        note("--num_train_epochs means nothing with --max_train_steps, which wins")
     if args.max_train_steps is None and args.num_train_epochs is None:
         raise InputError("no length: pass --max_train_steps or --num_train_epochs")
     args.trackers = trackers_of(args.report_to)

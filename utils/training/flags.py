@@ -2,7 +2,7 @@
 
 import argparse
 
-from utils.cli import expand
+from utils.cli import Parser, expand
 from utils.maps.frames import FRAMES
 
 
@@ -130,3 +130,22 @@ def tracking_flags(group) -> None:
         "checkpoint and at the end")  # fmt: skip
     add("--hub_model_id", help="repository to upload to (default: --output_dir's name)")
     add("--hub_token", help="token for it (default: the one that `hf auth login` stored)")
+
+
+def state_meanings(parser: Parser) -> None:
+    """Of the flags of `run_flags` and `tracking_flags`: which ones are read only together with others."""
+    parser.only("force_resume", lambda a: a.resume_from_checkpoint, "without --resume_from_checkpoint")
+    parser.only("no_first_validation", lambda a: a.validation_steps, "with --validation_steps 0")
+    parser.only("tracker_project", lambda a: _reports(a), "with --report_to none")
+    parser.only("run_name tracker_tags", lambda a: _reports(a, "wandb"), "without wandb in --report_to")
+    parser.only(
+        "logging_dir", lambda a: _reports(a, "tensorboard"), "without tensorboard in --report_to", refuse=False
+    )
+    parser.only("hub_model_id hub_token", lambda a: a.push_to_hub, "without --push_to_hub", refuse=False)
+    warm = "with --lr_scheduler constant (constant_with_warmup has a warm-up)"
+    parser.only("lr_warmup_steps", lambda a: a.lr_scheduler != "constant", warm, refuse=False)
+
+
+def _reports(args: argparse.Namespace, tracker: str | None = None) -> bool:
+    names = {name.strip() for name in args.report_to.split(",")}
+    return "all" in names or (tracker in names if tracker else bool(names - {"none", ""}))
