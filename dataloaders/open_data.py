@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from dataloaders.base import Maps
+from dataloaders.base import Maps, unknown_labels
 from dataloaders.diode import Diode, validation_sets
 from dataloaders.folder import open_folder
 from dataloaders.listing import folder_samples, manifest_samples
@@ -45,4 +45,6 @@ def open_data(args: argparse.Namespace, intrinsic: Intrinsic) -> tuple[Maps, dic
     if intrinsic.kind == "depth":
         folders = dict.fromkeys(train.label_path(stem).parent for stem in train.stems)
         check_depth_coding(folders, intrinsic.depth_coding, "pass --depth_coding as it says, or other labels")
+    if text := unknown_labels(train):
+        train.notes.append(text)
     return train, validation

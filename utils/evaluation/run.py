@@ -22,12 +22,11 @@ from utils.evaluation.rules import GroundTruthError, NothingToScore, PredictionE
 from utils.intrinsics import DEPTH, INTRINSICS, Intrinsic
 from utils.maps import diode_names
 from utils.maps.conventions import unit_vectors
-from utils.maps.known import OUTSIDE, shares
+from utils.maps.known import FARTHEST_MEDIAN, OUTSIDE, shares
 from utils.maps.label_record import check_depth_coding
 from utils.metrics.protocols import DEPTH_RULES
 from utils.system.atomic import make_folder, replace
 
-FARTHEST_MEDIAN = 300.0  # metres: beyond it, true depth is taken for millimetres
 NEAREST_MEDIAN = 0.02  # metres: below it, --gt_depth_scale was probably applied to metres
 
 

@@ -60,7 +60,7 @@ def read_rgb16(path: Path) -> np.ndarray:
     for order in ("RGB;16B", "RGB;16L"):
         with Image.open(path) as image:
             codec, extents, offset, _ = image.tile[0]
-            image.tile = [(codec, extents, offset, order)]
+            image.tile = [(codec, extents, offset, order)]  # type: ignore[list-item]  # a plain tuple in Pillow 10
             halves.append(np.asarray(image.convert("RGB"), np.uint16))
     return halves[0] << 8 | halves[1]
 

@@ -7,7 +7,7 @@ is wrong. Nothing here guesses: a file that could mean two things is an error.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -97,13 +97,13 @@ def read_truth(
     mask: the file of its mask. units_per_metre: of depth, whichever the format; None: floats are metres, and whole
     numbers an error that ends in `cure`. An unknown normal is the zero vector.
     """
-    inside = None if mask is None else _named(read_mask, mask)
+    inside = None if mask is None else read_mask_named(mask)
     try:
         raw = read_raw(path)
         values = _decode(raw, kind)
         if kind == "depth":
             _check_metric(raw, path, units_per_metre, cure)
-        known = known_pixels(kind, raw.array, inside, units_per_metre or 1.0)
+        known = known_pixels(kind, raw.array, inside, units_per_metre or 1.0, about=raw.about)
         if kind == "depth":
             _refuse_negative(values)
             values = values / (units_per_metre or 1.0)
@@ -120,14 +120,10 @@ def read_prediction(path: Path, kind: Kind) -> Map:
     """
     try:
         raw = read_raw(path)
-        array = raw.array
-        if kind == "depth" and array.ndim == 3 and (array == array[..., :1]).all():
-            raw = raw._replace(array=array[..., 0])
+        if kind == "depth" and raw.array.ndim == 3 and (raw.array == raw.array[..., :1]).all():
+            raw = raw._replace(array=raw.array[..., 0])
         values = _decode(raw, kind)
-        if raw.about.get("software", "").startswith("intrinsic-lora") and array.dtype.kind == "u":
-            known = Known(np.ones(array.shape[:2], bool), {})
-        else:
-            known = known_pixels(kind, raw.array, prediction=True)
+        known = known_pixels(kind, raw.array, prediction=True, about=raw.about)
     except ValueError as error:
         raise InputError(f"{path}: {error}") from None
     return _map(raw, kind, values, known)
@@ -190,20 +186,20 @@ def _refuse_negative(depth: np.ndarray) -> None:
         )
 
 
-def _named(reader: Callable, path: Path):
-    """reader(path), its ValueError turned into an InputError with the file's name."""
-    try:
-        return reader(path)
-    except ValueError as error:
-        raise InputError(f"{path}: {error}") from None
-
-
 def read_mask(path: Path) -> np.ndarray:
     """True where valid, bool (H, W), from any number type; in .png any channel above zero."""
     array = read_array(path)
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise ValueError("has NaN or inf: a mask is zero or not zero")
     return (array != 0).any(axis=2) if array.ndim == 3 else array.astype(bool)
+
+
+def read_mask_named(path: Path) -> np.ndarray:
+    """`read_mask`; raises InputError naming the file."""
+    try:
+        return read_mask(path)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from None
 
 
 def resize(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
@@ -241,7 +237,7 @@ def _read_png(path: Path) -> tuple[np.ndarray, dict[str, str]]:
         if "transparency" in image.info:
             raise ValueError("has a transparent colour: save it without, and what it leaves out as <stem>_mask.png")
         array = np.asarray(image)
-        about = {key: str(value) for key, value in image.text.items()}  # after the pixels: it may stand behind them
+        text = getattr(image, "text", {})  # after the pixels, since it may stand behind them in the file
     if depth == 16 and colour == 2:
         array = read_rgb16(path)
-    return array.astype(np.uint16) if depth == 16 else array, about  # Pillow opens 16-bit grey as int32 or uint16
+    return array.astype(np.uint16) if depth == 16 else array, dict(text)  # Pillow opens 16-bit grey as int32 or uint16

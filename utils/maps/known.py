@@ -7,13 +7,15 @@ table. Nothing here changes a value; the readers in utils/maps/files.py call it,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from utils.intrinsics import Kind
 
+PROGRAM = "intrinsic-lora"  # how the header of this project's own files begins under "software"
 OUTSIDE = "outside the mask"
 NOT_FINITE = "NaN or inf"
 # The largest numbers of uint16 and of float16, "no measurement" in many sets, and what is left of them after a
@@ -21,6 +23,7 @@ NOT_FINITE = "NaN or inf"
 SATURATED = [top / units for top in (65535.0, 65504.0) for units in (1, 10, 100, 256, 1000)]
 FAR = [float(f"1e{power}") for power in range(3, 9)] + [10.0**digits - 1 for digits in range(3, 9)]  # 1000, 999, ...
 BEYOND = 1e9  # metres: nothing that a camera sees is a million kilometres away
+FARTHEST_MEDIAN = 300.0  # metres: true depth beyond it is taken for millimetres
 REPEATS = 10  # pixels on which a saturated value must repeat where the next one is not far below it
 
 
@@ -36,13 +39,20 @@ class MaskShapeError(ValueError):
 
 
 def known_pixels(
-    kind: Kind, raw: np.ndarray, mask: np.ndarray | None = None, units_per_metre: float = 1.0, prediction: bool = False
+    kind: Kind,
+    raw: np.ndarray,
+    mask: np.ndarray | None = None,
+    units_per_metre: float = 1.0,
+    prediction: bool = False,
+    about: Mapping[Any, object] = MappingProxyType({}),
 ) -> Known:
     """The pixels of one map that have a value, and why the others have none.
 
     raw: the numbers as the file stores them, (H, W) or (H, W, C); normals (H, W, 3). mask: (H, W) of any dtype, not
     zero = known. units_per_metre: of depth. prediction: every finite number of depth and colour is a value, since
-    predicted depth has no unit and no zero point. Raises MaskShapeError, and ValueError for normals of another shape.
+    predicted depth has no unit and no zero point. about: the text in the file's header; an image that this project
+    predicted has a value everywhere, and black is one of them.
+    Raises MaskShapeError, and ValueError for normals of another shape.
     """
     if kind == "normals" and (raw.ndim != 3 or raw.shape[-1] != 3):
         raise ValueError(f"normals need a last axis of 3, not shape {raw.shape}")
@@ -54,6 +64,8 @@ def known_pixels(
         known = mask.astype(bool)
         if outside := int(known.size - np.count_nonzero(known)):
             unknown[OUTSIDE] = outside
+    if raw.dtype.kind == "u" and str(about.get("software", "")).startswith(PROGRAM):
+        return Known(known, unknown)
     if kind == "normals":
         rules = _normal_rules(raw)
     elif kind == "depth":
@@ -102,7 +114,7 @@ def _depth_rules(raw: np.ndarray, known: np.ndarray, units: float) -> Iterator[t
     else:
         yield f"{np.iinfo(raw.dtype).max}, the format's largest", raw == np.iinfo(raw.dtype).max
     while (code := _sentinel(raw, known, units)) is not None:
-        yield f"{code:.9g}, far behind the rest", raw == code
+        yield f"{code:.7g}, far behind the rest", raw == code
 
 
 def _sentinel(raw: np.ndarray, known: np.ndarray, units: float) -> float | None:
@@ -141,13 +153,12 @@ def _every_channel(found: np.ndarray) -> np.ndarray:
     return found if found.ndim == 2 else found.all(axis=2)
 
 
-def _all(planes) -> np.ndarray:
+def _all(planes: Iterable[np.ndarray]) -> np.ndarray:
     """The pixels that are true in every plane."""
-    planes = iter(planes)
-    found = next(planes)
-    for plane in planes:
+    found, *others = planes
+    for plane in others:
         found = found & plane
-    return found
+    return np.asarray(found)
 
 
 def shares(unknown: Mapping[str, int], pixels: int, what: str) -> str | None:
