@@ -1,19 +1,23 @@
 """What all data sets of intrinsic maps have in common: how files become items for training and validation."""
 
 import hashlib
+from collections import Counter
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from utils.errors import InputError
 from utils.intrinsics import Intrinsic
 from utils.maps.images import Crop, read_label, read_rgb, same_aspect, size_of, whole_size
+from utils.maps.known import Known, known_pixels, shares
 from utils.metrics.scores import Score, against_label, label_as_truth, score_of
 
+LOOKED_AT = 16  # labels, for the share of unknown pixels
 PROBES = 8  # pictures and labels whose content goes into a fingerprint
 
 
@@ -120,9 +124,15 @@ class Maps(Dataset):
         crop = self._crop(rgb.size, index, epoch)
         label_crop = crop if same_aspect(label.size, rgb.size) else Crop.of(*label.size, self.resolution)
         target = label_crop.picture(label)
-        gt, valid = self._truth(stem, rgb.size, crop) if self.measured else label_as_truth(self.intrinsic, target)
+        if self.masked or not self.measured:
+            reached = label_crop.reached(~label_known(self.intrinsic, label).pixels)
+            known = torch.from_numpy(~reached)[None]  # no pixel that the resize has mixed with an unknown one
+        if self.measured:
+            gt, valid = self._truth(stem, rgb.size, crop)
+        else:
+            gt, valid = label_as_truth(self.intrinsic, target, known)
         item = {"rgb": crop.picture(rgb), "target": target, "gt": gt, "valid": valid, "stem": stem}
-        return item | {"mask": self._mask(stem, rgb.size, crop, valid)} if self.masked else item
+        return item | {"mask": self._mask(stem, rgb.size, crop, valid) & known} if self.masked else item
 
     def _crop(self, size: tuple[int, int], index: int, epoch: int) -> Crop:
         if self.whole:
@@ -166,6 +176,27 @@ class Maps(Dataset):
         flags = "--crop square and --center_crop" if self.whole else "--center_crop"
         cure = f"labels of centre squares need {flags}" if label[0] == label[1] else "make the label anew"
         raise InputError(f"{path}: a {label[0]}x{label[1]} label does not cover a {rgb[0]}x{rgb[1]} picture; {cure}")
+
+
+def label_known(intrinsic: Intrinsic, label: Image.Image) -> Known:
+    """Which pixels of an 8-bit label, as `read_label` gives it, have a value; (H,W). In depth and colour all have."""
+    return known_pixels(intrinsic.kind, np.asarray(label), prediction=True, about=label.info)
+
+
+def unknown_labels(dataset: Maps) -> str | None:
+    """One line: the share of unknown pixels in up to LOOKED_AT labels that the seed chooses; None if all are known."""
+    if dataset.intrinsic.kind != "normals":
+        return None
+    unknown: Counter[str] = Counter()
+    pixels = 0
+    chosen = np.random.default_rng([dataset.seed, len(dataset)]).permutation(len(dataset))[:LOOKED_AT]
+    for index in chosen:
+        label = read_label(dataset.label_path(dataset.stems[int(index)]))
+        unknown.update(label_known(dataset.intrinsic, label).unknown)
+        pixels += label.width * label.height
+    text = shares(unknown, pixels, f"the pixels of {len(chosen)} labels")
+    unmasked = "the loss takes them for directions, --masked_loss leaves them out"
+    return text and f"{text}; {'--masked_loss leaves them out' if dataset.masked else unmasked}"
 
 
 def fixed_samples(dataset: Maps, count: int, seed: int) -> list[dict]:

@@ -1,20 +1,21 @@
 """Your own images and labels as a data set of any intrinsic; `dataloaders.listing` says how their files are found.
 
-Ground truth (gt/): normals as vectors (.npy) or 8-bit pictures, depth .npy in metres, albedo and shading linear .npy
-or sRGB-coded .png. Masks: not zero = valid. Where a sample has no truth it is not scored.
+Ground truth (gt/): normals as vectors (floats) or encoded (8 or 16 bits), depth in metres (floats), albedo and shading
+linear (floats) or sRGB-coded (8 or 16 bits); .npy, .exr or .png. Masks: not zero = valid. Where a sample has no truth
+it is not scored.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from dataloaders.base import Maps, fixed_samples
 from dataloaders.listing import Sample, complete, split_samples, with_mask
-from utils.errors import InputError
+from utils.errors import InputError, warn
 from utils.intrinsics import Intrinsic
 from utils.maps.conventions import convert_frame, to_linear, unit_vectors
-from utils.maps.files import read_colour, read_mask, read_metric_depth, read_normals
+from utils.maps.files import read_mask_named, read_truth
+from utils.maps.known import FARTHEST_MEDIAN
 
 
 class FolderMaps(Maps):
@@ -59,7 +60,7 @@ class FolderMaps(Maps):
 
     def mask(self, stem: str) -> np.ndarray | None:
         sample = self.samples[stem]
-        return None if sample.gt is not None or sample.mask is None else _read(read_mask, sample.mask)
+        return None if sample.gt is not None or sample.mask is None else read_mask_named(sample.mask)
 
     def mask_paths(self, stem: str) -> list[Path]:
         sample = self.samples[stem]
@@ -69,17 +70,13 @@ class FolderMaps(Maps):
         sample = self.samples[stem]
         if sample.gt is None:
             return None
-        readers = {"normals": _normals, "depth": _depth, "colour": _colour}
-        values, valid = _read(readers[self.intrinsic.kind], sample.gt)
-        if self.intrinsic.kind == "normals":
+        if self.intrinsic.kind == "depth":
+            values, valid = _depth(sample.gt, sample.mask)
+        elif self.intrinsic.kind == "normals":
+            values, valid = _normals(sample.gt, sample.mask)
             values = convert_frame(values, self.frame)
-        elif sample.gt.suffix == ".png" and self.intrinsic.coding == "srgb":
-            values = to_linear(values)
-        if sample.mask is not None:
-            mask = _read(read_mask, sample.mask)
-            if mask.shape != valid.shape:
-                raise InputError(f"{sample.mask}: mask of shape {mask.shape} beside ground truth of {valid.shape}")
-            valid = valid & mask
+        else:
+            values, valid = _colour(sample.gt, sample.mask, self.intrinsic.coding)
         return np.where(valid[..., None], values, 0), valid
 
 
@@ -110,30 +107,33 @@ def open_folder(
         scores = "nothing is scored" if intrinsic.kind == "depth" else labels
         notes.append(f"no ground truth: {scores}; gt/<same name>.npy (or a manifest's gt) would be used")
     train.notes = notes
-    return train, {name: fixed_samples(part, 4, seed) for name, part in (("train", train), ("val", val)) if len(part)}
+    samples_of = {name: fixed_samples(part, 4, seed) for name, part in (("train", train), ("val", val)) if len(part)}
+    if intrinsic.kind == "depth" and train.measured:
+        _warn_of_millimetres([item for items in samples_of.values() for item in items])
+    return train, samples_of
 
 
-def _read(reader: Callable, path: Path):
-    """reader(path), its ValueError turned into an InputError with the file's name."""
-    try:
-        return reader(path)
-    except ValueError as error:
-        raise InputError(f"{path}: {error}") from None
+def _warn_of_millimetres(items: list[dict]) -> None:
+    medians = [item["gt"][item["valid"]].median().item() for item in items if item["valid"].any()]
+    if medians and np.median(medians) > FARTHEST_MEDIAN:
+        warn(f"gt/: the median of the true depth is {np.median(medians):.4g} m; divide millimetres by 1000")
 
 
-def _normals(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    values, valid = read_normals(path)
-    return np.where(valid[..., None], unit_vectors(values), 0), valid
+def _normals(path: Path, mask: Path | None = None) -> tuple[np.ndarray, np.ndarray]:
+    found = read_truth(path, "normals", mask)
+    return np.where(found.known[..., None], unit_vectors(found.values), 0), found.known
 
 
-def _depth(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    if path.suffix != ".npy":
-        raise ValueError("ground truth depth is read from .npy in metres only")
-    values = read_metric_depth(path, None)
-    return values[..., None], np.isfinite(values) & (values > 0)
+def _depth(path: Path, mask: Path | None = None) -> tuple[np.ndarray, np.ndarray]:
+    cure = "save metres as floats: divide by 1000 if these are millimetres, by 256 if they are KITTI's"
+    if path.suffix.lower() == ".png":
+        raise InputError(f"{path}: ground truth depth is read from .npy in metres only (or .exr); {cure}")
+    found = read_truth(path, "depth", mask, cure=cure)
+    return found.values[..., None], found.known
 
 
-def _colour(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    values = read_colour(path)
-    values = np.repeat(values[..., None], 3, axis=2) if values.ndim == 2 else values
-    return values, np.isfinite(values).all(axis=2)
+def _colour(path: Path, mask: Path | None, coding: str) -> tuple[np.ndarray, np.ndarray]:
+    """Linear light (H,W,3): whole numbers are coded as `coding` says, floats are linear whatever the format."""
+    found = read_truth(path, "colour", mask)
+    values = np.repeat(found.values[..., None], 3, axis=2) if found.values.ndim == 2 else found.values
+    return (to_linear(values) if found.coded and coding == "srgb" else values), found.known

@@ -1,7 +1,7 @@
 """Lists your own pictures and labels: of a folder, or of a manifest with one JSON object a line.
 
     <root>/images/<any folders>/<stem>.<png, jpg, ...>        <root>/labels/<same folders>/<stem>.png
-    <root>/gt/<same>/<stem>.npy or .png (optional)            <root>/masks/<same>/<stem>.npy or .png (optional)
+    <root>/gt/<same>/<stem>.npy, .exr or .png (optional)      <root>/masks/<same>/<stem>.npy or .png (optional)
 
     {"image": "a/1.jpg", "label": "b/1.png", "gt": "c/1.npy", "mask": "d/1.png", "split": "val", "name": "1"}
 
@@ -16,12 +16,13 @@ import json
 import os
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.errors import InputError
-from utils.maps.files import PICTURES
+from utils.errors import InputError, warn
+from utils.maps.files import MAPS, PICTURES, SIXTEEN
+from utils.maps.mask_files import MASK_ENDINGS, masks_next_to, stem_of_mask, the_mask
 
 SPLITS = ("train", "val")
 KEYS = {"image", "label", "gt", "mask", "split", "name"}
@@ -49,10 +50,12 @@ def folder_samples(root: Path, label_root: Path | None = None) -> list[Sample]:
     for role, hint in (("rgb", "--train_data_dir holds images/ and labels/"), ("label", "or pass --pseudo_root")):
         if not roots[role].is_dir():
             raise InputError(f"{roots[role]}: no such folder; {hint}")
-    endings = {"rgb": PICTURES, "label": PICTURES, "gt": (".npy", ".png"), "mask": (".npy", ".png")}
-    files = {role: _by_stem(folder, endings[role]) for role, folder in roots.items()}
+    files = {"rgb": _by_stem(roots["rgb"], PICTURES)}
     if not files["rgb"]:
         raise InputError(f"{roots['rgb']}: no pictures ({', '.join(PICTURES)}) in it")
+    files["label"] = _by_stem(roots["label"], PICTURES)
+    for role, endings in (("gt", MAPS), ("mask", MASK_ENDINGS)):
+        files[role] = _by_stem(roots[role], endings, files["rgb"].keys())
     for role in ("label", "gt", "mask"):
         _refuse_other_capitals(files["rgb"], files[role])
     tops = {stem.split("/")[0] for stem in files["rgb"] if "/" in stem}
@@ -63,7 +66,8 @@ def folder_samples(root: Path, label_root: Path | None = None) -> list[Sample]:
     return [
         Sample(
             _stem(path, roots["rgb"]), path, files["label"].get(stem, roots["label"] / f"{stem}.png"),
-            files["gt"].get(stem), files["mask"].get(stem), stem.split("/")[0] if by_folder else None,
+            files["gt"].get(stem), _mask_of(stem, files["gt"].get(stem), files["mask"].get(stem), roots["gt"]),
+            stem.split("/")[0] if by_folder else None,
         )
         for stem, path in files["rgb"].items()
     ]  # fmt: skip
@@ -132,15 +136,32 @@ def with_mask(samples: list[Sample], skip_missing: bool, notes: list[str]) -> li
     return known
 
 
-def _by_stem(root: Path, endings: tuple[str, ...]) -> dict[str, Path]:
-    """Relative path without ending, as `one_name` -> file, sorted; nothing where there is no such folder."""
+def _by_stem(root: Path, endings: tuple[str, ...], images: Collection[str] = ()) -> dict[str, Path]:
+    """Relative path without ending, as `one_name` -> file, sorted; nothing where there is no such folder.
+
+    images: the stems of the images, of which these files are maps or masks: then a stem that is not one of them loses
+    `_16bit` and the tails of masks, masks among maps are left to `_mask_of`, and a warning counts those whose names
+    begin like an image's and belong to none.
+    """
     found: dict[str, Path] = {}
+    strays: list[Path] = []
     for path in sorted(root.rglob("*")):
         if path.suffix.lower() in endings and not path.name.startswith("."):
             stem = one_name(_stem(path, root))
+            if images and stem not in images:
+                bare = stem.removesuffix(SIXTEEN)
+                if (masked := stem_of_mask(stem)) in images:
+                    if endings == MAPS:
+                        continue
+                    bare = str(masked)
+                if bare not in images and any(bare[:end] in images for end, sign in enumerate(bare) if sign == "_"):
+                    strays.append(path)
+                stem = bare
             if stem in found:
                 raise InputError(f"{found[stem]} and {path} have one name: remove or rename one of them")
             found[stem] = path
+    if strays:
+        warn(f"{root}: {len(strays)} files belong to no image and are not read, e.g. {strays[0].name}")
     return found
 
 
@@ -232,6 +253,12 @@ class _Finder:
         return place
 
 
+def _mask_of(stem: str, gt: Path | None, mask: Path | None, root: Path | None = None) -> Path | None:
+    """The mask of one image: the one in masks/ and those next to its truth, which must not differ (InputError)."""
+    beside = [] if gt is None else masks_next_to(gt, {stem.rpartition("/")[2], gt.stem.removesuffix(SIXTEEN)}, root)
+    return the_mask([path for path in (mask, *beside) if path is not None])
+
+
 def _parse(find: _Finder, line: str, where: str) -> Sample:
     try:
         entry = json.loads(line)
@@ -249,4 +276,5 @@ def _parse(find: _Finder, line: str, where: str) -> Sample:
         entry["image"] if paths["image"] == find.folder / entry["image"] else paths["image"].relative_to(find.folder)
     )
     stem = entry.get("name", Path(image).with_suffix("").as_posix())
-    return Sample(stem, paths["image"], paths["label"], paths.get("gt"), paths.get("mask"), entry.get("split"))
+    mask = paths.get("mask") or _mask_of(stem, paths.get("gt"), None)
+    return Sample(stem, paths["image"], paths["label"], paths.get("gt"), mask, entry.get("split"))

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from dataloaders.base import Maps
+from dataloaders.base import Maps, unknown_labels
 from dataloaders.diode import Diode, validation_sets
 from dataloaders.folder import open_folder
 from dataloaders.listing import folder_samples, manifest_samples
@@ -48,4 +48,6 @@ def open_data(args: argparse.Namespace, intrinsic: Intrinsic) -> tuple[Maps, dic
     train.notes += check_record(folders, training_use(intrinsic))
     if args.num_train_imgs and len(train) < min(args.num_train_imgs, args.max_train_samples or args.num_train_imgs):
         train.notes.append(f"--num_train_imgs={args.num_train_imgs}: there are {len(train)}, and all are taken")
+    if text := unknown_labels(train):
+        train.notes.append(text)
     return train, validation

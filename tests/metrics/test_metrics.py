@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from utils.evaluation import aggregation
-from utils.maps.conventions import FRAMES, convert_frame, normal_valid, to_frame, to_linear, to_srgb, unit_vectors
+from utils.maps.conventions import FRAMES, convert_frame, to_frame, to_linear, to_srgb, unit_vectors
+from utils.maps.known import known_pixels
 from utils.metrics.colour import albedo_metrics, local_mse, ssim, whdr
 from utils.metrics.depth import align_depth, align_scale_shift, depth_metrics
 from utils.metrics.normals import angular_error, normal_metrics
@@ -96,10 +97,11 @@ def test_angle_properties(p, g, scale):
 
 def test_valid_normals():
     gt = np.array([[[1.0, -1, 0], [0, 0, 0], [np.nan, 0, 1], [0, np.inf, 0], [0, 0, 1e-9]]])
-    assert normal_valid(gt).tolist() == [[True, False, False, False, True]]
-    assert normal_valid(gt, [[0, 1, 1, 1, 2]]).tolist() == [[False, False, False, False, True]]
+    assert known_pixels("normals", gt).pixels.tolist() == [[True, False, False, False, True]]
+    mask = np.array([[0, 1, 1, 1, 2]])
+    assert known_pixels("normals", gt, mask).pixels.tolist() == [[False, False, False, False, True]]
     with pytest.raises(ValueError, match="mask of shape"):
-        normal_valid(gt, np.ones((5, 1)))
+        known_pixels("normals", gt, np.ones((5, 1)))
 
 
 def test_normal_metrics_count_strictly_below():

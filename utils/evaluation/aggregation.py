@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +24,9 @@ class ImageScore(NamedTuple):
     angles: np.ndarray | None = None  # float32 (pixels,), kept for the pooled median alone
     flips: np.ndarray | None = None  # float64 (8,), mean error after each combination of axis flips
     distorted: bool = False  # the prediction had other proportions than the truth
+    unknown: Mapping[str, int] = MappingProxyType({})  # reason -> pixels of the truth's file without a value
+    truth_pixels: int = 0  # of that file, 0 where there is none
+    median_depth: float | None = None  # metres, of the valid pixels
 
 
 def angle_bins(angles: np.ndarray) -> np.ndarray:

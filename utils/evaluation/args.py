@@ -32,14 +32,21 @@ def parse_args(description: str, argv: list[str] | None = None) -> argparse.Name
     add("--task", required=True, choices=tuple(INTRINSICS))
     add("--protocol", help="; ".join(f"{kind}: {', '.join(names)}" for kind, names in PROTOCOLS.items()))
     add(
-        "--pred_dir", type=path_flag, required=True, help="predictions: <name>[_<task>].npy or .png, in any subfolders"
+        "--pred_dir",
+        type=path_flag,
+        required=True,
+        help="predictions in any subfolders: <name>[_<task>] with .npy, .exr, _16bit.png or .png",
     )
     add(
         "--gt_dir",
         type=path_flag,
         help="ground truth with the same relative names, or DIODE's normals or depths folder",
     )
-    add("--mask_dir", type=path_flag, help="masks, not zero = valid; otherwise <stem>_depth_mask.npy beside the truth")
+    add(
+        "--mask_dir",
+        type=path_flag,
+        help="masks, not zero = valid; otherwise <stem>_mask, _depth_mask or _valid, .npy or .png, next to the truth",
+    )
     add("--output", type=path_flag, default=Path("metrics.json"), help="result file (default: metrics.json)")
     add("--report", type=path_flag, metavar="DIR", help="also write DIR/index.html, one page that needs no server")
     add("--image_dir", type=path_flag, help="images of the same names, shown in the report (default: DIODE's own)")
@@ -48,7 +55,11 @@ def parse_args(description: str, argv: list[str] | None = None) -> argparse.Name
     add("--pred_frame", choices=tuple(FRAMES), help="axes of predicted normals (default: opencv, what we predict)")
     add("--gt_frame", choices=tuple(FRAMES), help="axes of true normals (default: opengl for DIODE, else opencv)")
     add("--align", choices=("depth", "disparity"), help="what scale and shift are fitted in (default: depth)")
-    add("--gt_depth_scale", type=float, help="units per metre of 16-bit .png depth: KITTI 256, NYUv2 1000")
+    add(
+        "--gt_depth_scale",
+        type=float,
+        help="units per metre of the true depth, in every format: 1000 (millimetres, NYUv2), KITTI 256 (default: 1)",
+    )
     add("--pred_space", choices=("srgb", "linear"), help="colour space of predictions (default: srgb)")
     add("--gt_space", choices=("srgb", "linear"), help="colour space of the truth, and of the scores (default: srgb)")
     add("--whdr", type=path_flag, help="IIW judgements: one .json, or a folder of <name>.json; needs no --gt_dir")

@@ -11,6 +11,7 @@ from utils.evaluation.pairing import Pair
 from utils.intrinsics import INTRINSICS
 from utils.maps import diode_names
 from utils.maps.files import PICTURES
+from utils.maps.mask_files import MASK_FOLDERS
 from utils.metrics.protocols import DEPTH_RULES
 
 
@@ -19,14 +20,16 @@ def find_pairs(args: argparse.Namespace, notes: list[str]) -> list[Pair]:
     if args.gt_dir is None:
         found, doubles = pairing.find_maps(args.pred_dir, args.task, "--pred_dir", args.by_stem)
         pairs = [Pair(name, path, None) for name, path in sorted(found.items())]
-        counts = {"npy_preferred_over_png": doubles, "predictions_without_gt": 0}
+        several, without_gt = {"predictions": doubles}, 0
     else:
         root = diode_names.diode_root(args.gt_dir)
         listed = diode_names.listed_samples(root) if root else None
         if args.diode_set and not root:
             raise InputError(f"--diode_set: no diode_meta.json beside the normals or depths folder {args.gt_dir}")
         wanted = listed if args.diode_set == "meta" else None
-        pairs, counts = pairing.pair_maps(args.task, args.pred_dir, args.gt_dir, args.mask_dir, wanted, args.by_stem)
+        pairs, several, without_gt = pairing.pair_maps(
+            args.task, args.pred_dir, args.gt_dir, args.mask_dir, wanted, args.by_stem
+        )
         refuse_whole_tree(pairs, args)
         if listed is not None:
             inside = sum(pair.gt is not None and diode_names.sample_of(pair.gt) in listed for pair in pairs)
@@ -35,19 +38,36 @@ def find_pairs(args: argparse.Namespace, notes: list[str]) -> list[Pair]:
             missing = sum(pair.prediction is None for pair in pairs)
             if missing and not args.allow_missing and inside < len(pairs):
                 note(f"{missing} have no prediction: --diode_set meta asks for the listed ones only")
-    if counts["npy_preferred_over_png"]:
-        notes.append(f"{counts['npy_preferred_over_png']} predictions exist as .npy and .png: scored the .npy")
-    if counts["predictions_without_gt"]:
-        notes.append(f"{counts['predictions_without_gt']} predictions have no ground truth and were not scored")
+    for what, counts in several.items():
+        for formats, count in counts.items():
+            words = f"{', '.join(formats[:-1])} and {formats[-1]}"
+            notes.append(f"{count} {what} exist as {words}: scored the {formats[0]}")
+    if without_gt:
+        notes.append(f"{without_gt} predictions have no ground truth and were not scored")
+    notes += mask_notes(pairs, args)
     if INTRINSICS[args.task].kind == "depth" and DEPTH_RULES[args.protocol].needs_mask:
         without = [str(pair.gt) for pair in pairs if pair.mask is None]
         if without:
             raise InputError(
-                f"--protocol {args.protocol} needs <stem>_depth_mask.npy beside the ground truth or in --mask_dir; "
+                f"--protocol {args.protocol} needs <stem>_depth_mask.npy next to the ground truth or in --mask_dir; "
                 f"{len(without)} have none",
                 without,
             )
     return pairs
+
+
+def mask_notes(pairs: list[Pair], args: argparse.Namespace) -> list[str]:
+    """Which masks are used, where that is not the same for all images; and which folder of masks is not."""
+    masked = [pair for pair in pairs if pair.mask is not None]
+    if masked:
+        files = f"e.g. {masked[0].mask}" if len(masked) > 1 else f"{masked[0].mask}"
+        rest = "" if len(masked) == len(pairs) else f"; the other {len(pairs) - len(masked)} have no mask"
+        return [f"{len(masked)} of {len(pairs)} images have a mask ({files}){rest}"]
+    for name in MASK_FOLDERS if args.gt_dir else ():
+        folder = args.gt_dir.resolve().parent / name
+        if folder.is_dir() and any(pairing.find_mask(pair.name, pair.gt, folder, args.task, None) for pair in pairs):
+            return [f"{folder} holds masks of these images and is not used: --mask_dir {folder} uses them"]
+    return []
 
 
 def refuse_whole_tree(pairs: list[Pair], args: argparse.Namespace) -> None:

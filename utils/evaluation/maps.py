@@ -1,48 +1,47 @@
 """Reads one image's truth and prediction, and brings both into one frame, size and colour space."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from utils.errors import InputError
 from utils.evaluation.pairing import Pair
 from utils.evaluation.rules import GroundTruthError, PredictionError, Rules
 from utils.maps.conventions import convert_frame, convert_space, unit_vectors
-from utils.maps.files import read_colour, read_depth, read_mask, read_metric_depth, read_normals, resize
+from utils.maps.files import read_prediction, read_truth, resize
 from utils.metrics.protocols import center_window, depth_valid, kitti_window
 
 
 class Truth(NamedTuple):
     """Ground truth of one image: normals (H, W, 3) in opencv axes, depth (H, W) in metres, or colour; valid (H, W).
 
-    full: (height, width) of its file; window: the part of the file that was kept, as two slices.
+    full: (height, width) of its file; window: the part of the file that was kept, as two slices. unknown: reason ->
+    pixels of the file that have no value.
     """
 
     gt: np.ndarray
     valid: np.ndarray
     full: tuple[int, int]
     window: tuple[slice, slice]
+    unknown: Mapping[str, int]
 
 
 def load_truth(pair: Pair, rules: Rules) -> Truth:
     """The ground truth of one image under `rules`, cropped as they say. GroundTruthError names the file."""
     if pair.gt is None:
         raise GroundTruthError(f"{pair.name}: no ground truth")
-    mask = None if pair.mask is None else _read(read_mask, pair.mask, GroundTruthError)
+    try:
+        read = read_truth(pair.gt, rules.intrinsic.kind, pair.mask, rules.gt_depth_scale)
+    except InputError as error:
+        raise GroundTruthError(str(error)) from error
+    gt, valid = read.values, read.known
     if rules.intrinsic.kind == "normals":
-        gt, valid = _read(read_normals, pair.gt, GroundTruthError)
         gt = convert_frame(gt, rules.gt_frame)
-    elif rules.intrinsic.kind == "depth":
-        gt = _read(read_metric_depth, pair.gt, GroundTruthError, rules.gt_depth_scale)
-        valid = np.ones(gt.shape, bool)
-    else:
-        gt = _read(read_colour, pair.gt, GroundTruthError)
-        valid = np.isfinite(gt) if gt.ndim == 2 else np.isfinite(gt).all(axis=2)
+    elif rules.intrinsic.kind == "colour":
+        gt = convert_space(gt, stored_space(pair.gt, rules.gt_space), rules.gt_space)
     full = valid.shape
-    if mask is not None:
-        if mask.shape != full:
-            raise GroundTruthError(f"{pair.mask}: mask of shape {mask.shape} does not fit {pair.gt}, {full}")
-        valid = valid & mask
     window = np.s_[0 : full[0], 0 : full[1]]
     if rules.intrinsic.kind == "depth":
         try:
@@ -55,7 +54,7 @@ def load_truth(pair: Pair, rules: Rules) -> Truth:
             raise GroundTruthError(f"{pair.gt}: {error}") from error
     if rules.center_crop:
         window = center_window(full)
-    return Truth(gt[window], valid[window], full, window)
+    return Truth(gt[window], valid[window], full, window, read.unknown)
 
 
 def load_prediction(pair: Pair, rules: Rules, truth: Truth | None) -> tuple[np.ndarray, bool]:
@@ -65,14 +64,14 @@ def load_prediction(pair: Pair, rules: Rules, truth: Truth | None) -> tuple[np.n
     """
     if pair.prediction is None:
         raise PredictionError(f"{pair.name}: no prediction")
+    try:
+        pred = read_prediction(pair.prediction, rules.intrinsic.kind).values
+    except InputError as error:
+        raise PredictionError(str(error)) from error
     if rules.intrinsic.kind == "normals":
-        pred, _ = _read(read_normals, pair.prediction, PredictionError)
         pred = convert_frame(pred, rules.pred_frame)
-    elif rules.intrinsic.kind == "depth":
-        pred = _read(read_depth, pair.prediction, PredictionError)
-    else:
-        pred = _read(read_colour, pair.prediction, PredictionError)
-        pred = convert_space(pred, rules.pred_space, rules.gt_space)
+    elif rules.intrinsic.kind == "colour":
+        pred = convert_space(pred, stored_space(pair.prediction, rules.pred_space), rules.gt_space)
     if truth is None:
         return (pred if pred.ndim == 3 else pred[..., None]), False
     if rules.intrinsic.kind == "normals" and pred.shape[:2] not in (truth.gt.shape[:2], truth.full):
@@ -102,9 +101,6 @@ def fit_to(pred: np.ndarray, truth: Truth) -> tuple[np.ndarray, bool]:
     return resize(pred, kept), kept_off > 0.02
 
 
-def _read(reader, path: Path, kind: type[ValueError], *rest):
-    """reader(path, *rest), its ValueError turned into `kind` with the file's name."""
-    try:
-        return reader(path, *rest)
-    except ValueError as error:
-        raise kind(f"{path}: {error}") from error
+def stored_space(path: Path, stated: str) -> str:
+    """The space of a colour's numbers: `stated` by the flag; OpenEXR holds linear light whatever the flag."""
+    return "linear" if path.suffix.lower() == ".exr" else stated

@@ -22,9 +22,12 @@ from utils.evaluation.rules import GroundTruthError, NothingToScore, PredictionE
 from utils.intrinsics import INTRINSICS, Intrinsic
 from utils.maps import diode_names
 from utils.maps.conventions import unit_vectors
+from utils.maps.known import FARTHEST_MEDIAN, OUTSIDE, shares
 from utils.maps.label_record import Use, check_record
 from utils.metrics.protocols import DEPTH_RULES
 from utils.system.atomic import make_folder, replace
+
+NEAREST_MEDIAN = 0.02  # metres: below it, --gt_depth_scale was probably applied to metres
 
 
 def score_all(pairs: list[Pair], args: argparse.Namespace, rules: Rules, judgements: dict, constant=None):
@@ -89,8 +92,8 @@ def describe_settings(args: argparse.Namespace, rules: Rules, pairs: list[Pair],
     """Everything needed to say what the numbers mean."""
     masks = sum(pair.mask is not None for pair in pairs)
     rule = {
-        "normals": "finite and longer than 0 (.npy), not black (.png)",
-        "depth": "finite and > 0",
+        "normals": "finite and longer than 0; in 8 and 16 bits not black, white or mid-grey",
+        "depth": "finite, > 0, and not a code of unknown depth such as 65535",
         "colour": "finite",
     }[rules.intrinsic.kind]
     settings = {
@@ -176,6 +179,9 @@ def evaluate(args: argparse.Namespace) -> dict:
         reasons["no usable prediction"] = len(left_out) - reasons.total()
         parts = (f"{count} ({reason})" for reason, count in reasons.items() if count)
         notes.append(f"{len(left_out)} of {len(pairs)} images left out: {', '.join(parts)}")
+    unknown = unknown_truth([plain for plain, _ in scores])
+    if text := shares(unknown["reasons"], unknown["pixels"], "the truth's pixels"):
+        notes.append(text)
     result = {
         "task": args.task,
         "protocol": args.protocol if args.gt_dir else "whdr",
@@ -183,7 +189,10 @@ def evaluate(args: argparse.Namespace) -> dict:
         "rows": rows_of(scores, args),
         "per_image": [describe_image(plain) for plain, _ in scores],
         "left_out": left_out,
-        "warnings": warnings_of([plain for plain, _ in scores], rules.intrinsic),
+        "unknown_truth": unknown,
+        "warnings": warnings_of([plain for plain, _ in scores], rules.intrinsic)
+        + unit_warnings([plain for plain, _ in scores], args)
+        + mask_warnings(pairs, [plain for plain, _ in scores]),
         "notes": notes,
         "settings": describe_settings(args, rules, pairs, scores),
     }
@@ -220,6 +229,39 @@ def warnings_of(scores: list[ImageScore], intrinsic: Intrinsic) -> list[str]:
             f"{distorted[0]} for one: if they show the centre square, use --center_crop"
         )
     return warnings
+
+
+def unknown_truth(scores: list[ImageScore]) -> dict:
+    """Pixels of the scored images' ground truth, how many of them have no value, and why."""
+    reasons: Counter[str] = Counter()
+    for score in scores:
+        reasons.update(score.unknown)
+    pixels = sum(score.truth_pixels for score in scores)
+    return {"pixels": pixels, "unknown": reasons.total(), "reasons": dict(reasons.most_common())}
+
+
+def unit_warnings(scores: list[ImageScore], args: argparse.Namespace) -> list[str]:
+    """Depth that is probably not in metres."""
+    medians = [score.median_depth for score in scores if score.median_depth is not None]
+    if not medians:
+        return []
+    median = float(np.median(medians))
+    if median > FARTHEST_MEDIAN:
+        return [
+            f"the median of the true depth is {median:.4g} m: are these millimetres? --gt_depth_scale 1000 reads them"
+        ]
+    if args.gt_depth_scale is not None and median < NEAREST_MEDIAN:
+        return [f"the median of the true depth is {median:.2g} m: is --gt_depth_scale {args.gt_depth_scale:g} right?"]
+    return []
+
+
+def mask_warnings(pairs: list[Pair], scores: list[ImageScore]) -> list[str]:
+    """Masks that exclude nothing in any image."""
+    masked = {pair.name for pair in pairs if pair.mask is not None}
+    found = [score for score in scores if score.name in masked]
+    if not found or any(OUTSIDE in score.unknown for score in found):
+        return []
+    return [f"the masks of all {len(found)} images exclude no pixel: only 0 means invalid"]
 
 
 def describe_image(score: ImageScore) -> dict:

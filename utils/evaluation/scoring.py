@@ -11,6 +11,7 @@ from utils.evaluation.maps import load_prediction, load_truth
 from utils.evaluation.pairing import Pair
 from utils.evaluation.rules import GroundTruthError, NothingToScore, PredictionError, Rules
 from utils.maps.conventions import convert_space, unit_vectors
+from utils.maps.known import OUTSIDE
 from utils.metrics.colour import albedo_metrics, align_scale, whdr
 from utils.metrics.depth import align_depth, depth_metrics
 from utils.metrics.normals import angular_error, normal_metrics
@@ -85,6 +86,8 @@ def score_pair(
         raise NothingToScore("no judgements")
     truth = None if pair.gt is None else load_truth(pair, rules)
     if truth is not None and not truth.valid.any():
+        if truth.unknown.get(OUTSIDE) == truth.valid.size:
+            raise NothingToScore("the mask is empty: not zero must mean valid")
         raise NothingToScore("no valid pixel")
     distorted = False
     if constant is None or truth is None:
@@ -96,6 +99,9 @@ def score_pair(
         plain = ImageScore(pair.name, pair.scene_type, pred[..., 0].size, pred.shape[:2], {})
     else:
         plain = score(pair, pred, truth.gt, truth.valid, rules, distorted)
+        plain = plain._replace(unknown=truth.unknown, truth_pixels=truth.full[0] * truth.full[1])
+        if rules.intrinsic.kind == "depth":
+            plain = plain._replace(median_depth=float(np.median(truth.gt[truth.valid])))
         if radius:
             try:
                 shrunk = score(pair, pred, truth.gt, erode(truth.valid, radius), rules, distorted)
@@ -161,4 +167,5 @@ def _score_judgements(pair: Pair, pred: np.ndarray, path: Path, rules: Rules) ->
 def _reject(pair: Pair, bad: np.ndarray, what: str) -> None:
     if bad.any():
         name = pair.prediction or pair.name
-        raise PredictionError(f"{name}: {what} on {np.count_nonzero(bad)} of {bad.size} scored values")
+        codes = "" if what == "NaN or inf" else " (in 8 and 16 bits: black, white and mid-grey)"
+        raise PredictionError(f"{name}: {what} on {np.count_nonzero(bad)} of {bad.size} scored values{codes}")

@@ -16,6 +16,7 @@ from utils.maps import geometry
 from utils.maps.conventions import to_frame, to_linear
 from utils.maps.deep import png16, to_16_bits, write_exr
 from utils.maps.files import SIXTEEN
+from utils.maps.known import PROGRAM
 from utils.system.atomic import make_folder, save, save_bytes, save_npy, save_png
 
 CHANNELS = {"normals": "XYZ", "depth": "ZY", "colour": "RGB"}  # of EXR; Blender shows Z alone as black, and reads Y
@@ -68,7 +69,7 @@ def metadata(prediction: Prediction, output: Output) -> dict[str, str]:
     """What a file says of itself: task, meaning of the values, base, LoRA and its SHA-256, program."""
     key, meaning = output.convention(prediction.intrinsic)
     about = {"task": prediction.intrinsic.name, key: meaning}
-    return about | dict(prediction.facts) | {"software": f"intrinsic-lora {__version__}"}
+    return about | dict(prediction.facts) | {"software": f"{PROGRAM} {__version__}"}
 
 
 def exr(values: np.ndarray, intrinsic: Intrinsic, about: dict[str, str]) -> tuple[np.ndarray, str, dict[str, str]]:

@@ -1,4 +1,4 @@
-"""What a map's values mean: camera axes of normals, validity, colour spaces."""
+"""What a map's values mean: camera axes of normals, colour spaces."""
 
 from __future__ import annotations
 
@@ -14,25 +14,6 @@ def unit_vectors(vectors) -> np.ndarray:
         # Dividing by the largest component first keeps squares of very long or short vectors inside float64's range.
         vectors = vectors / np.abs(vectors).max(axis=-1, keepdims=True)
         return vectors / np.sqrt(np.einsum("...i,...i->...", vectors, vectors))[..., None]
-
-
-def normal_valid(gt, mask=None) -> np.ndarray:
-    """Pixels with a ground-truth normal: mask (if any) and every component finite and norm(gt) > 0.
-
-    gt: (..., 3) float normals; mask: (...) of any dtype, true = valid. Returns bool (...).
-    A normal whose components merely sum to zero is valid. Raises ValueError on shapes that do not fit.
-    """
-    gt = np.asarray(gt)
-    if gt.ndim == 0 or gt.shape[-1] != 3:
-        raise ValueError(f"normals need a last axis of 3, not shape {gt.shape}")
-    x, y, z = np.moveaxis(gt, -1, 0)  # plane by plane: reductions over a last axis of 3 are several times slower
-    valid = np.isfinite(x) & np.isfinite(y) & np.isfinite(z) & ((x != 0) | (y != 0) | (z != 0))
-    if mask is None:
-        return valid
-    mask = np.asarray(mask)
-    if mask.shape != valid.shape:
-        raise ValueError(f"mask of shape {mask.shape} does not fit normals of shape {gt.shape}")
-    return valid & mask.astype(bool)
 
 
 def convert_frame(normals: np.ndarray, frame: str) -> np.ndarray:

@@ -1,28 +1,66 @@
-"""Reads intrinsic maps from .npy and .png; every refusal says what is wrong with the content and how to cure it.
+"""Reads intrinsic maps from .npy, .exr and .png of 8 or 16 bits: one reader for evaluation, data sets and checks.
 
-The caller adds the file's name. Nothing here guesses: a file that could mean two things is an error.
+`read_truth` and `read_prediction` give values, the pixels that are known (`known_pixels`), and name the file where it
+is wrong. Nothing here guesses: a file that could mean two things is an error.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from utils.errors import InputError
-from utils.maps.conventions import normal_valid
+from utils.intrinsics import Kind
+from utils.maps.deep import read_exr, read_rgb16
+from utils.maps.known import Known, MaskShapeError, known_pixels
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")  # endings of the images we read
 VIDEOS = (".mp4", ".mov", ".webm", ".mkv", ".gif")
+MAPS = (".npy", ".exr", ".png")  # endings of the maps we read, the most precise first
 SIXTEEN = "_16bit"  # how the stem of a .png ends that holds a map with 16 bits a channel
+UNIT_CURE = "give --gt_depth_scale, the units per metre (1000: millimetres, NYUv2; 256: KITTI)"
+
+
+class Raw(NamedTuple):
+    """array: the numbers as stored, (H, W) or (H, W, C). about: the text in the file's header."""
+
+    array: np.ndarray
+    about: Mapping[str, str]
+
+
+class Map(NamedTuple):
+    """One map that was read. values: normals (H, W, 3), depth (H, W) or colour (H, W) or (H, W, 3), float.
+
+    known: bool (H, W). unknown: reason -> pixels that have no value. coded: the file holds whole numbers of 8 or 16
+    bits, which for colours are sRGB-coded as images are, where floats are linear.
+    """
+
+    values: np.ndarray
+    known: np.ndarray
+    unknown: Mapping[str, int]
+    coded: bool
 
 
 def read_array(path: Path) -> np.ndarray:
-    """The numbers in a .npy or .png file as stored, (H, W) or (H, W, C); ValueError if it is unreadable."""
+    """The numbers in a .npy, .exr or .png file as stored, (H, W) or (H, W, C); ValueError if it is unreadable."""
+    return read_raw(path).array
+
+
+def read_raw(path: Path) -> Raw:
+    """The numbers of a map's file, and its header's text. ValueError if it is unreadable or no single map."""
+    about: Mapping[str, str] = {}
     try:
-        array = _load_npy(path) if path.suffix == ".npy" else _read_png(path)
+        if path.suffix.lower() == ".npy":
+            array = _load_npy(path)
+        elif path.suffix.lower() == ".exr":
+            array, about = read_exr(path)
+        else:
+            array, about = _read_png(path)
     except Exception as error:  # each decoder has its own; a broken header may ask for more memory than there is
         raise ValueError(f"cannot be read ({error})") from error
     if array.dtype.kind not in "buif":
@@ -31,7 +69,7 @@ def read_array(path: Path) -> np.ndarray:
         array = array[..., 0]
     if array.ndim not in (2, 3) or 0 in array.shape:
         raise ValueError(f"has shape {array.shape}: save one image as (H, W) or (H, W, C)")
-    return array
+    return Raw(array, about)
 
 
 def read_npy(path: str | Path) -> np.ndarray:
@@ -51,54 +89,101 @@ def check_file(path: str | Path) -> None:
         raise InputError(f"{path}: {what}")
 
 
-def read_normals(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """(normals float (H, W, 3), known bool (H, W)). 8-bit RGB v decodes as 2 v / 255 - 1, black = unknown."""
-    array = read_array(path)
-    if array.ndim != 3 or array.shape[2] != 3:
-        raise ValueError(f"has shape {array.shape}: normals need (H, W, 3)")
-    if path.suffix == ".npy":
-        if array.dtype.kind != "f":
-            raise ValueError(f"holds {array.dtype}: normals in .npy need floats, save encoded ones as .png")
-        return array, normal_valid(array)
-    if array.dtype != np.uint8:
-        raise ValueError(f"holds {array.dtype}: normals in .png need 8-bit RGB, save others as .npy")
-    return array * np.float32(2 / 255) - np.float32(1), normal_valid(array)
+def read_truth(
+    path: Path, kind: Kind, mask: Path | None = None, units_per_metre: float | None = None, cure: str = UNIT_CURE
+) -> Map:
+    """One map of ground truth. Raises InputError naming the file that is wrong.
+
+    mask: the file of its mask. units_per_metre: of depth, whichever the format; None: floats are metres, and whole
+    numbers an error that ends in `cure`. An unknown normal is the zero vector.
+    """
+    inside = None if mask is None else read_mask_named(mask)
+    try:
+        raw = read_raw(path)
+        values = _decode(raw, kind)
+        if kind == "depth":
+            _check_metric(raw, path, units_per_metre, cure)
+        known = known_pixels(kind, raw.array, inside, units_per_metre or 1.0, about=raw.about)
+        if kind == "depth":
+            _refuse_negative(values)
+            values = values / (units_per_metre or 1.0)
+    except ValueError as error:
+        raise InputError(f"{mask if isinstance(error, MaskShapeError) else path}: {error}") from None
+    return _map(raw, kind, values, known)
 
 
-def read_depth(path: Path) -> np.ndarray:
-    """A predicted depth or disparity (H, W), any unit: .npy, or .png of 8 or 16 bits, grey or with equal channels."""
-    array = read_array(path)
-    if array.ndim == 3 and (array == array[..., :1]).all():
-        array = array[..., 0]
-    if array.ndim != 2:
-        raise ValueError(f"has shape {array.shape}: depth needs one channel, not a colour picture")
-    return array.astype(np.float64)
+def read_prediction(path: Path, kind: Kind) -> Map:
+    """One predicted map; depth has any unit and either polarity. Raises InputError naming the file.
+
+    An unknown normal is the zero vector. Files that this project wrote have a value everywhere: there black is a
+    prediction.
+    """
+    try:
+        raw = read_raw(path)
+        if kind == "depth" and raw.array.ndim == 3 and (raw.array == raw.array[..., :1]).all():
+            raw = raw._replace(array=raw.array[..., 0])
+        values = _decode(raw, kind)
+        known = known_pixels(kind, raw.array, prediction=True, about=raw.about)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from None
+    return _map(raw, kind, values, known)
 
 
-def read_metric_depth(path: Path, units_per_metre: float | None) -> np.ndarray:
-    """Ground truth depth (H, W) in metres: .npy, or a 16-bit .png divided by `units_per_metre`."""
-    array = read_array(path)
-    if array.ndim != 2:
-        raise ValueError(f"has shape {array.shape}: ground truth depth needs one channel")
-    if path.suffix == ".npy":
-        return array.astype(np.float64)
-    if array.dtype == np.uint8:
-        raise ValueError("is an 8-bit picture, too coarse for metres: give .npy in metres or a 16-bit .png")
-    if units_per_metre is None:
-        raise ValueError("is a 16-bit .png of unknown unit: give --gt_depth_scale (KITTI 256, NYUv2 1000 per metre)")
-    return array / units_per_metre
+def _map(raw: Raw, kind: Kind, values: np.ndarray, known: Known) -> Map:
+    if kind == "normals" and not known.pixels.all():
+        values = np.where(known.pixels[..., None], values, np.zeros((), values.dtype))
+    return Map(values, known.pixels, known.unknown, coded=raw.array.dtype.kind == "u")
 
 
-def read_colour(path: Path) -> np.ndarray:
-    """Albedo or shading, float64 (H, W) or (H, W, 3): float .npy as it is, .png scaled to [0, 1]."""
-    array = read_array(path)
+def _decode(raw: Raw, kind: Kind) -> np.ndarray:
+    """Numbers as stored -> values: normals in [-1,1], depth in the file's unit, colours about [0,1]. ValueError where
+    the type or shape does not fit the kind.
+    """
+    array, name = raw.array, raw.array.dtype
+    if kind == "depth":
+        if array.ndim != 2:
+            raise ValueError(f"has shape {array.shape}: depth needs one channel, not a colour image")
+        if name.kind == "b":
+            raise ValueError("holds bool: depth is a number")
+        values = array.astype(np.float64)
+        if "value_at_0" in raw.about and name == np.uint16:  # this project's own 16 bits
+            low, high = (float(raw.about[key]) for key in ("value_at_0", "value_at_65535"))
+            values = low + values / 65535 * (high - low)
+        return values
+    if name.kind != "f" and name not in (np.uint8, np.uint16):
+        raise ValueError(f"holds {name}: give floats, or 8 or 16 bits")
+    if kind == "normals":
+        if array.ndim != 3 or array.shape[2] != 3:
+            raise ValueError(f"has shape {array.shape}: normals need (H, W, 3)")
+        if name == np.uint8:
+            return array * np.float32(2 / 255) - np.float32(1)
+        return array if name.kind == "f" else array * (2 / 65535) - 1
     if array.ndim == 3 and array.shape[2] != 3:
         raise ValueError(f"has shape {array.shape}: give (H, W) or (H, W, 3)")
-    if array.dtype.kind == "f":
-        return array.astype(np.float64)
-    if array.dtype not in (np.uint8, np.uint16):
-        raise ValueError(f"holds {array.dtype}: give floats, or 8 or 16 bits")
-    return array / np.iinfo(array.dtype).max
+    return array.astype(np.float64) if name.kind == "f" else array / np.iinfo(name).max
+
+
+def _check_metric(raw: Raw, path: Path, units_per_metre: float | None, cure: str) -> None:
+    """ValueError for depth whose unit nobody has stated."""
+    if "polarity" in raw.about:
+        raise ValueError(f"is a prediction, not metres (its header: {raw.about['polarity'][:80]})")
+    if raw.array.dtype == np.uint8:
+        what = "picture" if path.suffix.lower() == ".png" else "array"
+        raise ValueError(f"is an 8-bit {what}, too coarse for metres: give .npy in metres or a 16-bit .png")
+    if raw.array.dtype.kind != "f" and units_per_metre is None:
+        png = path.suffix.lower() == ".png"
+        what = "is a 16-bit .png of unknown unit" if png else f"holds {raw.array.dtype}, depth of unknown unit"
+        raise ValueError(f"{what}: {cure}")
+
+
+def _refuse_negative(depth: np.ndarray) -> None:
+    """ValueError where depth counts against the viewing direction; a single negative number is a code instead."""
+    negative = depth[np.isfinite(depth) & (depth < 0)]
+    if 2 * negative.size > np.count_nonzero(np.isfinite(depth) & (depth != 0)) and negative.min() != negative.max():
+        raise ValueError(
+            f"depth is negative on {negative.size} of {depth.size} pixels: the camera looks along -z; negate it "
+            "(np.save(file, -depth))"
+        )
 
 
 def read_mask(path: Path) -> np.ndarray:
@@ -107,6 +192,14 @@ def read_mask(path: Path) -> np.ndarray:
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise ValueError("has NaN or inf: a mask is zero or not zero")
     return (array != 0).any(axis=2) if array.ndim == 3 else array.astype(bool)
+
+
+def read_mask_named(path: Path) -> np.ndarray:
+    """`read_mask`; raises InputError naming the file."""
+    try:
+        return read_mask(path)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from None
 
 
 def resize(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
@@ -132,15 +225,19 @@ def _load_npy(path: str | Path) -> np.ndarray:
     return array
 
 
-def _read_png(path: Path) -> np.ndarray:
+def _read_png(path: Path) -> tuple[np.ndarray, dict[str, str]]:
     with Image.open(path) as image:
         if image.format != "PNG":
             raise ValueError(f"is a {image.format} file with the name of a .png")
         with path.open("rb") as file:
             depth, colour = file.read(26)[24:]  # of the IHDR chunk: Pillow does not tell
-        if depth == 16 and colour != 0:
-            raise ValueError("is 16-bit colour, which Pillow truncates to 8 bits: save it as .npy")
         if image.mode not in ("L", "RGB", "I;16", "I", "1"):
-            raise ValueError(f"has mode {image.mode}: save it as grey or RGB, without palette or alpha")
+            cure = "save it as grey or RGB, without palette or alpha (transparent = unknown: as <stem>_mask.png)"
+            raise ValueError(f"has mode {image.mode}: {cure}")
+        if "transparency" in image.info:
+            raise ValueError("has a transparent colour: save it without, and what it leaves out as <stem>_mask.png")
         array = np.asarray(image)
-    return array.astype(np.uint16) if depth == 16 else array  # Pillow opens 16-bit grey as int32 or uint16
+        text = getattr(image, "text", {})  # after the pixels, since it may stand behind them in the file
+    if depth == 16 and colour == 2:
+        array = read_rgb16(path)
+    return array.astype(np.uint16) if depth == 16 else array, dict(text)  # Pillow opens 16-bit grey as int32 or uint16

@@ -157,6 +157,12 @@ class Crop:
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float()
         return (pixels / 255 - 0.5) / 0.5
 
+    def reached(self, pixels: np.ndarray) -> np.ndarray:
+        """bool (H,W) -> bool (*window,): which pixels of `picture` contain some of these, as the resize mixes them."""
+        size, (rows, columns) = (self.width, self.height), self.window
+        weights = Image.fromarray(pixels.astype(np.float32)).resize(size, Image.Resampling.BILINEAR)
+        return np.asarray(weights)[self.top : self.top + rows, self.left : self.left + columns] > 0
+
     def array(self, values: np.ndarray) -> np.ndarray:
         """(H,W,...) -> (*window,...) by nearest neighbour: measured values are never mixed with invalid ones."""
         down, across = self.window

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from utils.maps.known import known_pixels
 from utils.metrics.depth_rules import DEPTH_RULES
 
 KITTI_CROP = (352, 1216)
@@ -15,14 +16,13 @@ KITTI_CROP = (352, 1216)
 def depth_valid(gt: np.ndarray, protocol: str, mask: np.ndarray | None = None) -> np.ndarray:
     """Pixels of a depth map (H, W), metres, that `protocol` scores: bool (H, W).
 
-    Always finite and > 0, and inside `mask` if there is one; by protocol also inside the open depth range and the
-    evaluation crop: NYUv2 rows 45:471 and columns 41:601 of 480 x 640, KITTI the Eigen crop of the benchmark crop.
+    Always known (`known_pixels`), and inside `mask` if there is one; by protocol also inside the open depth range
+    and the crop of the evaluation: NYUv2 rows 45:471 and columns 41:601 of 480 x 640, KITTI the Eigen crop of the
+    benchmark crop.
     Raises ValueError for an NYUv2 map of another size.
     """
     rule = DEPTH_RULES[protocol]
-    valid = np.isfinite(gt) & (gt > 0)
-    if mask is not None:
-        valid &= mask
+    valid = known_pixels("depth", gt, mask).pixels
     if rule.in_range:
         valid &= (gt > rule.min_depth) & (gt < rule.max_depth)
     crop: slice | tuple[slice, slice] = np.s_[:]

@@ -77,18 +77,19 @@ def against_label(score: Score) -> Score:
     return renamed
 
 
-def label_as_truth(intrinsic: Intrinsic, target: Tensor) -> tuple[Tensor, Tensor]:
+def label_as_truth(intrinsic: Intrinsic, target: Tensor, known: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """A label (3,R,R) in [-1,1], decoded to the unit of gt, and valid (1,R,R).
 
-    Normals: unit vectors. Colours: linear. Depth: nothing is valid, because a label tells no metres.
+    known: bool (1,R,R), where the label has a value; None: everywhere. Normals: unit vectors. Colours: linear. Depth:
+    nothing is valid, because a label has no metres.
     """
-    everywhere = torch.ones_like(target[:1], dtype=torch.bool)
+    valid = torch.ones_like(target[:1], dtype=torch.bool) if known is None else known
     if intrinsic.kind == "depth":
-        return torch.zeros_like(target[:1]), ~everywhere
+        return torch.zeros_like(target[:1]), torch.zeros_like(valid)
     if intrinsic.kind == "normals":
-        return normalize(target, dim=0, eps=1e-12), (target != 0).any(0, keepdim=True)
+        return normalize(target, dim=0, eps=1e-12), valid
     values = target.double().numpy() / 2 + 0.5
-    return torch.from_numpy(to_linear(values) if intrinsic.coding == "srgb" else values).float(), everywhere
+    return torch.from_numpy(to_linear(values) if intrinsic.coding == "srgb" else values).float(), valid
 
 
 def described(score: Score) -> str:

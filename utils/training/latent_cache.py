@@ -225,7 +225,8 @@ def describe(train_set: TrainingSet | OneShape, vae: AutoencoderKL) -> dict:
         "crop": f"none, {train_set.shapes[0]}" if train_set.whole else "centre",
         "files": files,
     }
-    return about | ({"masks": masks} if train_set.masked else {})
+    # the rule is part of the key: older caches count cells of labels without a value
+    return about | ({"masks": masks, "mask_rule": "known labels"} if train_set.masked else {})
 
 
 def signature(path: Path) -> list[str | int]:

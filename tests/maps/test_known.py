@@ -1,0 +1,126 @@
+"""Which pixels of a map are known: every code of "unknown", and that no correct map loses a pixel."""
+
+import numpy as np
+import pytest
+
+from miniworld.scenes import render
+from utils.maps.conventions import to_frame
+from utils.maps.known import known_pixels, shares
+
+RNG = np.random.default_rng(0)
+SHAPE = (20, 30)
+
+
+def normals():
+    vectors = RNG.normal(size=(*SHAPE, 3))
+    return (vectors / np.linalg.norm(vectors, axis=2, keepdims=True)).astype(np.float32)
+
+
+def encoded(vectors, dtype=np.uint8):
+    return np.round(np.iinfo(dtype).max * (vectors.astype(np.float64) / 2 + 0.5)).astype(dtype)
+
+
+def depth(low=0.5, high=20.0):
+    return RNG.uniform(low, high, SHAPE).astype(np.float32)
+
+
+GREYS = [(r, g, b) for r in (127, 128) for g in (127, 128) for b in (127, 128)]
+CODES = [
+    *(("normals", encoded, code, "mid-grey") for code in GREYS),
+    ("normals", encoded, (0, 0, 0), "black"),
+    ("normals", encoded, (255, 255, 255), "white"),
+    ("normals", lambda n: encoded(n, np.uint16), (0, 0, 0), "black"),
+    ("normals", lambda n: encoded(n, np.uint16), (32767, 32768, 32767), "mid-grey"),
+    ("normals", lambda n: encoded(n, np.uint16), (128 * 257, 127 * 257, 128 * 257), "mid-grey"),
+    ("normals", lambda n: n, (0, 0, 0), "zero vector"),
+    ("normals", lambda n: n, (0, np.nan, 1), "NaN or inf"),
+    ("normals", lambda n: n, (-1, -1, -1), "decoded black or white"),
+    ("normals", lambda n: n, (-1, 1, 1), "decoded black or white"),  # and y, z flipped since
+    ("normals", lambda n: n, tuple(2 * np.float32([127, 128, 127]) / 255 - 1), "decoded mid-grey"),
+    ("depth", lambda d: d, 0, "0"),
+    ("depth", lambda d: d, np.nan, "NaN or inf"),
+    ("depth", lambda d: d, np.inf, "NaN or inf"),
+    *(("depth", lambda d: d, code, f"{code:g}") for code in (-1, -999)),
+    *(("depth", lambda d: d, code, f"{code:.7g}, far behind the rest") for code in (65.535, 655.35, 65535, 1e3, 1e4)),
+    ("depth", lambda d: d, 1e10, "1e+09 m or more"),
+    ("depth", lambda d: d, np.finfo(np.float32).max, "1e+09 m or more"),
+    ("depth", lambda d: d.astype(np.float64), 9999, "9999, far behind the rest"),
+    ("depth", lambda d: d.astype(np.float16), 65504, "65504, far behind the rest"),
+    ("depth", lambda d: (1000 * d).astype(np.uint16), 65535, "65535, the format's largest"),
+    ("depth", lambda d: (1000 * d).astype(np.int32), 65535, "65535, far behind the rest"),
+    ("depth", lambda d: (1000 * d).astype(np.int32), -1, "-1"),
+    ("colour", lambda c: c, (np.nan, 0, 0), "NaN or inf"),
+    ("colour", lambda c: c, (-1, -1, -1), "-1"),
+]
+
+
+@pytest.mark.parametrize(("kind", "store", "code", "reason"), CODES)
+def test_every_code_of_unknown_is_named_and_nothing_else_is_lost(kind, store, code, reason):
+    units = 1000 if kind == "depth" and np.issubdtype(store(depth()).dtype, np.integer) else 1
+    raw = store({"normals": normals, "depth": depth, "colour": lambda: RNG.uniform(0, 1, (*SHAPE, 3))}[kind]())
+    assert known_pixels(kind, raw, units_per_metre=units).pixels.all()
+    raw[:, :3] = code
+    found = known_pixels(kind, raw, units_per_metre=units)
+    assert found.unknown == {reason: 3 * SHAPE[0]}
+    assert not found.pixels[:, :3].any() and found.pixels[:, 3:].all()
+
+
+def test_a_pixel_is_counted_once_and_the_mask_first():
+    raw = encoded(normals())
+    raw[:10] = 0
+    mask = np.ones(SHAPE)
+    mask[:, :15] = 0
+    found = known_pixels("normals", raw, mask)
+    assert found.unknown == {"outside the mask": 300, "black": 150}
+    assert shares(found.unknown, raw[..., 0].size, "pixels") == (
+        "75.0 % of pixels are unknown: 50.0 % outside the mask, 25.0 % black"
+    )
+    assert shares({}, 600, "pixels") is None
+    assert shares({"0": 1}, 600_000, "pixels") == "0.0002 % of pixels are unknown: 0.0002 % 0"
+
+
+def test_two_codes_in_one_map_are_both_found():
+    raw = depth()
+    raw[0], raw[1] = 65535, 1000
+    found = known_pixels("depth", raw)
+    assert found.unknown == {"65535, far behind the rest": 30, "1000, far behind the rest": 30}
+
+
+@pytest.mark.parametrize("largest", [1000.0, 80.0, 100.0, 65.5, 655.0])
+def test_a_large_distance_is_no_code(largest):
+    """Round and large, but reached by what lies in front of it, or no code at all."""
+    raw = depth(1, 0.9 * largest)
+    raw[:3] = largest
+    assert known_pixels("depth", raw).pixels.all()
+    raw = depth()
+    raw[:3] = largest if largest < 1000 else 1001
+    assert known_pixels("depth", raw).pixels.all()
+
+
+def test_predicted_depth_and_colours_have_no_code():
+    for raw in (np.array([[0, 255]], np.uint8), np.array([[0, 65535]], np.uint16), np.array([[-1.0, 65535]])):
+        assert known_pixels("depth", raw, prediction=True).pixels.all()
+        assert known_pixels("colour", raw, prediction=True).pixels.all()
+    assert known_pixels("colour", np.zeros((2, 2, 3), np.uint8)).pixels.all()  # black is an albedo
+
+
+def test_this_projects_own_images_have_a_value_everywhere():
+    black = np.zeros((2, 2, 3), np.uint8)
+    assert known_pixels("normals", black, about={"software": "intrinsic-lora 1.0"}).pixels.all()
+    assert not known_pixels("normals", black, about={"software": "another program"}).pixels.any()
+
+
+@pytest.mark.parametrize("world", ["room", "yard"])
+@pytest.mark.parametrize("seed", range(4))
+def test_no_rendered_scene_loses_a_pixel(world, seed):
+    """In all stored forms, sky and far surfaces included: false alarms of the codes are none."""
+    scene = render(seed, world, 48, 64)
+    metres = scene.depth.astype(np.float32)
+    forms = [metres, metres.astype(np.float16), metres.astype(np.float64), (100 * metres).astype(np.uint16)]
+    for raw, units in zip(forms, (1, 1, 1, 100)):
+        assert np.array_equal(known_pixels("depth", raw, units_per_metre=units).pixels, scene.depth > 0)
+    for frame in ("opencv", "opengl"):
+        vectors = to_frame(scene.normal.astype(np.float32), frame)
+        assert known_pixels("normals", vectors).pixels.all()
+        for dtype in (np.uint8, np.uint16):
+            assert known_pixels("normals", encoded(vectors, dtype)).pixels.all()
