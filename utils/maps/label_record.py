@@ -32,3 +32,16 @@ def check_depth_coding(folders: Iterable[Path], coding: str, cure: str) -> None:
             if found.get("task") == "depth" and found["depth_coding"] != coding:
                 raise InputError(f"{path}: these labels have {found['depth_coding']} depth, not {coding}: {cure}")
             break
+
+
+def record_above(folder: Path) -> dict:
+    """The content of the provenance.json nearest above `folder`, or in it; {} where there is none to read."""
+    for place in (folder, *folder.absolute().parents):
+        try:
+            found = json.loads((place / PROVENANCE).read_text())
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError):
+            return {}
+        return OLDER | found if isinstance(found, dict) else {}
+    return {}
