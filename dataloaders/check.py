@@ -4,8 +4,8 @@
     python -m dataloaders check --dataset folder --train_data_dir data
     python -m dataloaders check --dataset manifest --manifest data.jsonl
 
-Labels are also compared with the ground truth: are their axes, channel order, polarity and coding those that a training
-takes them for? The exit status is 1 if anything is wrong.
+Labels are also compared with the ground truth: are their axes, channel order, polarity and coding those that a
+training takes them for? The exit status is 1 if anything is wrong.
 """
 
 import argparse
@@ -164,7 +164,9 @@ def own_files(dataset: str, root: Path, pseudo_root: Path | None, manifest: Path
         yield Files(group, sample.stem, {role: path for role, path in paths.items() if path})
 
 
-def check_conventions(samples: list[Files], problems: list[Problem], args: argparse.Namespace, notes: list[str]):
+def check_conventions(
+    samples: list[Files], problems: list[Problem], args: argparse.Namespace, notes: list[str]
+) -> list[str]:
     """What is wrong with the labels as a whole, in lines. Reads up to LABELS samples whose files are all good."""
     bad = {problem.group for problem in problems}
     good = [files for files in samples if "label" in files.paths and files.group not in bad]
@@ -183,7 +185,7 @@ def check_conventions(samples: list[Files], problems: list[Problem], args: argpa
         notes.append(f"labels taken for {intrinsic.name}: {len(good)} compared with ground truth")
     found = []
     for finding in label_findings(dataset, range(len(dataset))):
-        text = f"{labels[0].parent}: {'' if finding.sure else 'likely: '}{describe(finding, intrinsic)}"
+        text = f"{labels[0].parent}: {describe(finding, intrinsic)}"
         if known_disparity(finding, dataset) or finding.key[1:] == ("depth",):  # a training is told by a flag
             notes.append(text)
         else:
@@ -193,16 +195,17 @@ def check_conventions(samples: list[Files], problems: list[Problem], args: argpa
 
 def labelled(good: list[Files], intrinsic: Intrinsic, args: argparse.Namespace) -> Maps:
     """The samples as a training of `intrinsic` would read them, at LABEL_SIDE pixels."""
-    options = {"resolution": LABEL_SIDE}
     if args.root is None and args.dataset in ("folder", "manifest"):
         paths = [(files.name, files.paths) for files in good]
         own = [Sample(name, each["rgb"], each["label"], each.get("gt"), each.get("mask")) for name, each in paths]
         measured = any(sample.gt is not None for sample in own)
-        return FolderMaps(own, intrinsic, measured, args.gt_frame or "opencv", **options)
+        return FolderMaps(own, intrinsic, measured, args.gt_frame or "opencv", LABEL_SIDE)
     root = args.root or args.train_data_dir.parent
     truth = root / intrinsic.truth_folder
     truth = truth if truth.is_dir() else root / "depths"
-    dataset = Diode(intrinsic, truth, args.pseudo_root, "train", list_from="disk", skip_missing=True, **options)
+    dataset = Diode(
+        intrinsic, truth, args.pseudo_root, "train", resolution=LABEL_SIDE, list_from="disk", skip_missing=True
+    )
     dataset.stems = [files.name for files in good]
     return dataset
 

@@ -16,7 +16,7 @@ from utils.errors import InputError, warn
 from utils.intrinsics import DEPTH, INTRINSICS, NORMAL, Intrinsic, depth_coded
 from utils.maps.images import read_label
 from utils.maps.label_record import record_above
-from utils.metrics.convention_check import Evidence, Finding, SPREAD, evidence_of_label, findings_of_labels, frame_of
+from utils.metrics.convention_check import SPREAD, Evidence, Finding, evidence_of_label, findings_of_labels, frame_of
 
 SAMPLES = 16  # read at the start of a training: seconds
 

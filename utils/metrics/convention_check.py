@@ -17,7 +17,7 @@ Pure functions on arrays; nothing here draws random numbers.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -54,17 +54,25 @@ for _row, (_order, _signs) in enumerate(ALL_AXES):
     for _i in range(3):
         _MIX[_row, 3 * _i + _order[_i]] = _signs[_i]
 
-DECODED = {  # what may have been done to encoded normals v = n / 2 + 0.5, and what undoes it; n in, n out
+DECODED: dict[
+    str, Callable
+] = {  # what may have been done to encoded normals v = n / 2 + 0.5, and what undoes it; n in, n out
     "plain": lambda n: n,
     "shifted": lambda n: 2 * n - 1,
     "srgb": lambda n: 2 * to_linear(n / 2 + 0.5) - 1,
     "linear": lambda n: 2 * to_srgb(n / 2 + 0.5) - 1,
 }
-DOMAINS = {  # what a prediction may be affine in: of depth, and back
+DOMAINS: dict[str, tuple[Callable, Callable]] = {  # what a prediction may be affine in: of depth, and back
     "depth": (lambda d: d, lambda t: t),
     "disparity": (lambda d: 1 / d, lambda t: 1 / t),
     "log": (np.log, np.exp),
     "sqrt": (np.sqrt, np.square),
+}
+DOMAIN_WORDS = {
+    "depth": "depth",
+    "disparity": "disparity (1 / depth)",
+    "log": "the logarithm of depth",
+    "sqrt": "the square root of depth",
 }
 
 
@@ -100,7 +108,7 @@ class Finding:
 
     def text(self, subject: str, cure: str) -> str:
         """One line. subject: such as "the predictions"."""
-        count = f"{self.agree} of {self.images} images agree"
+        count = f"{self.agree} of {self.images} images agree: {'sure' if self.sure else 'likely'}"
         if self.before is None or self.after is None:
             return f"{subject} {self.change} ({count}); {cure}"
         digits = 1 if self.unit == "degrees" else 3
@@ -121,7 +129,7 @@ def normals_evidence(values: np.ndarray, truth: np.ndarray | None = None, known:
         return Evidence({}, odd=odd)
     t = unit_vectors(t)
     positive = (n >= -0.02).mean() > 0.99
-    errors = {}
+    errors: dict[tuple, float] = {}
     for name, decode in DECODED.items():
         if name != "shifted" or positive:
             angles = _angles(unit_vectors(decode(n)), t)
@@ -157,7 +165,8 @@ def depth_evidence(
         return Evidence({}, odd=odd)
     nearness = float(np.corrcoef(_ranks(p), -_ranks(g))[0, 1]) if np.ptp(p) > 0 and np.ptp(g) > 0 else 0.0
     everywhere = np.ones(len(g), bool)
-    errors, constant = {}, np.inf
+    errors: dict[tuple, float] = {}
+    constant = np.inf
     for domain, (to, back) in DOMAINS.items():
         target = to(g)
         ends = np.sort(to(np.array([low / 2, high * 2])))
@@ -186,7 +195,7 @@ def colour_evidence(
     if not size > 0:
         return Evidence({}, odd=odd)
     linear = to_linear(p) if space == "srgb" else p
-    errors = {}
+    errors: dict[tuple, float] = {}
     for curve, apply in (("as is", lambda v: v), ("encode", to_srgb), ("decode", to_linear)):
         for order in ("rgb", "bgr") if p.shape[1] == 3 else ("rgb",):
             one = apply(linear if order == "rgb" else linear[:, ::-1])
@@ -200,16 +209,17 @@ def colour_evidence(
 
 def normals_findings(evidence: Sequence[Evidence], frame: str = "opencv") -> list[Finding]:
     """frame: the axes that the values are taken to have."""
-    if found := _odd_finding(evidence, ODD_NORMALS):
-        return [found]
-    base = ("plain", ALL_AXES.index(_axes_of(frame)))
+    if odd := _odd_finding(evidence, ODD_NORMALS):
+        return [odd]
+    base = taken_for(frame)
     found = _best(evidence, base, "degrees")
     if found is None:
-        return []
+        odd = _odd_finding(evidence, {"length": "are far from unit length, all by the same factor"})
+        return [odd] if odd else []
     decoded, index = found.key
     words = {
         "plain": "",
-        "shifted": "shifting [0,1] back to [-1,1] (2 n - 1)",
+        "shifted": "shifting the [0,1] values back to [-1,1] (2 n - 1)",
         "srgb": "undoing the sRGB curve on the encoded channels",
         "linear": "redoing the sRGB curve on the encoded channels (they were linearised)",
     }[decoded]
@@ -217,29 +227,30 @@ def normals_findings(evidence: Sequence[Evidence], frame: str = "opencv") -> lis
     return [replace(found, change=" and ".join(part for part in (words, axes) if part))]
 
 
-def depth_findings(evidence: Sequence[Evidence], coding: str = "linear", polarity: bool = True) -> list[Finding]:
-    """coding: what the values are taken to have. polarity: whether large values must be near."""
-    if found := _odd_finding(evidence, {"colours": "have colours: they are depth through a colour map"}):
-        return [found]
-    found = []
+def depth_findings(
+    evidence: Sequence[Evidence], coding: str = "linear", domain: str = "depth", polarity: bool = True
+) -> list[Finding]:
+    """coding, domain: what the values are taken to have, and to be affine in. polarity: whether near must be large."""
+    if odd := _odd_finding(evidence, {"colours": "have colours: they are depth through a colour map"}):
+        return [odd]
+    found: list[Finding] = []
     seen = [one.nearness for one in evidence if one.nearness is not None]
     agree = sum(one < -CLEAR for one in seen)
     if polarity and seen and agree >= AGREE * len(seen) and np.mean(seen) < -CLEAR:
         sure = len(seen) >= SURE_IMAGES and agree >= SURE_AGREE * len(seen)
         change = f"are inverted: far is large (rank correlation with nearness {np.mean(seen):.2f})"
         found.append(Finding(("inverted",), change, agree, len(seen), sure))
-    if one := _best(evidence, (coding, "depth"), "(relative)"):
-        kind, domain = one.key
-        coded = "" if kind == coding else f"undoing a {kind} coding" if kind != "linear" else "undoing no coding"
-        taken = {"depth": "", "disparity": "reading disparity out", "log": "reading the logarithm of depth out",
-            "sqrt": "reading the square root of depth out"}[domain]  # fmt: skip
-        found.append(replace(one, change=" and ".join(part for part in (coded, taken) if part)))
+    if one := _best(evidence, (coding, domain), "(relative)"):
+        kind, affine_in = one.key
+        coded = "" if kind == coding else f"undoing a {kind} coding" if kind != "linear" else "not undoing a coding"
+        read = "" if affine_in == domain else f"reading {DOMAIN_WORDS[affine_in]} out"
+        found.append(replace(one, change=" and ".join(part for part in (coded, read) if part)))
     return found
 
 
 def colour_findings(evidence: Sequence[Evidence]) -> list[Finding]:
-    if found := _odd_finding(evidence, {"255": "reach 255: they were not divided by it"}):
-        return [found]
+    if odd := _odd_finding(evidence, {"255": "reach 255: they were not divided by it"}):
+        return [odd]
     found = _best(evidence, ("as is", "rgb"), "(relative)")
     if found is None:
         return []
@@ -251,6 +262,11 @@ def colour_findings(evidence: Sequence[Evidence]) -> list[Finding]:
     }[curve]
     swap = "swapping red and blue (BGR channel order)" if order == "bgr" else ""
     return [replace(found, change=" and ".join(part for part in (words, swap) if part))]
+
+
+def taken_for(frame: str) -> tuple:
+    """The candidate of normals that are what they are taken for, in the axes of `frame`."""
+    return "plain", ALL_AXES.index(_axes_of(frame))
 
 
 def evidence_of_label(
@@ -298,7 +314,6 @@ ODD_NORMALS = {
     "grey": "are grey: three equal channels are depth or shading, not normals",
     "shifted": "lie in [0,1] and were never shifted back to [-1,1] (2 n - 1)",
     "255": "reach 255: they were never decoded from 8 bits (n = 2 v / 255 - 1)",
-    "length": "are far from unit length",
 }
 
 
@@ -334,7 +349,7 @@ def _odd_normals(n: np.ndarray) -> tuple[str, ...]:
     # everywhere, whatever the direction.
     scaled = length.std() < 0.15 * length.mean() and abs(length.mean() - 1) > 0.3
     turning = np.linalg.norm((n / np.maximum(length, 1e-12)[:, None]).mean(axis=0)) < 0.97
-    return ("length",) if np.median(length) > 1.5 or (scaled and turning) else ()
+    return ("length",) if scaled and turning else ()
 
 
 def _angles(n: np.ndarray, t: np.ndarray) -> np.ndarray:
