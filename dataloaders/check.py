@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from dataloaders.base import Maps
 from dataloaders.diode import Diode
 from dataloaders.folder import FolderMaps
-from dataloaders.label_check import describe, evenly, intrinsic_of, known_disparity, label_findings
+from dataloaders.label_check import describe, evenly, folder_of, intrinsic_of, known_disparity, label_findings
 from dataloaders.listing import Sample, folder_samples, manifest_samples
 from utils import __version__
 from utils.cli import Parser, above_zero, path_flag
@@ -185,7 +185,7 @@ def check_conventions(
         notes.append(f"labels taken for {intrinsic.name}: {len(good)} compared with ground truth")
     found = []
     for finding in label_findings(dataset, range(len(dataset))):
-        text = f"{labels[0].parent}: {describe(finding, intrinsic)}"
+        text = f"{folder_of(dataset)}: {describe(finding, intrinsic)}"
         if known_disparity(finding, dataset) or finding.key[1:] == ("depth",):  # a training is told by a flag
             notes.append(text)
         else:

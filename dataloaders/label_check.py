@@ -16,9 +16,17 @@ from utils.errors import InputError, warn
 from utils.intrinsics import DEPTH, INTRINSICS, NORMAL, Intrinsic, depth_coded
 from utils.maps.images import read_label
 from utils.maps.label_record import record_above
-from utils.metrics.convention_check import SPREAD, Evidence, Finding, evidence_of_label, findings_of_labels, frame_of
+from utils.metrics.convention_check import (
+    DECODED,
+    Evidence,
+    Finding,
+    evidence_of_label,
+    findings_of_labels,
+    frame_of,
+)
 
 SAMPLES = 16  # read at the start of a training: seconds
+GREY = 3.5 / 255  # what rounding and JPEG leave between the channels of a grey label; shading has more
 
 
 def check_labels(dataset: Maps, skip: bool) -> None:
@@ -29,10 +37,15 @@ def check_labels(dataset: Maps, skip: bool) -> None:
     if skip or os.environ.get("RANK", "0") != "0":
         return
     for finding in label_findings(dataset, evenly(len(dataset), SAMPLES)):
-        text = f"{dataset.label_path(dataset.stems[0]).parent}: {describe(finding, dataset.intrinsic)}"
+        text = f"{folder_of(dataset)}: {describe(finding, dataset.intrinsic)}"
         if finding.sure and not known_disparity(finding, dataset):
             raise InputError(f"{text}; --skip_label_check trains on them as they are")
         warn(text)
+
+
+def folder_of(dataset: Maps) -> str:
+    """The folder that holds the labels."""
+    return os.path.commonpath([dataset.label_path(stem).parent for stem in dataset.stems])
 
 
 def label_findings(dataset: Maps, indices: Iterable[int]) -> list[Finding]:
@@ -98,7 +111,7 @@ def _cure(finding: Finding, intrinsic: Intrinsic) -> str:
 def intrinsic_of(labels: list[Path], task: str | None) -> Intrinsic | None:
     """What labels are of: `task`, else what their provenance.json states, else what they show; None: they do not.
 
-    Grey ones are taken for depth, coloured ones whose vectors have unit length for normals.
+    Grey ones are taken for depth, coloured ones whose vectors have unit length, however encoded, for normals.
     """
     record = record_above(labels[0].parent)
     name = task or record.get("task")
@@ -107,7 +120,7 @@ def intrinsic_of(labels: list[Path], task: str | None) -> Intrinsic | None:
     if name in INTRINSICS:
         return INTRINSICS[name]
     maps = [np.asarray(read_label(path)) / 127.5 - 1 for path in labels[:PROBES]]
-    if np.median([np.mean(np.ptp(one / 2 + 0.5, axis=2) > SPREAD) for one in maps]) < 0.1:
+    if np.median([np.mean(np.ptp(one / 2 + 0.5, axis=2) > GREY) for one in maps]) < 0.01:
         return DEPTH
-    unit = np.median([abs(np.median(np.linalg.norm(one, axis=2)) - 1) for one in maps]) < 0.15
-    return NORMAL if unit else None
+    off = [min(np.abs(np.linalg.norm(undo(one), axis=2) - 1).mean() for undo in DECODED.values()) for one in maps]
+    return NORMAL if np.median(off) < 0.08 else None
