@@ -212,6 +212,25 @@ def rates(
     return cells
 
 
+def false_alarms(rows: list[list[str]]) -> str:
+    """Correct maps by task, each cell the rates for SIZES images."""
+    tasks = list(dict.fromkeys(row[0] for row in rows))
+    cells = {(row[1], row[0]): " / ".join(row[2:]) for row in rows}
+    names = list(dict.fromkeys(row[1] for row in rows))
+    return table(
+        ("correct maps", *tasks), [(name, *(cells.get((name, task), "") for task in tasks)) for name in names]
+    )
+
+
+def detected(rows: list[list[str]]) -> str:
+    """Wrong maps by what they are made from: exact labels, predictions."""
+    cells = {(row[0], *row[1].rsplit(", ", 1)): " / ".join(row[2:]) for row in rows}
+    names = list(dict.fromkeys((task, name) for task, name, _ in cells))
+    kinds = ("labels", "predictions")
+    lines = [(task, name, *(cells.get((task, name, kind), "") for kind in kinds)) for task, name in names]
+    return table(("task", "convention", "of exact labels", "of mini-loras' predictions"), lines)
+
+
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(prog="python -m benchmarks.conventions", description=__doc__)
     add = parser.add_argument
@@ -236,8 +255,7 @@ def main(argv: list[str] | None = None) -> None:
                     for wrong, right, changed in wrong_sets(task, maps, which):
                         detections.append([task, wrong, *rates(task, evidence_of(task, changed), right)])
                         print("   ", *detections[-1], sep=" | ", flush=True)
-    heads = [f"{size} image{'s' if size > 1 else ''}" for size in SIZES]
-    text = table(("task", "correct maps", *heads), alarms) + "\n\n" + table(("task", "wrong maps", *heads), detections)
+    text = false_alarms(alarms) + "\n\n" + detected(detections)
     print(text)
     if args.docs:
         write_card(args.docs / "evaluation.md", text)

@@ -200,7 +200,7 @@ def test_frames_agree_after_conversion_and_a_flip_is_noticed(tmp_path, run):
 
 def leaning_normals(count=4):
     """Normals that mostly face the viewer and lean up, of `count` images."""
-    maps = [RNG.normal(0, 0.5, (*SHAPE, 3)) + (0, -0.3, -1) for _ in range(count)]
+    maps = [RNG.normal((0, -0.3, -1), 0.5, (*SHAPE, 3)) for _ in range(count)]
     return [unit_vectors(one).astype(np.float32) for one in maps]
 
 

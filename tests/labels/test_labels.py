@@ -115,7 +115,7 @@ def test_a_teacher_with_swapped_channels_or_in_zero_to_one_is_refused():
         with pytest.raises(InputError, match=words):
             self_check(lambda picture, made=made: made, "normal", "opencv", scene)
     blender = to_frame(noisy, "blender")  # read as opengl
-    with pytest.raises(InputError, match="swapping the axes.*its axes are blender, not opengl: pass --frame blender"):
+    with pytest.raises(InputError, match=r"swapping the axes.*its axes are blender, not opengl: pass --frame blender"):
         self_check(lambda picture: convert_frame(blender, "opengl"), "normal", "opengl", scene)
 
 

@@ -158,7 +158,7 @@ def test_a_constant_or_random_map_is_not_turned_to_fit_the_truth():
     rng = np.random.default_rng(0)
     scene = room_with_sphere()
     truth = convert_frame(scene.normal, "opengl")
-    for values in (np.broadcast_to((1.0, 0.0, 0.0), truth.shape), (1, 0, 0) + rng.normal(0, 0.3, truth.shape)):
+    for values in (np.broadcast_to((1.0, 0.0, 0.0), truth.shape), rng.normal((1, 0, 0), 0.3, truth.shape)):
         assert normals_findings([normals_evidence(values, truth, scene.valid)] * 8) == []
 
 

@@ -128,7 +128,7 @@ def normals_evidence(values: np.ndarray, truth: np.ndarray | None = None, known:
     if t is None or not len(t):
         return Evidence({}, odd=odd)
     t = unit_vectors(t)
-    positive = (n >= -0.02).mean() > 0.99
+    positive = _positive(n)
     errors: dict[tuple, float] = {}
     for name, decode in DECODED.items():
         if name != "shifted" or positive:
@@ -343,13 +343,18 @@ def _odd_normals(n: np.ndarray) -> tuple[str, ...]:
         return ("255",)
     length = np.linalg.norm(n, axis=1)
     off, back = np.abs(length - 1), np.abs(np.linalg.norm(2 * n - 1, axis=1) - 1)
-    if (n >= -0.02).mean() > 0.99 and back.mean() < min(0.2, off.mean() / 2):
+    if _positive(n) and back.mean() < min(0.2, off.mean() / 2):
         return ("shifted",)
     # Means of normals (blur, an uncertain network) are short, here more and there less. A wrong scale is the same
     # everywhere, whatever the direction.
     scaled = length.std() < 0.15 * length.mean() and abs(length.mean() - 1) > 0.3
     turning = np.linalg.norm((n / np.maximum(length, 1e-12)[:, None]).mean(axis=0)) < 0.97
     return ("length",) if scaled and turning else ()
+
+
+def _positive(n: np.ndarray) -> bool:
+    """Whether all of these vectors point into one octant, but for noise: a map of a scene does in no frame."""
+    return bool((n >= -0.1).mean() > 0.95)
 
 
 def _angles(n: np.ndarray, t: np.ndarray) -> np.ndarray:
