@@ -167,7 +167,7 @@ def own_files(dataset: str, root: Path, pseudo_root: Path | None, manifest: Path
 def check_conventions(
     samples: list[Files], problems: list[Problem], args: argparse.Namespace, notes: list[str]
 ) -> list[str]:
-    """What is wrong with the labels as a whole, in lines. Reads up to LABELS samples whose files are all good."""
+    """Lines on what is wrong with the labels as a whole. Reads up to LABELS samples whose files are all good."""
     bad = {problem.group for problem in problems}
     good = [files for files in samples if "label" in files.paths and files.group not in bad]
     if not good:
@@ -230,7 +230,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--pseudo_root", type=path_flag, help="labels: the folder that holds train/ and val/; of a folder: not labels/"
     )
     add("--manifest", type=path_flag, help="a .jsonl file")
-    add("--task", choices=list(INTRINSICS), help="what the labels are of (default: as provenance.json beside them or "
+    add("--task", choices=list(INTRINSICS), help="what the labels are of (default: as provenance.json next to them or "
         "their own pixels show)")  # fmt: skip
     add("--gt_frame", choices=list(FRAMES), help="folder, manifest: axes of the normals in gt/ (default: opencv)")
     add("--workers", type=int, default=min(8, os.cpu_count() or 1), help="threads that read files")

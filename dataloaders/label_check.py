@@ -49,7 +49,7 @@ def folder_of(dataset: Maps) -> str:
 
 
 def label_findings(dataset: Maps, indices: Iterable[int]) -> list[Finding]:
-    """What the labels of these samples show, as the training would read them."""
+    """Findings from the labels of these samples, as the training would read them."""
     return findings_of_labels(dataset.intrinsic, [evidence_of_item(dataset, index) for index in indices])
 
 
@@ -67,17 +67,17 @@ def evenly(length: int, count: int) -> list[int]:
 
 
 def known_disparity(finding: Finding, dataset: Maps) -> bool:
-    """Whether the labels' own record states that they are linear in disparity, as the finding has it."""
+    """True if the finding is disparity and the labels' own record states it too."""
     record = record_above(dataset.label_path(dataset.stems[0]).parent)
     return finding.key[-1] == "disparity" and "in disparity" in str(record.get("conventions"))
 
 
 def describe(finding: Finding, intrinsic: Intrinsic) -> str:
     """One line: what the labels are, by how much, and what to do."""
-    return finding.text("the labels", _cure(finding, intrinsic))
+    return finding.text("the labels", _fix(finding, intrinsic))
 
 
-def _cure(finding: Finding, intrinsic: Intrinsic) -> str:
+def _fix(finding: Finding, intrinsic: Intrinsic) -> str:
     """How labels are put right."""
     key = finding.key
     if intrinsic.kind == "normals":
@@ -109,7 +109,7 @@ def _cure(finding: Finding, intrinsic: Intrinsic) -> str:
 
 
 def intrinsic_of(labels: list[Path], task: str | None) -> Intrinsic | None:
-    """What labels are of: `task`, else what their provenance.json states, else what they show; None: they do not.
+    """The intrinsic of labels: `task`, else what their provenance.json states, else what they show; None: they do not.
 
     Grey ones are taken for depth, coloured ones whose vectors have unit length, however encoded, for normals.
     """

@@ -205,22 +205,22 @@ def leaning_normals(count=4):
 
 
 @pytest.mark.parametrize(
-    ("change", "words", "cure"),
+    ("change", "words", "fix"),
     [
         (lambda n: n[..., ::-1], "swapping the axes x and z (red and blue: BGR channel order)", "RGB order"),
         (lambda n: n[..., [0, 2, 1]] * (1, 1, -1), "swapping the axes y and z", "pass --pred_frame blender"),
         (lambda n: n * (1, 1, -1), "flipping z", "pass --pred_frame directx, or --gt_frame directx"),
-        (lambda n: n / 2 + 0.5, "lie in [0,1] and were never shifted back", "re-export"),
+        (lambda n: n / 2 + 0.5, "are in [0,1] and were never shifted back", "re-export"),
     ],
 )
-def test_normals_in_another_convention_are_named_with_the_cure(tmp_path, run, change, words, cure):
+def test_normals_in_another_convention_are_named_with_the_fix(tmp_path, run, change, words, fix):
     for number, n in enumerate(leaning_normals()):
         save(tmp_path / f"gt/{number}.npy", n)
         save(tmp_path / f"pred/{number}.npy", change(n).astype(np.float32))
     (warning,) = run()[0]["warnings"]
-    assert words in warning and cure in warning and "4 of 4 images agree: sure" in warning
+    assert words in warning and fix in warning and "4 of 4 images agree: sure" in warning
     flag = re.search(r"pass (--pred_frame \w+)", warning)
-    if flag:  # the cure cures
+    if flag:  # and the flag puts it right
         result, _ = run(*flag[1].split())
         assert result["warnings"] == [] and result["metrics"]["mean"] == pytest.approx(0, abs=1e-3)
 
@@ -230,7 +230,7 @@ def test_truth_in_zero_to_one_is_named(tmp_path, run):
         save(tmp_path / f"gt/{number}.npy", n / 2 + np.float32(0.5))
         save(tmp_path / f"pred/{number}.npy", n)
     (warning,) = run()[0]["warnings"]
-    assert warning.startswith("the ground truth's normals lie in [0,1]")
+    assert warning.startswith("the ground truth's normals are in [0,1]")
 
 
 def test_disparity_scored_as_depth_is_named_and_the_other_way_round(tmp_path, run):

@@ -73,7 +73,7 @@ def test_the_flag_that_puts_axes_right_is_found_for_predictions_and_for_truth(sc
         (lambda n: n[..., ::-1], "swapping the axes x and z (red and blue: BGR channel order)"),
         (lambda n: n * (1, -1, -1), "flipping y and z"),
         (lambda n: n[..., [1, 2, 0]], "taking the axes in the order z, x, y"),
-        (lambda n: n / 2 + 0.5, "lie in [0,1] and were never shifted back"),
+        (lambda n: n / 2 + 0.5, "are in [0,1] and were never shifted back"),
         (lambda n: 2 * to_srgb(n / 2 + 0.5) - 1, "undoing the sRGB curve"),
         (lambda n: n / 2, "are far from unit length"),
         (lambda n: 127.5 * (n + 1), "were never decoded from 8 bits"),
@@ -96,7 +96,7 @@ def test_what_shows_without_truth_is_named_without_truth(scenes, noise):
 
     assert seen("depth", NORMAL, lambda grey: grey) == ["are grey"]
     assert seen("normal", DEPTH, lambda colours: colours) == ["have colours"]
-    assert seen("normal", NORMAL, lambda n: n / 2 + 0.5)[0].startswith("lie in [0,1]")
+    assert seen("normal", NORMAL, lambda n: n / 2 + 0.5)[0].startswith("are in [0,1]")
     assert seen("normal", NORMAL, lambda n: n) == seen("depth", DEPTH, lambda grey: grey) == []
 
 

@@ -191,7 +191,7 @@ def rows_of(scores: list[tuple[ImageScore, ImageScore | None]], args: argparse.N
 
 
 def warnings_of(scores: list[ImageScore], rules: Rules) -> list[str]:
-    """What a reader of the numbers must know first: wrong conventions, stretched predictions."""
+    """Warnings that come before the numbers: wrong conventions, stretched predictions."""
     warnings = convention_warnings(scores, rules)
     distorted = [score.name for score in scores if score.distorted]
     if distorted:

@@ -94,5 +94,5 @@ def check_conventions(
         found = depth_findings([depth_evidence(*one) for one in triples])
     else:
         found = colour_findings([colour_evidence(*one, intrinsic.coding) for one in triples])
-    cure = "the truth has another convention than this function takes, or the labels of the LoRA's training had one"
-    return [one.text(f"the predicted {intrinsic.name} maps", cure) for one in found]
+    fix = "the truth has another convention than this function takes, or the labels of the LoRA's training had one"
+    return [one.text(f"the predicted {intrinsic.name} maps", fix) for one in found]

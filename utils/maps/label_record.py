@@ -35,7 +35,7 @@ def check_depth_coding(folders: Iterable[Path], coding: str, cure: str) -> None:
 
 
 def record_above(folder: Path) -> dict:
-    """The content of the provenance.json nearest above `folder`, or in it; {} where there is none to read."""
+    """The content of the provenance.json nearest above `folder`, or in it; {} if there is no readable one."""
     for place in (folder, *folder.absolute().parents):
         try:
             found = json.loads((place / PROVENANCE).read_text())

@@ -32,7 +32,7 @@ from utils.metrics.depth import align_scale_shift
 
 PIXELS = 1024  # of each image, evenly spaced among the known ones
 LEFT, SURE_LEFT = 0.7, 0.5  # share of the error that may be left
-OF_CONSTANT = 0.5  # of the error of each image's best constant
+OF_CONSTANT = 0.5  # share of the error of each image's best constant
 AGREE, SURE_AGREE, SURE_IMAGES = 0.75, 0.9, 4
 CLEAR = 0.5  # rank correlation from which brightness says where near is
 SPREAD = 0.08  # largest minus smallest channel, of [0,1]: 20 grey levels, more than JPEG leaves on grey
@@ -77,7 +77,7 @@ DOMAIN_WORDS = {
 
 
 class Evidence(NamedTuple):
-    """What one image shows. errors: candidate -> mean error, empty where there is no truth to compare with.
+    """Evidence of one image. errors: candidate -> mean error, empty without truth to compare with.
 
     constant: error of the image's best constant. odd: names of what its values show without any truth.
     nearness: rank correlation of a depth map's values with nearness, or None.
@@ -106,14 +106,14 @@ class Finding:
     after: float | None = None
     unit: str = ""
 
-    def text(self, subject: str, cure: str) -> str:
+    def text(self, subject: str, fix: str) -> str:
         """One line. subject: such as "the predictions"."""
         count = f"{self.agree} of {self.images} images agree: {'sure' if self.sure else 'likely'}"
         if self.before is None or self.after is None:
-            return f"{subject} {self.change} ({count}); {cure}"
+            return f"{subject} {self.change} ({count}); {fix}"
         digits = 1 if self.unit == "degrees" else 3
         fall = f"from {self.before:.{digits}f} to {self.after:.{digits}f} {self.unit}"
-        return f"{self.change} of {subject} would cut the mean error {fall} ({count}); {cure}"
+        return f"{self.change} of {subject} would cut the mean error {fall} ({count}); {fix}"
 
 
 # Evidence of one image
@@ -204,7 +204,7 @@ def colour_evidence(
     return Evidence(errors, float(np.sqrt(np.square(g - g.mean(axis=0)).mean()) / size))
 
 
-# What the images of a set say together
+# Findings: the evidence of a set of images
 
 
 def normals_findings(evidence: Sequence[Evidence], frame: str = "opencv") -> list[Finding]:
@@ -312,7 +312,7 @@ def true_frame_of(finding: Finding, pred_frame: str, gt_frame: str) -> str | Non
 
 ODD_NORMALS = {
     "grey": "are grey: three equal channels are depth or shading, not normals",
-    "shifted": "lie in [0,1] and were never shifted back to [-1,1] (2 n - 1)",
+    "shifted": "are in [0,1] and were never shifted back to [-1,1] (2 n - 1)",
     "255": "reach 255: they were never decoded from 8 bits (n = 2 v / 255 - 1)",
 }
 
@@ -333,7 +333,7 @@ def _sample(
 
 
 def _odd_normals(n: np.ndarray) -> tuple[str, ...]:
-    """What normals (N,3) show without any truth."""
+    """Names of the oddities that normals (N,3) show without any truth."""
     if not len(n):
         return ()
     coded = n / 2 + 0.5
@@ -353,7 +353,7 @@ def _odd_normals(n: np.ndarray) -> tuple[str, ...]:
 
 
 def _positive(n: np.ndarray) -> bool:
-    """Whether all of these vectors point into one octant, but for noise: a map of a scene does in no frame."""
+    """Whether all of these vectors point into one octant, but for noise: a map of a scene never does, in any frame."""
     return bool((n >= -0.1).mean() > 0.95)
 
 
@@ -388,7 +388,7 @@ def _best(evidence: Sequence[Evidence], base: tuple, unit: str) -> Finding | Non
 
 
 def _odd_finding(evidence: Sequence[Evidence], words: dict[str, str]) -> Finding | None:
-    """What most images show without any truth."""
+    """The first oddity that most images show without any truth."""
     for name, change in words.items():
         agree = sum(name in one.odd for one in evidence)
         if evidence and agree >= AGREE * len(evidence):
