@@ -4,14 +4,15 @@
     python -m dataloaders check --dataset folder --train_data_dir data
     python -m dataloaders check --dataset manifest --manifest data.jsonl
 
-The exit status is 1 if anything is wrong.
+Labels are also compared with the ground truth: are their axes, channel order, polarity and coding those that a
+training takes them for? The exit status is 1 if anything is wrong.
 """
 
 import argparse
 import os
 import platform
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -20,16 +21,23 @@ import numpy as np
 import PIL
 from tqdm.auto import tqdm
 
-from dataloaders.listing import folder_samples, manifest_samples
+from dataloaders.base import Maps
+from dataloaders.diode import Diode
+from dataloaders.folder import FolderMaps
+from dataloaders.label_check import describe, evenly, folder_of, intrinsic_of, known_disparity, label_findings
+from dataloaders.listing import Sample, folder_samples, manifest_samples
 from utils import __version__
 from utils.cli import Parser, above_zero, path_flag
 from utils.errors import InputError, one_line, run
+from utils.intrinsics import INTRINSICS, Intrinsic
 from utils.maps.diode_names import KNOWN_GAP, lacks_known_gap, listed_samples
 from utils.maps.files import read_array, read_mask
+from utils.maps.frames import FRAMES
 from utils.maps.images import read_label, read_rgb, same_aspect
 
 CHANNELS = {"depth": (1,), "mask": (1, 3), "normal": (3,), "gt": (1, 3)}
 SHOWN = 20  # problems written out
+LABELS, LABEL_SIDE = 64, 256  # labels compared with their truth, and their side in pixels then
 
 
 class Files(NamedTuple):
@@ -81,8 +89,11 @@ def check_all(samples: list[Files], workers: int) -> list[Problem]:
         pool.shutdown(cancel_futures=True)
 
 
-def report(samples: list[Files], problems: list[Problem], notes: list[str]) -> str:
-    """A summary to paste into a bug report: versions, totals, one row per group with problems, the first of them."""
+def report(samples: list[Files], problems: list[Problem], notes: list[str], conventions: Sequence[str] = ()) -> str:
+    """A summary to paste into a bug report: versions, totals, one row per group with problems, the first of them.
+
+    conventions: what is wrong with the labels as a whole.
+    """
     kinds = ("missing", "corrupt", "mismatched")
     counts: dict[str, Counter[str]] = {group: Counter() for group in dict.fromkeys(files.group for files in samples)}
     for problem in problems:
@@ -90,7 +101,13 @@ def report(samples: list[Files], problems: list[Problem], notes: list[str]) -> s
     lines = [
         f"version {__version__}, python {platform.python_version()}, numpy {np.__version__}, pillow {PIL.__version__}",
         f"{len(samples)} samples, {sum(len(files.paths) for files in samples)} files in {len(counts)} groups: "
-        + (", ".join(f"{sum(c[kind] for c in counts.values())} {kind}" for kind in kinds) if problems else "all good"),
+        + (
+            ", ".join(f"{sum(c[kind] for c in counts.values())} {kind}" for kind in kinds)
+            if problems
+            else "all good"
+            if not conventions
+            else "all readable"
+        ),
         *notes,
     ]
     if problems:
@@ -102,6 +119,7 @@ def report(samples: list[Files], problems: list[Problem], notes: list[str]) -> s
                 lines.append(f"{cells}  {group}")
         lines += [f"{problem.kind}: {problem.text}" for problem in problems[:SHOWN]]
         lines += [f"... and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
+    lines += [f"convention: {text}" for text in conventions]
     return "\n".join(map(one_line, lines))
 
 
@@ -146,13 +164,60 @@ def own_files(dataset: str, root: Path, pseudo_root: Path | None, manifest: Path
         yield Files(group, sample.stem, {role: path for role, path in paths.items() if path})
 
 
-def finish(samples: list[Files], notes: list[str], workers: int) -> int:
+def check_conventions(
+    samples: list[Files], problems: list[Problem], args: argparse.Namespace, notes: list[str]
+) -> list[str]:
+    """Lines on what is wrong with the labels as a whole. Reads up to LABELS samples whose files are all good."""
+    bad = {problem.group for problem in problems}
+    good = [files for files in samples if "label" in files.paths and files.group not in bad]
+    if not good:
+        return []
+    good = [good[index] for index in evenly(len(good), LABELS)]
+    labels = [files.paths["label"] for files in good]
+    intrinsic = intrinsic_of(labels, args.task)
+    if intrinsic is None:
+        notes.append("the labels were not compared with ground truth: pass --task, what they are of")
+        return []
+    dataset = labelled(good, intrinsic, args)
+    if not dataset.measured:
+        notes.append(f"labels taken for {intrinsic.name}: there is no ground truth to compare them with")
+    else:
+        notes.append(f"labels taken for {intrinsic.name}: {len(good)} compared with ground truth")
+    found = []
+    for finding in label_findings(dataset, range(len(dataset))):
+        text = f"{folder_of(dataset)}: {describe(finding, intrinsic)}"
+        if known_disparity(finding, dataset) or finding.key[1:] == ("depth",):  # a training is told by a flag
+            notes.append(text)
+        else:
+            found.append(text)
+    return found
+
+
+def labelled(good: list[Files], intrinsic: Intrinsic, args: argparse.Namespace) -> Maps:
+    """The samples as a training of `intrinsic` would read them, at LABEL_SIDE pixels."""
+    if args.root is None and args.dataset in ("folder", "manifest"):
+        paths = [(files.name, files.paths) for files in good]
+        own = [Sample(name, each["rgb"], each["label"], each.get("gt"), each.get("mask")) for name, each in paths]
+        measured = any(sample.gt is not None for sample in own)
+        return FolderMaps(own, intrinsic, measured, args.gt_frame or "opencv", LABEL_SIDE)
+    root = args.root or args.train_data_dir.parent
+    truth = root / intrinsic.truth_folder
+    truth = truth if truth.is_dir() else root / "depths"
+    dataset = Diode(
+        intrinsic, truth, args.pseudo_root, "train", resolution=LABEL_SIDE, list_from="disk", skip_missing=True
+    )
+    dataset.stems = [files.name for files in good]
+    return dataset
+
+
+def finish(samples: list[Files], args: argparse.Namespace, notes: list[str]) -> int:
     """Check, print the report, and return the exit status: 1 if anything is wrong."""
     if not samples:
         raise InputError("no sample found: nothing to check")
-    problems = check_all(samples, workers)
-    print(report(samples, problems, notes))
-    return 1 if problems else 0
+    problems = check_all(samples, args.workers)
+    conventions = check_conventions(samples, problems, args, notes)
+    print(report(samples, problems, notes, conventions))
+    return 1 if problems or conventions else 0
 
 
 def add_flags(parser: Parser) -> None:
@@ -165,6 +230,9 @@ def add_flags(parser: Parser) -> None:
         "--pseudo_root", type=path_flag, help="labels: the folder that holds train/ and val/; of a folder: not labels/"
     )
     add("--manifest", type=path_flag, help="a .jsonl file")
+    add("--task", choices=list(INTRINSICS), help="what the labels are of (default: as provenance.json next to them or "
+        "their own pixels show)")  # fmt: skip
+    add("--gt_frame", choices=list(FRAMES), help="folder, manifest: axes of the normals in gt/ (default: opencv)")
     add("--workers", type=int, default=min(8, os.cpu_count() or 1), help="threads that read files")
     parser.only("manifest", lambda a: a.root or a.dataset == "manifest", "without --dataset manifest")
     manifest = "with --dataset manifest, whose lines name every file"
@@ -178,7 +246,7 @@ def check(args: argparse.Namespace) -> int:
     if args.root is not None:
         if args.dataset or args.train_data_dir or args.manifest:
             raise InputError("--root names a DIODE tree: leave out --dataset, --train_data_dir and --manifest")
-        return finish(list(diode_files(args.root, args.pseudo_root, notes)), notes, args.workers)
+        return finish(list(diode_files(args.root, args.pseudo_root, notes)), args, notes)
     dataset = args.dataset or "diode"
     needed = "manifest" if dataset == "manifest" else "train_data_dir"
     if getattr(args, needed) is None:
@@ -187,7 +255,7 @@ def check(args: argparse.Namespace) -> int:
         found = diode_files(args.train_data_dir.parent, args.pseudo_root, notes)
     else:
         found = own_files(dataset, args.train_data_dir, args.pseudo_root, args.manifest)
-    return finish(list(found), notes, args.workers)
+    return finish(list(found), args, notes)
 
 
 def main(argv: list[str] | None = None) -> int:

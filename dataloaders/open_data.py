@@ -6,6 +6,7 @@ from pathlib import Path
 from dataloaders.base import Maps, unknown_labels
 from dataloaders.diode import Diode, validation_sets
 from dataloaders.folder import open_folder
+from dataloaders.label_check import check_labels
 from dataloaders.listing import folder_samples, manifest_samples
 from utils.errors import InputError
 from utils.intrinsics import Intrinsic
@@ -16,7 +17,8 @@ def open_data(args: argparse.Namespace, intrinsic: Intrinsic) -> tuple[Maps, dic
     """The training set, and split -> samples that are predicted at every validation.
 
     args: the data flags of `utils.training.args.training_parser`. Pseudo labels are the targets; ground truth is read
-    for validation only. Raises InputError where files are missing.
+    for validation only, and to check the convention of the labels. Raises InputError where files are missing, or where
+    labels surely have another convention (unless --skip_label_check).
     """
     options = {
         "resolution": args.resolution,
@@ -50,4 +52,5 @@ def open_data(args: argparse.Namespace, intrinsic: Intrinsic) -> tuple[Maps, dic
         train.notes.append(f"--num_train_imgs={args.num_train_imgs}: there are {len(train)}, and all are taken")
     if text := unknown_labels(train):
         train.notes.append(text)
+    check_labels(train, args.skip_label_check)
     return train, validation

@@ -196,6 +196,76 @@ def test_frames_agree_after_conversion_and_a_flip_is_noticed(tmp_path, run):
     assert run("--gt_frame", "opengl")[0]["warnings"] == []  # bad everywhere is not flipped
 
 
+def leaning_normals(count=4):
+    """Normals that mostly face the viewer and lean up, of `count` images."""
+    maps = [RNG.normal((0, -0.3, -1), 0.5, (*SHAPE, 3)) for _ in range(count)]
+    return [unit_vectors(one).astype(np.float32) for one in maps]
+
+
+@pytest.mark.parametrize(
+    ("change", "words", "fix"),
+    [
+        (lambda n: n[..., ::-1], "swapping the axes x and z (red and blue: BGR channel order)", "RGB order"),
+        (lambda n: n[..., [0, 2, 1]] * (1, 1, -1), "swapping the axes y and z", "pass --pred_frame blender"),
+        (lambda n: n * (1, 1, -1), "flipping z", "pass --pred_frame directx, or --gt_frame directx"),
+        (lambda n: n / 2 + 0.5, "are in [0,1] and were never shifted back", "re-export"),
+    ],
+)
+def test_normals_in_another_convention_are_named_with_the_fix(tmp_path, run, change, words, fix):
+    for number, n in enumerate(leaning_normals()):
+        save(tmp_path / f"gt/{number}.npy", n)
+        save(tmp_path / f"pred/{number}.npy", change(n).astype(np.float32))
+    (warning,) = run()[0]["warnings"]
+    assert words in warning and fix in warning and "4 of 4 images agree: sure" in warning
+    flag = re.search(r"pass (--pred_frame \w+)", warning)
+    if flag:  # and the flag puts it right
+        result, _ = run(*flag[1].split())
+        assert result["warnings"] == [] and result["metrics"]["mean"] == pytest.approx(0, abs=1e-3)
+
+
+def test_truth_in_zero_to_one_is_named(tmp_path, run):
+    for number, n in enumerate(leaning_normals()):
+        save(tmp_path / f"gt/{number}.npy", n / 2 + np.float32(0.5))
+        save(tmp_path / f"pred/{number}.npy", n)
+    (warning,) = run()[0]["warnings"]
+    assert warning.startswith("the ground truth's normals are in [0,1]")
+
+
+def test_disparity_scored_as_depth_is_named_and_the_other_way_round(tmp_path, run):
+    for number in range(4):
+        truth = 1 + 0.2 * np.mgrid[: SHAPE[0], : SHAPE[1]].sum(0) * (1 + 0.2 * number) + 0.1 * RNG.random(SHAPE)
+        save(tmp_path / f"gt/{number}.npy", truth.astype(np.float32))
+        save(tmp_path / f"pred/{number}.npy", (5 / truth + 2).astype(np.float32))
+    (warning,) = run(task="depth")[0]["warnings"]
+    assert "reading disparity (1 / depth) out of the predictions" in warning and "--align disparity" in warning
+    assert run("--align", "disparity", task="depth")[0]["warnings"] == []
+    for number in range(4):
+        save(tmp_path / f"pred/{number}.npy", 7 - np.load(tmp_path / f"gt/{number}.npy"))
+    assert run(task="depth")[0]["warnings"] == []  # inverted depth: the fitted scale is negative
+    assert "--align depth" in run("--align", "disparity", task="depth")[0]["warnings"][0]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda v: v**2.2, "pass --pred_space linear"),
+        (lambda v: v**0.45, "pass --gt_space linear"),
+        (lambda v: v[..., ::-1], "swapping red and blue"),
+        (lambda v: 255 * v, "reach 255"),
+    ],
+)
+def test_colours_in_another_convention_are_named(tmp_path, run, change, words):
+    for number in range(4):
+        albedo = np.kron(RNG.random((6, 8, 3)), np.ones((4, 4, 1))) * (0.9, 0.5, 0.2) + 0.02
+        save(tmp_path / f"gt/{number}.npy", albedo.astype(np.float32))
+        save(tmp_path / f"pred/{number}.npy", albedo.astype(np.float32))
+    assert run(task="albedo")[0]["warnings"] == []
+    for number in range(4):
+        save(tmp_path / f"pred/{number}.npy", change(np.load(tmp_path / f"gt/{number}.npy")).astype(np.float32))
+    (warning,) = run(task="albedo")[0]["warnings"]
+    assert words in warning and "4 of 4 images agree: sure" in warning
+
+
 def test_masks(tmp_path, run, fail):
     gt, pred = normals(), normals()
     pred[:, :8] = normals(90)[:, :8]

@@ -108,6 +108,24 @@ def test_a_single_flipped_axis_is_named():
     assert hint["verdict"] == "unclear" and hint["degrees"] > 110
 
 
+def test_a_teacher_with_swapped_channels_or_in_zero_to_one_is_refused():
+    truth, scene = scene_normals()
+    noisy = truth + np.random.default_rng(0).normal(0, 0.1, truth.shape)
+    for made, words in ((noisy[..., ::-1], "BGR channel order.*no --frame fits"), (noisy / 2 + 0.5, r"in \[0,1\]")):
+        with pytest.raises(InputError, match=words):
+            self_check(lambda picture, made=made: made, "normal", "opencv", scene)
+    blender = to_frame(noisy, "blender")  # read as opengl
+    with pytest.raises(InputError, match=r"swapping the axes.*its axes are blender, not opengl: pass --frame blender"):
+        self_check(lambda picture: convert_frame(blender, "opengl"), "normal", "opengl", scene)
+
+
+def test_a_teacher_whose_depth_is_a_logarithm_is_warned_of(capsys):
+    scene = room_with_sphere()
+    found = self_check(lambda picture: np.log(scene.depth + 1e-3), "depth", "opengl", scene)
+    assert found["verdict"] == "agrees" and "logarithm" in found["change"]
+    assert "warning: self-check: reading the logarithm of depth out" in capsys.readouterr().err
+
+
 def test_inverted_depth_is_found():
     scene = room_with_sphere()
     rng = np.random.default_rng(0)

@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from utils.metrics.convention_check import Evidence
+
 BINS_PER_DEGREE = 20
 ANGLE_BINS = 180 * BINS_PER_DEGREE + 1  # the last bin holds exactly 180
 
@@ -22,7 +24,8 @@ class ImageScore(NamedTuple):
     metrics: dict[str, float]
     errors: np.ndarray | None = None
     angles: np.ndarray | None = None  # float32 (pixels,), kept for the pooled median alone
-    flips: np.ndarray | None = None  # float64 (8,), mean error after each combination of axis flips
+    evidence: Evidence | None = None  # how well other conventions would fit the prediction
+    truth_evidence: Evidence | None = None  # what the truth's own values show
     distorted: bool = False  # the prediction had other proportions than the truth
     unknown: Mapping[str, int] = MappingProxyType({})  # reason -> pixels of the truth's file without a value
     truth_pixels: int = 0  # of that file, 0 where there is none
@@ -177,19 +180,3 @@ def total_errors(scores: Sequence[ImageScore]) -> np.ndarray | None:
     """Histogram of errors over all pixels of all images, int64; None if there are no pixel errors."""
     errors = [s.errors for s in scores if s.errors is not None]
     return np.array(errors).sum(axis=0, dtype=np.int64) if len(errors) == len(scores) else None
-
-
-def frame_warning(scores: Sequence[ImageScore], flips: Sequence[tuple[float, ...]]) -> str | None:
-    """What to say if flipping axes of the predictions would more than halve the mean error, else None.
-
-    flips: the signs that `ImageScore.flips` went through, identity first.
-    """
-    errors = np.average([s.flips for s in scores], axis=0, weights=[s.pixels for s in scores])
-    best = int(np.argmin(errors))
-    if not errors[best] < errors[0] / 2:
-        return None
-    axes = " and ".join(axis for axis, sign in zip("xyz", flips[best]) if sign < 0)
-    return (
-        f"flipping {axes} of the predictions would cut the mean error from {errors[0]:.1f} to {errors[best]:.1f} "
-        "degrees: are --pred_frame and --gt_frame right?"
-    )

@@ -15,11 +15,12 @@ from tqdm import tqdm
 from utils import __version__
 from utils.errors import InputError
 from utils.evaluation import report, scoring
-from utils.evaluation.aggregation import ImageScore, frame_warning, make_rows, total_errors
+from utils.evaluation.aggregation import ImageScore, make_rows, total_errors
+from utils.evaluation.convention_warnings import convention_warnings
 from utils.evaluation.inputs import find_images, find_judgements, find_pairs
 from utils.evaluation.pairing import Pair
 from utils.evaluation.rules import GroundTruthError, NothingToScore, PredictionError, Rules
-from utils.intrinsics import INTRINSICS, Intrinsic
+from utils.intrinsics import INTRINSICS
 from utils.maps import diode_names
 from utils.maps.conventions import unit_vectors
 from utils.maps.known import FARTHEST_MEDIAN, OUTSIDE, shares
@@ -190,7 +191,7 @@ def evaluate(args: argparse.Namespace) -> dict:
         "per_image": [describe_image(plain) for plain, _ in scores],
         "left_out": left_out,
         "unknown_truth": unknown,
-        "warnings": warnings_of([plain for plain, _ in scores], rules.intrinsic)
+        "warnings": warnings_of([plain for plain, _ in scores], rules)
         + unit_warnings([plain for plain, _ in scores], args)
         + mask_warnings(pairs, [plain for plain, _ in scores]),
         "notes": notes,
@@ -217,11 +218,9 @@ def rows_of(scores: list[tuple[ImageScore, ImageScore | None]], args: argparse.N
     return make_rows(scores, diode_names.SCENE_TYPES, args.protocol == "pooled", args.erode, args.bootstrap, args.seed)
 
 
-def warnings_of(scores: list[ImageScore], intrinsic: Intrinsic) -> list[str]:
-    """What a reader of the numbers must hear first: wrong axes, stretched predictions."""
-    warnings = []
-    if intrinsic.kind == "normals" and (warning := frame_warning(scores, scoring.AXIS_FLIPS)):
-        warnings.append(warning)
+def warnings_of(scores: list[ImageScore], rules: Rules) -> list[str]:
+    """Warnings that come before the numbers: wrong conventions, stretched predictions."""
+    warnings = convention_warnings(scores, rules)
     distorted = [score.name for score in scores if score.distorted]
     if distorted:
         warnings.append(

@@ -1,6 +1,5 @@
 """Scores one image: calls the metrics on its truth and its prediction."""
 
-import itertools
 import json
 from pathlib import Path
 
@@ -10,20 +9,15 @@ from utils.evaluation.aggregation import ANGLE_BINS, ImageScore, angle_bins
 from utils.evaluation.maps import load_prediction, load_truth
 from utils.evaluation.pairing import Pair
 from utils.evaluation.rules import GroundTruthError, NothingToScore, PredictionError, Rules
-from utils.maps.conventions import convert_space, unit_vectors
+from utils.maps.conventions import convert_space, to_frame, unit_vectors
 from utils.maps.known import OUTSIDE
 from utils.metrics.colour import albedo_metrics, align_scale, whdr
+from utils.metrics.convention_check import PIXELS, Evidence, colour_evidence, depth_evidence, normals_evidence
 from utils.metrics.depth import align_depth, depth_metrics
 from utils.metrics.normals import angular_error, normal_metrics
 from utils.metrics.protocols import DEPTH_RULES, erode
 
 RELATIVE_BINS = 1001  # depth and colour errors: bins of 0.001, the last holds everything from 1 up
-
-
-AXIS_FLIPS = list(itertools.product((1.0, -1.0), repeat=3))
-
-
-FLIP_SAMPLES = 2048  # pixels per image that the frame check looks at
 
 
 def score(
@@ -37,9 +31,9 @@ def score(
     pixels = int(np.count_nonzero(valid))
     if pixels == 0:
         raise NothingToScore("no valid pixel")
-    kept = flips = None
+    kept = None
     if rules.intrinsic.kind == "normals":
-        values, angles, flips = _score_normals(pair, pred, gt, valid)
+        values, angles = _score_normals(pair, pred, gt, valid)
         errors = np.bincount(angle_bins(angles), minlength=ANGLE_BINS)
         kept = angles if rules.protocol == "pooled" else None  # 4 bytes per pixel, for the pooled median alone
     else:
@@ -50,9 +44,27 @@ def score(
         except ValueError as error:
             raise NothingToScore(str(error)) from error
         errors = np.bincount(np.minimum(errors * 1000, RELATIVE_BINS - 1).astype(int), minlength=RELATIVE_BINS)
+    evidence = gather(pred, gt, valid, rules)
     return ImageScore(
-        pair.name, pair.scene_type, pixels, valid.shape, values, errors.astype(np.uint32), kept, flips, distorted
+        pair.name, pair.scene_type, pixels, valid.shape, values, errors.astype(np.uint32), kept, *evidence, distorted
     )
+
+
+def gather(pred: np.ndarray, gt: np.ndarray, valid: np.ndarray, rules: Rules) -> tuple[Evidence, Evidence | None]:
+    """(how well other conventions would fit the prediction, what the true normals show by themselves).
+
+    pred, gt: as they are scored. What `rules` made of their files is undone first, on the pixels that are looked at.
+    """
+    places = np.flatnonzero(valid)
+    places = places[:: max(1, -(-len(places) // PIXELS))]
+    pred, gt = (one.reshape(valid.size, 1, -1)[places] for one in (pred, gt))
+    if rules.intrinsic.kind == "normals":
+        truth = normals_evidence(to_frame(gt, rules.gt_frame))
+        return normals_evidence(to_frame(pred, rules.pred_frame), gt), truth
+    if rules.intrinsic.kind == "depth":
+        return depth_evidence(pred, gt[..., 0]), None
+    linear = convert_space(gt, rules.gt_space, "linear")
+    return colour_evidence(convert_space(pred, rules.gt_space, rules.pred_space), linear, None, rules.pred_space), None
 
 
 def compare(pred: np.ndarray, gt: np.ndarray, valid: np.ndarray, rules: Rules) -> tuple[np.ndarray, np.ndarray]:
@@ -123,18 +135,15 @@ def truth_sum(pair: Pair, rules: Rules) -> tuple[np.ndarray, int]:
 
 def _score_normals(
     pair: Pair, pred: np.ndarray, gt: np.ndarray, valid: np.ndarray
-) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
-    """(metrics, float32 angles of the valid pixels, mean error of a sample after each of the AXIS_FLIPS)."""
+) -> tuple[dict[str, float], np.ndarray]:
+    """(metrics, float32 angles of the valid pixels)."""
     pred, gt = pred.reshape(-1, 3), gt.reshape(-1, 3)
     if not valid.all():
         chosen = np.flatnonzero(valid)  # five times faster than indexing rows with a mask
         pred, gt = pred.take(chosen, axis=0), gt.take(chosen, axis=0)
     angles = angular_error(pred, gt)
     _reject(pair, np.isnan(angles), "NaN, inf or the zero vector")
-    step = -(-len(gt) // FLIP_SAMPLES)
-    sample, truth = pred[::step], gt[::step]
-    flips = np.array([angular_error(sample * np.array(signs), truth).mean() for signs in AXIS_FLIPS])
-    return normal_metrics(angles), angles.astype(np.float32), flips
+    return normal_metrics(angles), angles.astype(np.float32)
 
 
 def _score_depth(

@@ -5,15 +5,16 @@ from utils.inference import Predictor
 predict = Predictor("path/to/output")           # a LoRA of a training script; a list of them shares one base
 normal = predict("photo.jpg")["normal"]         # the whole image at its own size
 normal.values, normal.frame                     # float32 (H,W,3) unit vectors, "opencv (x right, ...)"
+check_conventions(normal, truth)                # [], or which other convention fits the truth better
 """
 
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from utils.inference.prediction import Prediction
+    from utils.inference.prediction import Prediction, check_conventions
     from utils.inference.predictor import Predictor
 
-__all__ = ["Prediction", "Predictor"]
+__all__ = ["Prediction", "Predictor", "check_conventions"]
 
 
 def __getattr__(name: str) -> object:
@@ -22,8 +23,8 @@ def __getattr__(name: str) -> object:
         from utils.inference.predictor import Predictor
 
         return Predictor
-    if name == "Prediction":
-        from utils.inference.prediction import Prediction
+    if name in ("Prediction", "check_conventions"):
+        from utils.inference import prediction
 
-        return Prediction
+        return getattr(prediction, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

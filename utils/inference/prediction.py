@@ -1,13 +1,22 @@
 """One map of one image, and what its numbers mean."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from torch import Tensor
 
+from utils.errors import InputError
 from utils.intrinsics import Intrinsic
 from utils.maps.pictures import prediction_to_uint8, prediction_to_values
+from utils.metrics.convention_check import (
+    colour_evidence,
+    colour_findings,
+    depth_evidence,
+    depth_findings,
+    normals_evidence,
+    normals_findings,
+)
 
 
 @dataclass(frozen=True)
@@ -58,3 +67,32 @@ class Prediction:
 
     def _convention(self, key: str) -> str | None:
         return self.intrinsic.convention[1] if self.intrinsic.convention[0] == key else None
+
+
+def check_conventions(
+    predictions: Prediction | Sequence[Prediction],
+    truths: np.ndarray | Sequence[np.ndarray],
+    known: np.ndarray | Sequence[np.ndarray] | None = None,
+) -> list[str]:
+    """Other conventions that fit predictions of one intrinsic and their truth much better, a line each; often [].
+
+    truths: in this project's conventions. Normals (H,W,3), x right, y down, z forward; depth (H,W) in metres, > 0
+    where known; colours (H,W,3), linear. known: bool (H,W) for each, where the truth is measured (default:
+    everywhere). More images make the answer surer; see `utils.metrics.convention_check`.
+    """
+    if isinstance(predictions, Prediction):
+        predictions, truths = [predictions], [np.asarray(truths)]
+        known = None if known is None else [np.asarray(known)]
+    if len({one.intrinsic.name for one in predictions}) != 1 or len(predictions) != len(truths):
+        raise InputError(f"check_conventions: {len(predictions)} predictions of one intrinsic need as many truths")
+    places = [None] * len(predictions) if known is None else known
+    triples = list(zip([one.values for one in predictions], truths, places, strict=True))
+    intrinsic = predictions[0].intrinsic
+    if intrinsic.kind == "normals":
+        found = normals_findings([normals_evidence(*one) for one in triples])
+    elif intrinsic.kind == "depth":
+        found = depth_findings([depth_evidence(*one) for one in triples])
+    else:
+        found = colour_findings([colour_evidence(*one, intrinsic.coding) for one in triples])
+    fix = "the truth has another convention than this function takes, or the labels of the LoRA's training had one"
+    return [one.text(f"the predicted {intrinsic.name} maps", fix) for one in found]

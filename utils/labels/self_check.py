@@ -1,46 +1,58 @@
 """Does a teacher see what is there? It predicts one picture whose truth is known."""
 
-import itertools
 from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
 from PIL import Image
 
-from utils.errors import InputError
-from utils.labels.encoding import encode
-from utils.maps.conventions import convert_frame
-from utils.maps.frames import FRAMES
-from utils.metrics.normals import angular_error
+from utils.errors import InputError, warn
+from utils.maps.conventions import convert_frame, to_frame
+from utils.metrics.convention_check import (
+    CLEAR,
+    depth_evidence,
+    depth_findings,
+    frame_of,
+    normals_evidence,
+    normals_findings,
+    taken_for,
+)
 
-CLEAR = 0.3  # correlation from which brightness says where near is
-AXES = "xyz"
 
+def check_normals(predicted: np.ndarray, truth: np.ndarray, valid: np.ndarray, frame: str = "opencv") -> dict:
+    """Compare normals (H,W,3), in the axes of `frame`, with the truth, x right, y down, z forward, under every other
+    convention (`utils.metrics.convention_check`).
 
-def check_normals(predicted: np.ndarray, truth: np.ndarray, valid: np.ndarray) -> dict:
-    """Compare normals (H,W,3) with the truth under all eight flips of axes, both x right, y down, z forward.
-
-    verdict: "agrees"; "flipped" if another flip at least halves the mean error, which then is below 45 degrees; else
-    "unclear". flip: the axes to negate, such as "yz". degrees, degrees_flipped: mean errors without and with it.
+    verdict: "agrees"; "flipped" where flipped axes fit the truth, "another convention" where something else does;
+    else "unclear". flip: the axes to negate, such as "yz"; change: the same, or what else, in words. degrees,
+    degrees_flipped: mean errors without and with it.
     """
-    predicted, truth = predicted[valid], truth[valid]
-    errors = {}
-    for signs in itertools.product((1, -1), repeat=3):
-        flip = "".join(axis for axis, sign in zip(AXES, signs) if sign < 0)
-        errors[flip] = float(np.nan_to_num(angular_error(predicted * np.array(signs), truth), nan=90.0).mean())
-    best = min(errors, key=lambda flip: errors[flip])
-    flipped = best != "" and errors[best] < 45 and 2 * errors[best] < errors[""]
-    verdict = "flipped" if flipped else "agrees" if errors[""] < 45 else "unclear"
-    found = {"verdict": verdict, "degrees": round(errors[""], 2)}
-    return found | ({"flip": best, "degrees_flipped": round(errors[best], 2)} if flipped else {})
+    evidence = normals_evidence(predicted, truth, valid)
+    degrees = evidence.errors[taken_for(frame)]
+    found: dict = {"verdict": "agrees" if degrees < 45 else "unclear", "degrees": round(degrees, 2)}
+    for finding in normals_findings([evidence], frame):
+        flipped = finding.change.startswith("flipping ")
+        found |= {"verdict": "flipped" if flipped else "another convention", "change": finding.change}
+        if flipped:
+            found["flip"] = finding.change.removeprefix("flipping ").replace(" and ", "")
+        if finding.after is not None:
+            found["degrees_flipped"] = round(finding.after, 2)
+        if fits := frame_of(finding):
+            found["frame"] = fits
+    return found
 
 
-def check_depth(label: np.ndarray, depth: np.ndarray, valid: np.ndarray) -> dict:
-    """Is near white? label (H,W,3) uint8, depth (H,W) in metres. verdict as in `check_normals`."""
-    brightness = label[valid].mean(axis=1)
-    rank = np.corrcoef(brightness, -depth[valid])[0, 1] if brightness.std() > 0 else 0.0
-    verdict = "agrees" if rank > CLEAR else "flipped" if rank < -CLEAR else "unclear"
-    return {"verdict": verdict, "correlation_with_nearness": round(float(rank), 3)}
+def check_depth(values: np.ndarray, depth: np.ndarray, valid: np.ndarray, domain: str = "depth") -> dict:
+    """Is near large in `values` (H,W) or (H,W,3), and are they affine in `domain` of depth (H,W) in metres?
+
+    verdict: as in `check_normals`. change: what else than `domain` they are affine in, where that is likely.
+    """
+    evidence = depth_evidence(values, depth, valid)
+    near = evidence.nearness or 0.0
+    found: dict = {"verdict": "agrees" if near > CLEAR else "flipped" if near < -CLEAR else "unclear"}
+    found["correlation_with_nearness"] = round(near, 3)
+    other = depth_findings([evidence], domain=domain, polarity=False)
+    return found | ({"change": other[0].change} if other else {})
 
 
 class KnownScene(Protocol):
@@ -53,7 +65,7 @@ class KnownScene(Protocol):
 
 
 def self_check(predict: Callable[[Image.Image], np.ndarray], quantity: str, frame: str, scene: KnownScene) -> dict:
-    """Let the teacher predict `scene` and say what it makes of it; InputError if its axes or depths are inverted.
+    """Let the teacher predict `scene` and compare; InputError if its axes, channels or depths have another convention.
 
     predict(picture) -> values of `quantity`; frame: what its normals were converted from.
     """
@@ -61,23 +73,28 @@ def self_check(predict: Callable[[Image.Image], np.ndarray], quantity: str, fram
     if values.shape[:2] != size:
         raise InputError(f"the teacher predicts {values.shape[:2]} for a picture of {size}")
     if quantity == "normal":
-        found = check_normals(values, convert_frame(scene.normal, "opengl"), scene.valid)
-        if found["verdict"] == "flipped":
-            signs = tuple((-1 if axis in found["flip"] else 1) * sign for axis, sign in zip(AXES, FRAMES[frame]))
-            fits = next((name for name, each in FRAMES.items() if each == signs), None)
+        found = check_normals(to_frame(values, frame), convert_frame(scene.normal, "opengl"), scene.valid, frame)
+        if found["verdict"] not in ("agrees", "unclear"):
+            fits = found.get("frame")
             cure = f"its axes are {fits}, not {frame}: pass --frame {fits}" if fits else "no --frame fits"
+            better = f", and {found['degrees_flipped']} after {found['change']}" if "degrees_flipped" in found else ""
+            what = f"{found['degrees']} degrees off{better}" if better else f"not normals: they {found['change']}"
             raise InputError(
-                f"self-check: on a rendered floor, wall and sphere the teacher's normals are {found['degrees']} "
-                f"degrees off, and {found['degrees_flipped']} with {' and '.join(found['flip'])} flipped; {cure}"
+                f"self-check: on a rendered floor, wall and sphere the teacher's normals are {what}; {cure}"
             )
         return found
     if quantity in ("depth", "disparity"):
-        found = check_depth(encode(quantity, values), scene.depth, scene.valid)
+        found = check_depth(values if quantity == "disparity" else -values, scene.depth, scene.valid, quantity)
         if found["verdict"] == "flipped":
             other = "depth" if quantity == "disparity" else "disparity"
             raise InputError(
-                "self-check: on a rendered floor, wall and sphere near comes out dark (correlation "
+                "self-check: on a rendered floor, wall and sphere near comes out dark (rank correlation "
                 f"{found['correlation_with_nearness']}); pass --predicts {other} if that is what it predicts"
+            )
+        if "change" in found:
+            warn(
+                f"self-check: {found['change']} fits a rendered floor, wall and sphere much better: is the teacher's "
+                f"{quantity} linear in {quantity}? (--predicts)"
             )
         return found
     return {"verdict": "not made: albedo and shading have no axes"}

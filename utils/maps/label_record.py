@@ -159,3 +159,16 @@ def _space(words: str) -> str | None:
     """srgb or linear, as a convention has it."""
     words = words.lower()
     return "srgb" if "srgb-coded" in words else "linear" if "linear" in words else None
+
+
+def record_above(folder: Path) -> dict:
+    """The content of the provenance.json nearest above `folder`, or in it; {} if there is no readable one."""
+    for place in (folder, *folder.absolute().parents):
+        try:
+            found = json.loads((place / PROVENANCE).read_text())
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError):
+            return {}
+        return OLDER | found if isinstance(found, dict) else {}
+    return {}

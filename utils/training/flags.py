@@ -51,6 +51,8 @@ def data_flags(group) -> None:
     add("--num_train_imgs", type=int, help="train on this many images, drawn by --seed (default: all of them)")
     add("--max_train_samples", type=int, help="for debugging: keep only the first so many of the training images")
     add("--skip_missing", action="store_true", help="leave out samples without label or ground truth, and count them")
+    add("--skip_label_check", action="store_true", help="do not compare 16 labels with the ground truth first, for "
+        "axes, channel order, polarity and coding")  # fmt: skip
     add("--list_from", choices=["meta", "disk"], default="meta", help="DIODE: the samples that diode_meta.json lists "
         "or those on disk (val: 612 or 771)")  # fmt: skip
     add("--resolution", type=int, default=512, help="side of the square crops, in pixels; a multiple of 8")

@@ -1,0 +1,168 @@
+"""The convention check on rendered scenes: every wrong convention is named, and no right one."""
+
+import numpy as np
+import pytest
+
+from benchmarks.conventions import disparity, shots
+from miniworld.reference_room import room_with_sphere
+from utils.intrinsics import ALBEDO, DEPTH, INTRINSICS, NORMAL
+from utils.maps.conventions import convert_frame, to_frame, to_srgb
+from utils.maps.depth_coding import encode_far
+from utils.maps.frames import FRAMES
+from utils.metrics.convention_check import (
+    ALL_AXES,
+    colour_evidence,
+    colour_findings,
+    depth_evidence,
+    depth_findings,
+    evidence_of_label,
+    findings_of_labels,
+    frame_of,
+    normals_evidence,
+    normals_findings,
+    true_frame_of,
+)
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    return {task: shots(task, 6, (0,)) for task in INTRINSICS}
+
+
+def of_labels(intrinsic, scenes, change=lambda label: label):
+    evidence = [evidence_of_label(intrinsic, change(shot.label), shot.truth, shot.known) for shot in scenes]
+    return findings_of_labels(intrinsic, evidence)
+
+
+@pytest.mark.parametrize("task", INTRINSICS)
+def test_right_labels_are_left_alone(scenes, task):
+    assert of_labels(INTRINSICS[task], scenes[task]) == []
+
+
+def test_each_of_48_axes_is_told_from_the_others(scenes):
+    """Values that must be read as new = old[order] * signs are recognised as such, from one frame and another."""
+    for index, (order, signs) in enumerate(ALL_AXES):
+        inverse = np.argsort(order)
+        evidence = [
+            normals_evidence((shot.truth * signs)[..., inverse], shot.truth, shot.known) for shot in scenes["normal"]
+        ]
+        for frame in ("opencv", "opengl", "blender"):
+            found = normals_findings(evidence, frame)
+            if ALL_AXES[index] == (tuple(abs(a) - 1 for a in FRAMES[frame]), tuple(np.sign(FRAMES[frame]))):
+                assert found == []
+            else:
+                assert [one.key for one in found] == [("plain", index)] and found[0].sure and found[0].after < 1e-3
+
+
+@pytest.mark.parametrize("frame", sorted({FRAMES[name]: name for name in FRAMES}.values()))
+def test_the_flag_that_puts_axes_right_is_found_for_predictions_and_for_truth(scenes, frame):
+    shot = scenes["normal"][0]
+    found = normals_findings([normals_evidence(to_frame(shot.truth, frame), shot.truth, shot.known)], "opengl")
+    if FRAMES[frame] == FRAMES["opengl"]:
+        assert found == []
+        return
+    assert FRAMES[frame_of(found[0])] == FRAMES[frame]
+    raw, read = to_frame(shot.truth, frame), "opengl"  # the truth's file has `frame`, and is read as opengl
+    found = normals_findings([normals_evidence(shot.truth, convert_frame(raw, read), shot.known)], "opencv")
+    assert FRAMES[true_frame_of(found[0], "opencv", read)] == FRAMES[frame]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda n: n[..., ::-1], "swapping the axes x and z (red and blue: BGR channel order)"),
+        (lambda n: n * (1, -1, -1), "flipping y and z"),
+        (lambda n: n[..., [1, 2, 0]], "taking the axes in the order z, x, y"),
+        (lambda n: n / 2 + 0.5, "are in [0,1] and were never shifted back"),
+        (lambda n: 2 * to_srgb(n / 2 + 0.5) - 1, "undoing the sRGB curve"),
+        (lambda n: n / 2, "are far from unit length"),
+        (lambda n: 127.5 * (n + 1), "were never decoded from 8 bits"),
+    ],
+)
+def test_wrong_normals_are_named(scenes, change, words):
+    found = of_labels(NORMAL, scenes["normal"], change)
+    assert len(found) == 1 and words in found[0].change and found[0].images == 6
+
+
+@pytest.mark.parametrize("noise", [0, 0.01])
+def test_what_shows_without_truth_is_named_without_truth(scenes, noise):
+    rng = np.random.default_rng(0)
+
+    def seen(task, intrinsic, change):
+        labels = [change(shot.label) for shot in scenes[task]]
+        labels = [label + rng.normal(0, noise, label.shape) for label in labels]
+        found = findings_of_labels(intrinsic, [evidence_of_label(intrinsic, label, None, None) for label in labels])
+        return [one.change.split(":")[0] for one in found]
+
+    assert seen("depth", NORMAL, lambda grey: grey) == ["are grey"]
+    assert seen("normal", DEPTH, lambda colours: colours) == ["have colours"]
+    assert seen("normal", NORMAL, lambda n: n / 2 + 0.5)[0].startswith("are in [0,1]")
+    assert seen("normal", NORMAL, lambda n: n) == seen("depth", DEPTH, lambda grey: grey) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        (lambda grey: -grey, ("inverted",)),
+        (lambda grey: 1 - 2 * encode_far((1 - grey) / 2, "log"), ("log", "depth")),
+        (lambda grey: 1 - 2 * encode_far((1 - grey) / 2, "sqrt"), ("sqrt", "depth")),
+    ],
+)
+def test_wrong_depth_is_named(scenes, change, key):
+    found = of_labels(DEPTH, scenes["depth"], change)
+    assert [one.key for one in found] == [key] and found[0].sure
+
+
+def test_disparity_is_told_from_depth_both_ways(scenes):
+    made = [disparity(shot) for shot in scenes["depth"]]
+    found = of_labels(DEPTH, made)
+    assert [one.key for one in found] == [("linear", "disparity")] and found[0].sure
+    evidence = [depth_evidence(shot.label, shot.truth[..., 0], shot.known) for shot in made]
+    assert depth_findings(evidence, domain="disparity") == []
+    evidence = [depth_evidence(shot.label, shot.truth[..., 0], shot.known) for shot in scenes["depth"]]
+    assert [one.key for one in depth_findings(evidence, domain="disparity")] == [("linear", "depth")]
+
+
+def test_near_flat_or_random_depth_is_no_disparity():
+    rng = np.random.default_rng(0)
+    flat = [3 + 0.01 * rng.normal(size=(40, 50)) for _ in range(8)]
+    evidence = [depth_evidence(1 / d + 0.001 * rng.normal(size=d.shape), d) for d in flat]
+    evidence += [depth_evidence(rng.normal(size=d.shape), np.exp(rng.normal(size=d.shape))) for d in flat]
+    assert depth_findings(evidence) == []
+
+
+@pytest.mark.parametrize("task", ["albedo", "shading"])
+def test_wrong_colours_are_named(scenes, task):
+    shots_of = scenes[task]
+    for space, key in (("linear", ("decode", "rgb")), ("srgb", ("encode", "rgb"))):
+        # an sRGB file read as linear; a linear file read as sRGB
+        files = [to_srgb(shot.truth) if space == "linear" else shot.truth for shot in shots_of]
+        evidence = [colour_evidence(file, shot.truth, shot.known, space) for file, shot in zip(files, shots_of)]
+        assert [one.key for one in colour_findings(evidence)] == [key]
+    swapped = of_labels(ALBEDO, scenes["albedo"], lambda label: label[..., ::-1])
+    assert [one.key for one in swapped] == [("as is", "bgr")]
+    bytes_ = [colour_evidence(255 * to_srgb(shot.truth), shot.truth, shot.known) for shot in shots_of]
+    assert [one.key for one in colour_findings(bytes_)] == [("255",)]
+
+
+def test_one_image_makes_it_likely_and_four_sure_unless_some_disagree(scenes):
+    right = [normals_evidence(shot.truth, shot.truth, shot.known) for shot in scenes["normal"]]
+    wrong = [normals_evidence(shot.truth * (1, -1, -1), shot.truth, shot.known) for shot in scenes["normal"]]
+    assert not normals_findings(wrong[:1])[0].sure and normals_findings(wrong[:4])[0].sure
+    assert not normals_findings([*wrong, wrong[0], right[0]])[0].sure  # 7 of 8 agree
+    assert normals_findings(wrong[:3] + right[3:]) == []
+
+
+def test_a_constant_or_random_map_is_not_turned_to_fit_the_truth():
+    """The constant (1,0,0), with its axes permuted, would fit a wall far better; so would noise around it."""
+    rng = np.random.default_rng(0)
+    scene = room_with_sphere()
+    truth = convert_frame(scene.normal, "opengl")
+    for values in (np.broadcast_to((1.0, 0.0, 0.0), truth.shape), rng.normal((1, 0, 0), 0.3, truth.shape)):
+        assert normals_findings([normals_evidence(values, truth, scene.valid)] * 8) == []
+
+
+def test_no_random_number_is_drawn(scenes):
+    before = np.random.get_state()[1].copy()
+    of_labels(NORMAL, scenes["normal"])
+    assert (np.random.get_state()[1] == before).all()
