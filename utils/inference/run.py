@@ -14,7 +14,7 @@ from accelerate.utils import gather_object
 from PIL import Image
 from tqdm.auto import tqdm
 
-from utils.errors import InputError, note, warn
+from utils.errors import InputError, note, one_line, warn
 from utils.inference.engine import Engine, Prepared
 from utils.inference.inputs import Inputs, output_names
 from utils.inference.job import Job
@@ -168,5 +168,5 @@ def read_batch(files: list[Path], engine: Network, failed: list[str]) -> dict[Pa
         try:
             batch[file] = engine.prepare(read_rgb(file))
         except InputError as error:
-            failed.append(str(error))
+            failed.append(str(error) if str(error).startswith(one_line(f"{file}: ")) else f"{file}: {error}")
     return batch

@@ -236,7 +236,7 @@ def _meaning(image: Image.Image, name: str) -> Meaning:
         if 2 in tuple(tags.get(339, (1,))) and max(bits) <= 16:  # with 32 bits it is how Pillow writes its mode I
             raise InputError(f"{name}: signed pixels have no known white; save the picture with 8 or 16 bits")
         if tags.get(262) == 6 and tags.get(259, 1) == 1:
-            raise InputError(f"{name}: uncompressed YCbCr, which Pillow takes for RGB; save it as PNG")
+            raise InputError(f"{name}: uncompressed YCbCr, which Pillow does not decode; save it as PNG")
         known["white"] = 4095 if bits == (12,) else 65535
         known["inverted"] = tags.get(262) == 0 and image.mode in INTEGERS
     if known["icc"] is None and image.mode not in ("CMYK", "LAB"):
