@@ -158,7 +158,7 @@ def test_arrays_and_tensors_are_the_same_image(name):
     (torch.zeros(3, 5, 3), r"may be \(H,W,C\) or \(C,H,W\)"),
     (RGB.astype(complex), "complex128 has no known white"),
     (b"bytes", "pass a path, a PIL image, an array or a tensor, not bytes"),
-    (Image.fromarray(GREY.astype(np.float32)), "F pixels have no known white; save the picture with"),
+    (Image.fromarray(GREY.astype(np.float32)), "F pixels have no known white; save the image with"),
     (Image.fromarray(DEEP.astype(np.int32) * 2), "I pixels have no known white"),
     (Image.fromarray(GREY.astype(np.int32)), "I pixels up to 255 may have 8 or 16 bits"),
 ])  # fmt: skip
@@ -203,7 +203,7 @@ def test_a_closed_file_is_one_line(tmp_path):
         upright_rgb(image)
 
 
-# What TIFF states ---------------------------------------------------------------------------------------------------
+# TIFF ---------------------------------------------------------------------------------------------------
 
 
 def tiff(
@@ -422,7 +422,7 @@ def test_srgb_stays_bit_for_bit(icc, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("icc", "reason"), [
-    (b"no profile" * 30, "cannot be read"), (profile("GRAY", 1.0), "is one of GRAY beside pixels of RGB"),
+    (b"no profile" * 30, "cannot be read"), (profile("GRAY", 1.0), "is one of GRAY but the pixels are RGB"),
 ])  # fmt: skip
 def test_a_broken_profile_is_warned_of(icc, reason, tmp_path, capsys):
     Image.fromarray(RGB).save(tmp_path / "a.png", icc_profile=icc)

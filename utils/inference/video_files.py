@@ -42,7 +42,7 @@ def frames(path: Path) -> Iterator[tuple[Image.Image, int | None]]:
     with square ones), rotation and mirroring, transparency (on white). What a file leaves open is filled in as players
     do: BT.709 for films of 1280 pixels width or more than 576 lines, else BT.601; limited range.
 
-    Raises InputError where there is no video in the file, it breaks off in the middle of a frame, or states what is
+    Raises InputError where the file has no video, breaks off in the middle of a frame, or states what is
     not converted here; the message has the ffmpeg command that does.
     """
     with closing(_open(path)) as container:
@@ -205,7 +205,9 @@ def _decoded(container: Any, stream: Any, path: Path) -> Iterator[Any]:
 
 
 def _look(path: Path, stream: Any, frame: Any) -> Look:
-    """What the file states about its frames, from the first one. Notes what is converted; InputError: see `frames`."""
+    """The meaning of a film's frames, as the file states it, from the first one, with notes of what is converted.
+    InputError: see `frames`.
+    """
     context, pixels = stream.codec_context, frame.format
     tags = {}
     for tag in ("color_primaries", "color_trc", "colorspace"):
@@ -260,7 +262,7 @@ def _look(path: Path, stream: Any, frame: Any) -> Look:
 
 
 def _turn(path: Path, frame: Any) -> Image.Transpose | None:
-    """What brings a frame upright, by the file's display matrix: a phone held upright, a front camera's mirroring."""
+    """The turn that brings a frame upright, by the file's display matrix: phones turn, front cameras mirror."""
     for data in frame.side_data:
         if data.type.name == "DISPLAYMATRIX":
             a, b, _, c, d = np.frombuffer(bytes(data), "=i4")[:5].tolist()

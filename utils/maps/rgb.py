@@ -33,7 +33,7 @@ CLOSE = 2  # grey levels: a colour space that differs from sRGB by no more is le
 
 @dataclass(frozen=True)
 class Meaning:
-    """What a file states about its pixels besides their values.
+    """The meaning of pixel values, as the file states it.
 
     white: value of white in grey of more than 8 bits. inverted: 0 is white, and Pillow has not turned it. key: the
     value that is transparent, in the units of Pillow's pixels. icc, transfer, primaries: as `_in_srgb` takes them.
@@ -106,9 +106,9 @@ def _from_array(array: np.ndarray, name: str) -> Image.Image:
     if array.ndim == 3 and shape[2] == 1:
         array = array[..., 0]
     if array.ndim not in (2, 3) or 0 in shape or (array.ndim == 3 and shape[2] not in (3, 4)):
-        cure = "; channels go last: pass array.transpose(1, 2, 0)" if array.ndim == 3 and shape[0] in (1, 3, 4) else ""
-        cure = "; pass a list of its images" if array.ndim == 4 else cure
-        raise InputError(f"{name}: shape {shape}, but an image is (H,W), (H,W,1), (H,W,3) or (H,W,4){cure}")
+        hint = "; channels go last: pass array.transpose(1, 2, 0)" if array.ndim == 3 and shape[0] in (1, 3, 4) else ""
+        hint = "; pass a list of its images" if array.ndim == 4 else hint
+        raise InputError(f"{name}: shape {shape}, but an image is (H,W), (H,W,1), (H,W,3) or (H,W,4){hint}")
     if array.dtype == np.uint8:
         return Image.fromarray(np.ascontiguousarray(array))
     if kind == "b":
@@ -116,10 +116,10 @@ def _from_array(array: np.ndarray, name: str) -> Image.Image:
     if kind == "f":
         low, high = float(array.min()), float(array.max())
         if not (low >= 0 and high <= 1):  # NaN too
-            cure = (
+            hint = (
                 "x / 2 + 0.5" if -1 <= low < 0 and high <= 1 else "x / 255, or uint8," if high > 1 else "finite values"
             )
-            raise InputError(f"{name}: floats from {low:.4g} to {high:.4g}, but an image has [0, 1]; pass {cure}")
+            raise InputError(f"{name}: floats from {low:.4g} to {high:.4g}, but an image has [0, 1]; pass {hint}")
         return Image.fromarray(np.rint(array.astype(np.float32) * 255).astype(np.uint8))
     if kind not in "iu" or array.dtype.itemsize == 1:
         raise InputError(f"{name}: {array.dtype} has no known white; pass uint8, uint16 or floats in [0, 1]")
@@ -133,11 +133,9 @@ def _from_array(array: np.ndarray, name: str) -> Image.Image:
 def _check_integers(low: int, high: int, what: str, name: str) -> None:
     """InputError unless integers of more than 16 bits are sure to hold 16-bit values."""
     if low < 0 or high > 65535:
-        raise InputError(f"{name}: {what} pixels have no known white; save the picture with 8 or 16 bits")
+        raise InputError(f"{name}: {what} pixels have no known white; save the image with 8 or 16 bits")
     if 0 < high <= 255:
-        raise InputError(
-            f"{name}: {what} pixels up to {high} may have 8 or 16 bits; save the picture with 8 or 16 bits"
-        )
+        raise InputError(f"{name}: {what} pixels up to {high} may have 8 or 16 bits; save the image with 8 or 16 bits")
 
 
 # Pillow's images ---------------------------------------------------------------------------------------------------
@@ -149,7 +147,7 @@ def _from_pillow(image: Image.Image, name: str) -> Image.Image:
     image.load()
     image = _upright(image)
     if image.mode == "F":
-        raise InputError(f"{name}: F pixels have no known white; save the picture with 8 or 16 bits")
+        raise InputError(f"{name}: F pixels have no known white; save the image with 8 or 16 bits")
     alpha = None
     if image.mode in INTEGERS:
         values = np.asarray(image)
@@ -162,7 +160,7 @@ def _from_pillow(image: Image.Image, name: str) -> Image.Image:
     if alpha is not None and np.asarray(alpha).min() < 255:
         once(note, "alpha", f"{name}: transparent areas are shown on white")
         rgb = Image.composite(rgb, Image.new("RGB", rgb.size, "white"), alpha)
-    rgb.info = {}  # what it said has been done; done again, it would be wrong
+    rgb.info = {}  # all of it has been applied, and must not be applied twice
     return rgb
 
 
@@ -217,7 +215,7 @@ def _note_frames(image: Image.Image, name: str) -> None:
 
 
 def _meaning(image: Image.Image, name: str) -> Meaning:
-    """What the file of an opened image states about its pixels."""
+    """The meaning of an opened image's pixels, as its file states it."""
     known: dict[str, Any] = {"icc": image.info.get("icc_profile") or None}
     tiles = getattr(image, "tile", None)  # how the file's values become Pillow's; gone once it is decoded
     raw = tiles[0][3] if tiles else ""
@@ -234,7 +232,7 @@ def _meaning(image: Image.Image, name: str) -> Meaning:
         tags = image.tag_v2
         bits = tuple(tags.get(258, (1,)))
         if 2 in tuple(tags.get(339, (1,))) and max(bits) <= 16:  # with 32 bits it is how Pillow writes its mode I
-            raise InputError(f"{name}: signed pixels have no known white; save the picture with 8 or 16 bits")
+            raise InputError(f"{name}: signed pixels have no known white; save the image with 8 or 16 bits")
         if tags.get(262) == 6 and tags.get(259, 1) == 1:
             raise InputError(f"{name}: uncompressed YCbCr, which Pillow does not decode; save it as PNG")
         known["white"] = 4095 if bits == (12,) else 65535
@@ -391,7 +389,7 @@ def _by_profile(icc: bytes, mode: str) -> tuple[Any, str, str]:
         space, about = profile.profile.xcolor_space.strip(), profile.profile.profile_description
         takes = {"GRAY": "L", "RGB": "RGB", "CMYK": "CMYK"}.get(space, "")
         if takes != mode and not (mode == "L" and takes == "RGB"):  # a grey image may have the profile of its greys
-            return None, "", f"is one of {space} beside pixels of {mode}"
+            return None, "", f"is one of {space} but the pixels are {mode}"
         srgb, intent = ImageCms.createProfile("sRGB"), ImageCms.Intent.RELATIVE_COLORIMETRIC
         found = ImageCms.buildTransform(profile, srgb, takes, "RGB", intent, FLAGS)
     except Exception as error:  # LittleCMS's, and Pillow's of a broken header

@@ -7,8 +7,8 @@
 
 The key holds all that changes a latent: the rules by which images are read, the VAE's weights and dtype, the
 resolution, the crop, and every file's name, size and time, a mask's too where it is used. A sample is marked as done
-after its bytes have reached the disk, and samples are encoded alike by whoever comes first: so a killed build goes on,
-and processes or runs that build at once share the work.
+after its bytes have reached the disk, and every sample's latents are the same whoever encodes it: so a killed build
+continues, and processes or runs that build at the same time share the work.
 """
 
 import hashlib
