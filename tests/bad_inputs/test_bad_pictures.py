@@ -33,7 +33,8 @@ def test_a_bad_picture_is_named_with_its_cure(name, inference):
     folder, out, _, stderr = inference
     shown = InputError(str(folder / name)).args[0]
     lines = [line for line in stderr.splitlines() if line.strip().startswith(f"{shown}: ")]
-    assert len(lines) == 1 and ("replace or remove it" in lines[0] or "save the picture with" in lines[0])
+    cures = ("replace or remove it", "save the image with", "scale it down")
+    assert len(lines) == 1 and any(cure in lines[0] for cure in cures) and "attack" not in lines[0]
     assert not (out / "normal/predicted" / f"{Path(name).stem}_normal.png").exists()
 
 

@@ -135,3 +135,25 @@ def test_what_cannot_work_is_one_line(name, words, expected, tmp_path):
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
     with pytest.raises(InputError, match=expected):
         predict("depth", tmp_path / name, tmp_path / "out", *words)
+
+
+def test_frames_read_by_other_rules_are_not_continued(tmp_path, monkeypatch):
+    source = film(tmp_path / "a.mkv")
+    predict("normal", source, tmp_path / "out")
+    monkeypatch.setattr("utils.inference.video.READING", 1)
+    with pytest.raises(InputError, match=r"other settings \(reading\)"):
+        predict("normal", source, tmp_path / "out")
+
+
+def test_a_film_of_wide_pixels_is_joined_to_one_that_is_shown_the_same(tmp_path):
+    with av.open(str(tmp_path / "a.mp4"), "w") as out:
+        stream = out.add_stream("libx264", rate=5)
+        stream.width, stream.height, stream.pix_fmt = 96, 72, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = Fraction(4, 3)
+        out.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((72, 96, 3), 90, np.uint8), "rgb24")))
+        out.mux(stream.encode(None))
+    folder = predict("normal", tmp_path / "a.mp4", tmp_path / "out", "--video")
+    assert Image.open(folder / "000000_normal.png").size == (128, 72)
+    with av.open(str(folder.parent / "a_normal.mp4")) as made:
+        video = made.streams.video[0]
+        assert (video.width, video.height, video.sample_aspect_ratio or 1) == (128, 72, 1)

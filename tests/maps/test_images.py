@@ -56,7 +56,7 @@ def test_every_mode_becomes_rgb(tmp_path):
     rgb = np.repeat(grey[..., None], 3, axis=2)
     files = {
         "grey.png": Image.fromarray(grey),
-        "alpha.png": Image.fromarray(np.dstack([rgb, 255 - grey])),
+        "alpha.png": Image.fromarray(np.dstack([rgb, np.full_like(grey, 255)])),
         "palette.png": Image.fromarray(rgb).quantize(256),
         "sixteen.png": Image.fromarray(grey.astype(np.uint16) * 257),
         "upper.BMP": Image.fromarray(rgb),

@@ -128,6 +128,13 @@ def test_whatever_changes_a_latent_makes_another_cache(train_set, vae, diode, ba
     assert key() == 0
 
 
+def test_latents_of_images_read_by_other_rules_are_not_reused(train_set, vae, tmp_path, monkeypatch):
+    cached_latents(train_set, vae, tmp_path)
+    monkeypatch.setattr(latent_cache, "READING", latent_cache.READING - 1)
+    cached_latents(train_set, vae, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_the_decoder_does_not_matter(train_set, vae, tmp_path):
     cached_latents(train_set, vae, tmp_path)
     weight = vae.decoder.conv_out.weight

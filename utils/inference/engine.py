@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import psutil
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from PIL import Image
@@ -19,9 +20,13 @@ from utils.intrinsics import Intrinsic
 from utils.latents import mode
 from utils.maps.depth_coding import linear_map
 from utils.maps.images import Crop
+from utils.maps.opening import LARGE
 from utils.maps.pictures import to_uint8
 from utils.noise import gaussian, noise_of
 from utils.objectives import AugUNet, SingleStep, decode
+
+MAP_BYTES = 52  # per pixel while a map is brought to the image's own size and written (measured at 24 megapixels)
+HELD_BYTES = 12  # per pixel of every further map, which waits for that
 
 Maps = dict[str, Tensor]  # name of the intrinsic -> map
 Noise = Callable[[int, int], Tensor]  # height and width of latents -> standard normal (B,4,h,w)
@@ -101,8 +106,10 @@ class Engine:
         return None if self.view.tile else self.trained_at
 
     def prepare(self, image: Image.Image) -> Prepared:
-        """An RGB image, resized, cropped or padded as the view says."""
+        """An RGB image, resized, cropped or padded as the view says. InputError: its maps do not fit into memory."""
         width, height = image.size
+        if self.view.output_size == "input" and not self.view.center_crop:
+            _check_memory(width, height, len(self.adapters))
         canvas: Canvas | Crop
         if self.view.center_crop:
             canvas = Crop.of(width, height, self.resolution or self.trained_at)
@@ -255,3 +262,15 @@ class Engine:
 
     def _adapter(self, name: str) -> Adapter:
         return next(adapter for adapter in self.adapters if adapter.intrinsic.name == name)
+
+
+def _check_memory(width: int, height: int, maps: int) -> None:
+    """InputError where the maps of a large image, at its own size, need more memory than there is."""
+    if width * height <= LARGE:
+        return
+    needed, free = width * height * (MAP_BYTES + HELD_BYTES * (maps - 1)), psutil.virtual_memory().available
+    if needed > 0.9 * free:
+        raise InputError(
+            f"maps of {width}x{height} pixels need {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free; "
+            "scale it down, or pass --output_size network"
+        )

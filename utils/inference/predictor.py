@@ -4,9 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import overload
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from utils.errors import InputError, note
@@ -16,14 +14,13 @@ from utils.inference.prediction import Prediction
 from utils.inference.view import View
 from utils.lora import fuse_lora, load_attn_procs
 from utils.lora.layers import layers_of, lora_targets
-from utils.maps.images import read_rgb
+from utils.maps.rgb import AnyImage, upright_rgb
 from utils.models import Base, dtype_of, load_base, load_donor, widen_conv_in
 from utils.objectives import AugUNet, SingleStep, zero_snr_scheduler
 from utils.system.compiling import compile_unet
 from utils.system.precision import warn_of_slow_bf16
 
 DONOR = "timbrooks/instruct-pix2pix"
-Picture = str | Path | Image.Image | np.ndarray
 
 
 class Predictor(Engine):
@@ -93,24 +90,24 @@ class Predictor(Engine):
         super().__init__(loaded.vae, loaded.unet, adapters, View(**view), own=own, **sizes)
 
     @overload
-    def __call__(self, images: Picture, names: Sequence[str] | None = None) -> dict[str, Prediction]: ...
+    def __call__(self, images: AnyImage, names: Sequence[str] | None = None) -> dict[str, Prediction]: ...
 
     @overload
     def __call__(
-        self, images: list[Picture] | tuple[Picture, ...], names: Sequence[str] | None = None
+        self, images: list[AnyImage] | tuple[AnyImage, ...], names: Sequence[str] | None = None
     ) -> list[dict[str, Prediction]]: ...
 
     def __call__(self, images, names=None):
         """Maps by name of the intrinsic; of a list of images, a list.
 
-        images: a file's path, a PIL image, or uint8 RGB (H,W,3). names: what AugUNet's noise depends on beside the
-        seed; default: the files' names, else empty.
+        images: a file's path, a PIL image, an array or a tensor, as `upright_rgb` takes them. names: what AugUNet's
+        noise depends on besides the seed; default: the files' names, else empty.
         """
         if not isinstance(images, (list, tuple)):
             return self([images], names)[0]
         if names is None:
             names = [Path(image).name if isinstance(image, (str, Path)) else "" for image in images]
-        return self.predict([self.prepare(_rgb(image)) for image in images], names)
+        return self.predict([self.prepare(upright_rgb(image)) for image in images], names)
 
 
 def pick_device(wanted: str | torch.device | None) -> torch.device:
@@ -183,13 +180,3 @@ def _widen(unet: nn.Module, job: Job, augment_from: str | None) -> None:
         widen_conv_in(unet, load_donor(augment_from or DONOR))
     elif augment_from:
         raise InputError(f"--augment_from: {job.name} has its own conv_in.safetensors; leave the flag out")
-
-
-def _rgb(image: Picture) -> Image.Image:
-    if isinstance(image, (str, Path)):
-        return read_rgb(image)
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise InputError(f"an image array must be uint8 (H,W,3), not {image.dtype} {image.shape}")
-        return Image.fromarray(image)
-    return image.convert("RGB")

@@ -168,5 +168,5 @@ def read_batch(files: list[Path], engine: Network, failed: list[str]) -> dict[Pa
         try:
             batch[file] = engine.prepare(read_rgb(file))
         except InputError as error:
-            failed.append(str(error))
+            failed.append(str(error) if str(error).startswith(one_line(f"{file}: ")) else f"{file}: {error}")
     return batch

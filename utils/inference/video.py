@@ -22,6 +22,7 @@ from utils.inference.write import write_prediction
 from utils.intrinsics import Intrinsic
 from utils.maps.deep import png16, to_16_bits
 from utils.maps.files import SIXTEEN
+from utils.maps.rgb import READING
 from utils.objectives import AugUNet
 from utils.system.atomic import make_folder, save_bytes, save_png, write_json
 from utils.system.atomic import replace as put
@@ -110,7 +111,13 @@ def _scale(pictures: list[Path], intrinsic: Intrinsic, output: Output, facts: di
 def _settings(source: Path, engine: Engine, output: Output, adapter: Adapter) -> dict:
     """What the frames depend on, as JSON has it."""
     stat = source.stat()
-    about = {"source": source.name, "bytes": stat.st_size, "modified": stat.st_mtime_ns, **adapter.facts}
+    about = {
+        "reading": READING,
+        "source": source.name,
+        "bytes": stat.st_size,
+        "modified": stat.st_mtime_ns,
+        **adapter.facts,
+    }
     about |= {"ensemble_size": engine.ensemble_size, "seed": engine.seed, "dtype": str(engine.unet.dtype)}
     about |= {"view": asdict(engine.view), "frame": output.frame, "invert_depth": output.invert_depth}
     if isinstance(adapter.method, AugUNet):

@@ -6,7 +6,6 @@ is wrong. Nothing here guesses: a file that could mean two things is an error.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +17,7 @@ from utils.errors import InputError
 from utils.intrinsics import Kind
 from utils.maps.deep import read_exr, read_rgb16
 from utils.maps.known import Known, MaskShapeError, known_pixels
+from utils.maps.opening import check_file, open_header
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")  # endings of the images we read
 VIDEOS = (".mp4", ".mov", ".webm", ".mkv", ".gif")
@@ -80,13 +80,6 @@ def read_npy(path: str | Path) -> np.ndarray:
     except Exception as error:  # whatever a broken header leads to: wrong numbers, no memory for what it promises, ...
         reason = " ".join(str(error).split())[:200] or type(error).__name__
     raise InputError(f"{path}: not a readable .npy array ({reason}); replace it or leave the sample out")
-
-
-def check_file(path: str | Path) -> None:
-    """A folder, a pipe (which would be waited for without end) or nothing at all is no file: InputError."""
-    if not os.path.isfile(path):
-        what = "not a file, or a link to none; replace or remove it" if os.path.lexists(path) else "no such file"
-        raise InputError(f"{path}: {what}")
 
 
 def read_truth(
@@ -226,7 +219,7 @@ def _load_npy(path: str | Path) -> np.ndarray:
 
 
 def _read_png(path: Path) -> tuple[np.ndarray, dict[str, str]]:
-    with Image.open(path) as image:
+    with open_header(path) as image:
         if image.format != "PNG":
             raise ValueError(f"is a {image.format} file with the name of a .png")
         with path.open("rb") as file:

@@ -1,65 +1,28 @@
-"""Reading pictures and bringing them to the square that the models see. Shared by training and inference."""
+"""Reading images and bringing them to the square that the models see. Shared by training and inference."""
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from utils.errors import InputError
-from utils.maps.files import check_file
+from utils.maps.opening import open_image
+from utils.maps.rgb import ORIENTATION, png_chunks, read_label, upright_rgb
 
 if TYPE_CHECKING:
     import torch
 
-ORIENTATION = 0x0112  # EXIF's tag
+__all__ = ["Crop", "multiple_for", "read_label", "read_rgb", "same_aspect", "size_of", "upright_rgb", "whole_size"]
+
 ORIENTED = {b"eXIf", b"iTXt", b"tEXt", b"zTXt"}  # the chunks of a PNG in which Pillow looks for it
-SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
-
-
-def open_picture(path: str | Path) -> Image.Image:
-    """Open and fully decode one picture, turned upright by its EXIF orientation; its mode is left as it is.
-
-    Raises:
-        InputError: the file is missing, empty, truncated or no picture; the message names it.
-    """
-    check_file(path)
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return ImageOps.exif_transpose(image)
-    except Exception as error:  # each decoder has its own; all mean that there is no picture to be had
-        raise unreadable(path, error) from None
 
 
 def read_rgb(path: str | Path) -> Image.Image:
-    """Read any picture as 8-bit RGB: grey is repeated, alpha dropped, 16-bit grey scaled from 0..65535 to 0..255."""
-    image = open_picture(path)
-    if image.mode in SIXTEEN_BIT:
-        values = np.asarray(image, dtype=np.float64)
-        if image.mode == "F" or values.min() < 0 or values.max() > 65535:
-            raise InputError(f"{path}: {image.mode} pixels have no known white; save the picture with 8 or 16 bits")
-        image = Image.fromarray(np.round(values / 257).astype(np.uint8))
-    return image.convert("RGB")
-
-
-def read_label(path: str | Path) -> Image.Image:
-    """Read an 8-bit pseudo label as RGB.
-
-    Raises:
-        InputError: also for a 16-bit or float picture: Pillow would clip it to white on the way to RGB.
-    """
-    image = open_picture(path)
-    if image.mode in SIXTEEN_BIT:
-        raise InputError(
-            f"{path}: a 16-bit label (mode {image.mode}) would clip to white as RGB; "
-            "write labels with 8 bits (near = white, far = black for depth)"
-        )
-    return image.convert("RGB")
+    """Read any image file as upright 8-bit sRGB (`utils.maps.rgb.upright_rgb`). InputError names an unreadable one."""
+    return upright_rgb(path)
 
 
 def same_aspect(a: tuple[int, int], b: tuple[int, int]) -> bool:
@@ -68,27 +31,14 @@ def same_aspect(a: tuple[int, int], b: tuple[int, int]) -> bool:
 
 
 def size_of(path: str | Path) -> tuple[int, int]:
-    """(width, height) of a picture, upright as `open_picture` has it, from its header alone. InputError as there."""
-    check_file(path)
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            plain = image.format == "PNG" and not ORIENTED & png_chunks(path)  # Pillow would decode it all to say so
-            turned = not plain and image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)  # by a quarter
-    except Exception as error:  # as in open_picture
-        raise unreadable(path, error) from None
+    """(width, height) of an image, upright as `read_rgb` has it, from its header alone. InputError as there."""
+    with open_image(path) as image:
+        width, height = image.size
+        if image.format == "TIFF" and hasattr(image, "tag_v2"):  # newer Pillows turn `size` already
+            width, height = image.tag_v2[256], image.tag_v2[257]
+        plain = image.format == "PNG" and not ORIENTED & png_chunks(path).keys()  # Pillow would decode all of it
+        turned = not plain and image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)  # by a quarter
     return (height, width) if turned else (width, height)
-
-
-def png_chunks(path: str | Path) -> set[bytes]:
-    """The names of a PNG's chunks, behind its pixels too, without reading what is in them."""
-    names = set()
-    with open(path, "rb") as file:
-        file.seek(8)
-        while len(head := file.read(8)) == 8:
-            names.add(head[4:])
-            file.seek(int.from_bytes(head[:4], "big") + 4, os.SEEK_CUR)
-    return names
 
 
 def multiple_for(side: int) -> int:
@@ -169,9 +119,3 @@ class Crop:
         rows = ((np.arange(self.top, self.top + down) + 0.5) * values.shape[0] / self.height).astype(int)
         columns = ((np.arange(self.left, self.left + across) + 0.5) * values.shape[1] / self.width).astype(int)
         return values[rows[:, None], columns[None, :]]
-
-
-def unreadable(path: str | Path, error: Exception) -> InputError:
-    """The error of a file that Pillow does not take, with Pillow's reason."""
-    reason = " ".join(str(error).split()).replace(f" {str(path)!r}", "")[:200] or type(error).__name__
-    return InputError(f"{path}: not a readable picture ({reason}); replace or remove it")

@@ -150,7 +150,7 @@ def _finite_rule(raw: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _every_channel(found: np.ndarray) -> np.ndarray:
-    return found if found.ndim == 2 else found.all(axis=2)
+    return found if found.ndim == 2 else np.all(found, axis=2)
 
 
 def _all(planes: Iterable[np.ndarray]) -> np.ndarray:

@@ -5,10 +5,10 @@
 <cache_dir>/<key>/done.bin       (N,) bytes, 1 where a sample's latents are on disk
 <cache_dir>/<key>/about.json     what the key was made of
 
-The key holds all that changes a latent: the VAE's weights and dtype, the resolution, the crop, and every file's name,
-size and time, a mask's too where it is used. A sample is marked as done after its bytes have reached the disk, and
-samples are encoded alike by whoever comes first: so a killed build goes on, and processes or runs that build at once
-share the work.
+The key holds all that changes a latent: the rules by which images are read, the VAE's weights and dtype, the
+resolution, the crop, and every file's name, size and time, a mask's too where it is used. A sample is marked as done
+after its bytes have reached the disk, and every sample's latents are the same whoever encodes it: so a killed build
+continues, and processes or runs that build at the same time share the work.
 """
 
 import hashlib
@@ -30,6 +30,7 @@ from tqdm.auto import tqdm
 
 from utils.errors import note
 from utils.latents import NAMES, cells, moments
+from utils.maps.rgb import READING
 from utils.system import signals
 from utils.training.shapes import ByShape, OneShape, one_shape_each
 from utils.training.training_set import TrainingSet
@@ -218,6 +219,7 @@ def describe(train_set: TrainingSet | OneShape, vae: AutoencoderKL) -> dict:
         files += [signature(path) for path in (train_set.rgb_path(stem), train_set.label_path(stem))]
         masks += [signature(path) for path in (train_set.mask_paths(stem) if train_set.masked else ())]
     about = {
+        "reading": READING,
         "vae": weights_hash(vae),
         "dtype": str(vae.dtype),
         "data": type(train_set.train_set if isinstance(train_set, OneShape) else train_set).__name__,

@@ -8,7 +8,8 @@ from PIL import Image
 
 from utils.errors import InputError
 from utils.maps.files import PICTURES
-from utils.maps.images import read_rgb, unreadable
+from utils.maps.images import read_rgb
+from utils.maps.opening import unreadable
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")  # Pillow's names of PICTURES
 MAX_BYTES = 32 * 2**20
