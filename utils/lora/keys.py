@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from utils.errors import InputError
+from utils.errors import InputError, note
 from utils.lora.targets import ALL, ATTENTION, kind_of, kinds_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 FORMATS = ("released", "diffusers", "peft", "kohya")  # those that can be written
+WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module")
 ATTENTION_ONLY = ("released", "diffusers")
 _DOTTED = re.compile(
     r"^(?:unet\.|base_model\.model\.)?(?P<module>.+?)(?:_lora\.|\.lora\.|\.lora_|\.)(?P<part>down|up|A|B|alpha)"
@@ -62,6 +63,11 @@ class Layer(NamedTuple):
     def folded(self) -> "tuple[Tensor, Tensor]":
         """(down, up) for scale 1: untouched where the scale is 1 already, else fp32 with the scale in up (torch)."""
         return (self.down, self.up) if self.scale == 1 else (self.down.float(), self.up.float() * self.scale)
+
+
+def strip_wrappers(key: str) -> str:
+    """A key or a module's path without the names that torch.compile, DDP, DeepSpeed and FSDP put into it."""
+    return ".".join(part for part in key.split(".") if part not in WRAPPERS)
 
 
 def split_key(key: str) -> tuple[str, str] | None:
@@ -111,8 +117,10 @@ def parse_layers(state: "Mapping[str, Tensor | np.ndarray]", name: str) -> dict[
     parts: dict[str, dict] = {}
     if not isinstance(state, Mapping) or not state:
         raise InputError(f"{name}: not a LoRA (an empty file, or no mapping of names to tensors)")
+    if any(strip_wrappers(str(key)) != key for key in state):
+        note(f"{name}: its keys contain the names of wrappers, such as _orig_mod (torch.compile); read without them")
     for key, weight in state.items():
-        split = split_key(str(key))
+        split = split_key(strip_wrappers(str(key)))
         if not split or not hasattr(weight, "ndim"):
             raise InputError(f"{name}: key {key!r} is of no LoRA layer of a UNet in any known format")
         module, part = split
