@@ -71,7 +71,7 @@ def configuration(words: list[str]) -> Path | None:
 
 
 def origin(variable: str) -> str:
-    """Where a variable comes from, for messages: a flag or the file of `accelerate launch`, or the environment."""
+    """The source of a variable, for messages: a flag or the file of `accelerate launch`, or the environment."""
     above = launcher()
     if above and above.environment.get(variable) != os.environ.get(variable):
         flag = FLAGS.get(variable)
@@ -84,7 +84,7 @@ def origin(variable: str) -> str:
 
 
 def is_on(variable: str) -> bool:
-    """Whether accelerate takes the variable as true."""
+    """True where accelerate takes the variable as true."""
     return os.environ.get(variable, "").strip().lower() in ("1", "true", "yes", "y", "t", "on")
 
 
@@ -117,7 +117,7 @@ def refuse_unsupported(allow_tf32: bool = False) -> None:
 
 
 def tf32_variable() -> str:
-    """What of NVIDIA_TF32_OVERRIDE a resumed run is compared with: it also reaches the convolutions."""
+    """NVIDIA_TF32_OVERRIDE, which a resumed run is compared with: it also reaches the convolutions."""
     return os.environ.get("NVIDIA_TF32_OVERRIDE", "")
 
 
@@ -138,7 +138,7 @@ def set_tf32(allow_tf32: bool) -> None:
 def mixed_precision(flag: str | None) -> str:
     """The mixed precision: "no", "fp16" or "bf16". flag: --mixed_precision; None: accelerate's setting.
 
-    Raises InputError for a setting of accelerate that is none of these.
+    Raises InputError for another setting of accelerate, such as fp8.
     """
     outside = os.environ.get(PRECISION, "").strip().lower() or "no"
     if flag is not None:

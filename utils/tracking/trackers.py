@@ -78,7 +78,7 @@ def start_trackers(
             tracker.run.config.update(dict(config), allow_val_change=True)
             lines = read_metrics(output_dir)
             logged = set(sent) | {(line["step"], name) for line in lines for name in line if name != "step"}
-            if not known_to_wandb:
+            if not known_to_wandb or resumed_at is None:  # a run that begins, perhaps with other settings
                 tracker.sent = set()
             elif init["wandb"]["mode"] == "online":  # what the server has
                 tracker.sent = {pair for pair in logged if pair[0] < run.starting_step}

@@ -58,15 +58,15 @@ def not_uploaded(output_dir: Path) -> list[Path]:
 
 
 def kept_locally(output_dir: Path) -> set[tuple[int, str]] | None:
-    """The (step, name) that the files of this folder's runs hold: all that wandb can have of a run that was killed.
-    None where there is no file: never begun, or removed after `wandb sync`.
+    """The (step, name) in the files of this folder's run: all that wandb can have of a run that was killed. Returns
+    None if no file exists, because the run has not begun or its files were removed after `wandb sync`.
     """
     files = sorted(output_dir.glob("wandb/*run-*/run-*.wandb"))
     return {pair for file in files for pair in _history(file)} if files else None
 
 
 def _history(file: Path) -> Iterator[tuple[int, str]]:
-    """The (step, name) of one file; what a kill cut off at its end is left out."""
+    """The (step, name) of one file, without an end that a kill cut off."""
     from wandb.proto.wandb_internal_pb2 import Record  # only where wandb was asked for
 
     for content in _log_records(file.read_bytes()):
@@ -81,7 +81,7 @@ def _history(file: Path) -> Iterator[tuple[int, str]]:
 
 
 def _log_records(data: bytes) -> Iterator[bytes]:
-    """The whole records of a log in LevelDB's format, which wandb has no Python reader for.
+    """The whole records of a log in LevelDB's format, for which wandb has no Python reader.
 
     A header of 7 bytes, then blocks of 32 KiB; in them parts of a checksum, a size and a kind (1: whole, 2: first, 3:
     middle, 4: last), and the content. A block ends in zeros where no further part fits.

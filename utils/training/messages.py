@@ -39,7 +39,7 @@ def describe(objective: Objective, base: Frozen, train_set: TrainingSet, run: Ru
 
 
 def summary(state: TrainingState, run: RunSettings, accelerator: Accelerator, images: int, dtype: torch.dtype) -> str:
-    """What is trained on what, and with which of the settings that may also come from outside the flags."""
+    """One line: data, length, LoRA, and the settings that may also come from outside the flags, as they are in use."""
     outside = run.mixed_precision is None and accelerator.mixed_precision != "no"
     set_by = f" (set by {environment.origin(environment.PRECISION)})" if outside else ""
     lora, everything = state.counts["lora_parameters"], state.counts["all_parameters"]

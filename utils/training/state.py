@@ -105,8 +105,8 @@ def shared_settings(
 
 
 def circumstances(run: RunSettings, accelerator: Accelerator) -> dict[str, object]:
-    """What a step is computed with: as it is, whoever set it. A change shows in the last bits or, of the precision, in
-    more.
+    """Settings of the computation that are in use, from a flag or from outside. A change shows in the last bits or,
+    with the precision, in more.
     """
     device = accelerator.device.type
     tf32 = f"allow_tf32 {run.allow_tf32}, NVIDIA_TF32_OVERRIDE {environment.tf32_variable() or 'unset'}"
