@@ -21,12 +21,12 @@ import numpy as np
 
 from utils.errors import InputError, note
 from utils.lora.targets import ALL, ATTENTION, kind_of, kinds_of
+from utils.system.wrappers import NAMES
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 FORMATS = ("released", "diffusers", "peft", "kohya")  # those that can be written
-WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module")
 ATTENTION_ONLY = ("released", "diffusers")
 _DOTTED = re.compile(
     r"^(?:unet\.|base_model\.model\.)?(?P<module>.+?)(?:_lora\.|\.lora\.|\.lora_|\.)(?P<part>down|up|A|B|alpha)"
@@ -67,7 +67,7 @@ class Layer(NamedTuple):
 
 def strip_wrappers(key: str) -> str:
     """A key or a module's path without the names that torch.compile, DDP, DeepSpeed and FSDP put into it."""
-    return ".".join(part for part in key.split(".") if part not in WRAPPERS)
+    return ".".join(part for part in key.split(".") if part not in NAMES)
 
 
 def split_key(key: str) -> tuple[str, str] | None:

@@ -176,8 +176,12 @@ def note_dynamo(compile_flag: bool) -> None:
         note(f"{origin(variable)} asks for dynamo ({outside}), which is not used: {decided}")
 
 
-def note_unused_precision() -> None:
-    """For inference and labels: a note where accelerate's mixed precision is set, which only training reads."""
+def settle_inference() -> None:
+    """For inference and labels: refuse what would change maps, fp32 without TF32, and a note where accelerate's mixed
+    precision is set, which only training reads.
+    """
+    refuse_unsupported()
+    set_tf32(False)
     outside = os.environ.get(PRECISION, "no").strip().lower()
     if outside not in ("", "no"):
         note(f"mixed precision {outside} of {origin(PRECISION)} is not used: --dtype decides")

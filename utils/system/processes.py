@@ -102,9 +102,7 @@ def join(device: str | None) -> "PartialState":
 
     device: --device; None: a GPU where there is one. Raises InputError for what `environment` refuses.
     """
-    environment.refuse_unsupported()
-    environment.note_unused_precision()
-    environment.set_tf32(False)
+    environment.settle_inference()
     from accelerate import PartialState
 
     return PartialState(cpu=device == "cpu" or use_cpu())
