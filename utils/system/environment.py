@@ -127,7 +127,7 @@ def set_tf32(allow_tf32: bool) -> None:
     """
     import torch
 
-    if torch.backends.cuda.matmul.allow_tf32 and not allow_tf32:
+    if os.environ.get("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE") == "1" and not allow_tf32:
         note("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE is not followed: TF32 matrix products only with --allow_tf32")
     torch.backends.cuda.matmul.allow_tf32 = allow_tf32
     if torch.backends.cuda.matmul.allow_tf32 != allow_tf32:
