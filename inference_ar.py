@@ -17,6 +17,7 @@ from utils.errors import InputError, run
 from utils.inference.args import generator_flags
 from utils.inference.output import output_of
 from utils.inference.view import View
+from utils.system.processes import start_missing
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -50,6 +51,7 @@ def main(argv: list[str] | None = None) -> int:
 
     job = describe(args.lora, "autoregressive", base=args.pretrained_model_name_or_path)
     inputs = find_inputs(args.input_dir, args.output_dir)
+    start_missing()
 
     import torch  # only now: it takes seconds to import, --help should not
 

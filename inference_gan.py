@@ -16,6 +16,7 @@ from utils.cli import Parser, above_zero, expand
 from utils.errors import InputError, note, run
 from utils.inference.args import generator_flags
 from utils.inference.output import output_of
+from utils.system import environment
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -57,6 +58,7 @@ def main(argv: list[str] | None = None) -> None:
     from utils.maps.pictures import prediction_picture, sheet, strip
     from utils.system.atomic import make_folder, save_png
 
+    environment.settle_inference()
     device, out = pick_device(args.device), Path(args.output_dir)
     painter = load_gan(jobs[0].model).network.to(device)
     networks = []

@@ -15,6 +15,7 @@ import argparse
 
 from utils.errors import run
 from utils.inference.args import check, find_files, inference_parser, wanted_of_one
+from utils.system.processes import start_missing
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -27,6 +28,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     inputs = find_files(args)
+    start_missing()
 
     from utils.inference.predictor import Predictor  # only now: PyTorch takes seconds to import, --help should not
     from utils.inference.run import predict_inputs, processes, report

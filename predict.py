@@ -18,6 +18,7 @@ from utils.inference.args import check, model_flags, view_flags, wanted
 from utils.inference.inputs import find_all, output_names
 from utils.inference.job import BASES, SHIPPED, check_lora
 from utils.intrinsics import INTRINSICS
+from utils.system.processes import join
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -44,14 +45,11 @@ def main(argv: list[str] | None = None) -> int:
     inputs = find_all(args.images, args.output_dir)
     output_names(inputs.pictures, "<task>")
 
-    from accelerate import PartialState  # only now: PyTorch takes seconds to import, --help should not
-
-    from utils.inference.page import Page
+    from utils.inference.page import Page  # only now: PyTorch takes seconds to import, --help should not
     from utils.inference.predictor import Predictor
     from utils.inference.run import predict_all
-    from utils.system.processes import use_cpu
 
-    state = PartialState(cpu=args.device == "cpu" or use_cpu())
+    state = join(args.device)
     if state.num_processes > 1:
         raise InputError(
             "predict.py writes one page and runs in one process; inference_sd_single.py shares images out"

@@ -18,6 +18,7 @@ from utils.cli import Parser, above_zero, path_flag
 from utils.errors import InputError, note, run
 from utils.intrinsics import DEPTH_CODINGS, restated
 from utils.maps.frames import FRAMES
+from utils.system.processes import join, start_missing
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -87,15 +88,15 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
 
     import numpy as np  # only now: the libraries take seconds to import, --help should not
-    from accelerate import PartialState
 
     from dataloaders.to_label import HOLES, find_pictures, measured_map
-    from utils.labels.loop import label_all
-    from utils.system.processes import start_missing, use_cpu
 
     pictures = find_pictures(args.input_dir, args.output_dir, args.splits.split(","), args.scene_types.split(","))
     start_missing()
-    state = PartialState(cpu=args.device == "cpu" or use_cpu())
+
+    from utils.labels.loop import label_all
+
+    state = join(args.device)
     described = {"task": args.task, "seed": args.seed, "steps": args.steps, "ensemble_size": args.ensemble_size}
     described |= {"processing_resolution": args.processing_resolution, "dtype": args.dtype}
     coding = args.depth_coding or "linear"

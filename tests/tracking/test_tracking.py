@@ -8,6 +8,7 @@ import subprocess
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import quote, unquote
 
 import pytest
@@ -16,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from utils.errors import InputError
 from utils.system.provenance import git_state
-from utils.tracking import metrics_file, trackers
+from utils.tracking import metrics_file, trackers, wandb_run
 from utils.training import best
 from utils.training.args import training_parser
 
@@ -92,7 +93,7 @@ log = trackers.log_scalars
 def log_and_die(accelerator, output_dir, values, step, complete):
     log(accelerator, output_dir, values, step, complete)
     if step == 3 and "train_loss" in values:
-        time.sleep(3)  # what wandb has not written to disk by now dies too
+        time.sleep(0.5)  # what wandb has not written to disk by now dies too
         os.kill(os.getpid(), signal.SIGKILL)
 trackers.log_scalars = log_and_die
 import sd_single_diode_pseudo_depth as script
@@ -160,7 +161,8 @@ def test_wandb_config_says_what_the_run_was_made_with(flags, killed):
     assert config["training_images"] == 24 and config["validation_images"] == {"train": 4, "indoors": 4, "outdoor": 4}
     assert config["lora_parameters"] == sum(value.numel() for value in lora(output).values())
     assert {"torch", "diffusers", "peft", "python"} <= set(config["versions"])
-    assert config["git_commit"] == git_state()["git_commit"]
+    head = subprocess.run(["git", "-C", ROOT, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    assert config["git_commit"] == (head or None)
 
 
 def test_no_token_reaches_a_tracker(flags, killed):
@@ -214,6 +216,51 @@ def test_a_run_with_parts_not_uploaded_stays_offline(flags, killed, tmp_path, mo
     assert "wandb is offline (2 earlier part(s) of this run are not uploaded yet)" in capsys.readouterr().out
 
 
+def test_what_a_kill_took_from_wandbs_file_is_sent_on_resuming(flags, tmp_path, capfd):
+    """The file is cut after step 0, as a machine that goes down leaves it; the checkpoint is of step 2."""
+    words = ["--checkpointing_steps", 2, "--validation_steps", 2, "--resume_from_checkpoint", "latest"]
+    words = flags(SCRIPT, tmp_path, *words, "--rank", 4)
+    words[words.index("--report_to") + 1] = "wandb"
+    run_here(SCRIPT, [*words, "--max_train_steps", "2"])
+    (file,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    whole, steps = file.read_bytes(), set()
+    for size in range(len(whole), 7, -40):  # wherever it is cut, what is left is read
+        file.write_bytes(whole[:size])
+        steps = {step for step, _ in wandb_run.kept_locally(tmp_path)}
+        assert steps == set(range(len(steps)))
+        if steps == {0}:
+            break
+    run_here(SCRIPT, [*words, "--max_train_steps", "4"])
+    first, second = sorted(tmp_path.glob("wandb/offline-run-*/run-*.wandb"))
+    held = [list(wandb_run._history(file)) for file in (first, second)]
+    numbers = [pair for pairs in held for pair in pairs if not pair[1].startswith(("_", "validation"))]
+    logged = [(line["step"], name) for line in records(tmp_path) for name in line if name != "step"]
+    assert sorted(numbers) == sorted(logged), "every number once"
+    assert list(dict.fromkeys(step for step, _ in held[1])) == [1, 2, 3, 4], "in order, or wandb drops them"
+    assert "monotonic" not in "".join(capfd.readouterr())
+
+
+def test_files_removed_after_their_upload_are_not_sent_again(flags, tmp_path):
+    words = flags(SCRIPT, tmp_path, "--resume_from_checkpoint", "latest", "--rank", 4, "--validation_steps", 0)
+    words[words.index("--report_to") + 1] = "wandb"
+    run_here(SCRIPT, [*words, "--max_train_steps", "2"])
+    shutil.rmtree(tmp_path / "wandb")
+    run_here(SCRIPT, [*words, "--max_train_steps", "3"])
+    assert {step for step, _ in wandb_run.kept_locally(tmp_path)} == {3}
+
+
+def test_another_runs_id_from_outside_is_an_error(flags, tmp_path, monkeypatch):
+    """A sweep's agent gives runs its own ids."""
+    import wandb
+
+    words = flags(SCRIPT, tmp_path, "--max_train_steps", 1, "--validation_steps", 0)
+    words[words.index("--report_to") + 1] = "wandb"
+    original = wandb.init
+    monkeypatch.setattr(wandb, "init", lambda **given: original(**{**given, "id": "another1"}))
+    with pytest.raises(InputError, match="wandb continues run another1"):
+        run_here(SCRIPT, words)
+
+
 def test_pruning_spares_the_best_checkpoint(flags, tmp_path):
     words = ["--max_train_steps", 4, "--checkpointing_steps", 1, "--validation_steps", 1, "--learning_rate", 1e-30]
     words += ["--checkpoints_total_limit", 1, "--best_metric", "val/outdoor/delta1"]
@@ -253,6 +300,16 @@ def test_nothing_is_best_without_a_checkpoint(tmp_path):
     best.mark_best(tmp_path, None)
     shutil.rmtree(tmp_path / "checkpoint-2")
     assert best.mark_best(tmp_path, None) is None and best.best_folder(tmp_path) is None
+
+
+def test_git_state_of_this_project():
+    def git(*words):
+        return subprocess.run(["git", "-C", ROOT, *words], capture_output=True, text=True).stdout.strip()
+
+    if Path(git("rev-parse", "--show-toplevel") or "/") != ROOT:
+        pytest.skip("not a git checkout")
+    dirty = bool(git("status", "--porcelain", "--untracked-files=no"))
+    assert git_state() == {"git_commit": git("rev-parse", "HEAD"), "git_dirty": dirty}
 
 
 def test_git_state(tmp_path):

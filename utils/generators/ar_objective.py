@@ -57,10 +57,8 @@ class TokenPrediction:
             picture, label = batch["rgb_tokens"], batch["target_tokens"]
         else:
             picture, label = self.tokens.encode(torch.cat([batch["rgb"], batch["target"]])).chunk(2)
-        if self.decoding == "one_by_one":
-            logits = network(picture, label, self.positions)
-        else:
-            logits = network.at_once(picture, self.positions)
+        read = label if self.decoding == "one_by_one" else None
+        logits = network(picture, read, self.positions)  # only called: DDP and torch.compile wrap calls alone
         return F.cross_entropy(logits.float().transpose(1, 2), label)
 
     def predict(self, network: nn.Module, rgb: Tensor, noise: list[Generator]) -> Tensor:
@@ -69,5 +67,5 @@ class TokenPrediction:
         if self.decoding == "one_by_one":
             label = network.complete(picture, self.positions, self.temperature, noise)
         else:
-            label = choose(network.at_once(picture, self.positions).float(), self.temperature, noise)
+            label = choose(network(picture, None, self.positions).float(), self.temperature, noise)
         return self.tokens.decode(label)

@@ -6,6 +6,7 @@ import sys
 from utils.cli import Parser, expand
 from utils.generators.gan_names import check_gan
 from utils.intrinsics import INTRINSICS
+from utils.system.processes import start_missing
 from utils.training.args import check_refused, finish, refuse
 from utils.training.flags import optimisation_flags, run_flags, state_meanings, tracking_flags
 
@@ -61,4 +62,5 @@ def parse_gan(parser: Parser, argv: list[str] | None = None) -> argparse.Namespa
     for name in (args.pretrained_model_name_or_path, args.pictures_from):
         if name is not None:
             check_gan(name)
+    start_missing()
     return args

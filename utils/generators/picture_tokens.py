@@ -74,8 +74,13 @@ class PictureTransformer(nn.Module):
         self.language_model, self.embed, self.head, self.codes = language_model, embed, head, codes
         self.register_buffer("start", start.detach().clone()[None, None])
 
-    def forward(self, picture: Tensor, label: Tensor, positions: Positions = "again") -> Tensor:
-        """Logits (B,N,V) of all label tokens; picture, label (B,N). Token i of the label is not read for its own."""
+    def forward(self, picture: Tensor, label: Tensor | None, positions: Positions = "again") -> Tensor:
+        """Logits (B,N,V) of all label tokens; picture, label (B,N). Token i of the label is not read for its own.
+
+        label: None where nothing of it is read, see `at_once`.
+        """
+        if label is None:
+            return self.at_once(picture, positions)
         sequence = self.sequence(picture, label[:, :-1])
         place = order(picture.shape[1], positions, picture.device)[: sequence.shape[1]]
         states = self.states(sequence, place.expand(len(picture), -1))

@@ -27,7 +27,7 @@ from utils.maps.diode_names import diode_root
 from utils.maps.files import VIDEOS
 from utils.maps.images import read_rgb
 from utils.system.atomic import make_folder
-from utils.system.processes import start_missing, use_cpu
+from utils.system.processes import join
 
 IO_THREADS = 4
 
@@ -46,9 +46,8 @@ class Network(Protocol):
 
 
 def processes(device: str | None) -> PartialState:
-    """The processes of this launch. Starts those that are missing."""
-    start_missing()
-    return PartialState(cpu=device == "cpu" or use_cpu())
+    """The processes of this launch; see `join`."""
+    return join(device)
 
 
 def predict_inputs(args: argparse.Namespace, inputs: Inputs, state: PartialState, engine: Engine) -> list[str]:

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from utils.errors import InputError, note
 from utils.lora.files import BIN, CONV_IN, SAFETENSORS, LoraFile, read_lora
-from utils.lora.keys import Layer, key_format, make_key, parse_layers, strip_wrappers
+from utils.lora.keys import Layer, key_format, make_key, parse_layers, split_key, strip_wrappers
 from utils.lora.scale import rank_record
 from utils.lora.targets import ATTENTION, KINDS, kind_of, kinds_of, module_pattern, parse_targets
 from utils.system.atomic import replace
+from utils.system.wrappers import unwrap
 
 ADAPTER = "default"
 METADATA_TARGETS = "lora_targets"  # the header's key that says which kinds of layers the file covers
@@ -81,11 +82,18 @@ def lora_targets(unet: nn.Module) -> tuple[str, ...]:
 def lora_state(unet: nn.Module) -> dict[str, Tensor]:
     """The LoRA's weights as fp32 CPU tensors: under format B keys (`diffusers`) where it sits on attention alone, for
     the most loaders read those; else under format D (`peft`), which has names for all layers.
+
+    The keys do not depend on what wraps the network or parts of it. Raises ValueError for a name that is no layer's.
     """
+    unet = unwrap(unet)
     to, state = "diffusers" if lora_targets(unet) == ATTENTION else "peft", {}
-    for name, module in _lora_modules(unet).items():
+    for path, module in _lora_modules(unet).items():
+        name = strip_wrappers(path)
         for part, layers in (("down", module.lora_A), ("up", module.lora_B)):
-            state[make_key(name, part, to)] = layers[ADAPTER].weight.detach().float().cpu().contiguous()
+            key = make_key(name, part, to)
+            if key in state or split_key(key) != (name, part) or any(word.startswith("_") for word in key.split(".")):
+                raise ValueError(f"{path}: not a plain path of a layer, so no loader could read its key {key}")
+            state[key] = layers[ADAPTER].weight.detach().float().cpu().contiguous()
     return state
 
 
@@ -97,6 +105,7 @@ def save_lora(unet: nn.Module, folder: str | Path, metadata: Mapping[str, object
     A LoRA on more than attention says so in its header, as `lora_targets`.
     Returns the path of the safetensors file. Raises InputError where the disk refuses it.
     """
+    unet = unwrap(unet)
     folder, state, targets = Path(folder), lora_state(unet), lora_targets(unet)
     header = {key: str(value) for key, value in metadata.items()}
     ranks = {name: module.r[ADAPTER] for name, module in _lora_modules(unet).items()}

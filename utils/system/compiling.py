@@ -1,5 +1,6 @@
 """--compile: the UNet through torch.compile, and a plain word where this machine cannot."""
 
+import os
 from contextlib import AbstractContextManager
 
 import torch
@@ -15,6 +16,9 @@ def compile_unet(unet: nn.Module, device: torch.device) -> None:
 
     Raises InputError where nothing can be compiled: no C++ compiler for a CPU, no Triton for a GPU.
     """
+    for variable in ("TORCH_COMPILE_DISABLE", "TORCHDYNAMO_DISABLE"):  # torch.compile would then do nothing
+        if os.environ.get(variable, "0") == "1":
+            raise InputError(f"--compile: {variable}=1 turns torch.compile off; unset it, or leave the flag out")
     try:
         torch.compile(torch.sin)(torch.zeros(2, device=device))
     except Exception as error:  # each backend has its own zoo of them

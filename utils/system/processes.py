@@ -9,18 +9,20 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-
-import psutil
-import torch
+from typing import TYPE_CHECKING
 
 from utils.errors import InputError, one_line
-from utils.system import signals
+from utils.system import environment, signals
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
 
 def start_missing() -> None:
-    """Replace this process by the number of processes that `accelerate launch --num_processes N` was asked for.
+    """Replace this process by the number of processes that `accelerate launch` was asked for, by --num_processes N or
+    by its file. To be called once the flags are checked, before anything slow is imported.
 
-    On a machine without a GPU the launcher starts one process, whatever N is, and says nothing; with --multi_gpu it
+    On a machine without a GPU the launcher starts one process, whatever N is, without a message; with --multi_gpu it
     starts N that do not know of each other. Here the first case is mended by `supervise`, the second by `use_cpu`.
 
     Raises:
@@ -28,17 +30,25 @@ def start_missing() -> None:
     """
     if "WORLD_SIZE" in os.environ or "MASTER_ADDR" not in os.environ:
         return
-    words = psutil.Process().parent().cmdline()
-    asked = {
-        name: words[i].partition("=")[2] or words[i + 1]
-        for i, word in enumerate(words)
-        for name in ("--num_processes", "--num_machines")
-        if word.partition("=")[0] == name
-    }
-    if int(asked.get("--num_machines", 1)) > 1:
+    above = environment.launcher()
+    if above is None:
+        return
+    machines, count = (number_of(above, name) for name in ("num_machines", "num_processes"))
+    if machines > 1:
         raise InputError("several machines without GPUs: start with torchrun --nnodes ... --nproc_per_node ...")
-    if int(asked.get("--num_processes", 1)) > 1:
-        sys.exit(supervise([sys.executable, *sys.argv], int(asked["--num_processes"])))
+    if count > 1:
+        sys.exit(supervise([sys.executable, *sys.argv], count))
+
+
+def number_of(above: environment.Launcher, name: str) -> int:
+    """`num_processes` or `num_machines` of the launcher's flags or, where they have none, of its file; else 1."""
+    if flag := environment.option(above.words, f"--{name}"):
+        return int(flag)
+    if above.file is None:
+        return 1
+    import yaml  # only where there is a file to read
+
+    return int(yaml.safe_load(above.file.read_text()).get(name) or 1)  # of JSON too, which is YAML
 
 
 def supervise(command: list[str], count: int) -> int:
@@ -83,4 +93,17 @@ def supervise(command: list[str], count: int) -> int:
 
 def use_cpu() -> bool:
     """Whether accelerate has to join these processes on the CPU."""
+    import torch  # only now: `start_missing` runs before PyTorch is imported, which takes seconds of every process
+
     return int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.accelerator.is_available()
+
+
+def join(device: str | None) -> "PartialState":
+    """This process among those of its launch, for inference and labels, with what is set outside checked first.
+
+    device: --device; None: a GPU where there is one. Raises InputError for what `environment` refuses.
+    """
+    environment.settle_inference()
+    from accelerate import PartialState
+
+    return PartialState(cpu=device == "cpu" or use_cpu())

@@ -3,18 +3,21 @@
 import json
 import math
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
+from accelerate.tracking import WandBTracker
 from PIL import Image
 
-from utils.errors import note
-from utils.tracking.metrics_file import METRICS, append
+from utils.errors import InputError, note
+from utils.tracking.metrics_file import METRICS, append, read_metrics
 from utils.tracking.settings import TrackingSettings
-from utils.tracking.wandb_run import not_uploaded, token_hidden, wandb_id, wandb_mode
+from utils.tracking.wandb_run import kept_locally, not_uploaded, token_hidden, wandb_id, wandb_mode
 
+FLUSH = 0.05  # seconds until wandb's file has what was logged; its default, 15, would lose them in a kill
 PANELS = {"train": "training images", "indoors": "test images 1", "outdoor": "test images 2"}  # the released names
 
 
@@ -28,11 +31,11 @@ def start_trackers(
 ) -> None:
     """Open the trackers that `accelerator` was made with (main process only), and show them `config`.
 
-    The run's id is kept in
-    `<output_dir>/wandb_id.txt`, so that every start in that folder goes on with the same curve.
-    resumed_at: the step of the checkpoint that this start goes on from, -1 where there was none yet. TensorBoard
-    forgets what came after it; wandb cannot, so it is not sent again what is in `sent`, the (step, scalar) that
-    `forget_after` dropped.
+    The run's id is kept in `<output_dir>/wandb_id.txt`, so that every start in that folder continues the same curve.
+    resumed_at: the step of the checkpoint that this start continues from, -1 where there was none yet. TensorBoard
+    forgets what came after it. wandb cannot: it is not sent again what it has, and is sent what it lacks of the steps
+    up to the checkpoint. sent: the (step, scalar) that `forget_after` dropped.
+    Raises InputError where wandb continues another run than this folder's.
     """
     if not accelerator.is_main_process:
         return
@@ -56,20 +59,48 @@ def start_trackers(
             "settings": wandb.Settings(
                 silent=os.environ.get("WANDB_SILENT", "true").lower()
                 != "false",  # its own summary of the run is longer than ours
-                x_transaction_log_flush_interval=1,  # 15 s of curve would die with a process
+                x_transaction_log_flush_interval=FLUSH,
             ),
         }
         if reason:
             note(f"wandb is offline ({reason}); upload later with: wandb sync {output_dir}/wandb/offline-run-*")
+    held = kept_locally(output_dir) if "wandb" in wanted else None  # before this start's file is there
     with token_hidden():
         accelerator.init_trackers(settings.tracker_project, init_kwargs=init)
     for tracker in accelerator.trackers:
         if tracker.name == "wandb":
-            tracker.sent = set(sent) if known_to_wandb else set()
+            run, own_id = tracker.run, init["wandb"]["id"]
+            if run.id != own_id and init["wandb"]["mode"] != "disabled":
+                raise InputError(
+                    f"wandb continues run {run.id}, not {own_id} of {output_dir}/wandb_id.txt; unset WANDB_RUN_ID and "
+                    "WANDB_SWEEP_ID"
+                )
             tracker.run.config.update(dict(config), allow_val_change=True)
+            lines = read_metrics(output_dir)
+            logged = set(sent) | {(line["step"], name) for line in lines for name in line if name != "step"}
+            if not known_to_wandb or resumed_at is None:  # a run that begins, perhaps with other settings
+                tracker.sent = set()
+            elif init["wandb"]["mode"] == "online":  # what the server has
+                tracker.sent = {pair for pair in logged if pair[0] < run.starting_step}
+            else:
+                tracker.sent = logged if held is None else held
+            send_missing(tracker, lines, resumed_at)
         else:
             tracker.writer.add_text("config", _table(config), max(resumed_at or 0, 0))
             tracker.writer.flush()
+
+
+def send_missing(tracker: WandBTracker, lines: Sequence[Mapping[str, Any]], resumed_at: int | None) -> None:
+    """Log the lines of `metrics.jsonl` that wandb lost in a kill: those of the steps after its last one."""
+    first = max((step for step, _ in tracker.sent), default=-1) + 1
+    steps: dict[int, dict[str, float]] = {}
+    for line in lines:
+        if line["step"] >= first:
+            values = {name: math.nan if value is None else value for name, value in line.items() if name != "step"}
+            steps.setdefault(line["step"], {}).update(values)
+    for step, values in sorted(steps.items()):
+        tracker.log(values, step=step, commit=step != resumed_at)  # the last one's validation may still come
+        tracker.sent |= {(step, name) for name in values}
 
 
 def _table(config: Mapping[str, object]) -> str:

@@ -5,13 +5,18 @@ import os
 import re
 import secrets
 import string
+import struct
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from google.protobuf.message import DecodeError
+
 from utils.system.network import connection_error
+
+BLOCK, PART = 32768, struct.Struct("<IHB")  # of wandb's files
 
 
 def wandb_id(output_dir: Path) -> str:
@@ -50,6 +55,51 @@ def not_uploaded(output_dir: Path) -> list[Path]:
         for file in output_dir.glob("wandb/offline-run-*/run-*.wandb")
         if not file.with_name(f"{file.name}.synced").is_file()
     )
+
+
+def kept_locally(output_dir: Path) -> set[tuple[int, str]] | None:
+    """The (step, name) in the files of this folder's run: all that wandb can have of a run that was killed. Returns
+    None if no file exists, because the run has not begun or its files were removed after `wandb sync`.
+    """
+    files = sorted(output_dir.glob("wandb/*run-*/run-*.wandb"))
+    return {pair for file in files for pair in _history(file)} if files else None
+
+
+def _history(file: Path) -> Iterator[tuple[int, str]]:
+    """The (step, name) of one file, without an end that a kill cut off."""
+    from wandb.proto.wandb_internal_pb2 import Record  # only where wandb was asked for
+
+    for content in _log_records(file.read_bytes()):
+        record = Record()
+        try:
+            record.ParseFromString(content)
+        except DecodeError:
+            continue
+        if record.WhichOneof("record_type") == "history" and record.history.HasField("step"):
+            for item in record.history.item:
+                yield record.history.step.num, item.key or "/".join(item.nested_key)
+
+
+def _log_records(data: bytes) -> Iterator[bytes]:
+    """The whole records of a log in LevelDB's format, for which wandb has no Python reader.
+
+    A header of 7 bytes, then blocks of 32 KiB; in them parts of a checksum, a size and a kind (1: whole, 2: first, 3:
+    middle, 4: last), and the content. A block ends in zeros where no further part fits.
+    """
+    at, content = 7, b""
+    while at + 7 <= len(data):
+        left = BLOCK - at % BLOCK
+        _, size, kind = PART.unpack_from(data, at)
+        if left < 7 or kind == 0:
+            at += left
+            continue
+        if at + 7 + size > len(data):
+            return
+        content += data[at + 7 : at + 7 + size]
+        at += 7 + size
+        if kind in (1, 4):
+            yield content
+            content = b""
 
 
 @contextmanager

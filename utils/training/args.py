@@ -17,6 +17,7 @@ from utils.cli import Parser
 from utils.errors import InputError, note
 from utils.hub.names import check_base
 from utils.lora.targets import parse_targets
+from utils.system.processes import start_missing
 from utils.tracking.settings import TrackingSettings
 from utils.training.checks import (
     check_data,
@@ -101,7 +102,7 @@ def check_refused(parser: Parser, args: argparse.Namespace) -> None:
 
 
 def parse(parser: Parser, argv: list[str] | None = None) -> argparse.Namespace:
-    """Parse and check the flags before anything is loaded.
+    """Parse and check the flags, and start the launch's missing processes, before anything is loaded.
 
     Where the base is a folder with recommended settings (RECOMMENDED), they replace defaults, with a note. Adds
     `args.prompt`, the string the text encoder gets, and `args.trackers`, a list out of wandb and tensorboard.
@@ -124,12 +125,14 @@ def parse(parser: Parser, argv: list[str] | None = None) -> argparse.Namespace:
     finish(args, given)
     check_resolution(args)
     check_base(args.pretrained_model_name_or_path, args.revision)
+    start_missing()
     return args
 
 
 def finish(args: argparse.Namespace, given: set[str]) -> None:
     """Check and complete, in place, what every training has, whatever it trains. given: the flags that were passed."""
     check_numbers(args)
+    args.typed = frozenset(flag.removeprefix("--") for flag in given)
     if "--num_train_epochs" in given and "--max_train_steps" not in given:
         args.max_train_steps = None  # the script's default number of steps must not win over epochs asked for
     elif "--num_train_epochs" in given:
@@ -157,7 +160,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
         "output_dir": Path(args.output_dir),
         "cache_dir": args.cache_dir and Path(args.cache_dir),
     }
-    flags = {name: value for name, value in vars(args).items() if name != "hub_token"}
+    flags = {name: value for name, value in vars(args).items() if name not in ("hub_token", "typed")}
     tracking = pick(TrackingSettings) | {"trackers": tuple(args.trackers), "tags": tuple(args.tags), "flags": flags}
     return Settings(RunSettings(**run), OptimizerSettings(**pick(OptimizerSettings)), TrackingSettings(**tracking))
 

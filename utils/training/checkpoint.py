@@ -9,6 +9,7 @@ import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
@@ -21,9 +22,10 @@ from utils.system.atomic import damage, seal, sync
 STATE = "training_state.pt"
 FREE = (  # flags that may change between a run and its resumption; a change is noted
     "learning_rate", "scale_lr", "lr_scheduler", "lr_warmup_steps", "max_train_steps", "num_train_epochs",
-    "adam_beta1", "adam_beta2", "adam_weight_decay", "adam_epsilon", "max_grad_norm", "mixed_precision",
-    "train_batch_size", "gradient_accumulation_steps",
+    "adam_beta1", "adam_beta2", "adam_weight_decay", "adam_epsilon", "max_grad_norm", "train_batch_size",
+    "gradient_accumulation_steps",
 )  # fmt: skip
+CIRCUMSTANCES = ("mixed_precision", "processes", "device", "compile", "TF32", "threads")  # as FREE; see state.py
 FITTING = {"method", "rank", "lora_targets", "ema_decay"}  # nothing can force one's weights into another's shapes
 OLDER = {
     "lora_targets": "attention",
@@ -155,10 +157,12 @@ def load(
     stateful: Mapping[str, Stateful],
     settings: Mapping[str, object],
     force: bool = False,
+    fixed: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[int, int]:
     """Restore LoRA, optimiser and schedule in place; return step and samples drawn.
 
-    A changed setting out of FREE is only noted; so is another number of processes with the same images per step.
+    A changed setting out of FREE or CIRCUMSTANCES is only noted; but not of those in `fixed`: name -> what to do.
+    Circumstances that an older checkpoint does not contain count as unchanged.
 
     Raises:
         InputError: another setting differs, so that going on would silently be another experiment; `force` notes it.
@@ -171,9 +175,10 @@ def load(
     changed = {
         name: f"{name} was {saved.get(name)!r}, now {value!r}"
         for name, value in settings.items()
-        if saved.get(name) != value
+        if saved.get(name) != value and not (name in CIRCUMSTANCES and saved.get(name) is None)
     }
-    refused = [text for name, text in changed.items() if name not in (*FREE, "processes")]
+    changed |= {name: f"{changed[name]} ({cure})" for name, cure in fixed.items() if name in changed}
+    refused = [text for name, text in changed.items() if name not in (*FREE, *CIRCUMSTANCES) or name in fixed]
     if refused and not (force and FITTING.isdisjoint(changed)):
         cure = "" if not FITTING.isdisjoint(changed) else ", or --force_resume if you know that they go together"
         raise InputError(f"{folder}: made by another experiment: {'; '.join(refused)}; use another --output_dir{cure}")

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 import transformers
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration, set_seed
+from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, set_seed
 from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -21,7 +21,7 @@ from utils.lora import save_lora
 from utils.models import Frozen
 from utils.noise import generators
 from utils.objectives import Objective
-from utils.system import atomic, processes, provenance, signals
+from utils.system import atomic, environment, processes, provenance, signals
 from utils.system.compiling import compile_unet
 from utils.system.precision import warn_of_slow_bf16
 from utils.tracking import metrics_file, trackers
@@ -42,24 +42,30 @@ def start(settings: Settings) -> tuple[Accelerator, Path | None]:
     """The accelerator of this run, with the output folder made and the process-wide switches set; and the checkpoint
     that it goes on from, if any.
 
-    Raises InputError where the folder, the checkpoint, the precision or a tracker cannot be used.
+    Raises InputError where the folder, the checkpoint, the precision or a tracker cannot be used, and where something
+    else than the flags asks for another training (`environment`).
     """
     run, tracking = settings.run, settings.tracking
-    processes.start_missing()
     resume_from = checkpoint.choose(run.output_dir, run.resume_from_checkpoint)  # fail before anything is loaded
+    environment.refuse_unsupported(run.allow_tf32)
+    environment.check_accumulation(run.gradient_accumulation_steps, "gradient_accumulation_steps" in run.typed)
+    environment.note_dynamo(run.compile)
+    precision = environment.mixed_precision(run.mixed_precision)
     try:
         accelerator = Accelerator(
             cpu=processes.use_cpu(),
-            gradient_accumulation_steps=run.gradient_accumulation_steps,
-            mixed_precision=run.mixed_precision,
+            # a plugin: the plain argument gives way to an environment variable
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=run.gradient_accumulation_steps),
+            mixed_precision=precision,
+            dynamo_backend="no",  # else the variable's, which also turns TF32 on; --compile keeps names and weights
             log_with=list(tracking.trackers) or None,
             project_config=ProjectConfiguration(str(run.output_dir), str(run.output_dir / tracking.logging_dir)),
         )
     except (ValueError, ImportError) as error:  # fp16 without a GPU, a tracker that is not installed
         wanted = f"--mixed_precision={run.mixed_precision} --report_to={','.join(tracking.trackers)}"
         raise InputError(f"{wanted}: {error}") from None
-    if run.allow_tf32:
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    check_accelerator(accelerator, run, precision)
+    environment.set_tf32(run.allow_tf32)
     set_seed(run.seed)
     transformers.utils.logging.disable_progress_bar()  # one bar: the training's
     atomic.make_folder(run.output_dir, "--output_dir")
@@ -67,6 +73,21 @@ def start(settings: Settings) -> tuple[Accelerator, Path | None]:
         atomic.lock(run.output_dir)
     warn_of_slow_bf16(frozen_dtype(accelerator), accelerator.device.type, "--mixed_precision no")
     return accelerator, resume_from
+
+
+def check_accelerator(accelerator: Accelerator, run: RunSettings, precision: str) -> None:
+    """InputError where accelerate has made something else than was asked for, by whatever way it came to that."""
+    kind, plugin = accelerator.distributed_type.value, accelerator.state.dynamo_plugin
+    has = {
+        "mixed precision": (precision, accelerator.mixed_precision),
+        "gradient accumulation steps": (run.gradient_accumulation_steps, accelerator.gradient_accumulation_steps),
+        "dynamo backend": ("NO", plugin.backend.value.upper()),
+    }
+    for name, (asked, found) in has.items():
+        if asked != found:
+            raise InputError(f"accelerate: {name} is {found}, the flags ask for {asked}; unset ACCELERATE_* variables")
+    if kind != "NO" and not kind.startswith("MULTI_"):
+        raise InputError(f"accelerate: {kind} is not supported; set distributed_type to NO or MULTI_GPU in its file")
 
 
 def frozen_dtype(accelerator: Accelerator) -> torch.dtype:
@@ -106,7 +127,7 @@ def train(
         compile_unet(base.network, accelerator.device)
     state = TrainingState(settings, accelerator, base.network, len(train_set))
     metadata = describe(objective, base, train_set, run)
-    shared = shared_settings(settings, metadata, state.step_samples, accelerator.num_processes, train_set.fingerprint)
+    shared = shared_settings(settings, metadata, state.step_samples, accelerator, train_set.fingerprint)
     if resume_from:
         state.load(resume_from, shared, run.force_resume)
         note(f"resuming from {resume_from} at step {state.step}")

@@ -10,6 +10,7 @@ from utils import __version__
 from utils.inference.job import BASES, SCRIPTS
 from utils.models import Frozen
 from utils.objectives import Objective
+from utils.system import environment
 from utils.training.settings import RunSettings, Settings
 from utils.training.state import TrainingState
 from utils.training.training_set import TrainingSet
@@ -38,12 +39,17 @@ def describe(objective: Objective, base: Frozen, train_set: TrainingSet, run: Ru
 
 
 def summary(state: TrainingState, run: RunSettings, accelerator: Accelerator, images: int, dtype: torch.dtype) -> str:
-    """What is trained on what."""
+    """One line: data, length, LoRA, and the settings that may also come from outside the flags, as they are in use."""
+    outside = run.mixed_precision is None and accelerator.mixed_precision != "no"
+    set_by = f" (set by {environment.origin(environment.PRECISION)})" if outside else ""
     lora, everything = state.counts["lora_parameters"], state.counts["all_parameters"]
     return (
         f"{images} training images, {state.step_samples} a step, {state.max_steps} steps; LoRA of rank {run.rank}: "
         f"{lora:,} parameters, {100 * lora / everything:.2f} % of the {state.kind}; {accelerator.device}, "
-        f"{accelerator.num_processes} process(es), frozen parts in {dtype}"
+        f"{accelerator.num_processes} process(es), frozen parts in {dtype}; "
+        f"mixed precision {accelerator.mixed_precision}{set_by}, "
+        f"{accelerator.gradient_accumulation_steps} micro-step(s) a step, "
+        f"{'compiled' if run.compile else 'not compiled'}, TF32 {'on' if run.allow_tf32 else 'off'}"
     )
 
 

@@ -36,6 +36,7 @@ class RunSettings:
     best_metric: str | None
     max_nonfinite: int
     ema_decay: float
+    typed: frozenset[str]  # names of the flags that were passed: what is set outside never wins over these
 
 
 @dataclass(frozen=True)

@@ -13,24 +13,27 @@ from torch import nn
 
 from utils.errors import InputError
 from utils.lora import lora_parameters
+from utils.system import environment
+from utils.system.wrappers import unwrap
 from utils.training import checkpoint
 from utils.training.averages import Averages
 from utils.training.nonfinite import Skipped
 from utils.training.settings import OptimizerSettings, RunSettings, Settings
 
+PRECISION_CURE = "set by accelerate, not by a flag; pass --mixed_precision to continue with the one that you want"
 PART_OF_A_RUN = ("task", "method", "base_model", "rank", "prompt", "resolution")  # and the seed, the data, ...
 
 
 class TrainingState:
-    """Steps are optimiser steps; `seen` counts samples. `network` is as accelerate wraps it, `bare_network`
-    as it came.
+    """Steps are optimiser steps; `seen` counts samples. `network` is as accelerate wraps it, and may only be called;
+    `bare_network` is the same network as it came.
 
     images: how many the training set has, from which the steps of an epoch follow.
     """
 
     def __init__(self, settings: Settings, accelerator: Accelerator, network: nn.Module, images: int):
         run = settings.run
-        self.accelerator, self.output_dir = accelerator, run.output_dir
+        self.accelerator, self.output_dir, self.typed = accelerator, run.output_dir, run.typed
         self.step = self.seen = 0
         self.step_samples = run.train_batch_size * run.gradient_accumulation_steps * accelerator.num_processes
         self.max_steps = length_of(run, images, self.step_samples)
@@ -39,7 +42,7 @@ class TrainingState:
         optimizer = make_optimizer(settings.optimizer, self.parameters, self.step_samples, fused)
         self.schedule = make_schedule(settings.optimizer, optimizer, self.max_steps)
         self.network, self.optimizer = accelerator.prepare(network, optimizer)
-        self.bare_network = accelerator.unwrap_model(self.network)
+        self.bare_network = unwrap(self.network)
         self.averages = Averages(self.parameters, run.ema_decay)
         self.skipped = Skipped(run.max_nonfinite)
         self.stateful: dict[str, checkpoint.Stateful] = {
@@ -55,7 +58,8 @@ class TrainingState:
     def load(self, source: Path, shared: dict[str, object], force: bool) -> None:
         """Go on from the checkpoint `source`; `shared`: see `shared_settings`. InputError: another experiment's."""
         base_lrs = self.schedule.base_lrs
-        self.step, self.seen = checkpoint.load(source, self.bare_network, self.stateful, shared, force)
+        fixed = {} if "mixed_precision" in self.typed else {"mixed_precision": PRECISION_CURE}
+        self.step, self.seen = checkpoint.load(source, self.bare_network, self.stateful, shared, force, fixed)
         for group, lr, factor in zip(self.optimizer.param_groups, base_lrs, self.schedule.lr_lambdas):
             group["lr"] = lr * factor(self.schedule.last_epoch)  # this run's flag, not the checkpoint's
         self.schedule.base_lrs = base_lrs
@@ -85,7 +89,7 @@ class TrainingState:
 
 
 def shared_settings(
-    settings: Settings, metadata: dict[str, object], step_samples: int, processes: int, training_data: str
+    settings: Settings, metadata: dict[str, object], step_samples: int, accelerator: Accelerator, training_data: str
 ) -> dict[str, object]:
     """What a checkpoint keeps of its run, and what a resumed run is compared with (`checkpoint.load`)."""
     flags = asdict(settings.run) | asdict(settings.optimizer)
@@ -96,7 +100,24 @@ def shared_settings(
     shared |= {name: metadata[name] for name in ("positions", "decoding") if name in metadata}
     shared["ema_decay"] = settings.run.ema_decay
     shared |= {"images per step": step_samples, "training data": training_data}
-    return shared | {name: flags[name] for name in checkpoint.FREE} | {"processes": processes}
+    shared |= {name: flags[name] for name in checkpoint.FREE}
+    return shared | circumstances(settings.run, accelerator)
+
+
+def circumstances(run: RunSettings, accelerator: Accelerator) -> dict[str, object]:
+    """Settings of the computation that are in use, from a flag or from outside. A change shows in the last bits or,
+    with the precision, in more.
+    """
+    device = accelerator.device.type
+    tf32 = f"allow_tf32 {run.allow_tf32}, NVIDIA_TF32_OVERRIDE {environment.tf32_variable() or 'unset'}"
+    return {
+        "mixed_precision": accelerator.mixed_precision,
+        "processes": accelerator.num_processes,
+        "device": device,
+        "compile": run.compile,
+        "TF32": "none" if device == "cpu" else tf32,
+        "threads": torch.get_num_threads() if device == "cpu" else 0,
+    }
 
 
 def length_of(run: RunSettings, images: int, step_samples: int) -> int:
