@@ -1,7 +1,7 @@
 """A render state of our own: of a stranger's .blend only the content is kept, and nothing that bends what is rendered.
 
-Every setting of the groups below is set to the value of Blender's factory settings, unless KEPT names it. What changes
-a map and cannot be reset without changing the content is refused. So a setting that a future version adds is reset too.
+Every setting of the groups below is set to the value of Blender's factory settings, unless KEPT names it, so that a
+setting of a future version is reset too. What changes a map and is part of the content is refused.
 """
 
 import re
