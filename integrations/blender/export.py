@@ -19,7 +19,7 @@ from pathlib import Path
 from integrations.blender.convert import TASKS, convert
 from integrations.blender.runtime import examine, start
 from utils.cli import Parser, above_zero, path_flag
-from utils.errors import InputError, note, run
+from utils.errors import InputError, note, run, warn
 from utils.system.atomic import make_folder, write_json
 
 RECORD, RENDER = "blender.json", Path(__file__).with_name("render.py")
@@ -86,6 +86,11 @@ def main(argv: list[str] | None = None) -> int:
         note(f"rendering {len(job['stems'])} of {count} pictures")
         done = start(args.bpy_python, RENDER, raw / "job.json")
         (raw / "blender.log").write_text(done.stdout + done.stderr)
+        for line in done.stdout.splitlines():
+            if line.startswith("note: "):
+                note(f"{args.scene}: {line.removeprefix('note: ')}")
+            if line.startswith("warning: "):
+                warn(f"{args.scene}: {line.removeprefix('warning: ')}")
         if done.returncode:
             said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
             reason = said[-1].removeprefix("error: ") if said else f"Blender failed; its output: {raw / 'blender.log'}"

@@ -8,6 +8,7 @@ sample in the middle of each pixel for normals and depth, which an average over 
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -17,32 +18,41 @@ from mathutils import Matrix, Vector
 
 sys.path.insert(0, str(Path(__file__).parent))  # Blender, other than Python, does not look beside the file it runs
 from compositor import COLOUR, GEOMETRY, render
+from state import defaults, metres, printable, take_over
 
 FIELD_OF_VIEW, TRIES, RAYS = 60.0, 500, 8  # degrees; cameras tried; rays along each side of the test grid
+LISTED = 20  # settings that the note names
 NEAREST, SEEN = 0.05, 0.7  # of the box's diagonal that must be free ahead; share of the rays that must hit something
 
 
 def main(job: dict) -> None:
-    bpy.ops.wm.open_mainfile(filepath=job["scene"], load_ui=False)
+    wanted = defaults()
+    bpy.ops.wm.open_mainfile(filepath=job["scene"], load_ui=False, use_scripts=False)  # a stranger's code stays unrun
     scene = bpy.context.scene
+    objects = sorted((one for one in scene.objects if one.type == "CAMERA"), key=lambda one: one.name)
+    numbers = [int(stem.rpartition("_")[2]) for stem in job["stems"]]
+    chosen = [objects[number] for number in numbers] if job["from_file"] else []
+    cameras, changed, warnings = take_over(scene, chosen, wanted)
+    for line in warnings:
+        print(printable(f"warning: {line}"))
+    if changed:
+        more = f", and {len(changed) - LISTED} more" if len(changed) > LISTED else ""
+        print(printable(f"note: reset to Blender's defaults: {', '.join(changed[:LISTED])}{more}"), flush=True)
     set_up(scene, *job["size"], job["seed"])
-    if job["from_file"]:
-        objects = sorted((one for one in scene.objects if one.type == "CAMERA"), key=lambda one: one.name)
-    else:
+    if not job["from_file"]:
         data = bpy.data.cameras.new("intrinsic-lora")
         data.angle = np.radians(FIELD_OF_VIEW)
-        objects = [bpy.data.objects.new("intrinsic-lora", data)]
-        scene.collection.objects.link(objects[0])
-    for stem in job["stems"]:
-        number = int(stem.rpartition("_")[2])
-        scene.camera = objects[number] if job["from_file"] else objects[0]
+        cameras = [bpy.data.objects.new("intrinsic-lora", data)] * len(numbers)
+        scene.collection.objects.link(cameras[0])
+    for stem, number, camera in zip(job["stems"], numbers, cameras):
+        scene.camera = camera
         if not job["from_file"]:
             scene.camera.matrix_world = place(scene, np.random.default_rng([job["seed"], number]), number)
             bpy.context.view_layer.update()
         passes = render(scene, Path(job["raw"]), COLOUR, job["samples"], 1.5)
         passes |= render(scene, Path(job["raw"]), GEOMETRY, 1, 0.01)
         passes["to_camera"] = np.array(scene.camera.matrix_world.to_3x3().normalized()).T
-        passes["metres"] = np.array(scene.unit_settings.scale_length)
+        passes["metres"] = np.array(metres(scene))
         passes["clip_end"] = np.array(scene.camera.data.clip_end)
         part = Path(job["raw"], f"{stem}.part.npz")
         np.savez(part, **passes)
@@ -51,16 +61,14 @@ def main(job: dict) -> None:
 
 
 def set_up(scene, width: int, height: int, seed: int) -> None:
-    """Cycles on the CPU; the file's light and materials stay. The picture is sRGB without a film look, so that it is
-    albedo times shading where surfaces are diffuse.
+    """Cycles on the CPU, on top of Blender's defaults; the file's light and materials stay. The picture is sRGB
+    without a film look, so that it is albedo times shading where surfaces are diffuse.
     """
     scene.render.engine, scene.cycles.device = "CYCLES", "CPU"
-    scene.cycles.seed, scene.cycles.use_animated_seed = seed, False
+    scene.cycles.seed = seed
     scene.cycles.use_denoising = scene.cycles.use_adaptive_sampling = False
-    scene.render.resolution_x, scene.render.resolution_y, scene.render.resolution_percentage = width, height, 100
-    scene.render.film_transparent = scene.render.use_border = scene.render.use_motion_blur = False
+    scene.render.resolution_x, scene.render.resolution_y = width, height
     scene.render.use_sequencer = False
-    scene.cycles.pixel_filter_type = "BLACKMAN_HARRIS"
     layer = bpy.context.view_layer
     for name in ("normal", "z", "diffuse_color", "diffuse_direct", "diffuse_indirect"):
         setattr(layer, f"use_pass_{name}", True)
@@ -72,7 +80,7 @@ def place(scene, rng: np.random.Generator, number: int) -> Matrix:
     Position: uniform in the box's inner 80 % in plan, between 30 and 80 % of its height. Target: uniform in its middle
     half. The first of TRIES is taken that sees surfaces on SEEN of its rays, none nearer than NEAREST.
     """
-    meshes = [one for one in scene.objects if one.type == "MESH" and not one.hide_render]
+    meshes = [one for one in bpy.context.view_layer.objects if one.type == "MESH" and not one.hide_render]
     corners = np.array([one.matrix_world @ Vector(corner) for one in meshes for corner in one.bound_box])
     if not len(corners):
         raise SystemExit("error: the scene holds no mesh that is rendered")
@@ -96,3 +104,5 @@ def place(scene, rng: np.random.Generator, number: int) -> Matrix:
 
 if __name__ == "__main__":
     main(json.loads(Path(sys.argv[-1]).read_text()))
+    sys.stdout.flush()
+    os._exit(0)  # bpy crashes when it ends in the usual way with a file open that holds a Python driver

@@ -11,7 +11,7 @@ INSTALL = 'python3.11 -m venv .bpy && .bpy/bin/pip install "bpy==4.2.*"'
 PROBE = """
 import bpy, sys
 print("BPY", bpy.app.version_string)
-bpy.ops.wm.open_mainfile(filepath=sys.argv[-1], load_ui=False)
+bpy.ops.wm.open_mainfile(filepath=sys.argv[-1], load_ui=False, use_scripts=False)
 print("CAMERAS", sum(one.type == "CAMERA" for one in bpy.context.scene.objects))
 """
 
@@ -19,7 +19,7 @@ print("CAMERAS", sum(one.type == "CAMERA" for one in bpy.context.scene.objects))
 def start(blender: str, program: Path | str, argument: Path) -> subprocess.CompletedProcess:
     """Run a program, a file or its text, whose sys.argv ends with `argument`; output is kept as text.
 
-    InputError where `blender` cannot be run. The user's add-ons and start-up file take no part.
+    InputError where `blender` cannot be run. The user's add-ons, start-up file and colour configuration take no part.
     """
     is_file = isinstance(program, Path)
     if Path(blender).stem.lower().startswith("blender"):
@@ -27,7 +27,7 @@ def start(blender: str, program: Path | str, argument: Path) -> subprocess.Compl
         words += ["--python" if is_file else "--python-expr", str(program), "--", str(argument)]
     else:
         words = [blender, *([str(program)] if is_file else ["-c", program]), str(argument)]
-    env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    env = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "OCIO")}
     try:
         return subprocess.run(words, env=env, capture_output=True, text=True)
     except OSError as error:

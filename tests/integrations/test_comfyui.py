@@ -57,7 +57,7 @@ def test_another_timestep_sets_the_first_sigma():
 @pytest.mark.parametrize("channels", [1, 3])
 def test_16_bit_pngs_hold_the_values(channels):
     values = np.random.default_rng(0).uniform(-0.1, 1.1, (5, 7, channels))
-    content = pack_module("maps").png16(values)
+    content = pack_module("maps").png16(values, {})
     image = Image.open(io.BytesIO(content))
     assert image.size == (7, 5)
     wanted = (values.clip(0, 1) * 65535).round()
@@ -69,7 +69,7 @@ def test_16_bit_pngs_hold_the_values(channels):
 
 def test_exr_files_hold_the_values():
     values = np.random.default_rng(0).normal(size=(5, 7, 3)).astype(np.float32)
-    content = pack_module("maps").exr(values)
+    content = pack_module("maps").exr(values, "RGB", {})
     lines = content[-5 * (8 + 7 * 3 * 4) :]
     first = np.frombuffer(lines[8 : 8 + 84], "<f4").reshape(3, 7)
     assert (first == values[0].T[::-1]).all()  # B, G, R

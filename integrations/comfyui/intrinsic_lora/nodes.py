@@ -12,7 +12,7 @@ from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
 from PIL import Image
 
 from .lora import PROMPTS, facts, patched
-from .maps import FRAMES, exr, light, png16
+from .maps import CODINGS, FRAMES, encode, light
 
 CATEGORY, FROM_FILE = "intrinsic", "as the file says"
 
@@ -76,11 +76,15 @@ class PredictIntrinsic:
         unclamped = copy.copy(vae)
         unclamped.process_output = lambda decoded: decoded  # ComfyUI's clamps to [0,1], which bends depth
         raw = unclamped.decode(answer)[:, : inner[0], : inner[1]].float().cpu()
+        if not torch.isfinite(raw).all():
+            raise ValueError("the decoded map holds NaN or infinity, which half precision gives where a value is too "
+                "large for it; start ComfyUI with --fp32-vae, or --fp32-unet too")  # fmt: skip
+        planes = linear(raw.movedim(-1, 1).contiguous(), said.depth_coding)
         if inner != tuple(image.shape[1:3]):
-            raw = resized(unit(raw) if said.task == "normal" else raw, image.shape[1:3])
-            raw = unit(raw) if said.task == "normal" else raw
-        values = values_of(raw, said.task)
-        return (picture(raw, said.task), {"task": said.task, "values": values}, {"samples": answer})
+            planes = resized(unit(planes) if said.task == "normal" else planes, image.shape[1:3])
+            planes = unit(planes) if said.task == "normal" else planes
+        map = {"task": said.task, "values": values_of(planes, said.task), "facts": said.records}
+        return (picture(planes, said.task), map, {"samples": answer})
 
 
 class SaveMap:
@@ -105,11 +109,9 @@ class SaveMap:
             filename_prefix, folder_paths.get_output_directory()
         )
         saved = []
-        for i, values in enumerate(map["values"]):
-            values = values * np.array(FRAMES[frame], np.float32) if map["task"] == "normal" else values
-            values = -values if invert and map["task"] == "depth" else values
+        files = encode(map["values"], map["task"], format, frame, invert, map.get("facts", {}))
+        for i, content in enumerate(files):
             file = f"{name}_{counter + i:05}_.{format.removesuffix('16')}"
-            content = exr(values) if format == "exr" else png16(in_unit_range(values, map["task"]))
             Path(folder, file).write_bytes(content)
             saved.append({"filename": file, "subfolder": subfolder, "type": "output"})
         return {"ui": {"images": saved if format == "png16" else [], "files": saved}}
@@ -156,34 +158,39 @@ def prepare(image: torch.Tensor, side: int) -> tuple[torch.Tensor, tuple[int, in
     return torch.from_numpy(padded).float() / 255, inner
 
 
-def resized(values: torch.Tensor, size) -> torch.Tensor:
-    planes = values.movedim(-1, 1)
-    return torch.nn.functional.interpolate(planes, tuple(size), mode="bilinear", antialias=True).movedim(1, -1)
+def linear(planes: torch.Tensor, coding: str) -> torch.Tensor:
+    """(B,3,H,W) about [-1,1] of a LoRA whose depth has this coding -> the same linear in depth, near = 1."""
+    if coding == "linear":
+        return planes
+    far = (1 - planes.mean(-3, keepdim=True)) / 2
+    return (1 - 2 * CODINGS[coding](far)).expand(planes.shape)
 
 
-def unit(values: torch.Tensor) -> torch.Tensor:
-    return torch.nn.functional.normalize(values, dim=-1, eps=1e-12)
+def resized(planes: torch.Tensor, size) -> torch.Tensor:
+    return torch.nn.functional.interpolate(planes, tuple(size), mode="bilinear", antialias=True)
 
 
-def values_of(raw: torch.Tensor, task: str) -> np.ndarray:
-    """(B,H,W,3) about [-1,1] -> unit normals (B,H,W,3); depth (B,H,W,1), near = large; colours about [0,1]."""
-    if task == "normal":
-        return unit(raw).numpy()
-    return (raw.mean(-1, keepdim=True) if task == "depth" else raw / 2 + 0.5).numpy()
+def unit(planes: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.normalize(planes, dim=1, eps=1e-12)
 
 
-def picture(raw: torch.Tensor, task: str) -> torch.Tensor:
-    """What is shown: colours for [-1,1], depth from its smallest value to its largest, image by image."""
-    if task != "depth":
-        return (raw / 2 + 0.5).clamp(0, 1)
-    low, high = (f(raw.flatten(1), dim=1)[:, None, None, None] for f in (torch.amin, torch.amax))
-    return ((raw - low) / (high - low).clamp(min=1e-30)).mean(-1, keepdim=True).expand(-1, -1, -1, 3)
-
-
-def in_unit_range(values: np.ndarray, task: str) -> np.ndarray:
+def values_of(planes: torch.Tensor, task: str) -> np.ndarray:
+    """(B,3,H,W) about [-1,1] -> unit normals (B,H,W,3); depth (B,H,W,1), near = large; colours about [0,1]."""
     if task == "depth":
-        return (values - values.min()) / max(float(np.ptp(values)), 1e-30)
-    return values / 2 + 0.5 if task == "normal" else values
+        return planes.mean(1)[..., None].numpy()
+    return (unit(planes) if task == "normal" else planes / 2 + 0.5).movedim(1, -1).numpy()
+
+
+def picture(planes: torch.Tensor, task: str) -> torch.Tensor:
+    """The image to show, (B,H,W,3): colours for [-1,1]; depth from the smallest value to the largest of the batch,
+    whose images may be the frames of a film.
+    """
+    if task != "depth":
+        return (planes / 2 + 0.5).clamp(0, 1).movedim(1, -1)
+    planes = planes if len(planes) == 1 else planes.mean(1, keepdim=True)
+    low, high = planes.min(), planes.max()
+    shares = ((planes - low) / (high - low).clamp(min=torch.finfo(torch.float32).tiny)).mean(1)
+    return shares[..., None].expand(-1, -1, -1, 3)
 
 
 NODES = {
