@@ -1,6 +1,5 @@
 """What several tests use: the project's root, its scripts, ways to run them, and readers of what a run wrote."""
 
-import atexit
 import contextlib
 import functools
 import importlib
@@ -13,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -98,12 +98,18 @@ def fork_server() -> multiprocessing.context.ForkServerContext:
 
 
 def fork(
-    *words: object, processes: int = 1, env: dict | None = None, check: bool = True, sampler_steps: int | None = 2
+    *words: object,
+    processes: int = 1,
+    env: dict | None = None,
+    check: bool = True,
+    cwd: Path = ROOT,
+    sampler_steps: int | None = 2,
 ) -> subprocess.CompletedProcess:
     """What `python(*words)` does, or `launch` with several processes, in forks of a process that is already warm.
 
     Each has its own arguments, environment, output and exit status, and is a training's rank where there are several;
-    when one fails, the others are ended. Use `python` or `launch` where imports or the launcher are the subject.
+    when one fails, the others are ended. Use `python` or `launch` where imports, the end of the interpreter or the
+    launcher are the subject.
     words: a script (a path below the project's root) or -c and a program or -m and a module, then its arguments.
     """
     env = {key: value for key, value in {**os.environ, **(env or {})}.items() if value is not None}
@@ -115,7 +121,7 @@ def fork(
         for rank in range(processes):
             own = shared | {"RANK": rank, "LOCAL_RANK": rank} if processes > 1 else {}
             given = env | {key: str(value) for key, value in own.items()}
-            args = ([str(word) for word in words], given, folder, sampler_steps)
+            args = ([str(word) for word in words], given, folder, cwd, sampler_steps)
             running.append(fork_server().Process(target=_forked, args=args))
             running[-1].start()
         deadline = time.monotonic() + 300
@@ -134,14 +140,16 @@ def fork(
     return subprocess.CompletedProcess(words, status, *output)
 
 
-def _forked(words: list[str], env: dict[str, str], folder: str, sampler_steps: int | None) -> None:
+def _forked(words: list[str], env: dict[str, str], folder: str, cwd: Path, sampler_steps: int | None) -> None:
     """The body of a process of `fork`."""
-    os.chdir(ROOT)
+    multiprocessing.set_start_method("fork", force=True)  # as in any other process; here it would be "forkserver"
+    os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
     importlib.reload(huggingface_hub.constants)  # read from the environment once, when imported
     for number, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(Path(folder, name), os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    status: object = 1
     try:
         with sampled_in(sampler_steps):
             if words[0] == "-c":
@@ -154,8 +162,15 @@ def _forked(words: list[str], env: dict[str, str], folder: str, sampler_steps: i
             else:
                 sys.argv = words
                 runpy.run_path(str(ROOT / words[0]), run_name="__main__")
+        status = 0
+    except SystemExit as end:
+        status = 0 if end.code is None else end.code
+    except BaseException:
+        traceback.print_exc()
     finally:
-        atexit._run_exitfuncs()  # multiprocessing leaves without
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status if isinstance(status, int) else 1)  # multiprocessing's own end would wait for data workers
 
 
 def lora(folder: Path) -> dict[str, torch.Tensor]:
