@@ -1,7 +1,8 @@
 # make install: the tested packages, into .venv
 # make demo: the whole way from rendered scenes to predicted normals, in minutes, with no GPU and no downloaded model
 # make demo-all: the same for all four intrinsics, in a single step and by diffusion
-# make test: the tests
+# make test: the tests, but for the slow ones
+# make test-slow: the slow ones: kills, launchers, compiled training, studies, notebook, recipe, app.py in a browser
 # make interop: LoRA files through diffusers of 2023 to today, writes the table in docs/lora_formats.md; full-size bases
 #   in one file
 # make comfyui COMFYUI_DIR=...: the workflows and nodes of integrations/comfyui in the real ComfyUI
@@ -11,7 +12,7 @@ PY := .venv/bin/python
 
 install: .venv/installed
 
-.PHONY: install demo demo-all test check interop comfyui blender clean
+.PHONY: install demo demo-all test test-slow check interop comfyui blender clean
 
 demo: .venv/installed
 	$(PY) -m miniworld.demo --out demo
@@ -22,7 +23,10 @@ demo-all: .venv/installed
 	$(PY) -m miniworld.demo --out demo --page
 
 test: .venv/installed
-	$(PY) -m pytest -n 2 --dist loadfile
+	$(PY) -m pytest -n auto --dist worksteal -m "not slow"
+
+test-slow: .venv/installed
+	$(PY) -m pytest -n auto --dist worksteal -m slow
 
 check: .venv/installed
 	$(PY) -m ruff check .

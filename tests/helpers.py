@@ -1,17 +1,30 @@
 """What several tests use: the project's root, its scripts, ways to run them, and readers of what a run wrote."""
 
+import contextlib
+import functools
 import importlib
 import json
+import multiprocessing
 import os
+import runpy
+import socket
 import subprocess
 import sys
+import tempfile
+import time
+import traceback
+import types
+from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
+import huggingface_hub
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from safetensors.torch import load_file
 
 from utils.lora import SAFETENSORS
+from utils.objectives import AugUNet
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = {
@@ -49,11 +62,115 @@ def launch(
     return python("-m", "accelerate.commands.launch", *options, ROOT / script, *words, **kwargs)
 
 
-def run_here(script: str, words: list[str]) -> None:
-    """A script's main in this process: quicker than launching, where the launcher does not matter."""
+def run_here(script: str, words: list[str], sampler_steps: int | None = 2) -> None:
+    """A script's main in this process: the cheapest way, for tests whose subject is not the process.
+
+    sampler_steps: see `sampled_in`.
+    """
     for state in (AcceleratorState, GradientState, PartialState):
         state._reset_state()
-    importlib.import_module(script.removesuffix(".py")).main(words)
+    with sampled_in(sampler_steps):
+        importlib.import_module(script.removesuffix(".py")).main(words)
+
+
+@contextlib.contextmanager
+def sampled_in(steps: int | None) -> Iterator[None]:
+    """AugUNet's validation samples in this many steps, where nobody asks for a number; None: as it is.
+
+    Training does not depend on them, and at the default of 25 they take nine tenths of a short run.
+    """
+    if steps is None:
+        yield
+        return
+    with mock.patch.object(AugUNet, "__init__", functools.partialmethod(AugUNet.__init__, steps=steps)):
+        yield
+
+
+@functools.cache
+def fork_server() -> multiprocessing.context.ForkServerContext:
+    """Starts processes that have everything a training imports, for a tenth of a second instead of ten."""
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["pytest", "helpers", "utils.training.loop", "dataloaders.open_data"])
+    paths = os.pathsep.join(map(str, (ROOT, ROOT / "tests")))
+    with mock.patch.dict(os.environ, {"PYTHONPATH": paths}):  # the server reads it; its forks get what `fork` passes
+        multiprocessing.forkserver.ensure_running()
+    return server
+
+
+def fork(
+    *words: object,
+    processes: int = 1,
+    env: dict | None = None,
+    check: bool = True,
+    cwd: Path = ROOT,
+    sampler_steps: int | None = 2,
+) -> subprocess.CompletedProcess:
+    """What `python(*words)` does, or `launch` with several processes, in forks of a process that is already warm.
+
+    Each has its own arguments, environment, output and exit status, and is a training's rank where there are several;
+    when one fails, the others are ended. Use `python` or `launch` where imports, the end of the interpreter or the
+    launcher are the subject.
+    words: a script (a path below the project's root) or -c and a program or -m and a module, then its arguments.
+    """
+    env = {key: value for key, value in {**os.environ, **(env or {})}.items() if value is not None}
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    running = []
+    with tempfile.TemporaryDirectory() as folder:
+        for rank in range(processes):
+            own = shared | {"RANK": rank, "LOCAL_RANK": rank} if processes > 1 else {}
+            given = env | {key: str(value) for key, value in own.items()}
+            args = ([str(word) for word in words], given, folder, cwd, sampler_steps)
+            running.append(fork_server().Process(target=_forked, args=args))
+            running[-1].start()
+        deadline = time.monotonic() + 300
+        while any(one.is_alive() for one in running) and not any(one.exitcode for one in running):
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.02)
+        in_time = time.monotonic() <= deadline
+        status = next((one.exitcode for one in running if one.exitcode), 0)
+        for one in running:
+            one.kill()
+            one.join()
+        output = [Path(folder, name).read_text() for name in ("stdout", "stderr")]
+    assert in_time, f"still busy after 300 s: {output}"
+    assert not check or status == 0, "".join(output)
+    return subprocess.CompletedProcess(words, status, *output)
+
+
+def _forked(words: list[str], env: dict[str, str], folder: str, cwd: Path, sampler_steps: int | None) -> None:
+    """The body of a process of `fork`."""
+    multiprocessing.set_start_method("fork", force=True)  # as in any other process; here it would be "forkserver"
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(env)
+    importlib.reload(huggingface_hub.constants)  # read from the environment once, when imported
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(Path(folder, name), os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    status: object = 1
+    try:
+        with sampled_in(sampler_steps):
+            if words[0] == "-c":
+                sys.argv = ["-c", *words[2:]]
+                sys.modules["__main__"] = types.ModuleType("__main__")
+                exec(words[1], sys.modules["__main__"].__dict__)
+            elif words[0] == "-m":
+                sys.argv = words[1:]
+                runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+            else:
+                sys.argv = words
+                runpy.run_path(str(ROOT / words[0]), run_name="__main__")
+        status = 0
+    except SystemExit as end:
+        status = 0 if end.code is None else end.code
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status if isinstance(status, int) else 1)  # multiprocessing's own end would wait for data workers
 
 
 def lora(folder: Path) -> dict[str, torch.Tensor]:

@@ -10,6 +10,14 @@ from serving import Served, start
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What needs the running server or a browser is slow: they take ten seconds to start."""
+    for item in items:
+        if {"served", "page"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="module")
 def served(tmp_path_factory) -> Iterator[Served]:
     """The page as `python app.py` serves it from a folder that is not the project's; diffusion in few steps."""

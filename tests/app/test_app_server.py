@@ -81,6 +81,7 @@ def test_an_upload_of_too_many_bytes_is_refused(served):
     assert send(served, "large.png", bytes(33 << 20)).status_code == 413
 
 
+@pytest.mark.slow
 def test_a_stopped_app_leaves_no_file_behind(tmp_path):
     alone = start(tmp_path, "--lora", ROOT / "miniworld" / "mini-loras" / "depth")
     [path] = send(alone, "a.png", b"hello").json()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from helpers import losses, python, run_here
+from helpers import fork, losses, python, run_here
 from PIL import Image
 
 import inference_sd_single
@@ -33,6 +33,7 @@ def small(bases, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @compiles
 def test_compiled_training_is_the_same(flags, small, tmp_path, capsys):
     script = "sd_single_diode_pseudo_normal.py"
@@ -46,6 +47,7 @@ def test_compiled_training_is_the_same(flags, small, tmp_path, capsys):
     assert max(abs(first[step] - second[step]) for step in first) < 1e-3
 
 
+@pytest.mark.slow
 @compiles
 def test_compiled_inference_draws_the_same(small, tmp_path, capsys):
     unet = load_base(str(small)).unet
@@ -98,6 +100,7 @@ def test_a_checkpoint_does_not_grow_with_the_base(tmp_path):
     assert weights[1] > 40 * weights[0] and abs(sizes[1] - sizes[0]) < 200
 
 
+@pytest.mark.slow
 def test_what_grows_is_measured_by_real_runs(tmp_path):
     words = ["--work", tmp_path, "--counts", 120, "--rounds", 1, "--steps", 8, "--bases", "tiny"]
     done = python("-m", "benchmarks.growth", *words, "--output", tmp_path / "numbers.json")
@@ -106,11 +109,12 @@ def test_what_grows_is_measured_by_real_runs(tmp_path):
     assert numbers["checkpoints"]["tiny"]["checkpoint_bytes"] < 5 * numbers["checkpoints"]["tiny"]["lora_bytes"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["train_step", "inference"])
 def test_a_benchmark_runs_as_its_documentation_says(module, bases, tmp_path):
     words = ["--base", bases["sd15"], "--resolution", 32, "--batch", 2, "--rounds", 1]
     words += ["--output", tmp_path / "numbers.json"]
-    done = python("-m", f"benchmarks.{module}", *words)
+    done = fork("-m", f"benchmarks.{module}", *words)
     numbers = json.loads((tmp_path / "numbers.json").read_text())
     assert numbers["released"]["flop"] > numbers["ours"]["flop"] > 0
     assert numbers["speedup"]["median"] > 0 and "| released |" in done.stdout and "threads" in done.stdout

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from helpers import ROOT
 
 SHORTER = {"--train 300": "--train 96", "--val 100": "--val 16", "--max_train_steps 300": "--max_train_steps 50"}
@@ -22,6 +23,7 @@ def recipe() -> str:
     return text
 
 
+@pytest.mark.slow
 def test_the_recipe_for_your_own_data_runs_as_typed_and_learns(tmp_path):
     for name in [
         *ROOT.glob("*.py"),

@@ -2,12 +2,8 @@
 
 import base64
 import json
-import os
 import re
-import shutil
 import socket
-import subprocess
-import sys
 import threading
 import time
 from functools import partial
@@ -15,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, python, records
+from helpers import ROOT, fork, records
 from huggingface_hub import ModelCard
 
 from utils.hub.model_card import model_card
@@ -107,11 +103,7 @@ def uploaded(tmp_path_factory):
             words = ["--max_train_steps", 3 if script == SINGLE else 1, "--checkpointing_steps", 2]
             words += ["--learning_rate", 1e-2, "--push_to_hub", "--hub_token", "hf_secret"]
             words = flags(script, output, *words)
-            if script == AUGUNET:  # 25 UNet passes for each validation image: leave most of them out
-                world, less = Path(words[words.index("--train_data_dir") + 1]).parent, output.with_name("world")
-                shutil.copytree(world, less, ignore=shutil.ignore_patterns("val"))
-                words = [word.replace(str(world), str(less)) for word in words]
-            servers[script] = server, output, python(script, *words, env=online(server.url))
+            servers[script] = server, output, fork(script, *words, env=online(server.url))
         return servers[script]
 
     yield build
@@ -168,13 +160,8 @@ def test_a_protocol_says_what_was_measured():
 def run_card(text: str, kept: str, hub, folder: Path, tmp_path: Path) -> list[str]:
     """Execute the card's Python as it stands, `kept` before it, in `folder` (which holds the base model)."""
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    program = tmp_path / "card.py"
-    program.write_text("\n".join([kept, *(f"exec({block!r})\nafter({i})" for i, block in enumerate(blocks))]))
-    changed = {**online(hub.url), "HF_HOME": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
-    env = {key: value for key, value in {**os.environ, **changed}.items() if value is not None}
-    words = [sys.executable, program]
-    done = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    program = "\n".join([kept, *(f"exec({block!r})\nafter({i})" for i, block in enumerate(blocks))])
+    fork("-c", program, env={**online(hub.url), "HF_HOME": str(tmp_path / "cache")}, cwd=folder)
     return blocks
 
 
@@ -236,7 +223,7 @@ def test_a_hub_that_is_down_is_told_once_and_costs_nothing(flags, tmp_path):
         unused.bind(("127.0.0.1", 0))
         words = ["--max_train_steps", 4, "--checkpointing_steps", 1, "--push_to_hub", "--hub_token", "hf_secret"]
         words = flags(SINGLE, tmp_path / "run", *words)
-        done = python(SINGLE, *words, env=online(f"http://127.0.0.1:{unused.getsockname()[1]}"))
+        done = fork(SINGLE, *words, env=online(f"http://127.0.0.1:{unused.getsockname()[1]}"))
     assert done.stdout.count("training goes on") <= 1 and done.stdout.count("the run is complete") == 1
     assert f"hf upload run {tmp_path / 'run' / 'hub'}" in done.stdout and "hf_secret" not in done.stdout + done.stderr
     assert (tmp_path / "run" / BIN).is_file() and (tmp_path / "run" / "hub" / "README.md").is_file()
@@ -262,7 +249,7 @@ def test_a_hub_that_never_answers_does_not_hold_the_run(flags, tmp_path):
         )
         started = time.monotonic()
         env = {**online(f"http://127.0.0.1:{silent.getsockname()[1]}"), "PYTHONPATH": str(ROOT)}
-        done = python("-c", program + "script.main(sys.argv[1:])", *words, env=env)
+        done = fork("-c", program + "script.main(sys.argv[1:])", *words, env=env)
         assert time.monotonic() - started < 120
     assert "no answer within 1 s" in done.stdout and (tmp_path / "run" / BIN).is_file()
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from helpers import ROOT, launch, python, random_lora
+from helpers import ROOT, fork, python, random_lora
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -118,7 +118,7 @@ def test_the_timestep_is_the_trainings(weights, pictures, tmp_path):
 
 def test_metadata_fills_in_what_is_left_out(weights, pictures, tmp_path):
     words = ["--lora", weights / "ours", "--input_dir", pictures, "--output_dir", tmp_path, "--npy"]
-    done = python(SCRIPT, *words, "--center_crop")
+    done = fork(SCRIPT, *words, "--center_crop")
     folder = tmp_path / "normal" / "predicted"
     normals = np.load(folder / "p1_normal.npy")
     assert normals.shape == (64, 64, 3) and normals.dtype == np.float32
@@ -161,8 +161,8 @@ def test_every_kind_of_picture_and_one_bad_file(weights, tmp_path, capsys):
 def test_two_processes_share_the_pictures(weights, pictures, tmp_path):
     words = ["--lora", weights / "ours", "--input_dir", pictures, "--device", "cpu"]
     one_thread = {"OMP_NUM_THREADS": "1"}  # what torchrun gives each process; the order of sums depends on it
-    launch(SCRIPT, *words, "--output_dir", tmp_path / "two", processes=2, env=one_thread)
-    python(SCRIPT, *words, "--output_dir", tmp_path / "one", env=one_thread)
+    fork(SCRIPT, *words, "--output_dir", tmp_path / "two", processes=2, env=one_thread)
+    fork(SCRIPT, *words, "--output_dir", tmp_path / "one", env=one_thread)
     for i in range(5):
         one, two = ((tmp_path / n / "normal/predicted" / f"p{i}_normal.png").read_bytes() for n in ("one", "two"))
         assert one == two

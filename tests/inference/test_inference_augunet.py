@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from helpers import launch, random_lora
+from helpers import fork, random_lora
 from PIL import Image
 
 import inference_augunet
@@ -96,7 +96,7 @@ def test_drawings_are_the_samplers(bases, weights, pictures, tmp_path):
 def test_neither_batch_nor_neighbours_nor_processes_matter_but_the_seed_does(weights, pictures, tmp_path):
     env = {"OMP_NUM_THREADS": "1"}
     words = ["--lora", weights / "ours", "--input_dir", pictures, "--npy", *STEPS, "--center_crop", "--device", "cpu"]
-    launch(SCRIPT, *words, "--output_dir", tmp_path / "two", processes=2, env=env)
+    fork(SCRIPT, *words, "--output_dir", tmp_path / "two", processes=2, env=env)
     draw(weights, pictures, tmp_path / "one")
     draw(weights, pictures, tmp_path / "batch", "--batch_size", 4)
     draw(weights, pictures, tmp_path / "seed", "--seed", 5)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
-from helpers import launch
+from helpers import fork
 from PIL import Image
 from transformers import (
     BeitConfig,
@@ -239,7 +239,7 @@ def test_runs_go_on_and_processes_share(teachers, pictures, tmp_path, capsys):
     more = ("--ensemble_size", 3, "--skip_self_check")
     label("normal", teachers / "normals", pictures, tmp_path / "one", *more)
     words = ["--task", "normal", "--input_dir", pictures, "--output_dir", tmp_path / "two", "--device", "cpu", *more]
-    launch("pseudo_label.py", *words, "--teacher", teachers / "normals", processes=2)
+    fork("pseudo_label.py", *words, "--teacher", teachers / "normals", processes=2)
     names = ["0.png", "1.png", "sub/2.png"]
     assert all((tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes() for name in names)
     (tmp_path / "one" / "1.png").unlink()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import ROOT, python
+from helpers import ROOT, fork, python
 from PIL import Image
 
 from utils.errors import InputError
@@ -74,8 +74,8 @@ def test_a_cached_repository_predicts_what_its_file_does(cache, tmp_path):
     Image.fromarray(pixels).save(tmp_path / "a.png")
     words = ["--input_dir", tmp_path / "a.png", "--pretrained_model_name_or_path", ROOT / "miniworld" / "mini-sd"]
     env = {"HF_HUB_CACHE": str(cache)}
-    python("inference_sd_single.py", "--lora", "someone/depth", *words, "--output_dir", tmp_path / "hub", env=env)
-    python("inference_sd_single.py", "--lora", SHIPPED, *words, "--output_dir", tmp_path / "file")
+    fork("inference_sd_single.py", "--lora", "someone/depth", *words, "--output_dir", tmp_path / "hub", env=env)
+    fork("inference_sd_single.py", "--lora", SHIPPED, *words, "--output_dir", tmp_path / "file")
     hub, file = (Image.open(tmp_path / name / "depth/predicted/a_depth.png") for name in ("hub", "file"))
     assert np.array_equal(np.asarray(hub), np.asarray(file))
     assert hub.text["lora"] == "someone/depth" and hub.text["lora_sha256"] == file.text["lora_sha256"]

@@ -54,6 +54,7 @@ def draw(lora, samples: list[dict], timestep: int = 400) -> torch.Tensor:
         return method.predict(base.unet, torch.stack([sample["rgb"] for sample in samples]))
 
 
+@pytest.mark.slow
 def test_a_short_training_learns_what_normals_are(world, tmp_path):
     """With the learning rate, timestep and resolution that mini-sd recommends: 21.6 degrees when written.
 
@@ -69,6 +70,7 @@ def test_a_short_training_learns_what_normals_are(world, tmp_path):
     assert error(draw(tmp_path / "run", samples), samples) < 24
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "script", "bound"), [
     ("normal", inference_sd_single, 11), ("depth", inference_sd_single, 0.09), ("albedo", inference_sd_single, 0.155),
     ("shading", inference_sd_single, 0.13), ("augunet/normal", inference_augunet, 29),

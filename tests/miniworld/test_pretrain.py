@@ -414,6 +414,7 @@ def shipped():
     return StableDiffusionPipeline.from_pretrained(MINI_SD, safety_checker=None)
 
 
+@pytest.mark.slow
 def test_the_shipped_vae(shipped):
     """All gates of the VAE, on the scenes that the card speaks of."""
     maps, seen, _ = unseen_scenes(seed=0, count=VAE_SCENES)
@@ -422,6 +423,7 @@ def test_the_shipped_vae(shipped):
     assert len([gate for gate in gates if gate.passed]) == 6
 
 
+@pytest.mark.slow
 def test_the_shipped_generator_draws_what_it_is_told(shipped):
     """Ground and walls have the colours asked for. (The sky's are not learnt yet: it is blue whatever one says.)"""
     shipped.set_progress_bar_config(disable=True)
@@ -447,6 +449,7 @@ def test_the_shipped_words_cover_captions_and_prompts(shipped):
         assert len(words) + 2 <= shipped.tokenizer.model_max_length
 
 
+@pytest.mark.slow
 def test_the_shipped_editor_reads_its_picture(shipped):
     pipeline = StableDiffusionInstructPix2PixPipeline.from_pretrained(MINI_IP2P, safety_checker=None)
     maps, _, captions = unseen_scenes(seed=6, count=16)

@@ -52,6 +52,7 @@ def executed(tmp_path_factory):
     return build
 
 
+@pytest.mark.slow
 def test_it_runs_as_shipped():
     """On a fresh clone, with nothing trained: the LoRAs that come along, on a rendered scene."""
     notebook = nbformat.read(NOTEBOOK, as_version=4)
@@ -81,6 +82,7 @@ def pictures(outputs: list) -> int:
     return sum("image/png" in output.get("data", {}) for output in outputs)
 
 
+@pytest.mark.slow
 def test_both_ways_of_loading_load_the_same(flags, diode, executed):
     _, _, outputs = executed(flags, diode)
     changed = float(text(outputs["paper"]).split("changes by ")[1])
@@ -88,6 +90,7 @@ def test_both_ways_of_loading_load_the_same(flags, diode, executed):
     assert float(text(outputs["ours"]).split("loading: ")[1]) < 1e-4
 
 
+@pytest.mark.slow
 def test_float_arrays_come_out(flags, diode, executed):
     folder, picture, outputs = executed(flags, diode)
     maps = {task: np.load(folder / f"{task}.npy") for task in SCRIPTS}
@@ -115,6 +118,7 @@ def test_float_arrays_come_out(flags, diode, executed):
         )
 
 
+@pytest.mark.slow
 def test_every_task_is_shown(flags, diode, executed):
     _, _, outputs = executed(flags, diode)
     assert {name: pictures(outputs[name]) for name in ("show", "relit", "points", "product")} == {

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, distance, python, run_here
+from helpers import ROOT, distance, fork, python, run_here
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -309,7 +309,7 @@ def test_a_hub_repository_of_half_precision_files_alone_is_read_with_a_note(base
         }
         env |= {"HF_HOME": str(tmp_path / "home"), "NO_PROXY": "127.0.0.1", "HF_HUB_DISABLE_XET": "1"}
         program = "from utils.models import load_base; print(load_base('someone/sd').unet.dtype)"
-        done = python("-c", program, env=env)
+        done = fork("-c", program, env=env)
     finally:
         server.shutdown()
     assert done.stdout.count("only fp16 weights are there") == 3 and "torch.float32" in done.stdout

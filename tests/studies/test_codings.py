@@ -2,11 +2,13 @@
 
 import shutil
 
+import pytest
 from helpers import ROOT
 
 from studies import codings
 
 
+@pytest.mark.slow
 def test_the_command_trains_scores_and_writes_its_table(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(codings, "LABELS", {name: codings.LABELS[name] for name in ("linear", "log")})
     shutil.copy(ROOT / "docs" / "pseudo_labels.md", tmp_path)

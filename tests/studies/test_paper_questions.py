@@ -100,6 +100,7 @@ def test_random_unets_differ_by_seed_and_snapshots_are_loaded(base, tmp_path):
     assert torch.equal(loaded.conv_in.weight, snapshot.conv_in.weight)
 
 
+@pytest.mark.slow
 def test_a_study_resumes_and_writes_its_page(world, bases, tmp_path, monkeypatch):
     words = ["--base", bases["sd15"], "--data", world, "--work", tmp_path / "work", "--docs", tmp_path / "docs"]
     words += ["--questions", 1, 6, "--seeds", 1, "--steps", 1, "--batch", 2, "--labels", 8, "--resolution", 32]

@@ -52,6 +52,7 @@ def test_a_training_that_begins_at_another_ends_elsewhere(bench):
     assert make_unet(bench.base, SETTING).conv_in.weight.equal(bench.base.unet.conv_in.weight)  # the base stays
 
 
+@pytest.mark.slow
 def test_the_command_writes_its_table(bench, tmp_path, capsys):
     shutil.copy(ROOT / "docs" / "training.md", tmp_path)
     words = [

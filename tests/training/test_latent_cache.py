@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, losses, python, run_here
+from helpers import ROOT, fork, losses, run_here
 
 from dataloaders.diode import Diode
 from utils.intrinsics import NORMAL
@@ -212,7 +212,7 @@ def test_a_full_disk_costs_the_cache_not_the_training(diode, bases, flags, tmp_p
         "    finally: resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))\n"
         f"latent_cache.reserve = limited; sys.argv = sys.argv[1:]; runpy.run_path({script!r}, run_name='__main__')"
     )
-    done = python("-c", code, script, *flags(script, tmp_path / "out", "--max_train_steps", 2))
+    done = fork("-c", code, script, *flags(script, tmp_path / "out", "--max_train_steps", 2))
     assert "no latent cache" in done.stdout and "File too large" in done.stdout
     assert len(losses(tmp_path / "out")) == 2
     assert not list((tmp_path / "out" / "latent_cache").glob("*/*.bin*"))

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import SCRIPTS, distance, launch, lora, losses, run_here
+from helpers import SCRIPTS, distance, fork, lora, losses, run_here
 from safetensors import safe_open
 from torch import nn
 
@@ -144,7 +144,7 @@ def test_cached_and_uncached_masked_training_are_the_same(script, flags, tmp_pat
 
 def test_two_processes_train_what_one_trains(flags, tmp_path):
     words = ["--max_train_steps", 3, "--learning_rate", 1e-2, "--adam_epsilon", 1e-2, "--masked_loss"]
-    launch(SINGLE, *flags(SINGLE, tmp_path / "two", *words, "--train_batch_size", 2), processes=2)
+    fork(SINGLE, *flags(SINGLE, tmp_path / "two", *words, "--train_batch_size", 2), processes=2)
     run_here(SINGLE, flags(SINGLE, tmp_path / "one", *words, "--train_batch_size", 4))
     accumulated = [*words, "--train_batch_size", 1, "--gradient_accumulation_steps", 4]
     run_here(SINGLE, flags(SINGLE, tmp_path / "micro", *accumulated))

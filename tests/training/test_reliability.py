@@ -13,7 +13,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, distance, launch, lora, losses, python, records, run_here
+from helpers import ROOT, distance, fork, launch, lora, losses, records, run_here
 
 from dataloaders.diode import Diode
 from miniworld.pretraining.random_sd import build_unet
@@ -132,10 +132,11 @@ def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
     atomic.lock(tmp_path)
     program = "from pathlib import Path; from utils import errors as e; from utils.system import atomic as d; "
     program += f"here = Path({str(tmp_path)!r})"
-    done = python("-c", f"{program}; e.run(lambda: d.lock(here))", check=False)
+    done = fork("-c", f"{program}; e.run(lambda: d.lock(here))", check=False)
     assert done.returncode == 2 and "another process is training into it" in done.stderr
 
 
+@pytest.mark.slow
 def test_runs_that_are_killed_and_resumed_end_as_ones_that_were_not():
     """A few kills of real runs; `python tests/stress_resume.py --kills 100` does it in earnest."""
     words = ["--kills", "3", "--case", "workers", "--case", "two processes"]
@@ -210,7 +211,7 @@ def test_a_second_signal_ends_at_once():
             process.kill()
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_signals_under_accelerate_launch(processes, flags, tmp_path):
     """SIGTERM to the whole group, launcher and workers too, as schedulers send it: a checkpoint all the same."""
     words = [
@@ -239,6 +240,7 @@ def test_signals_under_accelerate_launch(processes, flags, tmp_path):
     assert atomic.damage(last) is None and max(losses(tmp_path / "run")) == checkpoint.step_of(last)
 
 
+@pytest.mark.slow
 def test_a_launcher_alone_that_is_killed_stops_its_run(flags, tmp_path):
     words = flags(SCRIPT, tmp_path / "run", "--max_train_steps", 100_000)
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--num_machines", "1"]
@@ -378,7 +380,7 @@ def test_another_number_of_processes(flags, tmp_path, whole, capsys):
     """The same images per step: noted, and the same training to rounding. Other images per step: refused."""
     whole_run, words = whole(flags), ["--max_train_steps", 4, *RESUME]
     two = flags(SCRIPT, tmp_path / "run", "--max_train_steps", 2, "--train_batch_size", 1)
-    launch(SCRIPT, *two, processes=2)
+    fork(SCRIPT, *two, processes=2)
     with pytest.raises(InputError, match="images per step was 2, now 1"):
         run_here(SCRIPT, flags(SCRIPT, tmp_path / "run", *words, "--train_batch_size", 1))
     run_here(SCRIPT, flags(SCRIPT, tmp_path / "run", *words))
@@ -412,5 +414,5 @@ def test_one_ranks_failure_ends_all_with_its_error_on_top(flags, diode, tmp_path
 def test_ranks_with_unequal_shares_do_not_wait_for_each_other(flags, tmp_path):
     """5 images, 4 a step: epochs end in the middle of steps, at another place in each process."""
     words = flags(SCRIPT, tmp_path / "run", "--num_train_epochs", 3, "--max_train_samples", 5)
-    launch(SCRIPT, *words, processes=2)
+    fork(SCRIPT, *words, processes=2)
     assert max(losses(tmp_path / "run")) == math.ceil(3 * 5 / 4)

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from helpers import ROOT, distance, launch, lora, losses, python, records, run_here
+from helpers import ROOT, distance, fork, launch, lora, losses, records, run_here
 
 from utils.errors import InputError
 
@@ -19,7 +19,7 @@ def test_two_processes_train_what_one_trains_on_the_joint_batch(script, targets,
     # a large epsilon makes Adam's step proportional to the gradient: with the usual one, a gradient that is zero but
     # for rounding moves its weight by the whole learning rate, in whichever direction the rounding points
     lengths = ["--max_train_steps", 3, "--learning_rate", 1e-2, "--adam_epsilon", 1e-2, "--lora_targets", targets]
-    launch(script, *flags(script, tmp_path / "two", *lengths, "--train_batch_size", 2), processes=2)
+    fork(script, *flags(script, tmp_path / "two", *lengths, "--train_batch_size", 2), processes=2)
     run_here(script, flags(script, tmp_path / "one", *lengths, "--train_batch_size", 4))
     accumulated = [*lengths, "--train_batch_size", 1, "--gradient_accumulation_steps", 4]
     run_here(script, flags(script, tmp_path / "micro", *accumulated))
@@ -30,7 +30,7 @@ def test_two_processes_train_what_one_trains_on_the_joint_batch(script, targets,
         assert distance(tmp_path / other, tmp_path / "one") < 1e-3 * moved
 
 
-@pytest.mark.parametrize("more", [(), ("--multi_gpu",)])
+@pytest.mark.parametrize("more", [(), pytest.param(("--multi_gpu",), marks=pytest.mark.slow)])
 def test_ranks_hold_equal_weights(more, flags, tmp_path):
     """Each rank writes its own weights after a step; only averaged gradients make them equal."""
     program = tmp_path / "ranks.py"
@@ -73,7 +73,7 @@ def test_clipping_clips(flags, tmp_path):
     assert ups["clipped"] < 2 * 1e-3 and ups["free"] > 20 * ups["clipped"]
 
 
-def test_learning_rate_flags(flags, tmp_path):
+def test_warm_up_and_scaling_of_the_learning_rate_are_not_ignored(flags, tmp_path):
     words = ["--max_train_steps", 3, "--lr_warmup_steps", 2, "--scale_lr", "--gradient_accumulation_steps", 2]
     run_here(SINGLE, flags(SINGLE, tmp_path / "run", *words))
     rates = [record["lr"] for record in records(tmp_path / "run") if "lr" in record]
@@ -123,7 +123,7 @@ def test_mixed_precision_keeps_the_lora_in_fp32(precision, flags, tmp_path):
     assert state["optimizer"]["state"][0]["exp_avg"].dtype == torch.float32
 
 
-def test_epochs_count(flags, tmp_path):
+def test_epochs_become_steps(flags, tmp_path):
     words = flags(SINGLE, tmp_path / "run", "--num_train_epochs", 2, "--max_train_samples", 3)
     run_here(SINGLE, words)
     assert max(losses(tmp_path / "run")) == 3  # 2 x 3 images, 2 a step
@@ -137,7 +137,7 @@ def test_max_hours_stops_with_a_checkpoint(flags, tmp_path, capsys):
     ).is_dir() and "--resume_from_checkpoint latest" in capsys.readouterr().out
 
 
-def test_starting_from_a_lora(flags, tmp_path):
+def test_training_starts_from_the_lora_that_is_given(flags, tmp_path):
     start = tmp_path / "start"
     run_here(SINGLE, flags(SINGLE, start, "--max_train_steps", 2))
     words = flags(SINGLE, tmp_path / "run", "--max_train_steps", 1, "--lora_path", start, "--learning_rate", 1e-9)
@@ -153,7 +153,7 @@ def test_starting_from_a_lora(flags, tmp_path):
     (["--lora_path", "./nowhere.bin"], "nowhere.bin: no such LoRA file"),
 ])  # fmt: skip
 def test_mistakes_end_in_one_line(flags, tmp_path, change, message):
-    done = python(SINGLE, *flags(SINGLE, tmp_path / "run", "--max_train_steps", 1, *change), check=False)
+    done = fork(SINGLE, *flags(SINGLE, tmp_path / "run", "--max_train_steps", 1, *change), check=False)
     assert done.returncode == 2
     last = done.stderr.strip().splitlines()[-1]
     assert re.match(r"(\S+: )?error: ", last) and re.search(message, last) and "Traceback" not in done.stderr
@@ -165,7 +165,7 @@ def test_a_corrupt_picture_names_itself_from_a_worker(flags, diode, tmp_path):
         path.write_bytes(path.read_bytes()[:100])
     words = flags(SINGLE, tmp_path / "run", "--max_train_steps", 1, "--dataloader_num_workers", 1)
     words[words.index("--train_data_dir") + 1] = str(tree / "normals")
-    done = python(SINGLE, *words, check=False)
+    done = fork(SINGLE, *words, check=False)
     last = done.stderr.strip().splitlines()[-1]
     assert done.returncode == 2 and last.startswith(f"error: {tree}") and last.count(".png") == 1
 

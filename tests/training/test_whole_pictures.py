@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import distance, launch, lora, losses, records, run_here
+from helpers import distance, fork, lora, losses, records, run_here
 from PIL import Image, PngImagePlugin
 from safetensors import safe_open
 
@@ -173,7 +173,7 @@ def test_the_line_that_names_the_buckets():
 
 
 def test_two_processes_train_what_one_trains(words, tmp_path):
-    launch(SINGLE, *words(tmp_path / "two", "--max_train_steps", 3, "--train_batch_size", 1), processes=2)
+    fork(SINGLE, *words(tmp_path / "two", "--max_train_steps", 3, "--train_batch_size", 1), processes=2)
     run_here(SINGLE, words(tmp_path / "one", "--max_train_steps", 3))
     moved = max(value.abs().max().item() for key, value in lora(tmp_path / "one").items() if ".up." in key)
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
