@@ -56,7 +56,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--device", help="such as cuda:1 or cpu (default: a GPU if there is one)")
     add("--overwrite", action="store_true", help="label anew what is there")
     truth = "with --from ground_truth"
-    parser.only("steps ensemble_size processing_resolution seed dtype skip_self_check device", _asks_a_teacher, truth)
+    parser.only("steps ensemble_size processing_resolution seed dtype skip_self_check", _asks_a_teacher, truth)
     parser.only("revision", lambda a: a.teacher and not Path(a.teacher).is_dir(), "but for a model on the hub")
     parser.only("frame", lambda a: a.task == "normal" and _asks_a_teacher(a), "but for a teacher of normals")
     parser.only("predicts", lambda a: a.task == "depth" and _asks_a_teacher(a), "but for a teacher of depth")
