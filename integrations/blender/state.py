@@ -52,7 +52,7 @@ def take_over(scene, objects: list, wanted: Settings) -> tuple[list, list[str], 
     """Reset `scene` to `defaults`; return copies of the cameras `objects` that have their lens and place alone, what
     was reset, and what the user must know of the content.
 
-    SystemExit with an error line for what can be neither kept nor reset.
+    SystemExit with an error line for what is refused.
     """
     warnings = _content(scene)
     layer, changed = _view_layer(scene)
@@ -138,7 +138,7 @@ def _view_layer(scene):
 
 
 def _check_holdouts(layer) -> None:
-    """What is black in the image and has a depth, or the other way round, cannot be exported."""
+    """Refuse surfaces that are black in the image and have a depth, or the other way round."""
     stack = [layer.layer_collection]
     while stack:
         one = stack.pop()
@@ -203,7 +203,7 @@ def _loose(scene) -> list[str]:
 
 
 def _content(scene) -> list[str]:
-    """What the content lacks, or what its units are, where the user may expect otherwise."""
+    """Warnings about missing files, unknown units and code that was not run."""
     space = getattr(getattr(bpy.data, "colorspace", None), "working_space", "Linear Rec.709")  # Blender 5
     if "709" not in space:
         raise fail(f"its working space is {space}; set it to Linear Rec.709 (Scene properties, Color Management)")
