@@ -27,7 +27,7 @@ def read_normals(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def read_depth(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """DIODE's *_depth.npy and *_depth_mask.npy beside it -> (metres (H,W,1); where known, inside the mask)."""
+    """DIODE's *_depth.npy and *_depth_mask.npy next to it -> (metres (H,W,1); where known, inside the mask)."""
     mask_path = path.with_name(path.name.replace("_depth.npy", "_depth_mask.npy"))
     depth, mask = read_npy(path), read_diode_mask(mask_path)
     depth = depth[..., 0] if depth.ndim == 3 and depth.shape[2] == 1 else depth

@@ -125,10 +125,10 @@ def _normals(path: Path, mask: Path | None = None) -> tuple[np.ndarray, np.ndarr
 
 
 def _depth(path: Path, mask: Path | None = None) -> tuple[np.ndarray, np.ndarray]:
-    cure = "save metres as floats: divide by 1000 if these are millimetres, by 256 if they are KITTI's"
+    advice = "save metres as floats: divide by 1000 if these are millimetres, by 256 if they are KITTI's"
     if path.suffix.lower() == ".png":
-        raise InputError(f"{path}: ground truth depth is read from .npy in metres only (or .exr); {cure}")
-    found = read_truth(path, "depth", mask, cure=cure)
+        raise InputError(f"{path}: ground truth depth is read from .npy in metres only (or .exr); {advice}")
+    found = read_truth(path, "depth", mask, advice=advice)
     return found.values[..., None], found.known
 
 

@@ -60,8 +60,8 @@ def find_maps(folder: Path, task: str, what: str, by_stem: bool = False) -> tupl
     ranked = {name: found for name, found in ranked.items() if name not in elsewhere or not all(c[0] for c in found)}
     if not ranked:
         others = Counter(path.suffix.lower() for path in files if path.suffix.lower() in NOT_READ)
-        cure = "".join(f"; {count} {ending} files are there: save them as .npy" for ending, count in others.items())
-        raise InputError(f"{what}: no .npy or .png {task} map under {folder}, and no .exr{cure}")
+        advice = "".join(f"; {count} {ending} files are there: save them as .npy" for ending, count in others.items())
+        raise InputError(f"{what}: no .npy or .png {task} map under {folder}, and no .exr{advice}")
     doubles: Counter[Formats] = Counter()
     chosen = {}
     for name, candidates in ranked.items():
@@ -84,7 +84,7 @@ def ending_of(path: Path) -> str | None:
 
 
 def _is_mask(path: Path, folder: Path, there: set[Path]) -> bool:
-    """Whether a file below `folder` is a mask by its name or place. there: all files, without their endings."""
+    """True for a file below `folder` that is a mask by its name or place. there: all files, without their endings."""
     bare = stem_of_mask(path.stem)
     if bare is None:
         return any(part in MASK_FOLDERS for part in path.parent.relative_to(folder).parts)

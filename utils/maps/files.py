@@ -23,7 +23,7 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")  # ending
 VIDEOS = (".mp4", ".mov", ".webm", ".mkv", ".gif")
 MAPS = (".npy", ".exr", ".png")  # endings of the maps we read, the most precise first
 SIXTEEN = "_16bit"  # how the stem of a .png ends that holds a map with 16 bits a channel
-UNIT_CURE = "give --gt_depth_scale, the units per metre (1000: millimetres, NYUv2; 256: KITTI)"
+UNIT_ADVICE = "give --gt_depth_scale, the units per metre (1000: millimetres, NYUv2; 256: KITTI)"
 
 
 class Raw(NamedTuple):
@@ -83,19 +83,19 @@ def read_npy(path: str | Path) -> np.ndarray:
 
 
 def read_truth(
-    path: Path, kind: Kind, mask: Path | None = None, units_per_metre: float | None = None, cure: str = UNIT_CURE
+    path: Path, kind: Kind, mask: Path | None = None, units_per_metre: float | None = None, advice: str = UNIT_ADVICE
 ) -> Map:
     """One map of ground truth. Raises InputError naming the file that is wrong.
 
     mask: the file of its mask. units_per_metre: of depth, whichever the format; None: floats are metres, and whole
-    numbers an error that ends in `cure`. An unknown normal is the zero vector.
+    numbers an error that ends in `advice`. An unknown normal is the zero vector.
     """
     inside = None if mask is None else read_mask_named(mask)
     try:
         raw = read_raw(path)
         values = _decode(raw, kind)
         if kind == "depth":
-            _check_metric(raw, path, units_per_metre, cure)
+            _check_metric(raw, path, units_per_metre, advice)
         known = known_pixels(kind, raw.array, inside, units_per_metre or 1.0, about=raw.about)
         if kind == "depth":
             _refuse_negative(values)
@@ -156,7 +156,7 @@ def _decode(raw: Raw, kind: Kind) -> np.ndarray:
     return array.astype(np.float64) if name.kind == "f" else array / np.iinfo(name).max
 
 
-def _check_metric(raw: Raw, path: Path, units_per_metre: float | None, cure: str) -> None:
+def _check_metric(raw: Raw, path: Path, units_per_metre: float | None, advice: str) -> None:
     """ValueError for depth whose unit nobody has stated."""
     if "polarity" in raw.about:
         raise ValueError(f"is a prediction, not metres (its header: {raw.about['polarity'][:80]})")
@@ -166,7 +166,7 @@ def _check_metric(raw: Raw, path: Path, units_per_metre: float | None, cure: str
     if raw.array.dtype.kind != "f" and units_per_metre is None:
         png = path.suffix.lower() == ".png"
         what = "is a 16-bit .png of unknown unit" if png else f"holds {raw.array.dtype}, depth of unknown unit"
-        raise ValueError(f"{what}: {cure}")
+        raise ValueError(f"{what}: {advice}")
 
 
 def _refuse_negative(depth: np.ndarray) -> None:
@@ -225,8 +225,8 @@ def _read_png(path: Path) -> tuple[np.ndarray, dict[str, str]]:
         with path.open("rb") as file:
             depth, colour = file.read(26)[24:]  # of the IHDR chunk: Pillow does not tell
         if image.mode not in ("L", "RGB", "I;16", "I", "1"):
-            cure = "save it as grey or RGB, without palette or alpha (transparent = unknown: as <stem>_mask.png)"
-            raise ValueError(f"has mode {image.mode}: {cure}")
+            advice = "save it as grey or RGB, without palette or alpha (transparent = unknown: as <stem>_mask.png)"
+            raise ValueError(f"has mode {image.mode}: {advice}")
         if "transparency" in image.info:
             raise ValueError("has a transparent colour: save it without, and what it leaves out as <stem>_mask.png")
         array = np.asarray(image)

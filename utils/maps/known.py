@@ -81,7 +81,7 @@ def known_pixels(
 
 
 def _normal_rules(raw: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    """A unit vector never has three components of 0, nor three of +-1: the codes of "no normal here"."""
+    """A unit vector never has three components of 0 or three of +-1: these are codes of "no normal here"."""
     planes = list(np.moveaxis(raw, -1, 0))  # plane by plane: reductions over a last axis of 3 are several times slower
     if raw.dtype.kind != "f":
         top = np.iinfo(raw.dtype).max
@@ -150,7 +150,7 @@ def _finite_rule(raw: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _every_channel(found: np.ndarray) -> np.ndarray:
-    return found if found.ndim == 2 else np.all(found, axis=2)
+    return found if found.ndim == 2 else np.logical_and.reduce(found, axis=2)
 
 
 def _all(planes: Iterable[np.ndarray]) -> np.ndarray:
@@ -158,7 +158,7 @@ def _all(planes: Iterable[np.ndarray]) -> np.ndarray:
     found, *others = planes
     for plane in others:
         found = found & plane
-    return np.asarray(found)
+    return found
 
 
 def shares(unknown: Mapping[str, int], pixels: int, what: str) -> str | None:
