@@ -353,6 +353,7 @@ def test_another_base_task_and_labels_are_refused(flags, diode, bases, tmp_path,
         run_here(other, flags(other, tmp_path / "run", "--max_train_steps", 5, *RESUME))
     words = flags(SCRIPT, tmp_path / "run", "--max_train_steps", 5, *RESUME)
     words[words.index("--pseudo_root") + 1] = str(diode / "pseudo" / "depth")  # same names, other labels
+    words += ["--skip_label_check"]  # which refuses them first
     with pytest.raises(InputError, match="training data was"):
         run_here(SCRIPT, words)
 
