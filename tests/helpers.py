@@ -121,9 +121,7 @@ def fork(
         for rank in range(processes):
             own = shared | {"RANK": rank, "LOCAL_RANK": rank} if processes > 1 else {}
             given = env | {key: str(value) for key, value in own.items()}
-            args = ([str(word) for word in words], given, folder, cwd, sampler_steps)
-            running.append(fork_server().Process(target=_forked, args=args))
-            running[-1].start()
+            running.append(start_fork(words, Path(folder), given, cwd, sampler_steps))
         deadline = time.monotonic() + 300
         while any(one.is_alive() for one in running) and not any(one.exitcode for one in running):
             if time.monotonic() > deadline:
@@ -138,6 +136,21 @@ def fork(
     assert in_time, f"still busy after 300 s: {output}"
     assert not check or status == 0, "".join(output)
     return subprocess.CompletedProcess(words, status, *output)
+
+
+def start_fork(
+    words: tuple[object, ...],
+    output: Path,
+    env: dict[str, str] | None = None,
+    cwd: Path = ROOT,
+    sampler_steps: int | None = 2,
+) -> multiprocessing.process.BaseProcess:
+    """One process of `fork`, running; it writes what it prints to `output`/stdout and `output`/stderr."""
+    given = dict(os.environ) if env is None else env
+    args = ([str(word) for word in words], given, str(output), cwd, sampler_steps)
+    process = fork_server().Process(target=_forked, args=args)
+    process.start()
+    return process
 
 
 def _forked(words: list[str], env: dict[str, str], folder: str, cwd: Path, sampler_steps: int | None) -> None:

@@ -68,7 +68,7 @@ TURNS = [(list(SCRIPTS)[turn % len(SCRIPTS)], *case) for turn, case in enumerate
 
 
 @pytest.mark.parametrize(("script", "words", "expected"), TURNS, ids=lambda value: "".join(value)[:60])
-def test_a_training_flag(script, words, expected, tmp_path):
+def test_a_training_flag_that_cannot_work_is_refused(script, words, expected, tmp_path):
     main_refused(script, [*NEEDED, tmp_path / "run", *words], expected)
     assert not (tmp_path / "run").exists(), "a folder was made before the flags were checked"
 
@@ -101,7 +101,7 @@ INFERENCE = {
 
 
 @pytest.mark.parametrize("words", INFERENCE)
-def test_an_inference_flag(words, weights, pictures, tmp_path):
+def test_an_inference_flag_that_cannot_work_is_refused(words, weights, pictures, tmp_path):
     base = ["--lora", weights, "--input_dir", pictures, "--output_dir", tmp_path / "out"]
     words, expected = shlex.split(words.format(file=shlex.quote(__file__), weights=weights)), INFERENCE[words]
     main_refused("inference_sd_single.py", [*base, *words], expected)
@@ -117,7 +117,7 @@ EVALUATION = {
 
 
 @pytest.mark.parametrize("words", EVALUATION)
-def test_an_evaluation_flag(words, pictures):
+def test_an_evaluation_flag_that_cannot_work_is_refused(words, pictures):
     base = ["--task", "normal", "--pred_dir", str(pictures), "--gt_dir", str(pictures)]
     refused(lambda: evaluate.main([*base, *words.split()]), EVALUATION[words])
 
@@ -147,7 +147,7 @@ DEMO = {
 
 
 @pytest.mark.parametrize("words", DEMO)
-def test_a_flag_of_the_demo(words, tmp_path):
+def test_a_demo_flag_that_cannot_work_is_refused(words, tmp_path):
     refused(lambda: demo(["--out", str(tmp_path / "demo"), *words.split()]), DEMO[words])
     assert not (tmp_path / "demo").exists()
 
@@ -156,7 +156,7 @@ def test_a_flag_of_the_demo(words, tmp_path):
     ("sd_single_diode_pseudo_depth.py", ["--learning_rate", "nan"], "--learning_rate=nan: must be a finite number"),
     ("inference_sd_single.py", ["--lora", "/nowhere.bin"], "/nowhere.bin: no such LoRA file"),
 ])  # fmt: skip
-def test_as_users_run_them(script, words, expected, tmp_path):
+def test_a_refused_flag_ends_the_real_command_with_one_line(script, words, expected, tmp_path):
     needed = [*NEEDED, tmp_path / "run"] if script.startswith("sd") else []
     done = python(script, *needed, *words, check=False)
     assert done.returncode == 2 and done.stderr.strip().splitlines()[-1] == f"error: {expected}"

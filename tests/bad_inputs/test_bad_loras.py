@@ -151,7 +151,7 @@ def test_something_that_is_no_file(name, make, untouched, tmp_path):
     refused(lambda: load_attn_procs(untouched, tmp_path / name), name, "no such|holds neither")
 
 
-def test_another_rank(unet, tmp_path):
+def test_a_lora_of_another_rank_is_refused(unet, tmp_path):
     ranked = copy.deepcopy(unet)
     load_attn_procs(ranked, random_lora(unet, rank=2))
     save_file(random_lora(unet, rank=4), tmp_path / "other.safetensors")

@@ -139,7 +139,7 @@ WRONG_FOLDERS = {  # name -> intrinsic, --train_data_dir, --pseudo_root (both in
 
 
 @pytest.mark.parametrize("name", WRONG_FOLDERS)
-def test_the_wrong_folder(name, tree):
+def test_a_wrong_data_folder_is_named(name, tree):
     root, _ = tree
     intrinsic, data, labels, message = WRONG_FOLDERS[name]
     refused(lambda: Diode(intrinsic, root / data, root / labels, "train"), message)

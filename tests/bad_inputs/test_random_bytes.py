@@ -43,7 +43,7 @@ def either(path: Path, content: bytes, read) -> None:
     changes=MUTATIONS,
     cut=st.none() | st.integers(0, 9999),
 )
-def test_any_picture(tmp_path_factory, kind, changes, cut):
+def test_random_bytes_as_an_image_are_refused_or_read(tmp_path_factory, kind, changes, cut):
     path = tmp_path_factory.getbasetemp() / "fuzz.png"
     either(path, mutated(encoded(kind), changes, cut), read_rgb)
     either(path, mutated(encoded(kind), changes, cut), read_label)
@@ -51,7 +51,7 @@ def test_any_picture(tmp_path_factory, kind, changes, cut):
 
 @FUZZ
 @given(changes=MUTATIONS, cut=st.none() | st.integers(0, 9999), header_only=st.booleans())
-def test_any_array(tmp_path_factory, changes, cut, header_only):
+def test_random_bytes_as_an_array_are_refused_or_read(tmp_path_factory, changes, cut, header_only):
     buffer = io.BytesIO()
     np.save(buffer, np.ones((8, 8, 3), np.float32))
     changes = [(place % 128 if header_only else place, value) for place, value in changes]
@@ -60,7 +60,7 @@ def test_any_array(tmp_path_factory, changes, cut, header_only):
 
 @FUZZ
 @given(changes=MUTATIONS, cut=st.none() | st.integers(0, 99_999), suffix=st.sampled_from(["safetensors", "bin"]))
-def test_any_lora(tmp_path_factory, weights, unet, changes, cut, suffix):
+def test_random_bytes_as_a_lora_are_refused_or_read(tmp_path_factory, weights, unet, changes, cut, suffix):
     """What loads has the right layers; its numbers may have changed (a LoRA has no checksum)."""
     path = tmp_path_factory.getbasetemp() / f"fuzz.{suffix}"
     content = (weights / (SAFETENSORS if suffix == "safetensors" else BIN)).read_bytes()

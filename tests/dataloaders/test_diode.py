@@ -37,7 +37,7 @@ def agreement(item: dict) -> float:
 
 
 @pytest.mark.parametrize(("make", "channels"), [(normals, 3), (depths, 1)])
-def test_items(diode, make, channels):
+def test_items_have_the_documented_shapes_types_and_ranges(diode, make, channels):
     dataset = make(diode)
     assert len(dataset) == 24
     for item in (dataset[0], dataset[23]):

@@ -213,7 +213,7 @@ def test_training_on_own_data(script, own, flags, tmp_path):
         assert file.metadata()["validated_against"] == ("ground truth" if frame else "pseudo label")
 
 
-def test_check(own, capsys):
+def test_check_counts_missing_corrupt_and_mismatched_files(own, capsys):
     assert check(["--dataset", "folder", "--train_data_dir", str(own)]) == 0
     assert "12 samples, 48 files" in capsys.readouterr().out
     (own / "labels" / "00.png").write_bytes(b"")

@@ -67,7 +67,7 @@ def test_md5_sums_guard(archives, tmp_path, monkeypatch):
         main([str(word) for word in swapped])
 
 
-def test_published_sums():
+def test_the_md5_sums_are_diodes():
     assert preparation.MD5 == {
         "depths": {"val": "5c895d09201b88973c8fe4552a67dd85", "train": "3a94632398fe1d002d89f11743f748b1"},
         "normals": {"val": "323ccaf60abebdb59705dcd8b529d709", "train": "9c0617ebe1eaf1928fdf3344e1c42aef"},

@@ -146,7 +146,7 @@ def test_the_command_line_itself(tmp_path):
     assert "'b'" in done.stderr and "'a'" in done.stderr
 
 
-def test_png_normals(tmp_path, run):
+def test_black_pixels_of_png_normals_are_unknown(tmp_path, run):
     gt = random_normals()
     black = encode(gt)
     black[:3] = 0
@@ -266,7 +266,7 @@ def test_colours_in_another_convention_are_named(tmp_path, run, change, words):
     assert words in warning and "4 of 4 images agree: sure" in warning
 
 
-def test_masks(tmp_path, run, fail):
+def test_only_pixels_under_the_mask_are_scored(tmp_path, run, fail):
     gt, pred = normals(), normals()
     pred[:, :8] = normals(90)[:, :8]
     pred[:4] = np.nan
@@ -460,7 +460,7 @@ def diode(tmp_path):
     return root
 
 
-def test_diode_depth(diode, run, fail):
+def test_the_diode_protocol_scores_scene_types_and_eroded_masks(diode, run, fail):
     flags = ("--gt_dir", diode / "depths", "--protocol", "diode")
     result, text = run(*flags, task="depth")
     assert [row["row"] for row in result["rows"]] == [
@@ -512,7 +512,7 @@ def test_scaled_depth_is_perfect_in_either_space(tmp_path, run):
     assert result["metrics"]["abs_rel"] == pytest.approx(0, abs=1e-10) and result["metrics"]["delta1"] == 1
 
 
-def test_depth_png(tmp_path, run, fail):
+def test_a_16_bit_depth_png_needs_its_unit(tmp_path, run, fail):
     millimetres = np.rint(1000 * depth()).astype(np.uint16)
     save(tmp_path / "gt/a.png", millimetres)
     save(tmp_path / "pred/a_depth.png", (255 - millimetres // 32).astype(np.uint8))  # near is white, as we write it
@@ -574,7 +574,7 @@ def test_eth3d_and_nyu_protocols(tmp_path, run):
 # Albedo and shading
 
 
-def test_colour_spaces(tmp_path, run, fail):
+def test_albedo_is_scored_in_the_colour_space_that_is_named(tmp_path, run, fail):
     linear = RNG.uniform(0.02, 1, (40, 48, 3))
     srgb = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
     save(tmp_path / "gt/a_albedo.npy", linear)
@@ -613,7 +613,7 @@ def test_grey_shading_takes_the_mean_of_a_coloured_prediction(tmp_path, run):
     assert run(task="shading")[0]["metrics"]["rmse"] == pytest.approx(0, abs=1e-12)
 
 
-def test_whdr(tmp_path, run, fail):
+def test_whdr_reads_iiw_judgements(tmp_path, run, fail):
     said = {
         "intrinsic_points": [{"id": i, "x": x, "y": 0.5, "opaque": True} for i, x in enumerate((0.1, 0.9))],
         "intrinsic_comparisons": [
@@ -667,7 +667,7 @@ def test_arrays_that_would_be_read_wrongly(array, words, tmp_path):
         read_array(save(tmp_path / "a.npy", array))
 
 
-def test_names(tmp_path):
+def test_files_are_paired_by_name_without_suffixes(tmp_path):
     for name in (
         "a.npy",
         "s/b_depth.npy",

@@ -260,7 +260,7 @@ def test_a_hub_that_never_answers_does_not_hold_the_run(flags, tmp_path):
     ("nobody/knows", None),
     (str(ROOT / "miniworld" / "mini-sd"), "apache-2.0"),
 ])  # fmt: skip
-def test_licences(base, licence):
+def test_the_card_states_the_base_models_licence(base, licence):
     assert licence_of(base) == licence
     metadata = {"base_model": base, "task": "depth", "method": "single-step", "prompt": "depth map", "timestep": 999}
     text = model_card("me/lora", metadata, {}, "", [])

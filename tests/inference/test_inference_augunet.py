@@ -130,7 +130,7 @@ def test_noise_differs_by_seed_picture_and_member():
     assert torch.equal(first[0], torch.randn(4, generator=noise_of(1, "a", 0)))
 
 
-def test_ensembles(bases, weights, pictures, tmp_path):
+def test_an_ensemble_is_the_merge_of_its_members(bases, weights, pictures, tmp_path):
     draw(weights, pictures, tmp_path, "--ensemble_size", 3, "--batch_size", 2)
     draw(weights, pictures, tmp_path, "--ensemble_size", 3, "--task", "depth", "--prompt", "surface normal")
     for i in (0, 1):

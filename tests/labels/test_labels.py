@@ -12,7 +12,7 @@ from utils.labels.self_check import check_depth, check_normals, self_check
 from utils.maps.conventions import FRAMES, convert_frame, to_frame
 
 
-def test_coding():
+def test_labels_are_8_bit_linear_and_near_is_white():
     depth = np.linspace(1, 5, 1001).reshape(7, 143)
     label = encode("depth", depth)
     assert label.dtype == np.uint8 and label.shape == (7, 143, 3) and (label[..., 0] == label[..., 2]).all()
@@ -50,7 +50,7 @@ def test_nearest_is_nearest(seed):
     assert (found[valid] == 0).all()
 
 
-def test_holes_and_sky():
+def test_holes_are_filled_from_their_nearest_pixels_and_the_sky_with_its_value():
     values = np.arange(24, dtype=float).reshape(4, 6, 1)
     valid = np.ones((4, 6), bool)
     valid[0, :3] = valid[1, 1] = valid[2, 4] = False

@@ -117,7 +117,7 @@ def read(path) -> np.ndarray:
     return np.asarray(Image.open(path))
 
 
-def test_zoedepth(teachers, pictures, tmp_path):
+def test_zoedepth_labels_are_the_models_own_depth(teachers, pictures, tmp_path):
     made = label("depth", teachers / "zoe", pictures, tmp_path / "out", "--npy")
     assert (
         made["teacher"]["class"] == "ZoeDepthForDepthEstimation" and made["conventions"]["teacher"] == "depth, metres"
@@ -144,7 +144,7 @@ def test_zoedepth(teachers, pictures, tmp_path):
     assert np.corrcoef(picture[..., 0].ravel(), values.ravel())[0, 1] < -0.95  # near = white
 
 
-def test_depth_anything(teachers, pictures, tmp_path):
+def test_depth_anything_is_taken_as_what_it_predicts(teachers, pictures, tmp_path):
     made = label("depth", teachers / "metric", pictures, tmp_path / "metric")
     assert "linear in depth" in made["conventions"]["labels"]
     with pytest.raises(InputError, match="predicts disparity of unknown shift"):
@@ -164,7 +164,7 @@ def direct(folder, kind, picture, name, seed=1234) -> np.ndarray:
     return pipe(Image.open(picture), generator=[noise_of(seed, name, 0)]).prediction
 
 
-def test_marigold_normals(teachers, pictures, tmp_path):
+def test_marigold_normals_are_the_pipelines_own(teachers, pictures, tmp_path):
     made = label("normal", teachers / "normals", pictures, tmp_path / "out", "--npy")
     assert made["self_check"]["verdict"] == "unclear"  # random weights see nothing
     theirs = direct(teachers / "normals", diffusers.MarigoldNormalsPipeline, pictures / "0.png", "0")[0]
@@ -176,7 +176,7 @@ def test_marigold_normals(teachers, pictures, tmp_path):
     np.testing.assert_allclose(np.load(tmp_path / "cv" / "0.npy"), theirs, atol=1e-5)
 
 
-def test_marigold_depth(teachers, pictures, tmp_path):
+def test_marigold_depth_is_the_pipelines_own(teachers, pictures, tmp_path):
     label("depth", teachers / "depth", pictures, tmp_path / "out", "--npy", "--skip_self_check")
     theirs = direct(teachers / "depth", diffusers.MarigoldDepthPipeline, pictures / "1.png", "1")[0, ..., 0]
     np.testing.assert_allclose(np.load(tmp_path / "out" / "1.npy"), theirs, atol=1e-5)
@@ -189,7 +189,7 @@ def test_marigold_depth(teachers, pictures, tmp_path):
         label("depth", teachers / "disparity", pictures, tmp_path / "disparity")
 
 
-def test_marigold_intrinsics(teachers, pictures, tmp_path):
+def test_marigold_intrinsics_are_the_pipelines_own(teachers, pictures, tmp_path):
     made = label("albedo", teachers / "appearance", pictures, tmp_path / "albedo", "--npy")
     assert made["conventions"]["teacher"] == "albedo, srgb"
     kind = diffusers.MarigoldIntrinsicsPipeline

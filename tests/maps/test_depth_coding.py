@@ -155,7 +155,7 @@ def test_the_lora_says_its_coding_and_there_is_no_file_that_cannot(trained):
     assert not (trained / BIN).exists()
 
 
-def test_inference_undoes_it(trained, diode):
+def test_inference_undoes_the_coding(trained, diode):
     predictor = Predictor(trained, device="cpu", output_size="network")
     image = Image.open(next((diode / "depths" / "val").rglob("*.png"))).convert("RGB")
     undone = predictor(image)["depth"]
@@ -166,7 +166,7 @@ def test_inference_undoes_it(trained, diode):
     assert undone.polarity == DEPTH.convention[1]
 
 
-def test_validation_undoes_it(trained, diode, bases, labels):
+def test_validation_undoes_the_coding(trained, diode, bases, labels):
     """The last validation's score is that of the undone prediction."""
     objective = Predictor(trained, device="cpu", resolution=32, center_crop=True)
     truth = Diode(DEPTH, diode / "depths", labels["log"], "val", ("indoors",), resolution=32)

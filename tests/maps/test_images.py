@@ -25,7 +25,7 @@ def test_centre_crop_geometry(width, height, expected):
     assert Crop.of(width, height, 512) == expected
 
 
-def test_picture_values():
+def test_pixels_become_values_from_minus_one_to_one():
     pixels = noise(64, 64)
     tensor = Crop.of(64, 64, 64).picture(Image.fromarray(pixels))
     assert tensor.dtype == torch.float32 and tensor.shape == (3, 64, 64)

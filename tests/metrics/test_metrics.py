@@ -218,7 +218,7 @@ def test_fit_side_fits_on_a_nearest_neighbour_copy():
         ({"align": "affine"}, "align must be"),
     ],
 )
-def test_depth_errors(change, words):
+def test_depth_that_cannot_be_scored_is_refused(change, words):
     inputs = {"pred": np.ones((4, 5)), "gt": np.ones((4, 5)), "valid": np.ones((4, 5), bool)} | change
     with pytest.raises(ValueError, match=words):
         depth_metrics(**inputs)
@@ -313,7 +313,7 @@ def test_masked_garbage_changes_nothing(garbage):
     assert albedo_metrics(*spoilt, valid) == albedo_metrics(pred, gt, valid)
 
 
-def test_albedo_errors():
+def test_albedo_that_cannot_be_scored_is_refused():
     small = np.ones((8, 8))
     with pytest.raises(ValueError, match="at least 5 from the border"):
         albedo_metrics(small, small, small > 0)
@@ -354,7 +354,7 @@ def test_judgements_that_are_none_of_iiw(broken):
         whdr(np.ones((4, 4)), broken)
 
 
-def test_whdr_errors():
+def test_judgements_that_cannot_be_scored_are_refused():
     albedo = np.ones((4, 4))
     with pytest.raises(ValueError, match="no comparison counts"):
         whdr(albedo, judgements((0, 3, "1", 1.0)))
@@ -365,7 +365,7 @@ def test_whdr_errors():
 # Protocol rules
 
 
-def test_frames():
+def test_frames_convert_as_known_surfaces_do():
     frames = ("opencv", "opengl", "dsine", "directx", "blender")
     wall = dict(zip(frames, ([0, 0, -1], [0, 0, 1], [0, 0, 1], [0, 0, 1], [0, -1, 0])))  # it faces the camera
     floor = dict(zip(frames, ([0, -1, 0], [0, 1, 0], [0, 1, 0], [0, -1, 0], [0, 0, 1])))
@@ -403,7 +403,7 @@ def test_depth_validity():
     assert depth_valid(gt, "eth3d", gt != 20).tolist() == [[False] * 4 + [True, True, False]]
 
 
-def test_erosion():
+def test_erosion_widens_holes_but_not_the_border():
     valid = np.ones((9, 11), bool)
     assert erode(valid, 2).all()  # beyond the image counts as valid
     valid[4, 5] = False
@@ -412,7 +412,7 @@ def test_erosion():
     assert (erode(valid, 2) == ~hole).all()
 
 
-def test_colour_spaces():
+def test_srgb_and_linear_are_inverse():
     assert to_linear(np.array(0.5)) == pytest.approx(0.21404114)
     values = np.linspace(-0.2, 1.5, 200)
     np.testing.assert_allclose(to_srgb(to_linear(values)), values, atol=1e-7)

@@ -415,7 +415,7 @@ def shipped():
 
 
 @pytest.mark.slow
-def test_the_shipped_vae(shipped):
+def test_the_shipped_vae_passes_its_gates(shipped):
     """All gates of the VAE, on the scenes that the card speaks of."""
     maps, seen, _ = unseen_scenes(seed=0, count=VAE_SCENES)
     gates = vae_gates(shipped.vae, maps, seen)

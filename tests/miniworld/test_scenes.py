@@ -275,7 +275,7 @@ def test_same_scene_at_any_size():
     assert np.allclose(small, large[1::3, 1::3], rtol=1e-5)
 
 
-def test_layout(tree):
+def test_a_rendered_tree_has_diodes_layout(tree):
     stems = {path.relative_to(tree / "depths").with_suffix("").as_posix() for path in tree.glob("depths/**/*.png")}
     pattern = r"(train|val)/(indoors|outdoor)/scene_(\d{5})/scan_(\d{5})/\3_\4_\2_\d{3}_\d{3}"
     assert len(stems) == len({stem.split("/")[-1] for stem in stems}) == 16

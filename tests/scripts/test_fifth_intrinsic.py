@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from helpers import ROOT, python
+from helpers import ROOT, fork
 from PIL import Image
 
 RECORD = """
@@ -22,6 +22,24 @@ ROUGHNESS = Intrinsic(
 """
 TABLE = "(NORMAL, DEPTH, ALBEDO, SHADING)"
 SCRIPT = "sd_single_diode_pseudo_roughness.py"
+
+
+RUN = """
+import runpy, sys
+for name in [name for name in sys.modules if name.partition(".")[0] in ("utils", "dataloaders")]:
+    del sys.modules[name]  # the real project's
+house, script, *words = sys.argv[1:]
+sys.path.insert(0, house)
+import utils
+assert utils.__file__.startswith(house), utils.__file__
+sys.argv = [script, *words]
+runpy.run_path(f"{house}/{script}", run_name="__main__")
+"""
+
+
+def run_in(house, script: str, *words: object) -> None:
+    """A script of the copy, with the copy's modules."""
+    fork("-c", RUN, house, script, *words)
 
 
 @pytest.fixture(scope="module")
@@ -60,19 +78,18 @@ def test_a_fifth_intrinsic_is_one_record_and_one_script(house, data, bases, tmp_
     run = tmp_path / "run"
     words = ["--dataset", "folder", "--train_data_dir", data, "--pretrained_model_name_or_path", bases["sd15"]]
     words += ["--resolution", 32, "--max_train_steps", 2, "--train_batch_size", 2, "--report_to", "none"]
-    python(house / SCRIPT, *words, "--output_dir", run, env={"PYTHONPATH": str(house)})
+    run_in(house, SCRIPT, *words, "--output_dir", run)
     scores = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert any("val/val/rmse" in line for line in scores), "nothing was scored against gt/"
 
     out = tmp_path / "out"
-    python(
-        house / "inference_sd_single.py", "--lora", run, "--input_dir", data / "images", "--output_dir", out, "--npy"
-    )
+    words = ["--lora", run, "--input_dir", data / "images", "--output_dir", out, "--npy"]
+    run_in(house, "inference_sd_single.py", *words)
     predicted = out / "roughness" / "predicted"
     assert Image.open(predicted / "0_roughness.png").mode == "L" and np.load(predicted / "0_roughness.npy").ndim == 2
 
     flags = ["--task", "roughness", "--pred_dir", predicted, "--gt_dir", data / "gt", "--center_crop"]
-    python(house / "evaluate.py", *flags, "--output", tmp_path / "metrics.json")
+    run_in(house, "evaluate.py", *flags, "--output", tmp_path / "metrics.json")
     result = json.loads((tmp_path / "metrics.json").read_text())
     assert result["images"] == 8 and result["settings"]["pred_space"] == "linear"
 
@@ -81,7 +98,9 @@ def test_labels_and_truth_of_a_linear_intrinsic_agree(house, data):
     """The label, decoded, is the truth: no sRGB curve has come between them."""
     program = f"""
 import sys
-sys.path[0] = {str(house)!r}
+for name in [name for name in sys.modules if name.partition(".")[0] in ("utils", "dataloaders")]:
+    del sys.modules[name]  # the real project's
+sys.path.insert(0, {str(house)!r})
 from pathlib import Path
 from dataloaders.folder import open_folder
 from dataloaders.listing import folder_samples
@@ -90,5 +109,5 @@ train, _ = open_folder(folder_samples(Path({str(data)!r})), INTRINSICS["roughnes
 item = train[0]
 print(float((item["target"] / 2 + 0.5 - item["gt"]).abs().max()))
 """
-    done = python("-c", program)
+    done = fork("-c", program)
     assert float(done.stdout) < 0.02

@@ -44,7 +44,7 @@ def test_interval_covers_the_mean_of_noise():
     assert np.isclose(resample(values).mean(), 2.5, atol=0.05)
 
 
-def test_spearman():
+def test_spearman_equals_hand_computed_correlations():
     assert spearman([1, 2, 3, 4], [10, 20, 25, 90]) == pytest.approx(1)
     assert spearman([1, 2, 3, 4, 5], [5, 6, 7, 8, 7.5]) == pytest.approx(0.9)
     assert matrix([{"errors": [1, None]}, {"errors": [2, 3]}]).tolist()[1] == [2, 3]

@@ -289,7 +289,7 @@ def fake_run(folder, metric: str, values: dict[int, float], checkpoints: tuple[i
     ("val/outdoor/delta1", {2: 0.1, 4: float("nan"), 6: 0.2}, (2, 4, 6), 6),
     ("val/indoors/mean", {2: 5.0, 4: 5.0}, (2, 4), 2),
 ])  # fmt: skip
-def test_what_is_best(tmp_path, metric, values, checkpoints, step):
+def test_the_best_step_follows_the_metrics_direction(tmp_path, metric, values, checkpoints, step):
     fake_run(tmp_path, metric, values, checkpoints)
     assert best.mark_best(tmp_path, None)["step"] == step
     assert best.best_folder(tmp_path) == f"checkpoint-{step}"
@@ -312,7 +312,7 @@ def test_git_state_of_this_project():
     assert git_state() == {"git_commit": git("rev-parse", "HEAD"), "git_dirty": dirty}
 
 
-def test_git_state(tmp_path):
+def test_git_state_is_of_the_projects_own_repository(tmp_path):
     def git(*words):
         identity = ["-c", "user.name=n", "-c", "user.email=e@e"]
         return subprocess.run(["git", "-C", tmp_path, *identity, *words], check=True, capture_output=True, text=True)

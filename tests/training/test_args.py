@@ -90,7 +90,7 @@ def test_paper_commands_parse(script, monkeypatch):
         (["--report_to", "comet_ml"], "comet_ml"),
     ],
 )
-def test_refusals(words, message):
+def test_flags_that_cannot_work_are_refused(words, message):
     with pytest.raises(InputError, match=message):
         manifest_only = words == ["--dataset", "manifest"]
         parse(parser(), (NEEDED[:2] if manifest_only else NEEDED) + words)
@@ -122,5 +122,5 @@ def test_prompts_and_lengths():
     ("wandb", ["wandb"]), ("tensorboard,wandb", ["tensorboard", "wandb"]), ("all", ["wandb", "tensorboard"]),
     ("none", []),
 ])  # fmt: skip
-def test_trackers(value, names):
+def test_report_to_names_the_trackers(value, names):
     assert parse(parser(), [*NEEDED, "--report_to", value]).trackers == names

@@ -41,7 +41,7 @@ def test_unfinished_checkpoints_are_not_found(unet, tmp_path):
     assert checkpoint.choose(tmp_path, "latest").name == "checkpoint-1"
 
 
-def test_choosing(unet, tmp_path):
+def test_the_checkpoint_asked_for_is_chosen_and_others_are_refused(unet, tmp_path):
     assert checkpoint.choose(tmp_path / "new", "latest") is None
     assert checkpoint.choose(tmp_path / "new", None) is None
     path = checkpoint.save(tmp_path, 5, 10, unet, run_of(unet), {}, {})

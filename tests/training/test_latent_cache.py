@@ -2,15 +2,12 @@
 
 import copy
 import os
-import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, fork, losses, run_here
+from helpers import fork, losses, run_here, start_fork
 
 from dataloaders.diode import Diode
 from utils.intrinsics import NORMAL
@@ -144,17 +141,17 @@ def test_the_decoder_does_not_matter(train_set, vae, tmp_path):
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_a_killed_build_goes_on_where_it_was(train_set, vae, diode, bases, tmp_path, monkeypatch):
-    words = [sys.executable, "-c", BUILD, diode, bases["sd15"], tmp_path, 0, 1, 0.3]
-    process = subprocess.Popen([str(word) for word in words], cwd=ROOT, stderr=subprocess.DEVNULL)
+def test_a_killed_build_goes_on_where_it_was(train_set, vae, diode, bases, tmp_path, tmp_path_factory, monkeypatch):
+    words = ("-c", BUILD, diode, bases["sd15"], tmp_path, 0, 1, 0.3)
+    process = start_fork(words, tmp_path_factory.mktemp("output"))
     deadline = time.time() + 100
     while time.time() < deadline:
         marks = [np.fromfile(path, np.uint8).sum() for path in tmp_path.glob("*/done.bin")]
         if marks and marks[0] >= 4:
             break
         time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     (done,) = tmp_path.glob("*/done.bin")
     before = int(np.fromfile(done, np.uint8).sum())
     assert 4 <= before < 24
@@ -171,13 +168,11 @@ def test_a_killed_build_goes_on_where_it_was(train_set, vae, diode, bases, tmp_p
 
 
 def test_two_processes_build_one_cache(train_set, vae, diode, bases, tmp_path, monkeypatch):
-    words = [sys.executable, "-c", BUILD, diode, bases["sd15"], tmp_path / "both"]
-    both = [
-        subprocess.Popen([str(word) for word in (*words, rank, 2, 0.05)], cwd=ROOT, stderr=subprocess.PIPE)
-        for rank in range(2)
-    ]
+    words = ("-c", BUILD, diode, bases["sd15"], tmp_path / "both")
+    both = [start_fork((*words, rank, 2, 0.05), tmp_path) for rank in range(2)]
     for process in both:
-        assert process.wait(timeout=120) == 0, process.stderr.read().decode()
+        process.join(120)
+        assert process.exitcode == 0, (tmp_path / "stderr").read_text()
     monkeypatch.setattr(latent_cache, "CHUNK", 2)
     alone = cached_latents(train_set, vae, tmp_path / "alone")
     together = cached_latents(train_set, vae, tmp_path / "both")
@@ -186,11 +181,14 @@ def test_two_processes_build_one_cache(train_set, vae, diode, bases, tmp_path, m
     assert not list(tmp_path.glob("both/*/*.*[0-9]"))  # no drafts are left
 
 
-def test_two_runs_that_begin_at_once_share_the_work(diode, bases, tmp_path):
+def test_two_runs_that_begin_at_once_share_the_work(diode, bases, tmp_path, tmp_path_factory):
     """Of 12 chunks: had they the same order, each would encode nearly all of them."""
-    words = [sys.executable, "-c", BUILD, diode, bases["sd15"], tmp_path, 0, 1, 0.5]
-    runs = [subprocess.Popen([str(word) for word in words], cwd=ROOT, stdout=subprocess.PIPE) for _ in range(2)]
-    encoded = [int(run.communicate(timeout=120)[0]) for run in runs]
+    words = ("-c", BUILD, diode, bases["sd15"], tmp_path, 0, 1, 0.5)
+    outputs = [tmp_path_factory.mktemp("output") for _ in range(2)]
+    runs = [start_fork(words, output) for output in outputs]
+    for run in runs:
+        run.join(120)
+    encoded = [int((output / "stdout").read_text()) for output in outputs]
     assert 12 <= sum(encoded) <= 20, encoded
 
 

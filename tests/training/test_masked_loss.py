@@ -190,7 +190,7 @@ def test_masks_and_truth_both_take_pixels_out(diode, tmp_path):
     (ALBEDO, "truth/albedo", ["albedo.npy"]),
     (ALBEDO, "depths", ["depth_mask.npy"]),
 ])  # fmt: skip
-def test_diodes_masks(intrinsic, truth, files, diode):
+def test_diodes_masks_come_from_the_truths_own_files(intrinsic, truth, files, diode):
     train = Diode(intrinsic, diode / truth, diode / "pseudo" / intrinsic.name, "train", resolution=32, masked=True)
     paths = train.mask_paths(train.stems[0])
     assert [path.name.split("_", 3)[-1].endswith(name) for path, name in zip(paths, files, strict=True)]

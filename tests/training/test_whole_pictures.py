@@ -66,7 +66,7 @@ def words(own, bases):
     ((96, 72), 32, (32, 40)),  # 42.7, below 256: a multiple of 8
     ((128, 96), 64, (64, 88)),
 ])  # fmt: skip
-def test_sizes(size, side, expected):
+def test_whole_sizes_keep_the_aspect_in_steps_that_the_vae_takes(size, side, expected):
     assert whole_size(*size, side) == expected
     crop = Crop.whole(*size, side)
     assert crop.window == expected
