@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from helpers import fork, losses, python, run_here
+from helpers import losses, python, run_here
 from PIL import Image
 
 import inference_sd_single
@@ -114,7 +114,7 @@ def test_what_grows_is_measured_by_real_runs(tmp_path):
 def test_a_benchmark_runs_as_its_documentation_says(module, bases, tmp_path):
     words = ["--base", bases["sd15"], "--resolution", 32, "--batch", 2, "--rounds", 1]
     words += ["--output", tmp_path / "numbers.json"]
-    done = fork("-m", f"benchmarks.{module}", *words)
+    done = python("-m", f"benchmarks.{module}", *words)
     numbers = json.loads((tmp_path / "numbers.json").read_text())
     assert numbers["released"]["flop"] > numbers["ours"]["flop"] > 0
     assert numbers["speedup"]["median"] > 0 and "| released |" in done.stdout and "threads" in done.stdout

@@ -129,6 +129,7 @@ def test_the_transformer_learns_the_order_of_tokens(monkeypatch, tmp_path):
     assert stage.loss(0, stage.rng(0))["loss"].item() < 0.3 * before
 
 
+@pytest.mark.slow
 def test_scenes_are_nearer_to_scenes_than_noise_is():
     noise = torch.rand(128, 3, 64, 64) * 2 - 1
     (far, floor) = sample_gates(noise, seed=0, ceiling=70)
