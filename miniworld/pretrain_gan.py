@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from generators.stylegan2 import load_gan, save_gan
 from miniworld.pretraining.gan import CHANNELS, DEPTH, GAMMA, LAZY, NAME, STYLE_DIM, build_gan, gan_stage, samples
 from miniworld.pretraining.picture_cache import cached_pictures
 from miniworld.pretraining.report import DRAWN
@@ -19,7 +20,6 @@ from miniworld.pretraining.stage import run_stage, snapshot_steps
 from miniworld.pretraining.unconditional import add_flags, draw_sheet, report, sample_gates
 from utils.cli import Parser, path_flag
 from utils.errors import run
-from utils.generators.gan_files import load_gan, save_gan
 
 SIZE, CEILING = 64, 70.0  # pixels; of the distance, which was 198 for mini-sd before and 46.6 after its training
 TEXT = """A StyleGAN2 of 64 x 64 pixels (features per resolution {generator}; w of {style_dim} numbers, mapping of

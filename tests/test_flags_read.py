@@ -144,7 +144,7 @@ def parsed(command: str, words: list[str], tmp_path: Path) -> object:
         parser.set_defaults(unified_prompt="x", max_train_steps=5)
         return parse(parser, [*TRAINING.split(), *words])
     if command == "gan_pseudo":
-        from utils.generators.gan_args import gan_parser, parse_gan
+        from generators.args import gan_parser, parse_gan
 
         return parse_gan(gan_parser(""), words)
     module = importlib.import_module(command)

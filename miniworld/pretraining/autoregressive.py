@@ -15,12 +15,11 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from generators.transformer import ImageTransformer, VQTokens, start_of
 from miniworld.pretraining.gates import Gate, channels_last, unseen_scenes
 from miniworld.pretraining.generator import fingerprint
 from miniworld.pretraining.stage import Stage, save_atomically
 from miniworld.pretraining.vae import save_sheet, to_tensor, vae_batch
-from utils.generators.ar_files import start_of
-from utils.generators.picture_tokens import PictureTransformer, VQTokens
 from utils.metrics.normals import angular_error
 
 CODES = 1024
@@ -113,7 +112,7 @@ def transformer_stage(
 @torch.no_grad()
 def sample(whole: LlamaForCausalLM, vq: VQModel, count: int, seed: int, temperature: float = 1.0) -> Tensor:
     """`count` pictures (count,3,S,S) in [-1,1], sampled token by token."""
-    network = PictureTransformer(whole.model, whole.model.embed_tokens, whole.lm_head, start_of(whole), CODES)
+    network = ImageTransformer(whole.model, whole.model.embed_tokens, whole.lm_head, start_of(whole), CODES)
     length = (vq.config.sample_size // 2 ** (len(vq.config.block_out_channels) - 1)) ** 2
     noise = [Generator().manual_seed(seed * count + number) for number in range(count)]
     return VQTokens(vq).decode(network.sample(length, noise, temperature)).clamp(-1, 1)

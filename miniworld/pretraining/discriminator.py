@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from utils.generators.stylegan2 import EPSILON, EqualLinear, blur_kernel, leaky
+from generators.stylegan2 import EPSILON, EqualLinear, blur_kernel, leaky
 
 GROUP = 4  # pictures over which the deviation is taken
 

@@ -17,10 +17,10 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
+from generators.stylegan2 import StyleGAN2
 from miniworld.pretraining.discriminator import Discriminator
 from miniworld.pretraining.stage import Stage
 from miniworld.pretraining.vae import save_sheet, to_tensor
-from utils.generators.stylegan2 import StyleGAN2
 
 CHANNELS = {4: 192, 8: 160, 16: 96, 32: 32, 64: 16}  # many where they say what is where, few where they are dear
 STYLE_DIM, DEPTH = 128, 4
