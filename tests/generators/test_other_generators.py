@@ -156,11 +156,11 @@ def test_other_positions_or_decoding_are_another_experiment(more, says, ar_folde
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        (["--temperature", -1], "must not be negative"),
+        (["--temperature", -1, "--validation_steps", 1], "must not be negative"),
         (["--masked_loss"], "a token is a patch"),
         (["--timestep", 5], "no noise levels"),
         (["--lora_targets", "all"], "the LoRA sits on the transformer's attention"),
-        (["--resolution", 64], "draws 32 px"),
+        (["--resolution", 64], "generates 32 px"),
     ],
 )
 def test_a_transformers_flags_that_cannot_work_are_refused(more, says, ar_folder, ar_flags, tmp_path):

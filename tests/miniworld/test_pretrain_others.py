@@ -9,7 +9,7 @@ from PIL import Image
 
 from generators.transformer import VQTokens
 from miniworld.pretraining import autoregressive, gan, teacher
-from miniworld.pretraining.discriminator import Discriminator, deviation
+from miniworld.pretraining.gan import Discriminator, deviation
 from miniworld.pretraining.stage import run_stage
 from miniworld.pretraining.unconditional import sample_gates
 from utils.labels.teachers import load_teacher
