@@ -145,7 +145,7 @@ def step(text: str) -> None:
 
 
 def at_once(commands: dict[str, list[object]], out: Path) -> None:
-    """Run all commands in parallel on shared cores. The first shows its progress; the others write <out>/<name>.log."""
+    """Run all commands in parallel, sharing cores. The first shows its progress, the others write <out>/<name>.log."""
     threads = max(1, available_cores() // len(commands))
     first, *others = commands
     running = [begin(*commands[first], threads=threads)]

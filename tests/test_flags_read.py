@@ -67,11 +67,11 @@ FLAGS = {
 
 
 def may_read(path: Path, flags: Path) -> bool:
-    """Whether a module may read the flags of another: any module those of utils and of scripts, utils all, and the
-    modules of one folder each other's.
+    """Whether a module may read the flags of another: any module those of the libraries and of scripts, utils all, and
+    the modules of one folder each other's.
     """
     reader, owner = (each.relative_to(ROOT).parts[0] for each in (path, flags))
-    return owner in ("utils", "dataloaders", flags.name) or reader in (owner, "utils")
+    return owner in ("utils", "dataloaders", "generators", flags.name) or reader in (owner, "utils")
 
 
 def dead(flags: dict, trees: dict) -> list[str]:
