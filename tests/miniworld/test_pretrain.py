@@ -133,10 +133,10 @@ def test_no_stage_can_see_a_map(tmp_path, monkeypatch):
     monkeypatch.setattr(pretrain, "build_generator", tiny_parts)
     monkeypatch.setattr(pretrain, "report", lambda *args: None)
     words = ["--out", tmp_path / "mini-sd", "--work", tmp_path / "work", "--workers", 1]
-    words += ["--batch", 4, "--vae_batch", 4]
-    words += ["--vae_scenes", 16, "--scenes", 16]
-    words += ["--vae_steps", 2, "--decoder_steps", 2, "--unet_steps", 2, "--ip2p_steps", 2]
-    pretrain.main([str(word) for word in words])
+    words += ["--batch", 4, "--scenes", 16]
+    vae_words = ["--vae_batch", 4, "--vae_scenes", 16, "--vae_steps", 2, "--decoder_steps", 2]
+    unet_words, velocity_words = ["--unet_steps", 2, "--ip2p_steps", 2], ["--velocity_steps", 2]
+    pretrain.main([str(word) for word in (*words, *vae_words, *unet_words)])
     pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "mini-sd", safety_checker=None)
     assert pipeline.unet.config.in_channels == 4 and pipeline.vae.config.scaling_factor == 0.18215
     edits = StableDiffusionInstructPix2PixPipeline.from_pretrained(tmp_path / "mini-ip2p", safety_checker=None)
@@ -145,15 +145,15 @@ def test_no_stage_can_see_a_map(tmp_path, monkeypatch):
     assert snapshots == ["ema-000002.pt"]
 
     base, on, velocity = tmp_path / "mini-sd", tmp_path / "on" / "mini-sd", tmp_path / "mini-sd-2"
-    words += ["--velocity_steps", 2]
-    for more in (["--continue_from", base, "--out", on], ["--velocity_from", base, "--out", velocity]):
-        pretrain.main([str(word) for word in (*words, *more)])
+    to_velocity = [*words, *velocity_words, "--velocity_from", base, "--out", velocity]
+    for more in ([*words, *unet_words, "--continue_from", base, "--out", on], to_velocity):
+        pretrain.main([str(word) for word in more])
     for folder in (on, velocity):
         assert (load_generator(folder)[0].unet.conv_in.weight != load_generator(base)[0].unet.conv_in.weight).any()
     assert (tmp_path / "on" / "mini-ip2p" / "text_encoder").resolve() == (on / "text_encoder").resolve()
-    pretrain.main([str(word) for word in (*words, "--velocity_from", base, "--out", velocity)])  # nothing left to do
+    pretrain.main([str(word) for word in to_velocity])  # nothing left to do
     with pytest.raises(InputError, match="started from another generator"):  # it would end where the first one did
-        pretrain.main([str(word) for word in (*words, "--velocity_from", on, "--out", velocity)])
+        pretrain.main([str(word) for word in (*words, *velocity_words, "--velocity_from", on, "--out", velocity)])
 
 
 def test_the_vae_sees_pieces_of_pictures(pairs, monkeypatch):
@@ -303,7 +303,7 @@ def test_a_velocity_base_is_a_folder_that_diffusers_and_the_scripts_read(tiny_fo
     pretrain.main([str(word) for word in words])
 
     card = (out / "README.md").read_text()
-    for text in ("2 more steps of 4 pictures", "sliced Wasserstein", "from noise to velocity | 2 |"):
+    for text in ("2 more steps of 4 images", "sliced Wasserstein", "from noise to velocity | 2 |"):
         assert text in card
     assert "mini-ip2p's error" not in card  # it predicts noise
     assert (tmp_path / "sheet.png").exists()
@@ -321,8 +321,8 @@ def test_a_velocity_base_is_a_folder_that_diffusers_and_the_scripts_read(tiny_fo
 
 @pytest.mark.parametrize("words, message", [
     (["--continue_from", "A", "--velocity_from", "A"], "exclude each other"),
-    (["--velocity_from", "nosuch"], "--velocity_from=nosuch: no Stable Diffusion folder"),
-    (["--velocity_from", "A", "--out", "A"], "stays as it is"),
+    (["--velocity_from", "nosuch"], "--velocity_from=nosuch: not a Stable Diffusion folder"),
+    (["--velocity_from", "A", "--out", "A"], "must not change"),
     (["--continue_from", "A", "--out", "B"], "mini-ip2p next to --continue_from would be replaced"),
 ])  # fmt: skip
 def test_what_would_spoil_a_generator_is_refused(words, message, tiny_folder):
