@@ -1,18 +1,19 @@
 """Normals, depth, albedo or shading from a GAN: a LoRA on StyleGAN2's affine layers (arXiv 2311.17137, section 3).
 
-A GAN reads no picture. The picture is G(w), a random point w of its space; a teacher labels it; and the LoRA learns
+A GAN has no image input. The image is G(w) for a random point w of its latent space, a teacher labels it, and the LoRA
+learns
 
     loss = mse( G'(w), label )        prediction = G'(w)
 
-where G' is G with the LoRA. Validation compares with the teacher's labels of other pictures. On the toy generator:
+where G' is G with the LoRA. Validation compares with the teacher's labels of other images. On the toy generator:
 
     accelerate launch --config_file accelerate.yaml gan_pseudo.py --task=normal \\
       --pretrained_model_name_or_path=miniworld/mini-gan --teacher=miniworld/mini-teacher \\
       --output_dir=runs/gan-normal --report_to=none
 """
 
+from generators.args import gan_parser, parse_gan
 from utils.errors import run
-from utils.generators.gan_args import gan_parser, parse_gan
 from utils.training.args import settings_of
 
 
@@ -21,9 +22,8 @@ def main(argv: list[str] | None = None) -> None:
 
     import torch  # only now: PyTorch takes seconds to import, --help should not
 
-    from utils.generators.gan_files import load_gan
-    from utils.generators.gan_objective import PixelPrediction
-    from utils.generators.generated import Generated
+    from generators.pixel_prediction import Generated, PixelPrediction, digest
+    from generators.stylegan2 import load_gan
     from utils.intrinsics import INTRINSICS
     from utils.labels.teachers import load_teacher
     from utils.lora import add_lora, load_attn_procs
@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> None:
     settings = settings_of(args)
     accelerator, resume_from = start(settings)
 
-    # Data: generated pictures, labelled by the teacher; others to validate on
+    # Data: generated images, labelled by the teacher; others to validate on
     gan = load_gan(args.pretrained_model_name_or_path)
     gan.network.to(accelerator.device)
     painter = load_gan(args.pictures_from).network.to(accelerator.device) if args.pictures_from else gan.network
@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> None:
 
     def generated(count: int, seed: int) -> Generated:
         noise = [torch.Generator().manual_seed(args.seed)]
-        label = lambda picture: teacher.predict(picture, noise)  # noqa: E731
+        label = lambda image: teacher.predict(image, noise)  # noqa: E731
         return Generated(INTRINSICS[args.task], painter, label, teacher.quantity, count, seed, gan.network)
 
     train_set, unseen = generated(args.num_train_imgs, args.seed), generated(args.num_val_imgs, args.seed + 1)
@@ -50,8 +50,9 @@ def main(argv: list[str] | None = None) -> None:
     if args.lora_path:
         load_attn_procs(gan.network, args.lora_path)
 
-    samples = {"unseen": [unseen[index] for index in range(len(unseen))]}
-    train(settings, accelerator, resume_from, PixelPrediction(), gan, train_set, samples)
+    samples = [unseen[index] for index in range(len(unseen))]
+    objective = PixelPrediction({digest(sample["rgb"]): sample["w"] for sample in samples})
+    train(settings, accelerator, resume_from, objective, gan, train_set, {"unseen": samples})
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
     prediction = D( the label's tokens after E(rgb)'s )                  (a LoRA that ar_pseudo.py has trained)
 
-Of each image the centre square is predicted, at the generator's resolution. How the tokens follow (one by one, or all
-at once) is what the LoRA has learnt; at a --temperature they are sampled, and --ensemble_size N samples and merges N
-maps: how far they disagree goes to <output_dir>/<task>/uncertainty/. Files are those of inference_sd_single.py.
+The centre square of each image is predicted, at the generator's resolution. The LoRA's training decides whether the
+tokens come one by one or together. At a --temperature they are sampled, and --ensemble_size N samples and merges N
+maps, whose disagreement goes to <output_dir>/<task>/uncertainty/. The files are those of inference_sd_single.py.
 
     python inference_ar.py --lora runs/ar-normal --input_dir my_dataset --output_dir output
     python inference_ar.py --lora runs/ar-normal --input_dir my_dataset --temperature 1 --ensemble_size 8
@@ -12,31 +12,29 @@ maps: how far they disagree goes to <output_dir>/<task>/uncertainty/. Files are 
 
 import argparse
 
-from utils.cli import Parser, above_zero, expand
+from generators.args import check_temperature, inference_parser
+from utils.cli import above_zero, expand
 from utils.errors import InputError, run
-from utils.inference.args import generator_flags
 from utils.inference.output import output_of
 from utils.inference.view import View
 from utils.system.processes import start_missing
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = Parser(description=__doc__)
-    generator_flags(parser)
+    parser = inference_parser(__doc__)
     add = parser.add_argument
     add("--lora", type=expand, required=True, help="the output folder of ar_pseudo.py, or its .safetensors")
-    add("--input_dir", type=expand, default="./my_dataset", help="a picture, or a folder with any subfolders")
-    add("--batch_size", type=int, default=16, help="pictures at a time (16)")
-    add("--dtype", choices=["fp32", "fp16", "bf16"], default="fp32", help="of the computation")
-    add("--temperature", type=float, default=0.0, help="of the tokens; 0: the likeliest")
+    add("--input_dir", type=expand, default="./my_dataset", help="an image, or a folder with any subfolders")
+    add("--batch_size", type=int, default=16, help="images at a time (16)")
+    add("--dtype", choices=["fp32", "fp16", "bf16"], default="fp32", help="compute dtype")
+    add("--temperature", type=float, default=0.0, help="temperature of the tokens; 0: the likeliest")
     add("--ensemble_size", type=int, default=1, help="maps per image, sampled at --temperature; more than 1 "
         "also write uncertainties (1)")  # fmt: skip
-    add("--seed", type=int, default=1234, help="of the tokens that are sampled")
+    add("--seed", type=int, default=1234, help="seed of the sampled tokens")
     parser.only("seed", lambda a: a.temperature, "at --temperature 0: nothing is sampled")
     args = parser.parse_args(argv)
     above_zero(args, ("batch_size", "ensemble_size"))
-    if args.temperature < 0:
-        raise InputError(f"--temperature={args.temperature}: must not be negative")
+    check_temperature(args)
     if args.ensemble_size > 1 and not args.temperature:
         raise InputError(f"--ensemble_size={args.ensemble_size}: all would be the same at --temperature 0; raise it")
     args.view, args.output, args.center_crop = View(center_crop=True, output_size="network"), output_of(args), True
@@ -55,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
 
     import torch  # only now: it takes seconds to import, --help should not
 
-    from utils.generators.predict import TokenPredictor
+    from generators.token_prediction import TokenPredictor
     from utils.inference.run import predict_all, processes, report
     from utils.models import dtype_of
 

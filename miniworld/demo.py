@@ -1,14 +1,14 @@
-"""The project's whole way in minutes: render scenes, train a LoRA, predict maps of unseen images, score them, look.
+"""The whole pipeline in minutes: render scenes, train a LoRA, predict maps of unseen images, score them, look at them.
 
     python -m miniworld.demo                                    surface normals in a single step
     python -m miniworld.demo --task depth                       or albedo, or shading
     python -m miniworld.demo --timestep 999                     at the paper's timestep
     python -m miniworld.demo --method augunet                   by diffusion
-    python -m miniworld.demo --page                             all that were run, on one page
+    python -m miniworld.demo --page                             one page with all runs so far
 
 Every step runs the same command that a user with DIODE and Stable Diffusion runs. The LoRA sits on all kinds of
-layers; the paper's place, attention alone, is a row of the single step's table. Beside them stand the errors of
-references, measured in the same run by the same command (`miniworld.references`).
+layers. A LoRA on attention alone, as in the paper, is one row of the single step's table. The other rows are the
+errors of baselines, measured in the same run by the same command (`miniworld.references`).
 """
 
 import argparse
@@ -21,7 +21,7 @@ from utils.intrinsics import INTRINSICS
 HERE = Path(__file__).resolve().parent
 BASES = {"single": HERE / "mini-sd", "augunet": HERE / "mini-sd-2"}  # for SD 1.5 and SD 2.1, the paper's
 STEPS = {"single": 300, "augunet": 1000}
-TIMESTEP = 400  # at the paper's, 999, mini-sd predicts nearly its input, which the LoRA has to undo first
+TIMESTEP = 400  # at the paper's 999, mini-sd predicts nearly its input, which the LoRA would have to undo first
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -30,15 +30,19 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--out", type=path_flag, default=Path("demo"), help="folder for everything (default: demo)")
     add("--task", choices=INTRINSICS, default="normal", help="what to predict (default: normal)")
     add("--method", choices=list(STEPS), default="single", help="one UNet pass, or diffusion (default: single)")
-    add("--base", type=path_flag, help="folder of the base model (default: miniworld/mini-sd; by diffusion mini-sd-2)")
-    add("--timestep", type=int, default=TIMESTEP, help="of the single step; the paper's is 999 (default: 400)")
-    add("--steps", type=int, help="training steps (default: 300 of 8 labels; by diffusion 1,000)")
+    add(
+        "--base", type=path_flag, help="folder of the base model (default: miniworld/mini-sd; for diffusion mini-sd-2)"
+    )
+    add(
+        "--timestep", type=int, default=TIMESTEP, help="timestep of the single step; the paper's is 999 (default: 400)"
+    )
+    add("--steps", type=int, help="training steps (default: 300 of 8 labels; for diffusion 1,000)")
     add("--train", type=int, default=300, help="labelled scenes (default: 300)")
     add("--val", type=int, default=100, help="unseen scenes (default: 100)")
-    add("--seed", type=int, default=0, help="another seed is another world of scenes (default: 0)")
-    add("--only_lora", action="store_true", help="leave out the trainings that the LoRA is compared with")
-    add("--keep", type=path_flag, help="also write the LoRA into this folder, in half precision, to be shipped")
-    add("--page", action="store_true", help="train nothing: gather the tables and pictures in --out")
+    add("--seed", type=int, default=0, help="seed of the scenes (default: 0)")
+    add("--only_lora", action="store_true", help="do not train the LoRAs for comparison")
+    add("--keep", type=path_flag, help="also write the LoRA into this folder in half precision, for shipping")
+    add("--page", action="store_true", help="train nothing: collect the tables and images in --out")
     flags = "task method base timestep steps train val seed only_lora keep"
     parser.only(flags, lambda a: not a.page, "with --page, which trains nothing")
     parser.only("timestep", lambda a: a.method == "single", "by diffusion, which runs through all timesteps")
@@ -49,15 +53,17 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     if args.seed < 0:
         raise InputError(f"--seed={args.seed}: must not be negative")
     if not (args.base / "unet").is_dir():
-        raise InputError(f"--base={args.base}: no Stable Diffusion folder (unet/ is expected in it)")
+        raise InputError(f"--base={args.base}: not a Stable Diffusion folder (it has no unet/)")
     return args
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
 
-    from miniworld.demo_page import write_page  # only now: PyTorch takes seconds to import, --help should not
-    from miniworld.demo_steps import run_demo
+    from miniworld.demo_steps import (
+        run_demo,
+        write_page,
+    )  # only now: PyTorch takes seconds to import, --help should not
 
     write_page(args.out) if args.page else run_demo(args)
 

@@ -1,4 +1,4 @@
-"""The demo's steps, one after the other, each by the command that a user with DIODE and Stable Diffusion runs."""
+"""The demo's steps, each by the command that a user with DIODE and Stable Diffusion runs, and the demo's tables."""
 
 import argparse
 import json
@@ -7,46 +7,51 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
+from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 
 from dataloaders.diode import Diode
-from miniworld.demo_page import compare, row_names, table
-from miniworld.references import random_control, untrained_lora, write_mean_label, write_vae_ceiling
-from miniworld.tasks import evaluation_flags
+from miniworld.references import evaluation_flags, random_control, untrained_lora, write_mean_label, write_vae_ceiling
 from utils.intrinsics import INTRINSICS, Intrinsic
 from utils.lora import CONV_IN, SAFETENSORS, read_lora
+from utils.maps.pictures import CAPTION_HEIGHT, sheet, strip, truth_picture
 
 ROOT = Path(__file__).resolve().parent.parent
 DONOR = ROOT / "miniworld" / "mini-ip2p"
 SCRIPTS = {"single": "sd_single", "augunet": "augunet"}
 INFERENCE = {"single": "inference_sd_single.py", "augunet": "inference_augunet.py"}
+PAGE_ROWS, GAP = (0, 3), 12  # the rows of each run on the page (a room, a yard), and pixels between runs
 SIDE, ROWS, RANK = 64, 6, 16
 BATCH = 8
 
 
 @dataclass(frozen=True)
 class Training:
-    """One of the trainings that run at once: a LoRA on these layers of this base."""
+    """One of the trainings that run in parallel: a LoRA on these layers of this base."""
 
     base: Path
     targets: str
 
 
 def run_demo(args: argparse.Namespace) -> None:
-    """Render, train, predict, score: all of it in `args.out`. `args`: as `miniworld.demo` parses them."""
+    """Render, train, predict and score in `args.out`. `args`: as `miniworld.demo` parses them."""
     intrinsic, method, base = INTRINSICS[args.task], args.method, args.base.resolve()
     diode, out = args.out.resolve() / "DIODE", args.out.resolve() / f"{args.task}-{method}"
 
     step("1/4  render scenes in DIODE's layout, with labels")
     size = ("--train", args.train, "--val", args.val, "--size", "128x96", "--truth", "--seed", args.seed)
     python("-m", "miniworld.scenes", "--root", diode, *size)
-    shutil.rmtree(out, ignore_errors=True)  # only now: scenes of other settings end the run, and keep the old results
+    shutil.rmtree(
+        out, ignore_errors=True
+    )  # only now: scenes of other settings end the run above, and the old results are kept
 
-    step(f"2/4  train LoRAs for {args.steps} steps of {BATCH} labels, at once: on the base, and for comparison")
+    step(f"2/4  train LoRAs for {args.steps} steps of {BATCH} labels, in parallel: on the base, and for comparison")
     trainings = {"lora": Training(base, "all")}
     if not args.only_lora:
         trainings["random"] = Training(random_control(base, out / "random-sd"), "all")
@@ -54,21 +59,21 @@ def run_demo(args: argparse.Namespace) -> None:
             trainings["attention"] = Training(base, "attention")
     train(trainings, args, diode, out)
 
-    step("3/4  predict what training has not seen")
+    step("3/4  predict unseen images")
     train_set, unseen = (
         Diode(intrinsic, diode / intrinsic.truth_folder, diode / "pseudo" / args.task, split, resolution=SIDE)
         for split in ("train", "val")
     )
-    pictures = out / "unseen"
-    pictures.mkdir()
+    images = out / "unseen"
+    images.mkdir()
     for stem in unseen.stems:
-        shutil.copy(unseen.rgb_root / f"{stem}.png", pictures)
+        shutil.copy(unseen.rgb_root / f"{stem}.png", images)
     header = {"task": args.task, "method": {"single": "single-step"}.get(method, method), "steps": 0}
     header |= {"timestep": args.timestep} if method == "single" else {}
     untrained_lora(base, DONOR if method == "augunet" else None, out / "untrained", header)
     inference = {}
     for name in (*trainings, "untrained"):
-        words = [ROOT / INFERENCE[method], "--lora", out / name, "--input_dir", pictures]
+        words = [ROOT / INFERENCE[method], "--lora", out / name, "--input_dir", images]
         words += ["--output_dir", out / "predictions" / name]
         words += ["--pretrained_model_name_or_path", trainings[name].base if name in trainings else base]
         words += ["--resolution", SIDE, "--center_crop", "--batch_size", 10, "--npy"]
@@ -80,23 +85,23 @@ def run_demo(args: argparse.Namespace) -> None:
     step("4/4  score")
     names = row_names(base.name, (*trainings, "mean", "untrained", "ceiling"))
     at_once({f"score-{name}": scoring(name, intrinsic, diode, out) for name in names}, out)
-    found = {name: json.loads((out / f"{name}.json").read_text()) for name in names}
+    results = {name: json.loads((out / f"{name}.json").read_text()) for name in names}
     if args.keep:
         keep(out / "lora", base, args.keep)
     at = f", t = {args.timestep}" if method == "single" else ""
     title = f"{args.val} unseen scenes, {args.task}, {method}{at}"
-    text = table(found, names, intrinsic, title)
+    text = results_table(results, names, intrinsic, title)
     (out / "results.md").write_text(text + "\n")
     chosen = np.linspace(0, len(unseen) - 1, ROWS).astype(int).tolist()
     predicted = out / "predictions" / "lora" / args.task / "predicted"
-    page = compare([unseen[index] for index in chosen], intrinsic, predicted)
+    page = comparison_sheet([unseen[index] for index in chosen], intrinsic, predicted)
     page.save(out / "demo.png")
     print(f"\n{text}\n\nRGB | ground truth | label | prediction, {ROWS} unseen images: {out / 'demo.png'}")
-    print(f"report: {out / 'report' / 'index.html'}\n{base.name} shows the way, not Stable Diffusion's quality")
+    print(f"report: {out / 'report' / 'index.html'}\n{base.name} is a toy: Stable Diffusion is far more accurate")
 
 
 def train(trainings: dict[str, Training], args: argparse.Namespace, diode: Path, out: Path) -> None:
-    """Run the training script for all rows at once. They have one VAE, and share its latents."""
+    """Run the training script for all rows in parallel. They have the same VAE and share its latents."""
     commands = {}
     for name, training in trainings.items():
         words = ["-m", "accelerate.commands.launch", "--num_processes", 1, "--num_machines", 1]
@@ -121,8 +126,8 @@ def scoring(name: str, intrinsic: Intrinsic, diode: Path, out: Path) -> list[obj
 
 
 def keep(lora: Path, base: Path, folder: Path) -> None:
-    """Copy the LoRA in half precision, with AugUNet's conv_in. Its header names models of this repository
-    by their place in it.
+    """Copy the LoRA in half precision, with AugUNet's conv_in. Its header names the models of this repository by their
+    paths in it.
     """
     state, metadata, _ = read_lora(lora)
     inside = base.is_relative_to(ROOT)
@@ -140,7 +145,7 @@ def step(text: str) -> None:
 
 
 def at_once(commands: dict[str, list[object]], out: Path) -> None:
-    """Run all of them, sharing the cores: the first shows its progress, the others write <out>/<name>.log."""
+    """Run all commands in parallel, sharing cores. The first shows its progress, the others write <out>/<name>.log."""
     threads = max(1, available_cores() // len(commands))
     first, *others = commands
     running = [begin(*commands[first], threads=threads)]
@@ -153,12 +158,12 @@ def at_once(commands: dict[str, list[object]], out: Path) -> None:
 
 
 def available_cores() -> int:
-    """Those that this process may use, where the system says so; else all."""
+    """The cores that this process may use, if the system reports them, else all."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def begin(*words: object, log: Path | None = None, threads: int | None = None) -> tuple[subprocess.Popen, Path | None]:
-    """Start Python with these arguments in the project's root, showing the command; its output goes into `log`."""
+    """Print the command and start Python with these arguments in the project's root; its output goes into `log`."""
     command = [sys.executable, *map(str, words)]
     print("$ python " + shlex.join(command[1:]) + (f" > {log}" if log else ""), flush=True)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)} | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
@@ -167,7 +172,72 @@ def begin(*words: object, log: Path | None = None, threads: int | None = None) -
 
 
 def python(*words: object) -> None:
-    """`begin` and wait; stop the demo if it fails."""
+    """`begin` and wait. If it fails, stop the demo."""
     status = begin(*words)[0].wait()
     if status:
         sys.exit(status)
+
+
+def row_names(base: str, rows: Collection[str]) -> dict[str, str]:
+    """Row -> its name in the table, for the rows of this run, in the table's order."""
+    names = {
+        "lora": f"LoRA on all layers of {base}",
+        "attention": f"LoRA on {base}'s attention layers alone (the paper's place)",
+        "mean": "mean of the training labels, pixel by pixel",
+        "random": "LoRA on all layers of a randomly initialised UNet",
+        "untrained": "no training at all",
+        "ceiling": "the label itself, through the VAE",
+    }
+    return {row: name for row, name in names.items() if row in rows}
+
+
+def results_table(results: dict[str, dict], names: dict[str, str], intrinsic: Intrinsic, title: str) -> str:
+    """The results by row as a Markdown table: each score with its 95 % interval."""
+    lines = [f"| {title} | {' | '.join(intrinsic.scores.values())} |"]
+    lines.append("|---" * (1 + len(intrinsic.scores)) + "|")
+    for name, result in results.items():
+        cells = []
+        for metric in intrinsic.scores:
+            low, high = result["intervals"][metric]
+            cells.append(f"{result['metrics'][metric]:.3g} [{low:.3g}, {high:.3g}]")
+        lines.append(f"| {names[name]} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def comparison_sheet(samples: list[dict], intrinsic: Intrinsic, folder: Path, zoom: int = 2) -> Image.Image:
+    """RGB | ground truth | label | the map in `folder`, for each sample, enlarged."""
+    rows = []
+    for sample in samples:
+        path = next(folder.glob(f"{Path(sample['stem']).name}_*.png"))
+        image = np.array(Image.open(path).convert("RGB"))
+        prediction = torch.from_numpy(image).permute(2, 0, 1) / 127.5 - 1
+        truth = truth_picture(sample["gt"], sample["valid"], intrinsic)
+        row = strip([sample["rgb"], truth, sample["target"], prediction])
+        rows.append(row.resize((row.width * zoom, row.height * zoom), Image.Resampling.NEAREST))
+    return sheet(rows, ["RGB", "ground truth", "label", "prediction"])
+
+
+def write_page(out: Path) -> None:
+    """Write the tables of all runs in `out` as one Markdown file, and some rows of each run's maps as one image."""
+    runs = {(task, method): out / f"{task}-{method}" for task in INTRINSICS for method in SCRIPTS}
+    runs = {what: run for what, run in runs.items() if (run / "results.md").exists()}
+    if not runs:
+        sys.exit(f"error: {out} contains no run of the demo; make demo-all runs them all")
+    (out / "all.md").write_text("\n".join((run / "results.md").read_text() for run in runs.values()))
+    methods = [method for method in SCRIPTS if any(method == one for _, one in runs)]
+    tasks = [task for task in INTRINSICS if any(task == one for one, _ in runs)]
+    tiles = {what: Image.open(run / "demo.png") for what, run in runs.items()}
+    width = next(iter(tiles.values())).width
+    side = width // 4
+    right, down = width + GAP, 2 * CAPTION_HEIGHT + len(PAGE_ROWS) * side + GAP
+    page = Image.new("RGB", (len(methods) * right, len(tasks) * down), "white")
+    draw = ImageDraw.Draw(page)
+    for (task, method), tile in tiles.items():
+        left, top = methods.index(method) * right, tasks.index(task) * down
+        draw.text((left + 2, top + 1), f"{task}, {method}", fill="black")
+        page.paste(tile.crop((0, 0, width, CAPTION_HEIGHT)), (left, top + CAPTION_HEIGHT))
+        for place, row in enumerate(PAGE_ROWS):
+            found = tile.crop((0, CAPTION_HEIGHT + row * side, width, CAPTION_HEIGHT + (row + 1) * side))
+            page.paste(found, (left, top + 2 * CAPTION_HEIGHT + place * side))
+    page.save(out / "all.jpg", quality=92)
+    print(f"{len(runs)} runs: {out / 'all.md'} and {out / 'all.jpg'}")

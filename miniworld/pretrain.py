@@ -1,15 +1,15 @@
-"""Train the project's own small Stable Diffusion from scratch, on rendered pictures and their captions alone.
+"""Train the project's own small Stable Diffusion from scratch, on rendered images and their captions only.
 
-    python -m miniworld.pretrain --out miniworld/mini-sd            # train what is not trained yet, save, measure
-    python -m miniworld.pretrain --out miniworld/mini-sd --report   # measure what lies there
-    python -m miniworld.pretrain --continue_from miniworld/mini-sd --out output/mini-sd        # train it on
+    python -m miniworld.pretrain --out miniworld/mini-sd            # train what is missing, save, measure
+    python -m miniworld.pretrain --out miniworld/mini-sd --report   # measure what is there
+    python -m miniworld.pretrain --continue_from miniworld/mini-sd --out output/mini-sd        # train it further
     python -m miniworld.pretrain --velocity_from miniworld/mini-sd --out miniworld/mini-sd-2     # to predict velocity
 
-The stages, each a module of `miniworld.pretraining`: the VAE, then its decoder alone (`vae`); text encoder and UNet
-together (`generator`); and a UNet that also reads a picture (`editor`), saved beside --out as mini-ip2p. A generator
-that is there already can be trained on, with an editor of its own, or made into one that predicts velocity
-(`continued`). Checkpoints, logs, sample sheets and the UNet's snapshots along the training lie in --work. Interrupted,
-the same command goes on where it was cut off.
+The stages, each a module of `miniworld.pretraining`, are the VAE, then its decoder alone (`vae`), text encoder and
+UNet together (`generator`), and a UNet with an image as a second input (`editor`), saved next to --out as mini-ip2p.
+An existing generator can be trained further, with its own editor, or turned into one that predicts velocity
+(`continued`). Checkpoints, logs, sample sheets and snapshots of the UNet are written to --work. After an interruption
+the same command resumes.
 """
 
 import argparse
@@ -22,13 +22,12 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 
-from miniworld.pretraining.card import write_velocity_card
 from miniworld.pretraining.continued import MORE, VELOCITY, continued_stage, latents_of, velocity_stage
 from miniworld.pretraining.editor import build_editor, editor_stage
-from miniworld.pretraining.generator import Latents, Parts, build_generator, encode_pictures, generator_stage
+from miniworld.pretraining.generator import Latents, Parts, build_generator, encode_images, generator_stage
+from miniworld.pretraining.image_cache import cached_images
 from miniworld.pretraining.model_folder import load_generator, save_editor, save_generator, save_velocity
-from miniworld.pretraining.picture_cache import cached_pictures
-from miniworld.pretraining.report import report
+from miniworld.pretraining.report import report, write_velocity_card
 from miniworld.pretraining.stage import run_stage, snapshot_steps
 from miniworld.pretraining.vae import build_mini_vae, decoder_stage, enlarge, vae_stage
 from utils.cli import Parser, path_flag
@@ -50,7 +49,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--out",
         type=path_flag,
         default=Path("miniworld/mini-sd"),
-        help="Stable Diffusion folder; mini-ip2p lies beside",
+        help="Stable Diffusion folder; mini-ip2p is written next to it",
     )
     add(
         "--work",
@@ -59,10 +58,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="checkpoints, logs, sample sheets, cached scenes",
     )
     add("--continue_from", type=path_flag, metavar="FOLDER", help="train this generator for --unet_steps more, then "
-        "an editor for it; --out must lie in another folder")  # fmt: skip
+        "an editor for it; --out must be in another folder")  # fmt: skip
     add("--velocity_from", type=path_flag, metavar="FOLDER", help="train this generator to predict velocity, for "
         "--velocity_steps; --out borrows its VAE by relative links")  # fmt: skip
-    add("--report", action="store_true", help="train nothing: measure what lies in --out and --work")
+    add("--report", action="store_true", help="train nothing: measure what is in --out and --work")
     add(
         "--sheet",
         type=path_flag,
@@ -72,20 +71,22 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--vae_steps", type=int, default=4500, help="steps of the VAE")
     add("--decoder_steps", type=int, default=8000, help="steps of the VAE's decoder alone, in two cycles")
     add("--unet_steps", type=int, default=5000, help="steps of text encoder and UNet")
-    add("--ip2p_steps", type=int, default=600, help="steps of the UNet that reads a picture")
+    add("--ip2p_steps", type=int, default=600, help="steps of the editor, the UNet with an image as input")
     add("--velocity_steps", type=int, default=700, help="steps of a generator that learns to predict velocity")
-    add("--vae_scenes", type=int, default=4096, help="pictures for the VAE")
-    add("--scenes", type=int, default=24576, help="pictures for the UNets")
-    add("--codec_batch", type=int, default=16, help="pictures a step of the VAE, crops of half the side at first")
-    add("--batch", type=int, default=32, help="pictures a step of the UNets")
+    add("--vae_scenes", type=int, default=4096, help="images for the VAE")
+    add("--scenes", type=int, default=24576, help="images for the UNets")
+    add("--vae_batch", type=int, default=16, help="images per step of the VAE; at first, crops of half the side")
+    add("--batch", type=int, default=32, help="images per step of the UNets")
     add("--full_precision", action="store_true", help="float32 instead of bfloat16 autocast")
-    add("--workers", type=int, default=os.cpu_count(), help="processes that render")
-    add("--seed", type=int, default=0, help="of pictures, weights, batches and noise")
-    trained = "unet_steps vae_steps decoder_steps ip2p_steps velocity_steps vae_scenes scenes codec_batch batch"
+    add("--workers", type=int, default=os.cpu_count(), help="rendering processes")
+    add("--seed", type=int, default=0, help="seed of images, weights, batches and noise")
+    trained = "unet_steps vae_steps decoder_steps ip2p_steps velocity_steps vae_scenes scenes vae_batch batch"
     parser.only(
         f"{trained} until full_precision workers", lambda a: not a.report, "with --report, which trains nothing"
     )
-    parser.only("vae_steps decoder_steps vae_scenes codec_batch", _anew, "with --continue_from and --velocity_from")
+    parser.only(
+        "vae_steps decoder_steps vae_scenes vae_batch", _from_scratch, "with --continue_from and --velocity_from"
+    )
     parser.only("unet_steps ip2p_steps until", lambda a: not a.velocity_from, "with --velocity_from")
     parser.only("velocity_steps", lambda a: a.velocity_from, "without --velocity_from")
     reported = "with --until before ip2p, after which nothing is reported"
@@ -96,35 +97,37 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def _anew(args: argparse.Namespace) -> bool:
+def _from_scratch(args: argparse.Namespace) -> bool:
     return not (args.continue_from or args.velocity_from)
 
 
 def check(args: argparse.Namespace) -> None:
-    """InputError for flags that exclude each other, or a generator that is not there."""
+    """InputError for flags that exclude each other, or a generator that does not exist."""
     if args.continue_from and args.velocity_from:
         raise InputError("--continue_from and --velocity_from exclude each other: leave one out")
     for name in ("continue_from", "velocity_from"):
         folder = getattr(args, name)
         if folder and not (folder / "model_index.json").is_file():
-            raise InputError(f"--{name}={folder}: no Stable Diffusion folder (model_index.json is expected in it)")
+            raise InputError(f"--{name}={folder}: not a Stable Diffusion folder (it has no model_index.json)")
     if args.continue_from and args.continue_from.resolve().parent == args.out.resolve().parent:
-        raise InputError(f"--out={args.out}: mini-ip2p beside --continue_from would be replaced; name another folder, "
-            "such as output/mini-sd")  # fmt: skip
+        raise InputError(f"--out={args.out}: mini-ip2p next to --continue_from would be replaced; name another "
+            "folder, such as output/mini-sd")  # fmt: skip
     if args.velocity_from and args.velocity_from.resolve() == args.out.resolve():
-        raise InputError(f"--out={args.out}: is --velocity_from's folder, which stays as it is; name a new one")
+        raise InputError(f"--out={args.out}: is --velocity_from's folder, which must not change; name a new one")
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    logging.getLogger("diffusers").setLevel(logging.ERROR)  # a missing safety checker is on purpose
+    logging.getLogger("diffusers").setLevel(
+        logging.ERROR
+    )  # it would warn of the missing safety checker, which is intended
     if not args.full_precision:
         warn_of_slow_bf16(torch.bfloat16, "cpu", "--full_precision")
     if not args.report:
         if args.velocity_from:
             train_velocity(args)
         elif args.continue_from:
-            train_on(args)
+            train_further(args)
         else:
             train(args)
     if args.report or args.velocity_from or args.until == "ip2p":
@@ -132,26 +135,26 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def train(args: argparse.Namespace) -> None:
-    """The stages, each from where it stands, and the two folders."""
+    """Run or resume each stage, and write the two folders."""
     half = not args.full_precision
     scenes = args.work / "scenes"
     torch.manual_seed(args.seed)
     vae, parts = build_mini_vae(), build_generator()
 
-    rgb, _ = cached_pictures(scenes, args.seed, args.vae_scenes, SIZE, args.workers)
+    rgb, _ = cached_images(scenes, args.seed, args.vae_scenes, SIZE, args.workers)
     settings = {"steps": args.vae_steps, "learning_rate": 1e-3, "seed": args.seed}
-    run_stage(vae_stage(vae, rgb, args.work / "vae", args.codec_batch, half, **settings))
+    run_stage(vae_stage(vae, rgb, args.work / "vae", args.vae_batch, half, **settings))
     if args.until == "vae":
         return
 
     settings = {"steps": args.decoder_steps, "learning_rate": 5e-4, "seed": args.seed, "cycles": 2}
-    run_stage(decoder_stage(vae, rgb, args.work / "decoder", args.codec_batch, half, **settings))
+    run_stage(decoder_stage(vae, rgb, args.work / "decoder", args.vae_batch, half, **settings))
     vae.requires_grad_(False)
     if args.until == "decoder":
         return
 
-    rgb, captions = cached_pictures(scenes, args.seed, args.scenes, SIZE, args.workers)
-    data = encode_pictures(vae, rgb, captions, parts.tokenizer, args.work / "latents", half)
+    rgb, captions = cached_images(scenes, args.seed, args.scenes, SIZE, args.workers)
+    data = encode_images(vae, rgb, captions, parts.tokenizer, args.work / "latents", half)
     factor = data.scale / SCALING_FACTOR
     enlarge(vae, factor)
     data = replace(data, mean=factor * data.mean, std=factor * data.std, scale=SCALING_FACTOR)
@@ -167,8 +170,8 @@ def train(args: argparse.Namespace) -> None:
     train_editor(args, parts, vae, rgb, data, "ip2p")
 
 
-def train_on(args: argparse.Namespace) -> None:
-    """More steps of a generator that is there, and an editor that begins as it, not as its predecessor."""
+def train_further(args: argparse.Namespace) -> None:
+    """Train an existing generator for more steps, then an editor that starts from the result."""
     parts, vae, rgb, data = open_generator(args.continue_from, args)
     settings = {"steps": args.unet_steps, "learning_rate": 5e-4, "seed": args.seed, "ema_decay": 0.999}
     settings |= {"snapshots": snapshot_steps(args.unet_steps)}
@@ -180,7 +183,7 @@ def train_on(args: argparse.Namespace) -> None:
 
 
 def train_velocity(args: argparse.Namespace) -> None:
-    """A generator that is there learns to predict velocity."""
+    """Train an existing generator to predict velocity."""
     parts, vae, _, data = open_generator(args.velocity_from, args)
     settings = {"steps": args.velocity_steps, "learning_rate": 5e-4, "seed": args.seed, "ema_decay": 0.995}
     settings |= {"snapshots": snapshot_steps(args.velocity_steps), "save_every": 50}
@@ -192,16 +195,16 @@ def train_velocity(args: argparse.Namespace) -> None:
 
 
 def open_generator(folder: Path, args: argparse.Namespace) -> tuple[Parts, AutoencoderKL, np.ndarray, Latents]:
-    """A trained generator, its VAE, and the pictures (N,S,S,3) uint8 with their latents."""
+    """A trained generator, its VAE, and the images (N,S,S,3) uint8 with their latents."""
     parts, vae = load_generator(folder)
-    rgb, captions = cached_pictures(args.work / "scenes", args.seed, args.scenes, SIZE, args.workers)
+    rgb, captions = cached_images(args.work / "scenes", args.seed, args.scenes, SIZE, args.workers)
     return parts, vae, rgb, latents_of(parts, vae, rgb, captions, args.work / "latents", not args.full_precision)
 
 
 def train_editor(
     args: argparse.Namespace, parts: Parts, vae: AutoencoderKL, rgb: np.ndarray, data: Latents, name: str
 ) -> None:
-    """The UNet that reads a picture, begun as the generator; `name`: of its folder in --work."""
+    """Train the UNet with an image as input, starting from the generator. name: its folder in --work."""
     editor = build_editor(parts.unet)
     settings = {"steps": args.ip2p_steps, "learning_rate": 3e-4, "seed": args.seed, "ema_decay": 0.99}
     half = not args.full_precision

@@ -1,8 +1,8 @@
-"""Train the project's own small autoregressive generator, on rendered pictures alone.
+"""Train the project's own small autoregressive generator, on rendered images only.
 
     python -m miniworld.pretrain_ar --out miniworld/mini-ar
 
-Interrupted, the same command goes on where it was cut off.
+After an interruption the same command resumes.
 """
 
 import argparse
@@ -27,29 +27,31 @@ from miniworld.pretraining.autoregressive import (
     transformer_stage,
     vq_gates,
 )
-from miniworld.pretraining.picture_cache import cached_pictures
+from miniworld.pretraining.image_cache import cached_images
 from miniworld.pretraining.report import DRAWN
 from miniworld.pretraining.stage import run_stage, snapshot_steps
-from miniworld.pretraining.unconditional import add_flags, draw_sheet, report, sample_gates
+from miniworld.pretraining.unconditional import add_flags, draw_sheet, sample_gates, write_report
 from utils.cli import Parser, path_flag
 from utils.errors import run
 from utils.training.args import RECOMMENDED
 
 SIZE = 64
-TEXT = """A generator of 64 x 64 pixels that draws token by token, by `python -m miniworld.pretrain_ar`:
-pictures as 16 x 16 tokens of {codes}, and a decoder-only transformer ({layers} layers, {heads}
-heads, {width} wide) that has learnt the next token of rendered rooms and yards. The VQ model is
-mini-sd's VAE with a codebook: k-means over its latents of pictures in many colours. No normal,
-depth, albedo or shading map took part. `ar_pseudo.py` trains LoRAs on it. Weights in fp16."""
+TEXT = """A generator of 64 x 64 pixels that works token by token, by `python -m miniworld.pretrain_ar`:
+images as 16 x 16 tokens of {codes}, and a decoder-only transformer ({layers} layers, {heads}
+heads, {width} wide) that was trained to predict the next token of rendered rooms and yards. The VQ model is
+mini-sd's VAE with a codebook: k-means over its latents of images in many colours. No normal,
+depth, albedo or shading map was used. `ar_pseudo.py` trains LoRAs on it. Weights in fp16."""
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(prog="python -m miniworld.pretrain_ar", description=__doc__.split("\n\n")[0])
     add_flags(parser, Path("miniworld/mini-ar"), steps=3000, batch=16, scenes=16384)
     mini_sd = Path("miniworld/mini-sd")
-    parser.add_argument("--vae_from", type=path_flag, default=mini_sd, help="whose VAE the VQ model's layers are")
-    parser.add_argument("--sheet", type=path_flag, default=Path("docs/mini_ar.jpg"), help="picture of samples")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that render them")
+    parser.add_argument(
+        "--vae_from", type=path_flag, default=mini_sd, help="model folder whose VAE becomes the VQ model"
+    )
+    parser.add_argument("--sheet", type=path_flag, default=Path("docs/mini_ar.jpg"), help="sheet of samples")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="rendering processes")
     return parser.parse_args(argv)
 
 
@@ -59,16 +61,16 @@ def main(argv: list[str] | None = None) -> None:
         train(args)
     vq = VQModel.from_pretrained(args.out / "vq").float()
     whole = LlamaForCausalLM.from_pretrained(args.out / "transformer").float().eval()
-    pictures = sample(whole, vq, DRAWN, args.seed)
-    gates = [*vq_gates(vq, args.seed), *sample_gates(pictures, args.seed)]
+    images = sample(whole, vq, DRAWN, args.seed)
+    gates = [*vq_gates(vq, args.seed), *sample_gates(images, args.seed)]
     text = TEXT.format(codes=CODES, layers=LAYERS, width=WIDTH, heads=HEADS)
-    report(args.out, args.work, NAME, gates, text)
-    draw_sheet(pictures, args.sheet)
+    write_report(args.out, args.work, NAME, gates, text)
+    draw_sheet(images, args.sheet)
 
 
 def train(args: argparse.Namespace) -> None:
-    """Train what is not trained yet, and save it."""
-    rgb, _ = cached_pictures(args.work / "scenes", args.seed, args.scenes, SIZE, args.workers)
+    """Train what is missing, and save it."""
+    rgb, _ = cached_images(args.work / "scenes", args.seed, args.scenes, SIZE, args.workers)
     vq = build_vq(AutoencoderKL.from_pretrained(args.vae_from, subfolder="vae").float(), rgb, args.seed)
     deepcopy(vq).half().save_pretrained(args.out / "vq")
     tokens = cached_tokens(vq, rgb, args.work / NAME)

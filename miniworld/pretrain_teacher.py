@@ -2,7 +2,7 @@
 
     python -m miniworld.pretrain_teacher --out miniworld/mini-teacher
 
-Interrupted, the same command goes on where it was cut off.
+After an interruption the same command resumes.
 """
 
 import argparse
@@ -11,17 +11,23 @@ from pathlib import Path
 import torch
 
 from miniworld.pretraining.stage import run_stage
-from miniworld.pretraining.teacher import NAME, build_teacher, cached_maps, save_teacher, teacher_stage
-from miniworld.pretraining.teacher_gates import teacher_gates
-from miniworld.pretraining.unconditional import add_flags, report
+from miniworld.pretraining.teacher import (
+    NAME,
+    build_teacher,
+    cached_maps,
+    save_teacher,
+    teacher_gates,
+    teacher_stage,
+)
+from miniworld.pretraining.unconditional import add_flags, write_report
 from utils.cli import Parser
 from utils.errors import run
 
 SIZE = 64
-TEXT = """A supervised network for normals, depth, albedo and shading at once: diffusers' UNet2DModel, trained by
+TEXT = """A supervised network for normals, depth, albedo and shading together: diffusers' UNet2DModel, trained by
 `python -m miniworld.pretrain_teacher` on rendered rooms and yards of 64 x 64 pixels with their exact labels. It labels
-what a GAN draws (`gan_pseudo.py`), and any picture: `pseudo_label.py --teacher miniworld/mini-teacher`. It knows its
-own small world. Weights in fp16."""
+a GAN's images (`gan_pseudo.py`) or any others: `pseudo_label.py --teacher miniworld/mini-teacher`. It was trained on
+this small world only. Weights in fp16."""
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -34,11 +40,11 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     if not args.report:
         train(args)
-    report(args.out, args.work, NAME, teacher_gates(args.out, args.seed), TEXT)
+    write_report(args.out, args.work, NAME, teacher_gates(args.out, args.seed), TEXT)
 
 
 def train(args: argparse.Namespace) -> None:
-    """Train what is not trained yet, and save it."""
+    """Train what is missing, and save it."""
     maps = cached_maps(args.work / "maps", args.seed, args.scenes, SIZE)
     torch.manual_seed(args.seed)
     settings = {"steps": args.steps, "learning_rate": 2e-3, "seed": args.seed, "ema_decay": 0.995}

@@ -1,4 +1,4 @@
-"""The scene on which a teacher is checked before it labels anything: floor, walls and a sphere."""
+"""The scene that checks a teacher before it labels anything: floor, walls and a sphere."""
 
 import numpy as np
 

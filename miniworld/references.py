@@ -1,4 +1,4 @@
-"""What a trained LoRA's error has to be seen beside: maps predicted without a pretrained generator, or untrained."""
+"""Baselines for a trained LoRA's error: maps predicted without a pretrained generator, or without training."""
 
 import shutil
 from collections.abc import Iterable
@@ -31,7 +31,7 @@ def random_control(base: Path, folder: Path, seed: int = 0) -> Path:
 
 
 def untrained_lora(base: Path, donor: Path | None, folder: Path, metadata: dict[str, object]) -> None:
-    """A LoRA that changes nothing, as a run of no steps would leave it; `donor`: where AugUNet's conv_in is from."""
+    """A LoRA that changes nothing, as after a run of 0 steps. donor: the source of AugUNet's conv_in."""
     unet = load_base(str(base)).unet
     if donor:
         widen_conv_in(unet, load_donor(str(donor)))
@@ -40,7 +40,7 @@ def untrained_lora(base: Path, donor: Path | None, folder: Path, metadata: dict[
 
 
 def write_mean_label(train_set: Maps, stems: Iterable[str], intrinsic: Intrinsic, folder: Path) -> None:
-    """The mean of all training labels, pixel by pixel, as everyone's answer."""
+    """The mean of all training labels, pixel by pixel, as the prediction for every image."""
     total = sum(train_set[index]["target"].double() for index in range(len(train_set)))
     write_maps({stem: (total / len(train_set)).float() for stem in stems}, intrinsic, folder)
 
@@ -53,14 +53,23 @@ def write_vae_ceiling(base: Path, unseen: Diode, intrinsic: Intrinsic, folder: P
 
 @torch.inference_mode()
 def through_vae(vae: AutoencoderKL, labels: Tensor) -> Tensor:
-    """Labels (B,3,H,W) in [-1,1] after E and D: the best that any prediction in latents can be."""
+    """Labels (B,3,H,W) in [-1,1] after E and D: the best possible prediction in latents."""
     return decode(vae, vae.config.scaling_factor * mode(vae, labels))
 
 
 def write_maps(maps: dict[str, Tensor], intrinsic: Intrinsic, folder: Path) -> None:
-    """Stem -> (3,R,R), written where and as the inference scripts write."""
+    """Write maps, stem -> (3,R,R), to the inference scripts' paths and in their formats."""
     target = folder / intrinsic.name / "predicted"
     target.mkdir(parents=True)
     for stem, prediction in maps.items():
         path = target / f"{Path(stem).name}_{intrinsic.name}.png"
         write(Prediction(intrinsic, prediction), path, Output(("png", "npy")))
+
+
+def evaluation_flags(intrinsic: Intrinsic) -> tuple[str, ...]:
+    """evaluate.py's flags for this intrinsic on a rendered tree, besides --task, --pred_dir and --gt_dir."""
+    if intrinsic.kind == "normals":
+        return ("--protocol", "pooled")
+    if intrinsic.kind == "depth":
+        return ("--protocol", "diode", "--erode", "0")
+    return ("--pred_space", "srgb", "--gt_space", "linear")

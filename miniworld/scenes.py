@@ -1,6 +1,6 @@
 """Ray-cast rooms and yards with exact depth, normals, albedo and shading.
 
-As a library: `render` one scene, or `stream` pictures with captions. As a command: a data set in DIODE's layout.
+As a library: `render` one scene, or `stream` images with captions. As a command: write a data set in DIODE's layout.
 
     python -m miniworld.scenes --root data/miniworld --train 300 --val 40 --size 128x96
 """
@@ -35,9 +35,9 @@ def render(seed, kind: str, height: int = 64, width: int = 64) -> Rendering:
 
 
 def stream(seed: int, size: int = 64, start: int = 0) -> Iterator[tuple[np.ndarray, str]]:
-    """Endless pairs of picture (size, size, 3) uint8 and caption, rooms and yards in turn. No other map leaves here.
+    """Endless pairs of image (size, size, 3) uint8 and caption, rooms and yards in turn. No other map is returned.
 
-    Pair `index` depends on (seed, index) alone: a stream that begins at `start` continues one that was cut off there.
+    Pair `index` depends on (seed, index) only: a stream from `start` continues one that was interrupted there.
     """
     index = start
     while True:
@@ -47,11 +47,11 @@ def stream(seed: int, size: int = 64, start: int = 0) -> Iterator[tuple[np.ndarr
 
 
 def write_tree(root: Path, settings: Settings, workers: int = 1, overwrite: bool = False) -> bool:
-    """Write the DIODE tree described in `miniworld.render.diode_tree` and say whether there was anything to do.
+    """Write the DIODE tree described in `miniworld.render.diode_tree`. Returns whether there was anything to do.
 
-    `miniworld.json` holds the settings, and whether the tree is complete. A complete tree of the same settings is left
-    alone, an interrupted one is written again; another setting raises InputError unless `overwrite`, which
-    removes what this function wrote. Data that it did not write are never touched.
+    `miniworld.json` records the settings, and whether the tree is complete. A complete tree with the same settings is
+    left alone, an interrupted one is written again. Other settings raise InputError, or with `overwrite` replace what
+    this function wrote. Data that it did not write are never touched.
     """
     samples = list(list_samples(settings))
     if is_complete(root, settings, samples, overwrite):
@@ -62,7 +62,7 @@ def write_tree(root: Path, settings: Settings, workers: int = 1, overwrite: bool
     work = partial(write_sample, root, settings)
     bar = partial(tqdm, total=len(samples), desc=f"rendering into {root}", unit="scene", mininterval=0.5)
     if workers > 1:
-        # spawn: alike on every platform, and safe beside a torch that has started threads.
+        # spawn: the same on every platform, and safe after torch has started threads
         with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
             for _ in bar(pool.map(work, samples, chunksize=8)):
                 pass
@@ -71,18 +71,18 @@ def write_tree(root: Path, settings: Settings, workers: int = 1, overwrite: bool
             work(sample)
     write_json(root / "diode_meta.json", meta_json(settings))
     write_json(root / "miniworld.json", {"settings": asdict(settings), "complete": True})
-    (root / LOCK).unlink(missing_ok=True)  # while it is held; data sets hold data alone
+    (root / LOCK).unlink(missing_ok=True)  # while it is held; data sets contain only data
     unlock(root)
     return True
 
 
 def is_complete(root: Path, settings: Settings, samples, overwrite: bool) -> bool:
-    """Whether the tree is there already. Clears the way for another with `overwrite`, else refuses to mix two."""
+    """Check whether the tree is complete. Another tree is removed with `overwrite`; without it, InputError."""
     record = root / "miniworld.json"
     if not record.exists():
         foreign = [name for name in OWNED if (root / name).exists()]
         if foreign:
-            raise InputError(f"{root} holds {foreign[0]}, not written by miniworld: choose another --root")
+            raise InputError(f"{root} contains {foreign[0]}, not written by miniworld: choose another --root")
         return False
     try:
         found = json.loads(record.read_text())
@@ -91,7 +91,7 @@ def is_complete(root: Path, settings: Settings, samples, overwrite: bool) -> boo
         same, complete = False, False
     if not same:
         if not overwrite:
-            raise InputError(f"{root} holds scenes of other settings (see {record}): --overwrite replaces them")
+            raise InputError(f"{root} contains scenes of other settings (see {record}): --overwrite replaces them")
         for name in OWNED:
             path = root / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
@@ -122,25 +122,23 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(
         prog="python -m miniworld.scenes",
         description="Render rooms and yards with exact depth and normals in DIODE's layout, and dense "
-        "8-bit pseudo labels beside them (pseudo/normal, pseudo/depth, pseudo/albedo, pseudo/shading).",
+        "8-bit pseudo labels (pseudo/normal, pseudo/depth, pseudo/albedo, pseudo/shading).",
     )
     parser.add_argument(
         "--root",
         type=path_flag,
         required=True,
         default=argparse.SUPPRESS,
-        help="folder to write; diode_meta.json lies in it",
+        help="folder to write, with diode_meta.json in it",
     )
     parser.add_argument("--train", type=count, default=300, help="training images, half rooms and half yards")
     parser.add_argument("--val", type=count, default=40, help="validation images, half rooms and half yards")
     parser.add_argument("--size", type=parse_size, default="128x96", metavar="WxH", help="width x height in pixels")
-    parser.add_argument("--seed", type=count, default=0, help="another seed is another world")
+    parser.add_argument("--seed", type=count, default=0, help="seed of the scenes")
     parser.add_argument(
-        "--workers", type=count, default=min(8, os.cpu_count() or 1), help="processes; the files are the same for any"
+        "--workers", type=count, default=min(8, os.cpu_count() or 1), help="processes; the files do not depend on it"
     )
-    parser.add_argument(
-        "--truth", action="store_true", help="also write float32 albedo and shading, linear, below truth/"
-    )
+    parser.add_argument("--truth", action="store_true", help="also write linear float32 albedo and shading to truth/")
     parser.add_argument("--overwrite", action="store_true", help="replace scenes of other settings in --root")
     return parser.parse_args(argv)
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from generators.transformer import load_autoregressive
 from miniworld import pretrain_ar, pretrain_gan
 from miniworld.demo_steps import ROOT, python
 from studies import quality
@@ -34,7 +35,6 @@ from studies.held_out import (
 )
 from utils.cli import Parser, path_flag
 from utils.errors import run
-from utils.generators.ar_files import load_autoregressive
 from utils.intrinsics import INTRINSICS
 from utils.lora import SAFETENSORS, read_lora
 from utils.models import load_base

@@ -12,12 +12,11 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from dataloaders.diode import Diode
+from generators.pixel_prediction import Generated
+from generators.stylegan2 import CONFIG, WEIGHTS, StyleGAN2, load_gan, save_gan
+from generators.token_prediction import TokenPrediction
+from generators.transformer import Autoregressive
 from miniworld.references import through_vae
-from utils.generators.ar_files import Autoregressive
-from utils.generators.ar_objective import TokenPrediction
-from utils.generators.gan_files import CONFIG, WEIGHTS, load_gan, save_gan
-from utils.generators.generated import Generated
-from utils.generators.stylegan2 import StyleGAN2
 from utils.intrinsics import INTRINSICS, Intrinsic
 from utils.labels.teachers import load_teacher
 from utils.lora import load_attn_procs

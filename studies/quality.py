@@ -15,6 +15,7 @@ from diffusers import VQModel
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from generators.stylegan2 import CONFIG, load_gan, save_gan
 from miniworld.pretraining.autoregressive import sample
 from miniworld.pretraining.gan import build_gan, samples
 from miniworld.pretraining.gates import unseen_scenes
@@ -37,7 +38,6 @@ from studies.tables import (
     with_interval,
 )
 from utils.errors import InputError
-from utils.generators.gan_files import CONFIG, load_gan, save_gan
 
 TASK = "normal"
 NAMES = {

@@ -18,8 +18,7 @@ from PIL import Image
 from dataloaders.folder import open_folder
 from dataloaders.listing import folder_samples
 from miniworld.demo_steps import ROOT, python
-from miniworld.references import write_mean_label
-from miniworld.tasks import evaluation_flags
+from miniworld.references import evaluation_flags, write_mean_label
 from utils.cli import Parser, path_flag
 from utils.errors import InputError, run
 from utils.evaluation.args import parse_args

@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from PIL import Image
 
+from generators.token_prediction import TokenPredictor
 from studies.held_out import scenes
 from studies.tables import spearman, with_interval
 from utils.cli import Parser, expand, path_flag
 from utils.errors import InputError, run
-from utils.generators.predict import TokenPredictor
 from utils.inference import Predictor
 from utils.inference.ensemble import uncertainty_picture
 from utils.inference.job import Job, describe

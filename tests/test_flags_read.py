@@ -67,11 +67,11 @@ FLAGS = {
 
 
 def may_read(path: Path, flags: Path) -> bool:
-    """Whether a module may read the flags of another: any module those of utils and of scripts, utils all, and the
-    modules of one folder each other's.
+    """Whether a module may read the flags of another: any module those of the libraries and of scripts, utils all, and
+    the modules of one folder each other's.
     """
     reader, owner = (each.relative_to(ROOT).parts[0] for each in (path, flags))
-    return owner in ("utils", "dataloaders", flags.name) or reader in (owner, "utils")
+    return owner in ("utils", "dataloaders", "generators", flags.name) or reader in (owner, "utils")
 
 
 def dead(flags: dict, trees: dict) -> list[str]:
@@ -144,7 +144,7 @@ def parsed(command: str, words: list[str], tmp_path: Path) -> object:
         parser.set_defaults(unified_prompt="x", max_train_steps=5)
         return parse(parser, [*TRAINING.split(), *words])
     if command == "gan_pseudo":
-        from utils.generators.gan_args import gan_parser, parse_gan
+        from generators.args import gan_parser, parse_gan
 
         return parse_gan(gan_parser(""), words)
     module = importlib.import_module(command)

@@ -7,7 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import TextIO
 
 # A module of these that is missing is a defect of ours, not a package that the user has to install.
-OWN = ("utils", "dataloaders", "miniworld", "benchmarks", "studies", "interop", "integrations")
+OWN = (
+    "utils", "dataloaders", "generators", "app", "miniworld", "benchmarks", "studies", "interop", "integrations",
+)  # fmt: skip
 SHOWN = 20  # details of an error that are printed
 _UNPRINTABLE = re.compile(  # control characters; what reorders or hides text (Trojan Source); halves of surrogates
     "[\\x00-\\x1f\\x7f-\\x9f\\u061c\\u200b\\u200e\\u200f\\u2028-\\u202e\\u2060-\\u2069\\ufeff\\ud800-\\udfff"

@@ -7,7 +7,7 @@ batch is cut into processes and micro-steps.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DPMSolverMultistepScheduler
@@ -21,13 +21,12 @@ from utils.noise import gaussian
 class Objective(Protocol):
     """What the loop needs of a method.
 
-    vae: the frozen VAE, which the loop moves between devices; None where there is none. reads: what of an item
-    `predict` is given: "rgb", or "w" where a picture is a point of a GAN's space. metadata: the method in the header
-    of its LoRA files: "method", and what else inference must know.
+    vae: the frozen VAE, which the loop moves between devices. metadata: the method in the header of its LoRA files:
+    "method", and what else inference must know.
     """
 
-    vae: AutoencoderKL | None
-    reads: ClassVar[str]
+    @property
+    def vae(self) -> AutoencoderKL: ...
 
     @property
     def metadata(self) -> Mapping[str, object]: ...
@@ -38,8 +37,8 @@ class Objective(Protocol):
         Where the batch has a mask, only what it lets through counts: `masked_mse`.
         """
 
-    def predict(self, unet: nn.Module, given: Tensor, noise: list[Generator], /) -> Tensor:
-        """rgb (B,3,H,W) in [-1,1], or what else it reads, -> map (B,3,H,W) about [-1,1], not clamped."""
+    def predict(self, unet: nn.Module, rgb: Tensor, noise: list[Generator], /) -> Tensor:
+        """rgb (B,3,H,W) in [-1,1] -> map (B,3,H,W) about [-1,1], not clamped."""
 
 
 @dataclass
@@ -53,7 +52,6 @@ class SingleStep:
     vae: AutoencoderKL
     prompt: Tensor  # c (1,77,D)
     timestep: int  # T-1 in the paper
-    reads: ClassVar[str] = "rgb"
 
     @property
     def metadata(self) -> dict[str, object]:
@@ -97,7 +95,6 @@ class AugUNet:
     guidance_scale: float = 3.0
     guidance_rescale: float = 0.7
     augment_from: str | None = None  # where conv_in's image channels came from, for the metadata
-    reads: ClassVar[str] = "rgb"
 
     @property
     def metadata(self) -> dict[str, object]:

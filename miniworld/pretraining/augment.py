@@ -1,8 +1,8 @@
-"""Pictures in many colours, so that a VAE trained on them can code any picture.
+"""Colour augmentation, so that a VAE trained on rendered images can encode any image.
 
-Rendered scenes have muted colours; a VAE that has seen nothing else codes saturated ones with far too large latents.
-Everything here is what a photo editor does to a finished picture. No map of any scene is used, or could be: the input
-is the picture alone.
+Rendered scenes have muted colours. A VAE trained only on them encodes saturated colours to latents that are far too
+large. Everything here is what a photo editor does to a finished image. No map of any scene is used, because the input
+is the image alone.
 """
 
 import torch
@@ -10,18 +10,18 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
-PLAIN = 0.3  # share of pictures left as they are
+PLAIN = 0.3  # share of images left as they are
 SEGMENTS = 5
 
 
 def vary(rgb: Tensor, rng: Generator) -> Tensor:
-    """Turn and re-colour pictures (B,3,H,W) in [0,1], H = W, each in a way of its own; all draws come from `rng`."""
+    """Turn and recolour each of the images (B,3,H,W) in [0,1], H = W, at random. All randomness comes from `rng`."""
     return recolour(turn(rgb, rng), rng)
 
 
 def recolour(rgb: Tensor, rng: Generator) -> Tensor:
-    """A share `PLAIN` keeps its colours; the others are graded, mapped to a palette or painted by numbers, and then
-    some are posterised or veiled.
+    """A share `PLAIN` keeps its colours. The others are graded, mapped to a palette or painted by numbers, and some of
+    them are then posterised or veiled.
     """
     looks = [graded(rgb, rng), mapped(rgb, rng), painted(rgb, rng)]
     look = torch.randint(len(looks), (len(rgb),), generator=rng)
@@ -39,7 +39,7 @@ def turn(rgb: Tensor, rng: Generator) -> Tensor:
 
 
 def graded(rgb: Tensor, rng: Generator) -> Tensor:
-    """Saturate or bleach, turn the colour cube at random (hues, channel order, negatives), set contrast and gamma."""
+    """Change saturation, contrast and gamma, and rotate the colour cube at random (hues, channel order, negatives)."""
     count = len(rgb)
     grey = luma(rgb)
     rgb = grey + (rgb - grey) * uniform(rgb, rng, 0.0, 3.0) * chance(rgb, rng, 0.8)
@@ -59,7 +59,7 @@ def mapped(rgb: Tensor, rng: Generator, stops: int = 4) -> Tensor:
 
 
 def painted(rgb: Tensor, rng: Generator) -> Tensor:
-    """Painted by numbers: a picture's segments of like brightness, each filled with a linear gradient of its own."""
+    """Painting by numbers: each segment of similar brightness is filled with its own linear gradient."""
     segment = (rank(rgb) * SEGMENTS).long().clamp_max(SEGMENTS - 1)[:, 0]  # (B,H,W)
     chosen = F.one_hot(segment, SEGMENTS).movedim(-1, 1).float()
     slope = chance(rgb, rng, 0.6) * 0.6
@@ -68,7 +68,7 @@ def painted(rgb: Tensor, rng: Generator) -> Tensor:
 
 
 def posterised(rgb: Tensor, rng: Generator) -> Tensor:
-    """2 to 5 levels a channel."""
+    """2 to 5 levels per channel."""
     levels = torch.randint(1, 5, (len(rgb), 1, 1, 1), generator=rng)
     return torch.round(rgb * levels) / levels
 
@@ -80,7 +80,7 @@ def veiled(rgb: Tensor, rng: Generator) -> Tensor:
 
 
 def gradient(rgb: Tensor, rng: Generator, slope) -> Tensor:
-    """A random colour in the middle and random slopes of it, up to `slope` from there to the rim. (B,3,H,W)"""
+    """A random colour in the middle with random slopes, of up to `slope` from the middle to the edge. (B,3,H,W)"""
     count, height, width = len(rgb), rgb.shape[2], rgb.shape[3]
     down, across = torch.linspace(-1, 1, height).view(1, 1, -1, 1), torch.linspace(-1, 1, width).view(1, 1, 1, -1)
     middle = torch.rand(count, 3, 1, 1, generator=rng)
@@ -89,24 +89,24 @@ def gradient(rgb: Tensor, rng: Generator, slope) -> Tensor:
 
 
 def rank(rgb: Tensor) -> Tensor:
-    """Brightness, stretched to fill [0,1] in each picture. (B,1,H,W)"""
+    """Brightness, stretched to fill [0,1] in each image. (B,1,H,W)"""
     grey = luma(rgb)
     low, high = grey.amin(dim=(1, 2, 3), keepdim=True), grey.amax(dim=(1, 2, 3), keepdim=True)
     return (grey - low) / (high - low).clamp_min(1e-3)
 
 
 def luma(rgb: Tensor) -> Tensor:
-    """Brightness as the eye weighs it. (B,3,H,W) -> (B,1,H,W)"""
+    """Perceived brightness. (B,3,H,W) -> (B,1,H,W)"""
     return (rgb * rgb.new_tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
 
 
 def uniform(rgb: Tensor, rng: Generator, low: float, high: float) -> Tensor:
-    """One number per picture, (B,1,1,1)."""
+    """One number per image, (B,1,1,1)."""
     return low + (high - low) * torch.rand(len(rgb), 1, 1, 1, generator=rng)
 
 
 def chance(rgb: Tensor, rng: Generator, odds: float) -> Tensor:
-    """True for a share `odds` of the pictures, (B,1,1,1)."""
+    """True for a share `odds` of the images, (B,1,1,1)."""
     return torch.rand(len(rgb), 1, 1, 1, generator=rng) < odds
 
 

@@ -1,8 +1,8 @@
-"""The autoregressive generator: pictures as 16 x 16 tokens, and a transformer that draws them one after the other.
+"""The autoregressive generator: images as 16 x 16 tokens, and a transformer that predicts them one after the other.
 
-The VQ model is diffusers' VQModel with the layers and weights of mini-sd's VAE; its codebook is k-means over that
-VAE's latents of pictures, varied in colour as the VAE's were, so that it codes maps as well. It is not trained
-further. The transformer learns the next token, by cross-entropy, on rendered pictures' tokens alone.
+The VQ model is diffusers' VQModel with the layers and weights of mini-sd's VAE. Its codebook is k-means over that
+VAE's latents of images with the VAE's colour augmentation, so that it can also encode maps. It is not trained further.
+The transformer learns to predict the next token, by cross-entropy, on the tokens of rendered images only.
 """
 
 from pathlib import Path
@@ -15,12 +15,11 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from generators.transformer import ImageTransformer, VQTokens, start_of
 from miniworld.pretraining.gates import Gate, channels_last, unseen_scenes
 from miniworld.pretraining.generator import fingerprint
 from miniworld.pretraining.stage import Stage, save_atomically
 from miniworld.pretraining.vae import save_sheet, to_tensor, vae_batch
-from utils.generators.ar_files import start_of
-from utils.generators.picture_tokens import PictureTransformer, VQTokens
 from utils.metrics.normals import angular_error
 
 CODES = 1024
@@ -34,7 +33,7 @@ NAME = "ar"
 
 @torch.no_grad()
 def build_vq(vae: AutoencoderKL, rgb: np.ndarray, seed: int = 0) -> VQModel:
-    """A VQModel with the layers of `vae`, whose latents are brought to unit deviation, and codes among those."""
+    """A VQModel with the layers of `vae`, latents scaled to unit deviation, and a codebook fitted to those."""
     side = rgb.shape[1]
     layers = {name: vae.config[name] for name in LIKE_THE_VAE}
     vq = VQModel(**layers, sample_size=side, num_vq_embeddings=CODES)
@@ -55,7 +54,7 @@ def build_vq(vae: AutoencoderKL, rgb: np.ndarray, seed: int = 0) -> VQModel:
 
 
 def kmeans(x: Tensor, count: int, rng: Generator, rounds: int = 10) -> Tensor:
-    """Centres (count,D) of points x (N,D), begun at `count` of them."""
+    """Centres (count,D) of points x (N,D), initialised with `count` of them."""
     centres = x[torch.randperm(len(x), generator=rng)[:count]].clone()
     for _ in range(rounds):
         nearest = torch.cat([torch.cdist(part, centres).argmin(1) for part in x.split(8192)])
@@ -66,7 +65,7 @@ def kmeans(x: Tensor, count: int, rng: Generator, rounds: int = 10) -> Tensor:
 
 
 def build_transformer(tokens: int) -> LlamaForCausalLM:
-    """A small decoder-only transformer over the codebook and one start token; rotary positions."""
+    """A small decoder-only transformer over the codebook and one start token, with rotary positions."""
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=CODES + 1,
@@ -84,11 +83,11 @@ def build_transformer(tokens: int) -> LlamaForCausalLM:
 
 @torch.no_grad()
 def cached_tokens(vq: VQModel, rgb: np.ndarray, folder: Path) -> Tensor:
-    """Tokens (N,L) int16 of all pictures, kept in `folder` for the next run."""
+    """Tokens (N,L) int16 of all images, kept in `folder` for the next run."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"tokens-{fingerprint(vq):08x}-{len(rgb)}.pt"
     if not path.exists():
-        coder, bar = VQTokens(vq), tqdm(torch.arange(len(rgb)).split(64), desc="pictures to tokens", mininterval=2)
+        coder, bar = VQTokens(vq), tqdm(torch.arange(len(rgb)).split(64), desc="images to tokens", mininterval=2)
         save_atomically(torch.cat([coder.encode(to_tensor(rgb[part.numpy()]) * 2 - 1).short() for part in bar]), path)
     return torch.load(path, weights_only=True)
 
@@ -96,12 +95,12 @@ def cached_tokens(vq: VQModel, rgb: np.ndarray, folder: Path) -> Tensor:
 def transformer_stage(
     whole: LlamaForCausalLM, vq: VQModel, tokens: Tensor, folder: Path, batch: int, **settings
 ) -> Stage:
-    """Train `whole` to continue pictures' tokens (N,L)."""
+    """Train `whole` to continue images' tokens (N,L)."""
 
     def loss(step: int, rng: Generator) -> dict[str, Tensor]:
         chosen = tokens[torch.randint(len(tokens), (batch,), generator=rng)].long()
-        begun = F.pad(chosen[:, :-1], (1, 0), value=CODES)
-        return {"loss": F.cross_entropy(whole(begun).logits.transpose(1, 2), chosen)}
+        shifted = F.pad(chosen[:, :-1], (1, 0), value=CODES)
+        return {"loss": F.cross_entropy(whole(shifted).logits.transpose(1, 2), chosen)}
 
     def sheet(modules: dict, path: Path) -> None:
         sampled = sample(modules["transformer"], vq, 40, seed=0)
@@ -112,15 +111,15 @@ def transformer_stage(
 
 @torch.no_grad()
 def sample(whole: LlamaForCausalLM, vq: VQModel, count: int, seed: int, temperature: float = 1.0) -> Tensor:
-    """`count` pictures (count,3,S,S) in [-1,1], sampled token by token."""
-    network = PictureTransformer(whole.model, whole.model.embed_tokens, whole.lm_head, start_of(whole), CODES)
+    """`count` images (count,3,S,S) in [-1,1], sampled token by token."""
+    network = ImageTransformer(whole.model, whole.model.embed_tokens, whole.lm_head, start_of(whole), CODES)
     length = (vq.config.sample_size // 2 ** (len(vq.config.block_out_channels) - 1)) ** 2
     noise = [Generator().manual_seed(seed * count + number) for number in range(count)]
     return VQTokens(vq).decode(network.sample(length, noise, temperature)).clamp(-1, 1)
 
 
 def vq_gates(vq: VQModel, seed: int) -> list[Gate]:
-    """What is left of unseen pictures and normals after they were tokens."""
+    """How well unseen images and normals survive tokenisation."""
     maps, seen, _ = unseen_scenes(seed, 2 * 64)
     coder = VQTokens(vq)
     rgb, normal = (coder.decode(coder.encode(maps[name])) for name in ("rgb", "normal"))

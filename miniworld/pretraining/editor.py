@@ -1,9 +1,9 @@
-"""Stage 3: the editor, a UNet that also reads a picture, by InstructPix2Pix's convention (arXiv 2211.09800, 3.2).
+"""Stage 3: the editor, a UNet with an image as a second input, as in InstructPix2Pix (arXiv 2211.09800, 3.2).
 
-Its 8 input channels are [z_t, E(condition).mode()], the second not scaled. The condition is a re-coloured or blurred
-version of the picture to draw, so that what it has to learn is: shapes from the condition, colours from the caption.
-No map of the scene takes part. It begins as the generator; the new channels of conv_in begin at 0. The caption, the
-condition, or both are left out for one picture in twenty each, as in InstructPix2Pix.
+Its 8 input channels are [z_t, E(condition).mode()], the second not scaled. The condition is a recoloured or blurred
+version of the target image, so the editor has to take shapes from the condition and colours from the caption. No map
+of the scene is used. It starts from the generator, with zero weights for the new channels of conv_in. The caption, the
+condition, or both are dropped for one image in twenty each, as in InstructPix2Pix.
 """
 
 from pathlib import Path
@@ -35,24 +35,24 @@ def build_editor(generator: UNet2DConditionModel) -> UNet2DConditionModel:
 def editor_stage(
     editor, parts: Parts, vae, rgb: np.ndarray, data: Latents, folder: Path, batch: int, half: bool, **settings
 ) -> Stage:
-    """Train `editor` on pictures rgb (N,S,S,3) uint8 with latents `data`; text encoder and VAE stay as they are."""
+    """Train `editor` on images rgb (N,S,S,3) uint8 with latents `data`. Text encoder and VAE do not change."""
     text_encoder, scheduler = parts.text_encoder, parts.scheduler
 
     def loss(step: int, rng: Generator) -> dict[str, Tensor]:
         chosen = torch.randint(len(rgb), (batch,), generator=rng)
-        shown = conditions(rgb[chosen.numpy()], rng) * 2 - 1
+        condition = conditions(rgb[chosen.numpy()], rng) * 2 - 1
         z_t, t, eps = diffuse(scheduler, data.draw(chosen, rng), rng)
         fate = torch.rand(batch, generator=rng)  # < D: no caption; D to 2D: neither; 2D to 3D: no condition
-        untold, blind = fate < 2 * DROPPED, (fate >= DROPPED) & (fate < 3 * DROPPED)
+        no_caption, no_condition = fate < 2 * DROPPED, (fate >= DROPPED) & (fate < 3 * DROPPED)
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
             with torch.no_grad():
-                text = text_encoder(torch.where(untold[:, None], data.empty, data.tokens[chosen]))[0]
-            cond = torch.where(blind.view(-1, 1, 1, 1), 0, encode(vae, shown)[0])
+                text = text_encoder(torch.where(no_caption[:, None], data.empty, data.tokens[chosen]))[0]
+            cond = torch.where(no_condition.view(-1, 1, 1, 1), 0, encode(vae, condition)[0])
             prediction = editor(stack(z_t, cond), t, text).sample
             return {"loss": weighted_mse(scheduler, prediction, eps, t)}
 
     def sheet(modules: dict, path: Path, count: int = 10) -> None:
-        """Condition, drawing, picture."""
+        """Condition, edited image, target."""
         cond = conditions(rgb[:count], Generator().manual_seed(0)) * 2 - 1
         z = edit(modules["unet"], text_encoder, scheduler, data.tokens[:count], encode(vae, cond)[0], seed=0)
         save_sheet([cond, decode(vae, z / data.scale), to_tensor(rgb[:count]) * 2 - 1], path)
@@ -61,7 +61,7 @@ def editor_stage(
 
 
 def conditions(rgb: np.ndarray, rng: Generator) -> Tensor:
-    """Pictures (B,S,S,3) uint8 -> what the editor is shown of them, (B,3,S,S) in [0,1]: re-coloured, some blurred."""
+    """Images (B,S,S,3) uint8 -> the editor's conditions (B,3,S,S) in [0,1]: recoloured, some of them blurred."""
     x = recolour(to_tensor(rgb), rng)
     blurred = F.interpolate(F.avg_pool2d(x, 4), scale_factor=4, mode="bilinear")
     return torch.where(chance(x, rng, BLURRED), blurred, x)
@@ -86,9 +86,9 @@ def edit(editor, text_encoder, scheduler, tokens: Tensor, cond: Tensor, seed: in
 
 @torch.no_grad()
 def condition_gain(editor: UNet2DConditionModel, parts: Parts, vae, rgb: Tensor, captions: list[str]) -> float:
-    """How many times larger the error gets with another scene's picture than with its own: 1 if it is not looked at.
+    """The error with another scene's image relative to the error with its own: 1 if the image has no effect.
 
-    rgb (N,3,S,S) in [-1,1], rooms and yards in turn; mean squared error of eps at t = 600, where little of z0 is left.
+    rgb (N,3,S,S) in [-1,1], rooms and yards in turn. Mean squared error of eps at t = 600, where little of z0 is left.
     """
     cond = encode(vae, rgb)[0]
     z0, rng = vae.config.scaling_factor * cond, Generator().manual_seed(0)

@@ -1,4 +1,4 @@
-"""What the small generator has to be able to do, measured on scenes that its training has not seen."""
+"""Requirements of the small generator, measured on scenes that its training has not seen."""
 
 import textwrap
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ from miniworld.render.diode_tree import TASKS, encode_labels
 from miniworld.scenes import KINDS, render
 from utils.metrics.normals import angular_error
 
-UNSEEN = 1_000_000  # added to the training's seed: no scene of training is drawn again
+UNSEEN = 1_000_000  # added to the training's seed, so that no training scene is rendered again
 PSNR_FLOOR, NORMAL_CEILING, SPREAD = 27.0, 6.0, (0.7, 1.3)
 
 
 @dataclass
 class Gate:
-    """A measured number beside what was asked of it; `passed` is None where nothing was."""
+    """A measured number and its requirement. `passed` is None without a requirement."""
 
     name: str
     value: str
@@ -35,8 +35,8 @@ class Gate:
         return f"| {self.name} | {self.value} | {self.asked} | {met} |"
 
 
-def table(gates: list[Gate]) -> str:
-    """Markdown."""
+def gates_table(gates: list[Gate]) -> str:
+    """The gates as a Markdown table."""
     return "\n".join(
         ["| measured on unseen scenes | value | asked | met |", "|---|---|---|---|", *(g.row() for g in gates)]
     )
@@ -44,7 +44,7 @@ def table(gates: list[Gate]) -> str:
 
 def unseen_scenes(seed: int, count: int, size: int = 64) -> tuple[dict[str, Tensor], np.ndarray, list[str]]:
     """Maps by name (rgb, normal, depth, albedo, shading), each (count,3,size,size) in [-1,1], rooms and yards in turn;
-    where there is a surface, (count,size,size); captions.
+    whether there is a surface, (count,size,size); and captions.
     """
     seeds = (np.random.SeedSequence([seed + UNSEEN, index]) for index in range(count))
     kinds = list(KINDS)
@@ -55,7 +55,7 @@ def unseen_scenes(seed: int, count: int, size: int = 64) -> tuple[dict[str, Tens
 
 
 def vae_gates(vae: AutoencoderKL, maps: dict[str, Tensor], seen: np.ndarray) -> list[Gate]:
-    """Reconstruction of pictures and normals, and whether every map's latents are about as large as pictures'."""
+    """Reconstruction of images and normals, and whether the latents of every map are about as large as an image's."""
     drawn = batched(lambda x: reconstruct(vae, x).clamp(-1, 1), maps["rgb"])
     errors = (drawn - maps["rgb"]).pow(2).mean(dim=(1, 2, 3))
     psnr = (10 * torch.log10(4 / errors)).mean().item()
@@ -91,26 +91,26 @@ def channels_last(x: Tensor) -> np.ndarray:
 
 
 def draw(parts: Parts, vae: AutoencoderKL, captions: list[str], seed: int, guidance: float, steps: int = 25) -> Tensor:
-    """A picture (3,64,64) in [-1,1] for each caption."""
+    """An image (3,64,64) in [-1,1] for each caption."""
     tokens, empty = tokenize(parts.tokenizer, captions), tokenize(parts.tokenizer, [""])[0]
     z = sample(parts.unet, parts.text_encoder, parts.scheduler, tokens, empty, seed, steps, guidance)
     return decode(vae, z / vae.config.scaling_factor)
 
 
 def distance(parts: Parts, vae: AutoencoderKL, rgb: Tensor, captions: list[str], seed: int) -> list[float]:
-    """Sliced Wasserstein distance, fine to coarse, between scenes rgb (N,3,S,S) and drawings of other captions."""
+    """Sliced Wasserstein distance, fine to coarse, between scenes rgb (N,3,S,S) and samples for other captions."""
     return sliced_wasserstein(draw(parts, vae, captions, seed, guidance=1, steps=10), rgb)
 
 
-def contact_sheet(pictures: Tensor, captions: list[str], path: Path, columns: int = 6, zoom: int = 3) -> None:
-    """Pictures (N,3,S,S) in [-1,1], each above its caption."""
-    side, line, lines = pictures.shape[-1] * zoom, 12, 4
+def contact_sheet(images: Tensor, captions: list[str], path: Path, columns: int = 6, zoom: int = 3) -> None:
+    """Images (N,3,S,S) in [-1,1], each above its caption."""
+    side, line, lines = images.shape[-1] * zoom, 12, 4
     width, height = side + 8, side + line * lines + 8
-    page = Image.new("RGB", (columns * width, -(-len(pictures) // columns) * height), "white")
+    page = Image.new("RGB", (columns * width, -(-len(images) // columns) * height), "white")
     pen = ImageDraw.Draw(page)
-    for index, (picture, caption) in enumerate(zip(pictures, captions)):
+    for index, (image, caption) in enumerate(zip(images, captions)):
         x, y = index % columns * width + 4, index // columns * height + 4
-        pixels = ((picture + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+        pixels = ((image + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
         page.paste(Image.fromarray(pixels).resize((side, side), Image.Resampling.NEAREST), (x, y))
         for number, text in enumerate(textwrap.wrap(caption, 32)[:lines]):
             pen.text((x, y + side + line * number), text, fill="black")
@@ -119,5 +119,5 @@ def contact_sheet(pictures: Tensor, captions: list[str], path: Path, columns: in
 
 
 def sheet_of_samples(parts: Parts, vae: AutoencoderKL, captions: list[str], path: Path, seed: int = 0) -> None:
-    """What the generator draws for captions of unseen scenes, guided."""
+    """Guided samples for captions of unseen scenes."""
     contact_sheet(draw(parts, vae, captions, seed, GUIDANCE), captions, path)

@@ -1,15 +1,15 @@
-"""Stage 2: the generator, a text encoder and a UNet that learn to draw scenes from their captions.
+"""Stage 2: the generator, a text encoder and a UNet that learn to generate scenes from captions.
 
-The UNet sees latents of finished pictures and captions, nothing else: never a normal, depth, albedo or shading map.
-Loss of a picture's latents z0 (scaled to unit variance), at t uniform in 0..T-1 with eps ~ N(0, I):
+The UNet sees only latents of finished images and captions, never a normal, depth, albedo or shading map. Loss for an
+image's latents z0 (scaled to unit variance), at t uniform in 0..T-1 with eps ~ N(0, I):
 
     z_t = a_t z0 + sigma_t eps;    min(SNR_t, 5) / SNR_t * mse(unet(z_t, t, c), eps)
 
-The weight (arXiv 2303.09556, equation 5 in epsilon's terms) keeps the nearly clean timesteps, which are the most
-numerous in this sense, from taking over the gradient. The caption is empty for one picture in ten, for guidance.
+The weight (arXiv 2303.09556, equation 5, for noise prediction) keeps the nearly clean timesteps from dominating the
+gradient. The caption is empty for one image in ten, for guidance.
 
-The same stage trains a base that predicts velocity (`velocity.py`). Its loss is plain, mse(unet(z_t, t, c), v) with
-v = a_t eps - sigma_t z0 (arXiv 2202.00512, appendix D): where the last step is pure noise, SNR_t reaches 0 there.
+The same stage trains a base that predicts velocity (`continued.py`). Its loss is plain, mse(unet(z_t, t, c), v) with
+v = a_t eps - sigma_t z0 (arXiv 2202.00512, appendix D), because SNR_t is 0 at a last step of pure noise.
 """
 
 import zlib
@@ -39,7 +39,7 @@ GUIDANCE = 3.0
 
 @dataclass
 class Latents:
-    """What the UNet is trained on: posterior means and deviations (N,4,h,w) of pictures, not scaled, and token ids."""
+    """The UNet's training data: posterior means and deviations (N,4,h,w) of images, not scaled, and token ids."""
 
     mean: Tensor
     std: Tensor
@@ -48,14 +48,14 @@ class Latents:
     scale: float
 
     def draw(self, chosen: Tensor, rng: Generator) -> Tensor:
-        """z0 of pictures `chosen` (B,): a sample of the posterior, scaled, (B,4,h,w)."""
+        """z0 of images `chosen` (B,): a sample of the posterior, scaled, (B,4,h,w)."""
         mean, std = self.mean[chosen].float(), self.std[chosen].float()
         return self.scale * (mean + std * torch.randn(mean.shape, generator=rng))
 
 
 @dataclass
 class Parts:
-    """A Stable Diffusion but for its VAE."""
+    """A Stable Diffusion without its VAE."""
 
     tokenizer: CLIPTokenizer
     text_encoder: CLIPTextModel
@@ -69,18 +69,18 @@ def build_generator() -> Parts:
 
 
 def quick(unet: UNet2DConditionModel) -> UNet2DConditionModel:
-    """The same UNet, quicker to train on a CPU: there, fused attention's backward is the slowest of all kernels."""
+    """Make the UNet faster to train on a CPU, where the backward pass of fused attention is the slowest kernel."""
     unet.set_attn_processor(AttnProcessor())
     return unet.to(memory_format=torch.channels_last)
 
 
-def encode_pictures(vae, rgb: np.ndarray, captions: list[str], tokenizer, folder: Path, half: bool) -> Latents:
-    """The latents of all pictures (N,S,S,3) uint8, kept in `folder` for the next run. scale: 1 / std over all."""
+def encode_images(vae, rgb: np.ndarray, captions: list[str], tokenizer, folder: Path, half: bool) -> Latents:
+    """The latents of all images (N,S,S,3) uint8, kept in `folder` for the next run. scale: 1 / std over all."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"latents-{fingerprint(vae.encoder, vae.quant_conv):08x}-{len(rgb)}.pt"
     if not path.exists():
         means, stds = [], []
-        for chunk in tqdm(torch.arange(len(rgb)).split(64), desc="encoding pictures", mininterval=2):
+        for chunk in tqdm(torch.arange(len(rgb)).split(64), desc="encoding images", mininterval=2):
             with torch.autocast("cpu", torch.bfloat16, enabled=half):
                 mean, std = encode(vae, to_tensor(rgb[chunk.numpy()]) * 2 - 1)
             means.append(mean.half())
@@ -96,13 +96,13 @@ def encode_pictures(vae, rgb: np.ndarray, captions: list[str], tokenizer, folder
 
 @torch.no_grad()
 def encode(vae: AutoencoderKL, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Posterior mean and standard deviation of pictures (B,3,S,S) in [-1,1]."""
+    """Posterior mean and standard deviation of images (B,3,S,S) in [-1,1]."""
     posterior = vae.encode(x.contiguous(memory_format=torch.channels_last)).latent_dist
     return posterior.mean, posterior.std
 
 
 def fingerprint(*modules: nn.Module) -> int:
-    """A number that changes with the weights."""
+    """A checksum of the weights."""
     weights = (weight.detach().contiguous() for module in modules for weight in module.parameters())
     return zlib.crc32(b"".join(weight.cpu().numpy().tobytes() for weight in weights))
 
@@ -116,7 +116,7 @@ def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
 def generator_stage(
     parts: Parts, data: Latents, vae, folder: Path, batch: int, half: bool, name: str = "unet", **settings
 ) -> Stage:
-    """Train UNet and text encoder of `parts` together on `data`; `name` chooses the batches and the noise."""
+    """Train UNet and text encoder of `parts` together on `data`. `name` determines the batches and the noise."""
 
     def loss(step: int, rng: Generator) -> dict[str, Tensor]:
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
@@ -132,7 +132,7 @@ def generator_stage(
 
 
 def generator_loss(parts: Parts, data: Latents, batch: int, rng: Generator) -> Tensor:
-    """The loss of the module's docstring for a random batch, by the scheduler's prediction type; a scalar in fp32."""
+    """The loss in the module's docstring for a random batch and the scheduler's prediction type, a scalar in fp32."""
     chosen = torch.randint(len(data.tokens), (batch,), generator=rng)
     z0 = data.draw(chosen, rng)
     dropped = torch.rand(batch, 1, generator=rng) < DROPPED
@@ -167,10 +167,10 @@ def weighted_mse(scheduler: DDIMScheduler, prediction: Tensor, eps: Tensor, t: T
 def sample(
     unet, text_encoder, scheduler, tokens: Tensor, empty: Tensor, seed: int, steps: int = 20, guidance=GUIDANCE
 ):
-    """Captions' tokens (B,L) -> scaled latents (B,4,16,16), by DDIM; guidance 1 costs half.
+    """Captions' tokens (B,L) -> scaled latents (B,4,16,16), by DDIM. Guidance 1 takes half the time.
 
-    DDIM's step reads noise or velocity as the scheduler says; the scheduler's spacing says where it begins, which for
-    a schedule of zero terminal SNR must be T-1.
+    The scheduler determines whether the UNet predicts noise or velocity, and by its spacing where sampling starts. For
+    a schedule with zero terminal SNR that must be T-1.
     """
     scheduler = DDIMScheduler.from_config(scheduler.config)
     scheduler.set_timesteps(steps)
@@ -195,7 +195,7 @@ def sample(
 
 @torch.no_grad()
 def decode(vae: AutoencoderKL, z: Tensor) -> Tensor:
-    """Latents (B,4,h,w), not scaled -> pictures (B,3,S,S) in [-1,1]."""
+    """Latents (B,4,h,w), not scaled -> images (B,3,S,S) in [-1,1]."""
     with torch.autocast("cpu", torch.bfloat16):
         drawn = [vae.decode(part.contiguous(memory_format=torch.channels_last)).sample for part in z.split(64)]
     return torch.cat(drawn).float().clamp(-1, 1)

@@ -1,6 +1,6 @@
-"""The trained models as folders that diffusers reads with no code of this project, and what they are read with.
+"""Writing the trained models as folders that diffusers can read without this project, and reading them.
 
-A base's folder also holds the settings that a LoRA on it is best trained with, which the training scripts read.
+A base's folder also contains the recommended settings for training a LoRA on it, which the training scripts read.
 """
 
 import json
@@ -11,18 +11,17 @@ from pathlib import Path
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 
 from miniworld.pretraining.generator import Parts, predicts_velocity, quick
-from miniworld.pretraining.random_sd import save_pipeline
-from miniworld.pretraining.text_encoder import save_text_encoder
+from miniworld.pretraining.random_sd import save_pipeline, save_text_encoder
 from utils.training.args import RECOMMENDED
 
-LEARNING_RATE, TIMESTEP = 4e-3, 400  # of a LoRA's training: see docs/paper_questions.md, question 5
+LEARNING_RATE, TIMESTEP = 4e-3, 400  # recommended for LoRAs: see docs/paper_questions.md, question 5
 SHARED = ("scheduler", "text_encoder", "tokenizer", "vae")
 SHARED_BY_VELOCITY = ("tokenizer", "vae")
 
 
 def save_generator(folder: Path, parts: Parts, vae: AutoencoderKL) -> None:
-    """VAE and UNet in float16. The text encoder stays in float32, half a megabyte: recent transformers load a model
-    in the precision of its file, and the other parts are loaded in float32.
+    """Write VAE and UNet in float16. The text encoder stays in float32 (half a megabyte), because recent transformers
+    load a model in its file's precision, and the other parts are loaded in float32.
     """
     unet, vae = (deepcopy(part).half().requires_grad_(True) for part in (parts.unet, vae))
     save_pipeline(folder, parts.tokenizer, parts.text_encoder, vae, unet, parts.scheduler)
@@ -30,8 +29,8 @@ def save_generator(folder: Path, parts: Parts, vae: AutoencoderKL) -> None:
 
 
 def save_velocity(folder: Path, generator: Path, parts: Parts, vae: AutoencoderKL) -> None:
-    """A base that predicts velocity: UNet in float16, text encoder in float32 and schedule of its own; VAE and
-    tokenizer are the generator's, by relative links.
+    """Write a base that predicts velocity: its own UNet in float16, text encoder in float32 and schedule, and relative
+    links to the generator's VAE and tokenizer.
     """
     folder.mkdir(parents=True, exist_ok=True)
     deepcopy(parts.unet).half().save_pretrained(folder / "unet")
@@ -43,7 +42,7 @@ def save_velocity(folder: Path, generator: Path, parts: Parts, vae: AutoencoderK
 
 
 def recommend(folder: Path, parts: Parts, vae: AutoencoderKL) -> None:
-    """Write RECOMMENDED. At the last timestep a base that predicts noise answers with little but its input."""
+    """Write RECOMMENDED. At the last timestep a base that predicts noise returns nearly its input: not recommended."""
     settings: dict[str, float] = {"learning_rate": LEARNING_RATE}
     if not predicts_velocity(parts.scheduler):
         settings["timestep"] = TIMESTEP
@@ -52,7 +51,7 @@ def recommend(folder: Path, parts: Parts, vae: AutoencoderKL) -> None:
 
 
 def save_editor(folder: Path, generator: Path, editor: UNet2DConditionModel) -> None:
-    """The 8-channel UNet in float16; all else is the generator's, by relative links."""
+    """Write the 8-channel UNet in float16, and relative links to the generator's other parts."""
     folder.mkdir(parents=True, exist_ok=True)
     deepcopy(editor).half().save_pretrained(folder / "unet")
     link(folder, generator, SHARED)
@@ -62,7 +61,7 @@ def save_editor(folder: Path, generator: Path, editor: UNet2DConditionModel) -> 
 
 
 def link(folder: Path, generator: Path, parts: tuple[str, ...]) -> None:
-    """Relative links in `folder` to these parts of `generator`, in place of older links."""
+    """Make relative links in `folder` to these parts of `generator`, replacing older links."""
     for part in parts:
         path = folder / part
         if path.is_symlink():
@@ -71,7 +70,7 @@ def link(folder: Path, generator: Path, parts: tuple[str, ...]) -> None:
 
 
 def load_generator(folder: Path) -> tuple[Parts, AutoencoderKL]:
-    """What `save_generator` or `save_velocity` wrote, in float32, frozen."""
+    """Read a folder of `save_generator` or `save_velocity`, in float32, frozen."""
     pipeline = StableDiffusionPipeline.from_pretrained(folder)
     for part in (pipeline.vae, pipeline.unet, pipeline.text_encoder):
         part.requires_grad_(False)

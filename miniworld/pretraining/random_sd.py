@@ -1,7 +1,7 @@
 """A small Stable Diffusion with random weights, in Stable Diffusion's own folder format.
 
-It draws noise: it has seen no picture. It stands in where only shapes, gradients and file formats matter (tests), and
-it is the control for anything that claims to come from a *pretrained* generator.
+It has seen no image and generates noise. Tests use it where only shapes, gradients and file formats matter, and it is
+the control for anything that is claimed to come from a *pretrained* generator.
 
     python -m miniworld.pretraining.random_sd --out random-sd            # like SD 1.5: epsilon, 4-channel UNet
     python -m miniworld.pretraining.random_sd --out random-sd21 --prediction_type v_prediction  # like SD 2.1
@@ -19,9 +19,9 @@ import diffusers
 import torch
 import transformers
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from miniworld.pretraining.text_encoder import save_text_encoder
 from utils.cli import Parser, path_flag
 from utils.errors import run
 
@@ -32,6 +32,7 @@ green blue purple pink brown grey white black surface normal depth map albedo sh
 """.split()  # each is one token: words of scene captions and the four tasks' prompts
 TEXT_WIDTH = 64
 CONTEXT_LENGTH = 77  # tokens, as CLIP's
+PREFIX = "text_model."
 
 
 def byte_pair_merges(words: Sequence[str]) -> list[tuple[str, str]]:
@@ -51,7 +52,7 @@ def byte_pair_merges(words: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def build_tokenizer(words: Sequence[str] = WORDS, length: int = CONTEXT_LENGTH) -> CLIPTokenizer:
-    """A CLIP tokenizer in which every one of `words` is one token; other text falls apart into ASCII characters.
+    """A CLIP tokenizer in which each of `words` is one token. Other text is split into ASCII characters.
 
     Prompts are padded or cut to `length` tokens.
     """
@@ -83,9 +84,9 @@ def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 
 def build_vae(channels: tuple[int, ...] = (32, 64, 64), groups: int = 32, attention: bool = True) -> AutoencoderKL:
-    """pictures (B,3,H,W) in [-1,1] -> latents (B,4,H/4,W/4).
+    """images (B,3,H,W) in [-1,1] -> latents (B,4,H/4,W/4).
 
-    groups: of its normalisation; attention: whether the middle block has any.
+    groups: groups of the normalisation. attention: whether the middle block has attention.
     """
     vae = AutoencoderKL(
         block_out_channels=channels,
@@ -99,14 +100,14 @@ def build_vae(channels: tuple[int, ...] = (32, 64, 64), groups: int = 32, attent
         scaling_factor=4.0,  # about 1 / std of this VAE's random latents, so that the UNet sees unit variance
     )
     with torch.no_grad():
-        vae.quant_conv.bias[4:] -= 10  # log-variance: a trained VAE's posterior is narrow, so be this one's
+        vae.quant_conv.bias[4:] -= 10  # log-variance: narrow, like a trained VAE's posterior
     return vae
 
 
 def build_unet(
     in_channels: int = 4, channels: tuple[int, ...] = (64, 128, 128), groups: int = 32
 ) -> UNet2DConditionModel:
-    """latents (B,in_channels,16,16), t, text (B,L,64) -> (B,4,16,16). groups: of its normalisation."""
+    """latents (B,in_channels,16,16), t, text (B,L,64) -> (B,4,16,16). groups: groups of the normalisation."""
     return UNet2DConditionModel(
         sample_size=16,
         in_channels=in_channels,
@@ -137,7 +138,7 @@ def build_scheduler(prediction_type: str = "epsilon") -> DDIMScheduler:
 
 def save_pipeline(folder: Path, tokenizer, text_encoder, vae, unet, scheduler) -> None:
     """Write the parts as a folder that `StableDiffusionPipeline.from_pretrained` reads."""
-    transformers.utils.logging.set_verbosity_error()  # the import below tells of an image processor never used here
+    transformers.utils.logging.set_verbosity_error()  # the import below warns about an unused image processor
     diffusers.utils.logging.set_verbosity_error()
     diffusers.utils.logging.disable_progress_bar()
     from diffusers import StableDiffusionPipeline
@@ -157,6 +158,21 @@ def save_pipeline(folder: Path, tokenizer, text_encoder, vae, unet, scheduler) -
         tokenizer.backend_tokenizer.model.save(str(Path(folder, "tokenizer")))
 
 
+def save_text_encoder(text_encoder: CLIPTextModel, folder: Path) -> None:
+    """Write config and weights into `folder`, under the key names of Stable Diffusion's own folders.
+
+    transformers 5 omits PREFIX from the keys and reads both forms. 4.46 to 4.57 read only keys with it.
+    """
+    text_encoder.save_pretrained(folder)
+    add_prefix(folder / "model.safetensors")
+
+
+def add_prefix(file: Path) -> None:
+    """Add PREFIX to every key of a saved text encoder that lacks it, in place."""
+    state = {key.removeprefix(PREFIX): weight for key, weight in load_file(file).items()}
+    save_file({PREFIX + key: weight for key, weight in state.items()}, file, {"format": "pt"})
+
+
 def save_random_sd(
     folder: Path,
     seed: int = 0,
@@ -164,7 +180,7 @@ def save_random_sd(
     in_channels: int = 4,
     channels: tuple[int, ...] = (64, 128, 128),
 ) -> None:
-    """Write a randomly initialised Stable Diffusion, of about 7 M parameters; the same seed gives the same weights.
+    """Write a randomly initialised Stable Diffusion with about 7 M parameters. The same seed gives the same weights.
 
     channels: the UNet's width at each of its three levels.
     """
@@ -188,7 +204,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--in_channels", type=int, choices=[4, 8], default=4, help="8: an image-conditioned UNet")
     args = parser.parse_args(argv)
     save_random_sd(args.out, args.seed, args.prediction_type, args.in_channels)
-    print(f"{args.out}: a Stable Diffusion with RANDOM weights (seed {args.seed}); it draws noise")
+    print(f"{args.out}: a Stable Diffusion with RANDOM weights (seed {args.seed}); it generates noise")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""The report of `miniworld.pretrain`: gates, distance along the training, contact sheet, and the model cards."""
+"""The report of `miniworld.pretrain`: gates, distances during training, contact sheet, and the model cards."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,9 +10,18 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 
 from miniworld.pretraining.continued import MORE, VELOCITY
 from miniworld.pretraining.editor import condition_gain
-from miniworld.pretraining.gates import Gate, batched, distance, sheet_of_samples, table, unseen_scenes, vae_gates
+from miniworld.pretraining.gates import (
+    Gate,
+    batched,
+    distance,
+    gates_table,
+    sheet_of_samples,
+    unseen_scenes,
+    vae_gates,
+)
 from miniworld.pretraining.generator import Parts, fingerprint, predicts_velocity
 from miniworld.pretraining.model_folder import load_generator
+from miniworld.pretraining.stage import Stage
 from miniworld.pretraining.vae import reconstruct
 from miniworld.pretraining.wasserstein import sliced_wasserstein
 
@@ -24,9 +34,9 @@ TITLES = {
     "vae": "VAE",
     "decoder": "its decoder alone",
     "unet": "text encoder and UNet",
-    "ip2p": "UNet that reads a picture",
+    "ip2p": "UNet with an image as input",
     MORE: "text encoder and UNet, continued",
-    f"ip2p-{MORE}": "UNet that reads a picture, anew",
+    f"ip2p-{MORE}": "UNet with an image as input, trained again",
     VELOCITY: "text encoder and UNet, from noise to velocity",
     "gan": "generator and discriminator",
     "ar": "transformer",
@@ -38,12 +48,38 @@ STAGES = {  # last stage of a generator -> the stages that made it and its edito
     VELOCITY: (VELOCITY,),
 }
 
+VELOCITY_CARD = """---
+license: apache-2.0
+library_name: diffusers
+pipeline_tag: text-to-image
+---
+
+# {name}
+
+[{generator}]({link}/README.md), trained further to predict velocity on a noise schedule whose last step is pure noise:
+the stand-in for Stable Diffusion 2.1, as {generator} is for 1.5. v = a_t eps - sigma_t z0; zero terminal SNR
+(arXiv 2305.08891, algorithm 1), trailing spacing, so that sampling starts at t = T-1.
+
+It started from {generator}. UNet and text encoder were trained together for {steps} more steps of {batch} images, on
+the same rendered images and captions: AdamW, learning rate {rate:g} after a warm-up of {warmup} steps, falling to 0 at
+the end, plain mean squared error of v, one caption in ten dropped, moving averages with decay {ema:g}. No normal,
+depth, albedo or shading map was used. `vae` and `tokenizer` are links to {generator}'s, so keep the two folders
+together. mini-ip2p's `conv_in` fits it (`--augment_from`).
+
+```bash
+{command}
+```
+
+{begin}
+{end}
+"""
+
 
 def report(out: Path, work: Path, sheet: Path, seed: int, last: str) -> None:
-    """Measure, print, draw the sheet; where the training's logs are at hand, write the tables into the model card.
+    """Measure, print and write the sheet. If the training's logs exist, write the tables into the model card.
 
-    last: "unet" or MORE, the stage that the generator in `out` came from. A base that predicts velocity came from
-    VELOCITY, and has no editor of its own: mini-ip2p is measured with the generator that it began as.
+    last: "unet" or MORE, the stage that made the generator in `out`. A base that predicts velocity was made by
+    VELOCITY and has no editor of its own: mini-ip2p is measured with the generator that it started from.
     """
     parts, vae = load_generator(out)
     velocity = predicts_velocity(parts.scheduler)
@@ -56,22 +92,22 @@ def report(out: Path, work: Path, sheet: Path, seed: int, last: str) -> None:
         editor = UNet2DConditionModel.from_pretrained(out.parent / "mini-ip2p", subfolder="unet")
         gain = condition_gain(editor, parts, vae, maps["rgb"][:64], captions[:64])
         gates.append(
-            Gate("mini-ip2p's error with another scene's picture / with its own", f"{gain:.2f}", "above 1", gain > 1)
+            Gate("mini-ip2p's error with another scene's image / with its own", f"{gain:.2f}", "above 1", gain > 1)
         )
     sheet_of_samples(parts, vae, captions[:SHOWN], sheet, seed)
-    text = "\n\n".join([table(gates), trend(along), hours(work, STAGES[last])])
+    text = "\n\n".join([gates_table(gates), trend(along), hours(work, STAGES[last])])
     print(text)
     print(f"\nsamples: {sheet}")
-    if (work / last / "log.jsonl").exists():  # else there is less to tell than the card knows
+    if (work / last / "log.jsonl").exists():  # without it, the card contains more than this report
         write_card(out / "README.md", text)
 
 
 def distances_along(parts: Parts, vae: AutoencoderKL, rgb, captions: list[str], folder: Path, seed: int) -> dict:
-    """Step -> distances per level, of each snapshot and of the final model ("final"); of other scenes ("scenes"), and
-    of those through the VAE.
+    """Step -> distances per level, for each snapshot and for the final model ("final"). Also for other scenes
+    ("scenes"), and for those after the VAE.
 
-    A scheduler with leading spacing begins 10 steps at t = 901, on pure noise all the same. Where the base's does,
-    the final model's distance is also measured from t = T-1 on (AT_THE_END; arXiv 2305.08891, section 3.3).
+    A scheduler with leading spacing starts 10 steps at t = 901, although on pure noise. For a base with such a
+    scheduler, the final model's distance is also measured from t = T-1 (AT_THE_END; arXiv 2305.08891, section 3.3).
     """
     other = rgb[DRAWN : 2 * DRAWN]
     here, prompts = rgb[:DRAWN], captions[DRAWN : 2 * DRAWN]
@@ -98,7 +134,7 @@ def distances_along(parts: Parts, vae: AutoencoderKL, rgb, captions: list[str], 
 
 
 def distance_gates(along: dict) -> list[Gate]:
-    """The final distance beside that of other scenes; whether it fell: Spearman's rank correlation with the step."""
+    """The final distance, that of other scenes, and Spearman's rank correlation with the step: negative if it fell."""
     steps = sorted((step for step in along if step.isdigit()), key=int)
     means = {name: sum(levels) / len(levels) for name, levels in along.items()}
     gates = [
@@ -116,7 +152,7 @@ def distance_gates(along: dict) -> list[Gate]:
 
 
 def trend(along: dict) -> str:
-    """Distances per level along the training, as markdown."""
+    """Distances per level during training, as a Markdown table."""
     rows = []
     for name in sorted(along, key=lambda name: (0, int(name), "") if name.isdigit() else (1, 0, name)):
         levels = along[name]
@@ -126,7 +162,7 @@ def trend(along: dict) -> str:
 
 
 def hours(work: Path, stages: tuple[str, ...]) -> str:
-    """Steps and wall time of each stage from its log, as markdown; "" if the logs are not there."""
+    """Steps and wall time of each stage from its log, as a Markdown table; "" without logs."""
     rows = []
     for stage in stages:
         path = work / stage / "log.jsonl"
@@ -141,7 +177,16 @@ def hours(work: Path, stages: tuple[str, ...]) -> str:
 
 
 def write_card(path: Path, text: str) -> None:
-    """Put the text between the card's two marks; the rest of the card is written by hand."""
+    """Put the text between the card's two marks; the rest of the card is hand-written."""
     card = path.read_text() if path.exists() else f"{BEGIN}\n{END}\n"
     before, rest = card.split(BEGIN)
     path.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.split(END)[1]}")
+
+
+def write_velocity_card(folder: Path, generator: Path, batch: int, stage: Stage) -> None:
+    """Write `folder`'s README.md, with the two marks between which `report` inserts its tables."""
+    command = f"python -m miniworld.pretrain --velocity_from {generator} --out {folder} --velocity_steps {stage.steps}"
+    names = {"name": folder.name, "generator": generator.name, "command": command}
+    names |= {"link": os.path.relpath(generator, folder), "begin": BEGIN, "end": END}
+    values = {"steps": stage.steps, "batch": batch, "rate": stage.learning_rate, "warmup": stage.warmup}
+    (folder / "README.md").write_text(VELOCITY_CARD.format(**names, **values, ema=stage.ema_decay))

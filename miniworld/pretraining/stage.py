@@ -1,8 +1,8 @@
-"""One stage of the pretraining: a loop that resumes to the last bit after an interruption.
+"""One stage of the pretraining: a training loop that resumes bit-exactly after an interruption.
 
-Its folder holds `state.pt` (weights, moving averages, optimiser, step), `log.jsonl`, sample sheets and snapshots.
-A batch and its noise are functions of (seed, stage, step), never of how many draws came before, so that a run that was
-cut off repeats nothing and misses nothing. Running the same command again resumes.
+Its folder contains `state.pt` (weights, moving averages, optimiser, step), `log.jsonl`, sample sheets and snapshots. A
+batch and its noise are functions of (seed, stage, step), not of earlier draws, so that an interrupted run repeats and
+misses nothing. Running the same command again resumes.
 """
 
 import json
@@ -23,7 +23,7 @@ Losses = dict[str, Tensor]
 
 @dataclass
 class Stage:
-    """What to train and for how long. `loss` returns losses by name, each already weighted; their sum is descended."""
+    """One stage: what to train and for how long. `loss` returns weighted losses by name, whose sum is minimised."""
 
     name: str
     folder: Path
@@ -35,7 +35,7 @@ class Stage:
     seed: int = 0
     warmup: int = 100
     cooldown: float = 0.3  # share of the steps, at the end, over which the learning rate falls linearly to 0
-    cycles: int = 1  # times that the learning rate goes its way (warm restarts, arXiv 1608.03983)
+    cycles: int = 1  # cycles of the learning rate (warm restarts, arXiv 1608.03983)
     ema_decay: float = 0.998
     clip: float = 1.0
     betas: tuple[float, float] = (0.9, 0.99)
@@ -50,7 +50,7 @@ class Stage:
         self.weights = [weight for module in self.modules.values() for weight in module.parameters()]
 
     def rate(self, step: int) -> float:
-        """Learning rate of step 0..steps-1: up, level, down. A longer run shares the steps before its descent."""
+        """Learning rate of step 0..steps-1: up, level, down. A longer run has the same steps before its descent."""
         length = math.ceil(self.steps / self.cycles)
         step %= length
         left = (length - step) / max(1, round(self.cooldown * length))
@@ -65,26 +65,26 @@ class Stage:
         return self.folder / "state.pt"
 
     def snapshot(self, step: int) -> Path:
-        """Where the moving averages after `step` steps are kept."""
+        """The file of the moving averages after `step` steps."""
         return self.folder / f"ema-{step:06d}.pt"
 
 
 def snapshot_steps(total: int) -> tuple[int, ...]:
-    """Steps whose UNet is kept: from 64 on, each sqrt(2) times the one before, because what is learnt first is learnt
-    fast; and the last.
+    """Steps with a snapshot: from 64, each sqrt(2) times the previous one, because early steps change the most, and
+    the last step.
     """
     steps = (round(64 * 2 ** (index / 2)) for index in range(40))
     return (*(step for step in steps if step < total), total)
 
 
 def run_stage(stage: Stage) -> dict[str, nn.Module]:
-    """Train, or go on training, to the last step; return the modules with their moving averages as weights."""
+    """Train or resume to the last step. Returns the modules with their moving averages as weights."""
     stage.folder.mkdir(parents=True, exist_ok=True)
     settings = {"lr": stage.learning_rate, "betas": stage.betas, "weight_decay": stage.weight_decay}
     optimizer = torch.optim.AdamW(stage.weights, **settings)
     average = [weight.detach().clone() for weight in stage.weights]
     first = load(stage, optimizer, average)
-    begun, last_log = time.time(), first
+    last_time, last_log = time.time(), first
     bar = tqdm(range(first, stage.steps), initial=first, total=stage.steps, desc=stage.name, mininterval=2)
     for step in bar:
         for group in optimizer.param_groups:
@@ -94,14 +94,14 @@ def run_stage(stage: Stage) -> dict[str, nn.Module]:
         norm = nn.utils.clip_grad_norm_(stage.weights, stage.clip)
         optimizer.step()
         optimizer.zero_grad()
-        # the average's memory grows with the run, so that early sheets do not show the initial weights
+        # the decay rises over the first steps, so that early averages do not contain the initial weights
         decay = min(stage.ema_decay, (1 + step) / (10 + step))
         with torch.no_grad():
             torch._foreach_lerp_(average, stage.weights, 1 - decay)
         done = step + 1
         if done % stage.log_every == 0 or done == stage.steps:
             record = {"step": done, **{name: round(loss.item(), 6) for name, loss in losses.items()}}
-            seconds = (time.time() - begun) / (done - last_log)
+            seconds = (time.time() - last_time) / (done - last_log)
             record |= {
                 "grad_norm": round(norm.item(), 4),
                 "lr": stage.rate(step),
@@ -109,13 +109,13 @@ def run_stage(stage: Stage) -> dict[str, nn.Module]:
             }
             bar.set_postfix({name: f"{loss.item():.4f}" for name, loss in losses.items()}, refresh=False)
             log(stage, record)
-            begun, last_log = time.time(), done
+            last_time, last_log = time.time(), done
         if done in stage.snapshots:
             save_atomically(named(stage, average), stage.snapshot(done))
         if done % stage.save_every == 0 or done == stage.steps:
             save(stage, optimizer, average, done)
         if done % stage.sheet_every == 0 or done == stage.steps:
-            draw(stage, average, done)
+            write_sheet(stage, average, done)
     assign(stage, average)
     return stage.modules
 
@@ -125,8 +125,8 @@ def log(stage: Stage, record: dict) -> None:
         file.write(json.dumps(record) + "\n")
 
 
-def draw(stage: Stage, average: list[Tensor], step: int) -> None:
-    """A sheet of what the averaged weights do."""
+def write_sheet(stage: Stage, average: list[Tensor], step: int) -> None:
+    """Write a sample sheet of the averaged weights."""
     trained = [weight.detach().clone() for weight in stage.weights]
     assign(stage, average)
     with torch.no_grad():

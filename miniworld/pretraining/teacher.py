@@ -1,6 +1,6 @@
-"""The supervised teacher: one small network for all four intrinsics, trained on rendered scenes with exact truth.
+"""The supervised teacher: one small network for all four intrinsics, trained on rendered scenes with exact labels.
 
-Loss of a picture's maps, where labels are 8-bit and in [-1,1]:
+Loss for an image's maps, with 8-bit labels in [-1,1]:
 
     1 - cos(normal, label) + |depth - label| + |albedo - label| + |shading - label|        (means over pixels)
 """
@@ -11,22 +11,29 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import UNet2DModel
+from PIL import Image
 from torch import Generator, Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from miniworld.pretraining.gates import UNSEEN, Gate
 from miniworld.pretraining.stage import Stage
 from miniworld.pretraining.vae import save_sheet, to_tensor
 from miniworld.render.diode_tree import TASKS, encode_labels
-from miniworld.scenes import render
+from miniworld.scenes import KINDS, render
 from utils.labels.supervised import ABOUT, CHANNELS, MAPS, predict_maps
+from utils.labels.teachers import load_teacher
+from utils.maps.conventions import convert_frame
+from utils.metrics.depth import depth_metrics
+from utils.metrics.normals import angular_error
 
 PATCH, NAME, CHUNK = 2, "teacher", 256
 LAYERS = ("rgb", *TASKS)
+TESTED, DEGREES, ABS_REL = 100, 8.0, 0.05  # unseen scenes, and the errors that the teacher must stay below
 
 
 def build_teacher(size: int = 64) -> UNet2DModel:
-    """Pictures in patches of 2 x 2 pixels: 12 channels in, 40 out, at half the side."""
+    """Images in patches of 2 x 2 pixels: 12 channels in, 40 out, at half the side."""
     return UNet2DModel(
         sample_size=size // PATCH,
         in_channels=3 * PATCH**2,
@@ -41,7 +48,7 @@ def build_teacher(size: int = 64) -> UNet2DModel:
 
 
 def cached_maps(folder: Path, seed: int, count: int, size: int) -> np.ndarray:
-    """Pictures with their labels (count,5,size,size,3) uint8, in the order of LAYERS; the scenes of `stream`."""
+    """Images with their labels (count,5,size,size,3) uint8, in the order of LAYERS; the scenes of `stream`."""
     folder.mkdir(parents=True, exist_ok=True)
     chunks = [folder / f"seed{seed}-size{size}-{index:05d}.npy" for index in range(-(-count // CHUNK))]
     for index, path in enumerate(tqdm(chunks, desc="rendering scenes and labels", unit="chunk", mininterval=2)):
@@ -60,7 +67,7 @@ def maps_of(seed: int, index: int, size: int) -> np.ndarray:
 
 
 def teacher_stage(network: UNet2DModel, maps: np.ndarray, folder: Path, batch: int, **settings) -> Stage:
-    """Train `network` on pictures and labels `maps` (N,5,S,S,3) uint8."""
+    """Train `network` on images and labels `maps` (N,5,S,S,3) uint8."""
 
     def loss(step: int, rng: Generator) -> dict[str, Tensor]:
         chosen = torch.randint(len(maps), (batch,), generator=rng).numpy()
@@ -83,7 +90,7 @@ def layers(maps: np.ndarray) -> tuple[Tensor, dict[str, Tensor]]:
 
 
 def teacher_losses(maps: Tensor, labels: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The losses of the module's docstring, by intrinsic."""
+    """The terms of the loss in the module's docstring, by intrinsic."""
     losses = {name: (maps[:, CHANNELS[name]] - labels[name]).abs().mean() for name in ("albedo", "shading")}
     losses["depth"] = (maps[:, CHANNELS["depth"]] - labels["depth"][:, :1]).abs().mean()
     normal = maps[:, CHANNELS["normal"]]
@@ -92,7 +99,30 @@ def teacher_losses(maps: Tensor, labels: dict[str, Tensor]) -> dict[str, Tensor]
 
 
 def save_teacher(folder: Path, network: UNet2DModel, size: int) -> None:
-    """Write it, in fp16, as `utils.labels.supervised` reads it."""
+    """Write the network in fp16, in the format of `utils.labels.supervised`."""
     network.half().save_pretrained(folder)
     network.float()
     (folder / ABOUT).write_text(json.dumps({"patch": PATCH, "resolution": size}, indent=2) + "\n")
+
+
+def teacher_gates(folder: Path, seed: int, size: int = 64) -> list[Gate]:
+    """Requirements of a teacher's folder, measured with `pseudo_label.py`'s code on TESTED unseen scenes: the mean
+    angle of normals, and AbsRel of depth after scale and shift.
+    """
+    predict = {
+        task: load_teacher(task, str(folder), None, torch.device("cpu"), torch.float32).predict
+        for task in ("normal", "depth")
+    }
+    angles, errors, kinds = [], [], list(KINDS)
+    for index in range(TESTED):
+        scene = render(np.random.SeedSequence([seed + UNSEEN, index]), kinds[index % 2], size, size)
+        image, valid = Image.fromarray(scene.rgb), scene.depth > 0
+        truth = convert_frame(scene.normal, "opengl")[valid]
+        angles.append(angular_error(predict["normal"](image, [])[valid], truth).mean())
+        nearness = -predict["depth"](image, [])
+        errors.append(depth_metrics(nearness, scene.depth, valid, "depth", 1e-3, np.inf)["abs_rel"])
+    angle, error = float(np.mean(angles)), float(np.mean(errors))
+    return [
+        Gate("normals, mean angle", f"{angle:.1f} degrees", f"below {DEGREES:g}", angle < DEGREES),
+        Gate("depth, AbsRel after scale and shift", f"{error:.3f}", f"below {ABS_REL:g}", error < ABS_REL),
+    ]

@@ -1,13 +1,13 @@
-"""Stage 1: the VAE, an AutoencoderKL that reads and writes any picture, trained on pictures alone.
+"""Stage 1: the VAE, an AutoencoderKL for any image, trained on images only.
 
-Loss per picture x with posterior N(mu, sigma^2) and z drawn from it:
+Loss per image x with posterior N(mu, sigma^2) and z sampled from it:
 
     mse(D(z), x) + KL_WEIGHT * KL(N(mu, sigma^2) || N(0, 1)) + POWER_WEIGHT * (mean(mu^2) - 1)^2
 
-The last term asks that every picture's latents have about the same power: one scaling factor has to fit all pictures,
-the bright, the pale and the black-and-white, because a UNet learns to draw latents of one size only.
+The last term makes the latents of all images about equally large. One scaling factor has to fit bright, pale and
+black-and-white images, because a UNet learns to generate latents of one size only.
 
-A second stage trains D alone for longer, on the mse of D(mu): what E writes, and so all that a UNet learns, stays.
+A second stage trains D alone for longer, on the mse of D(mu). The latents, and so what a UNet learns, do not change.
 """
 
 import math
@@ -27,20 +27,24 @@ from miniworld.pretraining.stage import Stage
 
 KL_WEIGHT = 1e-3
 POWER_WEIGHT = 2e-3
-CHANNELS, GROUPS = (32, 48, 96), 8  # 32 groups of 1 channel each would take every colour's mean away
-CROPPED = 0.7  # share of the steps on crops of half the side: four times as many pictures for the same work
+CHANNELS, GROUPS = (32, 48, 96), 8  # 32 groups of 1 channel each would remove every colour's mean
+CROPPED = 0.7  # share of the steps on crops of half the side: four times as many images for the same compute
 
 
 def build_mini_vae(channels: tuple[int, ...] = CHANNELS, groups: int = GROUPS) -> AutoencoderKL:
-    """pictures (B,3,H,W) in [-1,1] -> latents (B,4,H/4,W/4). All convolutions, so that it can learn on crops."""
+    """images (B,3,H,W) in [-1,1] -> latents (B,4,H/4,W/4). Fully convolutional, so that it can be trained on crops."""
     vae = build_vae(channels, groups, attention=False)
     with torch.no_grad():
-        vae.quant_conv.bias[4:] += 6  # log-variance: a posterior as narrow as `build_vae` makes it would learn slowly
+        vae.quant_conv.bias[4:] += (
+            6  # log-variance: training would be slow with a posterior as narrow as `build_vae`'s
+        )
     return vae.to(memory_format=torch.channels_last)
 
 
 def vae_stage(vae: AutoencoderKL, rgb: np.ndarray, folder: Path, batch: int, half: bool, **settings) -> Stage:
-    """Train `vae` on pictures `rgb` (N,S,S,3) uint8, varied in colour: first crops, then a quarter as many whole."""
+    """Train `vae` on images `rgb` (N,S,S,3) uint8, with varied colours: first on crops, then on whole images, a
+    quarter as many.
+    """
 
     def loss(step: int, rng: Generator) -> dict[str, Tensor]:
         cropped = step < CROPPED * settings["steps"]
@@ -52,7 +56,7 @@ def vae_stage(vae: AutoencoderKL, rgb: np.ndarray, folder: Path, batch: int, hal
 
 
 def decoder_stage(vae: AutoencoderKL, rgb: np.ndarray, folder: Path, batch: int, half: bool, **settings) -> Stage:
-    """Train the decoder of `vae` alone, on whole pictures."""
+    """Train the decoder of `vae` alone, on whole images."""
     decoder = {"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv}
 
     def loss(step: int, rng: Generator) -> dict[str, Tensor]:
@@ -70,7 +74,7 @@ def decoder_stage(vae: AutoencoderKL, rgb: np.ndarray, folder: Path, batch: int,
 
 
 def vae_batch(rgb: np.ndarray, batch: int, rng: Generator, side: int) -> Tensor:
-    """What the VAE is shown: `batch` pictures, or pieces of them, (B,3,side,side) in [-1,1], varied in colour."""
+    """A training batch of the VAE: images, or crops of them, (B,3,side,side) in [-1,1], with varied colours."""
     chosen = torch.randint(len(rgb), (batch,), generator=rng).tolist()
     corners = torch.randint(rgb.shape[1] - side + 1, (batch, 2), generator=rng).tolist()
     pieces = [rgb[index, y : y + side, x : x + side] for index, (y, x) in zip(chosen, corners)]
@@ -78,7 +82,7 @@ def vae_batch(rgb: np.ndarray, batch: int, rng: Generator, side: int) -> Tensor:
 
 
 def vae_loss(vae: AutoencoderKL, x: Tensor, rng: Generator) -> dict[str, Tensor]:
-    """The loss of pictures x (B,3,S,S) in [-1,1], by term."""
+    """The loss of images x (B,3,S,S) in [-1,1], by term."""
     posterior = vae.encode(x.contiguous(memory_format=torch.channels_last)).latent_dist
     mean, logvar = posterior.mean.float(), posterior.logvar.float()
     z = mean + torch.exp(logvar / 2) * torch.randn(mean.shape, generator=rng)
@@ -91,7 +95,7 @@ def vae_loss(vae: AutoencoderKL, x: Tensor, rng: Generator) -> dict[str, Tensor]
 
 
 def vae_sheet(rgb: np.ndarray, modules: dict, path: Path, count: int = 10) -> None:
-    """Pictures above, what the VAE makes of them below: as rendered, then varied."""
+    """Write images with their reconstructions below them: as rendered, then with varied colours."""
     plain = to_tensor(rgb[:count]) * 2 - 1
     rows = [plain, *(vae_batch(rgb, count, Generator().manual_seed(seed), rgb.shape[1]) for seed in range(2))]
     save_sheet([row for x in rows for row in (x, reconstruct(modules["vae"], x))], path)
@@ -99,10 +103,10 @@ def vae_sheet(rgb: np.ndarray, modules: dict, path: Path, count: int = 10) -> No
 
 @torch.no_grad()
 def enlarge(vae: AutoencoderKL, factor: float) -> None:
-    """The same VAE with latents `factor` times as large, in place.
+    """Make the VAE's latents `factor` times as large, in place.
 
-    Stable Diffusion's latents have a deviation of about 5.5, which its scaling factor takes to 1. A VAE whose own
-    deviation is 1 would hide every place that forgets the factor.
+    Stable Diffusion's latents have a deviation of about 5.5, which its scaling factor brings to 1. A VAE with a
+    deviation of 1 would hide every bug that omits the factor.
     """
     vae.quant_conv.weight[:4] *= factor
     vae.quant_conv.bias[:4] *= factor
@@ -122,7 +126,7 @@ def to_tensor(rgb: np.ndarray) -> Tensor:
 
 
 def save_sheet(rows: list[Tensor], path: Path) -> None:
-    """Rows of pictures (N,3,S,S) in about [-1,1] -> one PNG."""
+    """Write rows of images (N,3,S,S) in about [-1,1] as one PNG."""
     page = torch.cat([torch.cat(list(row), dim=2) for row in rows], dim=1)
     page = ((page.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0)
     Image.fromarray(page.numpy()).save(path)

@@ -1,8 +1,8 @@
-"""Sliced Wasserstein distance between two sets of pictures (Karras et al. 2018, arXiv 1710.10196, appendix G).
+"""Sliced Wasserstein distance between two sets of images (Karras et al. 2018, arXiv 1710.10196, appendix G).
 
-Each picture becomes a Laplacian pyramid; from each level, patches of 7x7 pixels; each channel of a level's patches is
-normalised to mean 0 and deviation 1 over the set; the distance of a level is the mean, over random directions, of the
-mean absolute difference of the sorted projections. Times 1,000, as the paper prints it.
+Each image becomes a Laplacian pyramid, and each level patches of 7x7 pixels. Each channel of a level's patches is
+normalised to mean 0 and deviation 1 over the set. The distance of a level is the mean over random directions of the
+mean absolute difference of the sorted projections, times 1,000 as in the paper.
 """
 
 import torch
@@ -14,7 +14,7 @@ PATCH = 7
 
 
 def sliced_wasserstein(a: Tensor, b: Tensor, patches: int = 128, directions: int = 512, seed: int = 0) -> list[float]:
-    """Distance of two sets of pictures (N,3,S,S) of equal size and range, per level from fine to coarse (S to 16)."""
+    """Distances of two sets of images (N,3,S,S) of equal size and range, per level from fine to coarse (S to 16)."""
     if a.shape != b.shape:
         raise ValueError(f"sets of different shapes: {tuple(a.shape)} and {tuple(b.shape)}")
     distances = []
@@ -28,7 +28,7 @@ def sliced_wasserstein(a: Tensor, b: Tensor, patches: int = 128, directions: int
 
 
 def pyramid(x: Tensor, smallest: int = 16) -> list[Tensor]:
-    """Laplacian pyramid of pictures (N,3,S,S): differences of neighbouring scales, then the smallest picture."""
+    """Laplacian pyramid of images (N,3,S,S): differences between neighbouring scales, then the smallest image."""
     levels = []
     while x.shape[-1] > smallest:
         half = blur(x)[:, :, ::2, ::2]
@@ -46,7 +46,7 @@ def blur(x: Tensor) -> Tensor:
 
 
 def descriptors(x: Tensor, patches: int, rng: Generator) -> Tensor:
-    """`patches` random 7x7 patches of each picture (N,3,s,s), normalised per channel, (N*patches, 147)."""
+    """`patches` random 7x7 patches of each image (N,3,s,s), normalised per channel, (N*patches, 147)."""
     count, _, side, _ = x.shape
     corner = torch.randint(side - PATCH + 1, (2, count, patches, 1, 1), generator=rng)
     y = corner[0] + torch.arange(PATCH).view(1, 1, -1, 1)

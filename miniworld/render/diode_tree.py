@@ -1,13 +1,13 @@
-"""Rendered scenes as a DIODE tree with dense pseudo labels beside it.
+"""Rendered scenes as a DIODE tree with dense pseudo labels.
 
     ROOT/depths/SPLIT/TYPE/scene_XXXXX/scan_YYYYY/STEM.png, STEM_depth.npy, STEM_depth_mask.npy
     ROOT/normals/SPLIT/TYPE/scene_XXXXX/scan_YYYYY/STEM_normal.npy
     ROOT/pseudo/TASK/SPLIT/TYPE/scene_XXXXX/scan_YYYYY/STEM.png      TASK: normal, depth, albedo, shading
     ROOT/diode_meta.json, ROOT/miniworld.json
 
-TYPE is "indoors" (rooms) or "outdoor" (yards), spelled as DIODE spells them. Each image is a world of its own: scenes
-and scans only mirror DIODE's folders, and the yaw and pitch in a stem are numbering. A sample depends on (seed, split,
-its index in the split) alone, so that any number of workers writes the same bytes.
+TYPE is "indoors" (rooms) or "outdoor" (yards), spelled as in DIODE. Each image shows its own world: scenes and
+scans only mirror DIODE's folders, and the yaw and pitch in a stem are just numbers. A sample depends on (seed, split,
+its index in the split) only, so that any number of workers writes the same bytes.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ from miniworld.render.rooms import draw_room
 from miniworld.render.yards import draw_yard
 from utils.maps.conventions import to_srgb
 
-# Bump when the same seed no longer gives the same picture: folders of an older world are then refused, not mixed.
+# Increase when the same seed no longer gives the same image: folders of an older version are refused, not mixed.
 WORLD_VERSION = 1
 TASKS = ("normal", "depth", "albedo", "shading")
 TRUTHS = ("albedo", "shading")
@@ -34,7 +34,7 @@ DRAW = {"indoors": draw_room, "outdoor": draw_yard}
 
 @dataclass(frozen=True)
 class Settings:
-    """All that the bytes of a tree depend on."""
+    """Everything that the bytes of a tree depend on."""
 
     train: int
     val: int
@@ -75,7 +75,7 @@ def list_samples(settings: Settings) -> Iterator[Sample]:
 
 
 def render_sample(settings: Settings, sample: Sample) -> Rendering:
-    """The sample's rendering, whichever process asks."""
+    """Render the sample: the same in every process."""
     seed = np.random.SeedSequence([settings.seed, SPLITS.index(sample.split), sample.index])
     return trace(DRAW[sample.scene_type](np.random.default_rng(seed)), settings.height, settings.width)
 
@@ -85,7 +85,7 @@ def encode_labels(rendering: Rendering) -> dict[str, np.ndarray]:
 
     normal: 255 (n/2 + 0.5) in the label frame x right, y down, z forward; the sky faces the viewer. depth: linear,
     near = white, 255 (far - d) / (far - near) clipped, with near and far the 2nd and 98th percentile of all depths but
-    the sky's; the sky is black. albedo, shading: sRGB-coded, as the picture is, so decoded RGB = decoded albedo x
+    the sky's; the sky is black. albedo, shading: sRGB-coded, like the image, so decoded RGB = decoded albedo x
     decoded shading to within rounding.
     """
     sky = rendering.depth == 0

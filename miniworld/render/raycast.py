@@ -1,4 +1,4 @@
-"""From a scene to its picture and its intrinsics, one ray through each pixel centre.
+"""From a scene to its image and its intrinsics, one ray through each pixel centre.
 
     rgb = albedo * shading        in linear light, exactly, before the 8-bit sRGB coding
 
@@ -29,7 +29,7 @@ class Rendering:
     normal   (H, W, 3) float32, unit, DIODE's raw frame: x right, y up, z toward the viewer; (0, 0, 1) in the sky
     albedo   (H, W, 3) float32 in [0, 1], linear light; in the sky its colour
     shading  (H, W, 3) float32 in [0, 1], linear light; 1 in the sky
-    valid    (H, W) bool, neither sky nor beside a depth discontinuity
+    valid    (H, W) bool, true unless sky or next to a depth discontinuity
     segment  (H, W) int16, index into scene.things, or ENCLOSURE, or SKY
     """
 
@@ -156,7 +156,7 @@ def illuminate(scene: Scene, points, normal, part):
 
 
 def hidden(scene: Scene, start, toward):
-    """Whether something stands between start (3, N) and the light at start + toward. The enclosure casts no shadow."""
+    """True where something is between start (3, N) and the light at start + toward. The enclosure casts no shadow."""
     dark = np.zeros(start.shape[1], bool)
     for solid, _, _ in solids(scene):
         near, far = solid.interval(start, toward)
@@ -165,7 +165,7 @@ def hidden(scene: Scene, start, toward):
 
 
 def discontinuities(depth, part):
-    """Pixels (H, W) bool beside a jump of more than 5 cm + 3 % between two solids; the band widens with the image."""
+    """Pixels (H, W) bool next to a jump of more than 5 cm + 3 % between two solids; the band widens with the image."""
     distance = np.where(part == SKY, np.float32(1e6), depth)
     band = np.zeros(depth.shape, bool)
     for axis in (0, 1):

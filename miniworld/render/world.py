@@ -1,4 +1,4 @@
-"""What a scene is made of: enclosure, things, light and camera, and the English for them.
+"""The parts of a scene: enclosure, things, light and camera, and their description in English.
 
 World axes: x right, y up, z toward the viewer before the camera turns; the floor is y = 0; metres and radians.
 """

@@ -20,7 +20,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory) -> Iterator[Served]:
-    """The page as `python app.py` serves it from a folder that is not the project's; diffusion in few steps."""
+    """The page as `python -m app` serves it from a folder that is not the project's; diffusion in few steps."""
     app = start(tmp_path_factory.mktemp("elsewhere"), "--steps", 2)
     yield app
     app.stop()

@@ -1,4 +1,4 @@
-"""Starts app.py as a user does, and stops it."""
+"""Starts the app as a user does, and stops it."""
 
 import os
 import re
@@ -28,11 +28,11 @@ class Served:
 
 
 def start(folder: Path, *words: object) -> Served:
-    """app.py, run in `folder` with nothing but these flags and a CPU; its temporary files go to a folder below."""
+    """`python -m app`, run in `folder` with only these flags and a CPU. Its temporary files go to a folder below."""
     temporary = folder / "temporary"
     temporary.mkdir()
-    env = {**os.environ, "TMPDIR": str(temporary)}
-    command = [sys.executable, ROOT / "app.py", "--device", "cpu", *words]
+    env = {**os.environ, "TMPDIR": str(temporary), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "app", "--device", "cpu", *words]
     process = subprocess.Popen(
         [*map(str, command)], cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -45,4 +45,4 @@ def start(folder: Path, *words: object) -> Served:
             timer.cancel()
             threading.Thread(target=process.stdout.read, daemon=True).start()  # so that the pipe is never full
             return Served(found[1], process, temporary)
-    raise AssertionError(f"app.py did not start:\n{said}")
+    raise AssertionError(f"the app did not start:\n{said}")

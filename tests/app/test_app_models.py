@@ -6,10 +6,10 @@ import pytest
 import torch
 from PIL import Image
 
+from app.models import Models
+from app.page import surface_file
+from app.results import Result, export
 from utils.errors import InputError
-from utils.inference.app.files import Result, export
-from utils.inference.app.handlers import seen
-from utils.inference.app.models import Models
 from utils.inference.job import SHIPPED
 from utils.inference.prediction import Prediction
 from utils.intrinsics import DEPTH, INTRINSICS, NORMAL
@@ -46,9 +46,9 @@ def test_loras_of_one_name_in_several_folders_are_all_offered(tmp_path):
 
 
 def test_maps_are_there_even_where_no_surface_can_be_made():
-    assert seen(result(DEPTH), 1, 4, 60).endswith(".glb")
-    assert seen(result(DEPTH), 4, 1, 60) is None
-    assert seen(result(NORMAL), 1, 4, 60) is None
+    assert surface_file(result(DEPTH), 1, 4, 60).endswith(".glb")
+    assert surface_file(result(DEPTH), 4, 1, 60) is None
+    assert surface_file(result(NORMAL), 1, 4, 60) is None
 
 
 @pytest.mark.parametrize(

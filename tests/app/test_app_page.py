@@ -1,4 +1,4 @@
-"""app.py's page in a headless Chromium: upload, predict, compare, light, download, and uploads that are refused."""
+"""The app's page in a headless Chromium: upload, predict, compare, light, download, and uploads that are refused."""
 
 import io
 import struct
@@ -10,7 +10,7 @@ import pytest
 import trimesh
 from PIL import Image
 
-from utils.inference.app.panels import relit
+from app.results import relit
 from utils.inference.job import SHIPPED
 from utils.intrinsics import INTRINSICS
 from utils.maps.colours import shown

@@ -1,4 +1,4 @@
-"""app.py's command line and server: who may ask, what it serves, and what it leaves behind."""
+"""The app's command line and server: who may ask, what it serves, and what it leaves behind."""
 
 import socket
 from pathlib import Path
@@ -10,7 +10,7 @@ import pytest
 from helpers import ROOT, python
 from serving import start
 
-import app
+from app import __main__ as app
 from utils.errors import InputError
 
 API = "/gradio_api"
@@ -24,7 +24,7 @@ def test_without_gradio_one_line_names_the_package_and_the_command(monkeypatch):
 
 def test_mistakes_are_told_before_torch_and_gradio_are_imported(tmp_path):
     program = (
-        "import sys, app\n"
+        "import sys, app.__main__ as app\n"
         "for words in (['--lora', 'nromal'], ['--port', '0'], ['--steps', '0'], ['--lroa', 'x'], ['x']):\n"
         "    try: app.main(words)\n"
         "    except ValueError as error: assert type(error).__name__ == 'InputError', error\n"

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from app.upload import MAX_BYTES, read_upload, safe_stem
 from utils.errors import InputError
-from utils.inference.app.upload import MAX_BYTES, read_upload, safe_stem
 
 ENDINGS = ("png", "jpg", "webp", "bmp", "tif")
 
@@ -41,7 +41,7 @@ def program(path):
 REFUSED = {
     "text": ("a.png", lambda path: path.write_text("hello"), "a.png: not a readable picture"),
     "nothing": ("a.png", lambda path: path.touch(), "a.png: "),
-    "another ending": ("a.svg", lambda path: path.write_text("<svg/>"), r"a.svg: not a picture we read \(\.png"),
+    "another ending": ("a.svg", lambda path: path.write_text("<svg/>"), r"a.svg: not an image format we read \(\.png"),
     "a program": ("a.png", program, r"a.png: not a readable picture \(cannot identify"),
     "bytes": ("a.png", large, "a.png: more than 32 MB; save it smaller"),
     "pixels": (

@@ -8,8 +8,7 @@ import torch
 from diffusers import UNet2DModel, VQModel
 from transformers import GenerationConfig, JanusConfig, JanusForConditionalGeneration, LlamaConfig, LlamaForCausalLM
 
-from utils.generators.gan_files import save_gan
-from utils.generators.stylegan2 import StyleGAN2
+from generators.stylegan2 import StyleGAN2, save_gan
 from utils.labels.supervised import ABOUT, MAPS
 
 BLOCKS = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}

@@ -10,10 +10,10 @@ from PIL import Image
 
 import inference_ar
 import inference_gan
+from generators.stylegan2 import load_gan
+from generators.token_prediction import TokenPrediction
+from generators.transformer import load_autoregressive
 from utils.errors import InputError
-from utils.generators.ar_files import load_autoregressive
-from utils.generators.ar_objective import TokenPrediction
-from utils.generators.gan_files import load_gan
 from utils.inference.prediction import Prediction
 from utils.intrinsics import DEPTH, NORMAL
 from utils.lora import load_attn_procs
@@ -31,7 +31,7 @@ def gan_loras(gan_folder, teacher_folder, tmp_path_factory) -> list[Path]:
     folders = [tmp_path_factory.mktemp(task) for task in ("normal", "depth")]
     for task, folder in zip(("normal", "depth"), folders, strict=True):
         words = ["--task", task, "--pretrained_model_name_or_path", gan_folder, "--teacher", teacher_folder]
-        words += ["--output_dir", folder, "--num_train_imgs", 4, "--num_val_imgs", 2, "--validation_steps", 0, *STEPS]
+        words += ["--output_dir", folder, "--num_train_imgs", 4, "--validation_steps", 0, *STEPS]
         run_here("gan_pseudo.py", [str(word) for word in words])
     return folders
 
@@ -63,7 +63,7 @@ def test_a_gan_draws_pictures_and_their_maps(gan_loras, tmp_path, capsys):
 
 def test_the_maps_are_of_the_pictures_that_are_drawn(gan_loras, gan_folder, tmp_path):
     """Without its LoRA the network draws the picture of the same w; with it, the file's map."""
-    from utils.generators.generated import generate
+    from generators.pixel_prediction import generate
 
     run(inference_gan, "--lora", gan_loras[1], "--num_imgs", 1, "--output_dir", tmp_path, "--seed", 7, "--npy")
     network = load_gan(str(gan_folder)).network

@@ -8,9 +8,9 @@ import torch
 from helpers import launch, lora, run_here
 from helpers import losses as train_losses
 
+from generators.stylegan2 import load_gan
+from generators.transformer import load_autoregressive
 from utils.errors import InputError
-from utils.generators.ar_files import load_autoregressive
-from utils.generators.gan_files import load_gan
 from utils.inference.job import describe
 from utils.lora import load_attn_procs, read_lora
 
@@ -156,11 +156,11 @@ def test_other_positions_or_decoding_are_another_experiment(more, says, ar_folde
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        (["--temperature", -1], "must not be negative"),
+        (["--temperature", -1, "--validation_steps", 1], "must not be negative"),
         (["--masked_loss"], "a token is a patch"),
         (["--timestep", 5], "no noise levels"),
         (["--lora_targets", "all"], "the LoRA sits on the transformer's attention"),
-        (["--resolution", 64], "draws 32 px"),
+        (["--resolution", 64], "generates 32 px"),
     ],
 )
 def test_a_transformers_flags_that_cannot_work_are_refused(more, says, ar_folder, ar_flags, tmp_path):
@@ -169,7 +169,7 @@ def test_a_transformers_flags_that_cannot_work_are_refused(more, says, ar_folder
 
 
 def test_a_gan_is_no_autoregressive_generator(gan_folder, ar_flags, tmp_path):
-    with pytest.raises(InputError, match="no model of transformers; an autoregressive generator is"):
+    with pytest.raises(InputError, match="not a model of transformers; an autoregressive generator is"):
         run_here("ar_pseudo.py", ar_flags(gan_folder, tmp_path / "run"))
 
 
@@ -179,7 +179,7 @@ def test_a_stable_diffusion_is_no_autoregressive_generator(bases, ar_flags, tmp_
 
 
 def test_a_run_says_what_predicts_with_it_and_other_inference_that_it_cannot(gan_flags, tmp_path, capsys):
-    run_here("gan_pseudo.py", gan_flags(tmp_path / "run", "--max_train_steps", 1, "--validation_steps", 0))
+    run_here("gan_pseudo.py", gan_flags(tmp_path / "run", "--max_train_steps", 1))
     next_line = f"next: python inference_gan.py --lora {tmp_path / 'run'} --output_dir output"
     assert next_line in capsys.readouterr().out
     with pytest.raises(InputError, match=r"made for gan: run inference_gan\.py"):

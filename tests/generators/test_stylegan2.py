@@ -8,9 +8,8 @@ import pytest
 import torch
 from random_weights import fill
 
+from generators.stylegan2 import EqualLinear, StyleGAN2, blur_kernel, load_gan, save_gan
 from utils.errors import InputError
-from utils.generators.gan_files import load_gan, save_gan
-from utils.generators.stylegan2 import EqualLinear, StyleGAN2, blur_kernel
 from utils.lora import add_lora, fuse_lora, load_attn_procs, save_lora
 from utils.lora.layers import lora_targets
 

@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from dataloaders.diode import Diode
-from utils.generators.ar_files import load_autoregressive
-from utils.generators.ar_objective import TokenPrediction
-from utils.generators.tokenised import BATCH, Tokenised, tokenised
+from generators.token_prediction import BATCH, Tokenised, TokenPrediction, tokenised
+from generators.transformer import load_autoregressive
 from utils.intrinsics import INTRINSICS
 
 

@@ -10,11 +10,11 @@ from helpers import lora
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from generators.pixel_prediction import PixelPrediction, digest
+from generators.stylegan2 import load_gan
+from generators.token_prediction import TokenPrediction
+from generators.transformer import load_autoregressive
 from miniworld.pretraining.random_sd import build_scheduler, build_unet, build_vae
-from utils.generators.ar_files import load_autoregressive
-from utils.generators.ar_objective import TokenPrediction
-from utils.generators.gan_files import load_gan
-from utils.generators.gan_objective import PixelPrediction
 from utils.lora import add_lora, load_attn_procs, lora_state, save_lora
 from utils.lora.keys import strip_wrappers
 from utils.noise import generators
@@ -51,8 +51,9 @@ def method(name: str, gan_folder, ar_folder):
     batch, targets = {"rgb": rgb, "target": target}, ("self_attention",)
     torch.manual_seed(0)
     if name == "gan":
-        network, objective, targets = load_gan(str(gan_folder)).network, PixelPrediction(), ("affine",)
-        batch = {"w": torch.randn(2, network.style_dim), "target": target[..., :16, :16]}
+        network, w = load_gan(str(gan_folder)).network, torch.randn(2, 32)
+        objective, targets = PixelPrediction(dict(zip(map(digest, rgb), w, strict=True))), ("affine",)
+        batch = {"rgb": rgb, "w": w, "target": target[..., :16, :16]}
     elif name in ("one by one", "at once"):
         base = load_autoregressive(str(ar_folder))
         network, objective = base.network, TokenPrediction(base.tokens, decoding=name.replace(" ", "_"))
@@ -84,9 +85,8 @@ def test_a_loss_goes_through_wrappers_and_saving_around_them(name, kind, gan_fol
     save_lora(outer, tmp_path, {})
     saved = lora(tmp_path)
     assert set(saved) == set(keys) and all(torch.equal(saved[key], keys[key]) for key in keys)
-    given = batch.get("w", batch.get("rgb"))
     with torch.no_grad():
-        assert torch.isfinite(objective.predict(unwrap(outer), given, noise())).all()
+        assert torch.isfinite(objective.predict(unwrap(outer), batch["rgb"], noise())).all()
 
 
 def test_keys_do_not_depend_on_compiled_parts(tmp_path):

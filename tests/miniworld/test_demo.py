@@ -12,7 +12,7 @@ import inference_augunet
 import inference_sd_single
 from dataloaders.diode import Diode
 from miniworld import demo, demo_steps, scenes
-from miniworld.demo_page import row_names, table
+from miniworld.demo_steps import results_table, row_names
 from utils.intrinsics import INTRINSICS, NORMAL, Intrinsic
 from utils.lora import CONV_IN, add_lora, load_attn_procs, lora_parameters, read_lora, save_lora
 from utils.metrics.scores import score_normals, score_of
@@ -112,7 +112,7 @@ def test_scenes_of_another_seed_end_the_demo_and_keep_its_results(tmp_path, capf
     kept.write_text("kept")
     with pytest.raises(SystemExit):
         demo.main(["--out", str(tmp_path), "--train", "2", "--val", "1", "--seed", "1"])
-    assert "holds scenes of other settings" in capfd.readouterr().err and kept.read_text() == "kept"
+    assert "contains scenes of other settings" in capfd.readouterr().err and kept.read_text() == "kept"
 
 
 @pytest.mark.parametrize("targets", [("attention",), ("attention", "feedforward", "projection", "conv", "time")])
@@ -142,6 +142,6 @@ def test_the_table_has_the_rows_that_were_run():
     result = {"metrics": {"mean": 1.0, "median": 2.0}, "intervals": {"mean": [0.5, 1.5], "median": [1.5, 2.5]}}
     for rows in (("random", "lora", "attention"), ("lora", "ceiling")):
         names = row_names("mini-sd", rows)
-        lines = table(dict.fromkeys(names, result), names, NORMAL, "title").splitlines()
+        lines = results_table(dict.fromkeys(names, result), names, NORMAL, "title").splitlines()
         assert lines[2] == "| LoRA on all layers of mini-sd | 1 [0.5, 1.5] | 2 [1.5, 2.5] |"
         assert len(lines) == 2 + len(rows) and any("the paper's place" in line for line in lines) == (len(rows) == 3)

@@ -24,13 +24,13 @@ from miniworld.pretraining.gates import unseen_scenes, vae_gates
 from miniworld.pretraining.generator import (
     Parts,
     build_generator,
-    encode_pictures,
+    encode_images,
     generator_loss,
     generator_stage,
     quick,
 )
+from miniworld.pretraining.image_cache import cached_images
 from miniworld.pretraining.model_folder import LEARNING_RATE, TIMESTEP, load_generator, save_editor, save_generator
-from miniworld.pretraining.picture_cache import cached_pictures
 from miniworld.pretraining.random_sd import build_text_encoder, build_unet
 from miniworld.pretraining.report import BEGIN, END, VAE_SCENES, write_card
 from miniworld.pretraining.stage import Stage, run_stage
@@ -69,7 +69,7 @@ def tiny_parts() -> Parts:
 
 
 def tiny_data(vae, parts: Parts, pairs, folder: Path) -> generator.Latents:
-    return encode_pictures(vae, *pairs, parts.tokenizer, folder, half=False)
+    return encode_images(vae, *pairs, parts.tokenizer, folder, half=False)
 
 
 def tiny_stage(name: str, folder: Path, pairs, steps: int = 6):
@@ -95,10 +95,10 @@ def tiny_stage(name: str, folder: Path, pairs, steps: int = 6):
 
 
 def test_the_cache_is_the_stream(tmp_path, monkeypatch):
-    monkeypatch.setattr("miniworld.pretraining.picture_cache.CHUNK", 4)
-    cached_pictures(tmp_path, seed=3, count=4, size=SIDE)
+    monkeypatch.setattr("miniworld.pretraining.image_cache.CHUNK", 4)
+    cached_images(tmp_path, seed=3, count=4, size=SIDE)
     monkeypatch.setattr(scenes, "render", count_calls(scenes.render))
-    rgb, captions = cached_pictures(tmp_path, seed=3, count=10, size=SIDE)
+    rgb, captions = cached_images(tmp_path, seed=3, count=10, size=SIDE)
     assert scenes.render.calls == 2 * 4  # what was there is kept
     for index, (picture, caption) in enumerate(islice(scenes.stream(3, SIDE), 10)):
         assert np.array_equal(rgb[index], picture) and captions[index] == caption
@@ -127,16 +127,16 @@ def test_no_stage_can_see_a_map(tmp_path, monkeypatch):
     monkeypatch.setattr(scenes, "render", bare)
     monkeypatch.setattr("miniworld.render.diode_tree.encode_labels", refuse)
     monkeypatch.setattr("miniworld.pretraining.gates.encode_labels", refuse)
-    monkeypatch.setattr("miniworld.pretraining.picture_cache.CHUNK", 16)
+    monkeypatch.setattr("miniworld.pretraining.image_cache.CHUNK", 16)
     monkeypatch.setattr(pretrain, "SIZE", SIDE)
     monkeypatch.setattr(pretrain, "build_mini_vae", partial(build_mini_vae, (8, 8, 8), 4))
     monkeypatch.setattr(pretrain, "build_generator", tiny_parts)
     monkeypatch.setattr(pretrain, "report", lambda *args: None)
     words = ["--out", tmp_path / "mini-sd", "--work", tmp_path / "work", "--workers", 1]
-    words += ["--batch", 4, "--codec_batch", 4]
-    words += ["--vae_scenes", 16, "--scenes", 16]
-    words += ["--vae_steps", 2, "--decoder_steps", 2, "--unet_steps", 2, "--ip2p_steps", 2]
-    pretrain.main([str(word) for word in words])
+    words += ["--batch", 4, "--scenes", 16]
+    vae_words = ["--vae_batch", 4, "--vae_scenes", 16, "--vae_steps", 2, "--decoder_steps", 2]
+    unet_words, velocity_words = ["--unet_steps", 2, "--ip2p_steps", 2], ["--velocity_steps", 2]
+    pretrain.main([str(word) for word in (*words, *vae_words, *unet_words)])
     pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "mini-sd", safety_checker=None)
     assert pipeline.unet.config.in_channels == 4 and pipeline.vae.config.scaling_factor == 0.18215
     edits = StableDiffusionInstructPix2PixPipeline.from_pretrained(tmp_path / "mini-ip2p", safety_checker=None)
@@ -145,15 +145,15 @@ def test_no_stage_can_see_a_map(tmp_path, monkeypatch):
     assert snapshots == ["ema-000002.pt"]
 
     base, on, velocity = tmp_path / "mini-sd", tmp_path / "on" / "mini-sd", tmp_path / "mini-sd-2"
-    words += ["--velocity_steps", 2]
-    for more in (["--continue_from", base, "--out", on], ["--velocity_from", base, "--out", velocity]):
-        pretrain.main([str(word) for word in (*words, *more)])
+    to_velocity = [*words, *velocity_words, "--velocity_from", base, "--out", velocity]
+    for more in ([*words, *unet_words, "--continue_from", base, "--out", on], to_velocity):
+        pretrain.main([str(word) for word in more])
     for folder in (on, velocity):
         assert (load_generator(folder)[0].unet.conv_in.weight != load_generator(base)[0].unet.conv_in.weight).any()
     assert (tmp_path / "on" / "mini-ip2p" / "text_encoder").resolve() == (on / "text_encoder").resolve()
-    pretrain.main([str(word) for word in (*words, "--velocity_from", base, "--out", velocity)])  # nothing left to do
-    with pytest.raises(InputError, match="begun from another generator"):  # it would end where the first one did
-        pretrain.main([str(word) for word in (*words, "--velocity_from", on, "--out", velocity)])
+    pretrain.main([str(word) for word in to_velocity])  # nothing left to do
+    with pytest.raises(InputError, match="started from another generator"):  # it would end where the first one did
+        pretrain.main([str(word) for word in (*words, *velocity_words, "--velocity_from", on, "--out", velocity)])
 
 
 def test_the_vae_sees_pieces_of_pictures(pairs, monkeypatch):
@@ -291,7 +291,7 @@ def test_the_sampler_finds_what_an_exact_prediction_points_at(velocity, guidance
 
 def test_a_velocity_base_is_a_folder_that_diffusers_and_the_scripts_read(tiny_folder, tmp_path, monkeypatch):
     """Its VAE is the generator's by links that can be moved along; it says how it was made, and is measured."""
-    monkeypatch.setattr("miniworld.pretraining.picture_cache.CHUNK", 16)
+    monkeypatch.setattr("miniworld.pretraining.image_cache.CHUNK", 16)
     monkeypatch.setattr(pretrain, "SIZE", SIDE)
     for name, value in {"VAE_SCENES": 8, "DRAWN": 4, "SHOWN": 2}.items():
         monkeypatch.setattr(report, name, value)
@@ -303,7 +303,7 @@ def test_a_velocity_base_is_a_folder_that_diffusers_and_the_scripts_read(tiny_fo
     pretrain.main([str(word) for word in words])
 
     card = (out / "README.md").read_text()
-    for text in ("2 more steps of 4 pictures", "sliced Wasserstein", "from noise to velocity | 2 |"):
+    for text in ("2 more steps of 4 images", "sliced Wasserstein", "from noise to velocity | 2 |"):
         assert text in card
     assert "mini-ip2p's error" not in card  # it predicts noise
     assert (tmp_path / "sheet.png").exists()
@@ -321,9 +321,9 @@ def test_a_velocity_base_is_a_folder_that_diffusers_and_the_scripts_read(tiny_fo
 
 @pytest.mark.parametrize("words, message", [
     (["--continue_from", "A", "--velocity_from", "A"], "exclude each other"),
-    (["--velocity_from", "nosuch"], "--velocity_from=nosuch: no Stable Diffusion folder"),
-    (["--velocity_from", "A", "--out", "A"], "stays as it is"),
-    (["--continue_from", "A", "--out", "B"], "mini-ip2p beside --continue_from would be replaced"),
+    (["--velocity_from", "nosuch"], "--velocity_from=nosuch: not a Stable Diffusion folder"),
+    (["--velocity_from", "A", "--out", "A"], "must not change"),
+    (["--continue_from", "A", "--out", "B"], "mini-ip2p next to --continue_from would be replaced"),
 ])  # fmt: skip
 def test_what_would_spoil_a_generator_is_refused(words, message, tiny_folder):
     names = {"A": str(tiny_folder), "B": str(tiny_folder.parent / "B")}

@@ -7,11 +7,11 @@ from diffusers import AutoencoderKL
 from helpers import ROOT
 from PIL import Image
 
+from generators.transformer import VQTokens
 from miniworld.pretraining import autoregressive, gan, teacher
-from miniworld.pretraining.discriminator import Discriminator, deviation
+from miniworld.pretraining.gan import Discriminator, deviation
 from miniworld.pretraining.stage import run_stage
 from miniworld.pretraining.unconditional import sample_gates
-from utils.generators.picture_tokens import VQTokens
 from utils.labels.teachers import load_teacher
 
 SHORT = {"learning_rate": 2e-3, "warmup": 1, "log_every": 1, "save_every": 2, "sheet_every": 1000}

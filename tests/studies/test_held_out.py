@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from generators.pixel_prediction import label_truth
 from studies.held_out import errors, linear_readout, mean_label
-from utils.generators.generated import label_truth
 from utils.intrinsics import NORMAL
 
 

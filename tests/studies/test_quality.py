@@ -8,11 +8,11 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
+from generators.stylegan2 import load_gan
+from generators.transformer import load_autoregressive
 from miniworld.pretraining.gan import build_gan
 from studies.quality import of_diffusion, section, snapshots
 from utils.errors import InputError
-from utils.generators.ar_files import load_autoregressive
-from utils.generators.gan_files import load_gan
 
 WHOLE = Path("miniworld/mini-gan"), Path("miniworld/mini-ar")
 

@@ -9,7 +9,7 @@ from helpers import ROOT, SCRIPTS
 NEEDED = ["--pretrained_model_name_or_path", "x", "--train_data_dir", "y", "--pseudo_root", "z"]
 COMMANDS = [*SCRIPTS, "inference_sd_single.py", "inference_augunet.py", "inference_gan.py", "inference_ar.py",
             "predict.py", "evaluate.py", "pseudo_label.py", "miniworld.demo", "miniworld.scenes", "utils.lora",
-            "dataloaders"]  # fmt: skip
+            "dataloaders", "app"]  # fmt: skip
 
 
 def imported(script: str, *words: str) -> tuple[int | str | None, set[str]]:

@@ -137,7 +137,7 @@ def _gan(repo_id: str, base: str, metadata: Mapping[str, object]) -> str:
 ```python
 import torch
 from huggingface_hub import snapshot_download
-from utils.generators.gan_files import load_gan
+from generators.stylegan2 import load_gan
 from utils.lora import load_attn_procs
 
 network = load_gan("path/to/{base}").network
@@ -153,8 +153,8 @@ def _autoregressive(repo_id: str, base: str, metadata: Mapping[str, object]) -> 
 
 ```python
 from huggingface_hub import snapshot_download
-from utils.generators.ar_files import load_autoregressive
-from utils.generators.ar_objective import TokenPrediction
+from generators.token_prediction import TokenPrediction
+from generators.transformer import load_autoregressive
 from utils.lora import load_attn_procs
 
 base = load_autoregressive("path/to/{base}")

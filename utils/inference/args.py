@@ -54,15 +54,6 @@ def model_flags(parser: argparse.ArgumentParser, base: str) -> None:
     output_flags(parser)
 
 
-def generator_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags that inference_gan.py and inference_ar.py share."""
-    add = parser.add_argument
-    add("--pretrained_model_name_or_path", type=expand, help="the generator (default: the one the LoRA was made for)")
-    add("--output_dir", type=expand, default="./output", help="maps go to <output_dir>/<task>/predicted/")
-    add("--device", help="such as cuda:1 or cpu (default: a GPU if there is one)")
-    output_flags(parser)
-
-
 def view_flags(parser: argparse.ArgumentParser) -> None:
     """How images are sized and cut; `view_of` reads them."""
     add = parser.add_argument

@@ -45,20 +45,6 @@ SINGLE_STEP_REFUSES = {
     "noise_offset": "a single step has no noise; leave it out",
     "prediction_type": "a single step predicts the label's latents, whatever the base predicts; leave it out",
 }
-AUTOREGRESSIVE_REFUSES = {
-    "timestep": "an autoregressive generator has no noise levels; leave it out",
-    "noise_offset": "an autoregressive generator has no noise; leave it out",
-    "prediction_type": "the label's tokens are predicted; leave it out",
-    "unified_prompt": "no text is read; leave it out",
-    "empty_prompt": "no text is read; leave it out",
-    "lora_targets": "the LoRA sits on the transformer's attention; leave it out",
-    "masked_loss": "a token is a patch, and all are learnt; leave it out",
-    "crop": "the generator's pictures have one shape; leave it out",
-    "compile": "not tried with a transformer; leave it out",
-    "gradient_checkpointing": "not tried with a transformer; leave it out",
-    "no_cache_latents": "there are no latents; leave it out",
-    "cache_dir": "there are no latents; leave it out",
-}
 AUGUNET_REFUSES = {
     "prediction_type": "where the last step is pure noise, only velocity says anything there; leave it out",
     "timestep": "diffusion runs through all timesteps; leave it out",

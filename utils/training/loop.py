@@ -16,7 +16,6 @@ from tqdm.auto import tqdm
 
 from utils.errors import InputError, note
 from utils.hub import upload
-from utils.latents import NAMES
 from utils.lora import save_lora
 from utils.models import Frozen
 from utils.noise import generators
@@ -34,8 +33,6 @@ from utils.training.shapes import ByShape
 from utils.training.state import TrainingState, shared_settings
 from utils.training.training_set import TrainingSet
 from utils.training.validation import Samples, Validation
-
-READ = ("rgb", "target", "mask", "w", "rgb_tokens", "target_tokens", *NAMES)  # what of a batch a loss may read
 
 
 def start(settings: Settings) -> tuple[Accelerator, Path | None]:
@@ -117,7 +114,6 @@ def train(
     for text in train_set.notes:
         note(text)
     if train_set.masked:
-        assert objective.vae is not None  # whose cells are masked
         note(masks.share(train_set, 2 ** (len(objective.vae.config.block_out_channels) - 1), run.seed))
 
     # What trains: LoRA, optimiser, learning rate; and what a checkpoint of it shares with a run that goes on from it
@@ -181,7 +177,8 @@ def train(
     for micro_step, batch in zip(count(), loader if state.step < state.max_steps else ()):
         # batch; its noise is a function of the seed and of the samples' places in the stream
         noise = generators(run.seed, batches.first(micro_step), run.train_batch_size)
-        inputs = {key: batch[key].to(accelerator.device, non_blocking=True) for key in READ if key in batch}
+        tensors = {key: value for key, value in batch.items() if torch.is_tensor(value)}
+        inputs = {key: value.to(accelerator.device, non_blocking=True) for key, value in tensors.items()}
         with accelerator.accumulate(state.network):
             # loss
             loss = objective.loss(state.network, inputs, noise)
@@ -269,28 +266,19 @@ def begin_records(run: RunSettings, step: int | None) -> set[tuple[int, str]]:
 
 
 def latents_or_images(
-    run: RunSettings, accelerator: Accelerator, train_set: TrainingSet, vae: AutoencoderKL | None
+    run: RunSettings, accelerator: Accelerator, train_set: TrainingSet, vae: AutoencoderKL
 ) -> tuple[CachedLatents | ByShape | TrainingSet, torch.device]:
-    """The training set's cached latents, or itself where there are none, they are not wanted or cannot be kept; and
-    where the VAE stays while the LoRA trains.
+    """The training set's cached latents, or the set itself if they are not wanted or cannot be kept; and the device
+    that the VAE stays on while the LoRA trains.
     """
-    if vae is None:
-        return train_set, accelerator.device
-    samples = cached(run, accelerator, train_set, vae)
+    samples: CachedLatents | ByShape | TrainingSet = train_set
+    if not run.no_cache_latents:
+        folder = run.cache_dir or run.output_dir / "latent_cache"
+        place = (accelerator.process_index, accelerator.num_processes)
+        samples = cached_or_not(train_set, vae, folder, run.dataloader_num_workers, *place)
     home = accelerator.device if samples is train_set else torch.device("cpu")
     vae.to(home)
     return samples, home
-
-
-def cached(
-    run: RunSettings, accelerator: Accelerator, train_set: TrainingSet, vae: AutoencoderKL
-) -> CachedLatents | ByShape | TrainingSet:
-    """The training set's latents on disk, or itself."""
-    if run.no_cache_latents:
-        return train_set
-    folder = run.cache_dir or run.output_dir / "latent_cache"
-    place = (accelerator.process_index, accelerator.num_processes)
-    return cached_or_not(train_set, vae, folder, run.dataloader_num_workers, *place)
 
 
 def agree(accelerator: Accelerator, loss: Tensor, stop: bool) -> tuple[float, bool]:

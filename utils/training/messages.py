@@ -45,7 +45,7 @@ def summary(state: TrainingState, run: RunSettings, accelerator: Accelerator, im
     lora, everything = state.counts["lora_parameters"], state.counts["all_parameters"]
     return (
         f"{images} training images, {state.step_samples} a step, {state.max_steps} steps; LoRA of rank {run.rank}: "
-        f"{lora:,} parameters, {100 * lora / everything:.2f} % of the {state.kind}; {accelerator.device}, "
+        f"{lora:,} parameters, {100 * lora / everything:.2f} % of the network; {accelerator.device}, "
         f"{accelerator.num_processes} process(es), frozen parts in {dtype}; "
         f"mixed precision {accelerator.mixed_precision}{set_by}, "
         f"{accelerator.gradient_accumulation_steps} micro-step(s) a step, "
@@ -65,7 +65,7 @@ def outcome(output_dir: Path, metadata: Mapping[str, object], settings: Settings
     method = str(metadata["method"])
     files = " and .bin" if has_bin(metadata) else ""
     files += ", metrics.jsonl" + (", validation/, best.json" if settings.run.validation_steps else "")
-    images = "" if method == "gan" else " --input_dir path/to/images"  # a GAN reads none
+    images = " --input_dir path/to/images" if method in BASES else ""
     ask = f"python {SCRIPTS[method]} --lora {output_dir}{images} --output_dir output"
     lines = [f"{output_dir}: pytorch_lora_weights.safetensors{files}", f"next: {ask}"]
     if "tensorboard" in settings.tracking.trackers:

@@ -76,11 +76,6 @@ class TrainingState:
         return written
 
     @property
-    def kind(self) -> str:
-        """What the network is, for messages."""
-        return "UNet" if hasattr(self.bare_network, "conv_in") else type(self.bare_network).__name__
-
-    @property
     def counts(self) -> dict[str, int]:
         """Parameters of the LoRA and of the network with it, and the run's length."""
         everything = sum(p.numel() for p in self.bare_network.parameters())

@@ -60,13 +60,10 @@ class Validation:
     def run(self, unet: nn.Module, step: int) -> None:
         """Predict and score the samples with the LoRA of `step`, unless an earlier run in this folder has done so."""
         if self.accelerator.is_main_process and not metrics_file.is_validated(self.output_dir, step):
-            vae = self.objective.vae
-            if vae is not None:
-                vae.to(self.accelerator.device)
+            self.objective.vae.to(self.accelerator.device)
             with self.accelerator.autocast(), as_written():
                 found = self.predict(unet)
-            if vae is not None:
-                vae.to(self.vae_home)
+            self.objective.vae.to(self.vae_home)
             if found is None:
                 note(f"step {step}: validation interrupted, nothing of it is kept")
             else:
@@ -101,9 +98,9 @@ class Validation:
                     bar.close()
                     unet.train(was_training)
                     return None
-                given = torch.stack([item[self.objective.reads] for item in batch]).to(self.accelerator.device)
+                rgb = torch.stack([item["rgb"] for item in batch]).to(self.accelerator.device)
                 noise = generators(self.seed, first, len(batch))
-                predictions = self.objective.predict(unet, given, noise).float().cpu()
+                predictions = self.objective.predict(unet, rgb, noise).float().cpu()
                 predictions = linear_map(predictions, self.intrinsic.depth_coding)
                 for item, prediction in zip(batch, predictions):
                     found.append(self.score(prediction, item["gt"], item["valid"]))

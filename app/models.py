@@ -1,4 +1,4 @@
-"""Ticked LoRAs to maps: predictors are loaded when they are first wanted, and those of the last choice are kept."""
+"""Maps from the ticked LoRAs: predictors are loaded when first needed, and those of the last choice are kept."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -17,7 +17,7 @@ Progress = Callable[[int, int, str], object]  # UNet passes done, passes in all,
 class Models:
     """LoRAs by label, and the predictors of those that were ticked last, one for each base.
 
-    loras: as --lora names them. options: keywords of `Predictor`. Raises InputError where a LoRA is not to be had.
+    loras: as for --lora. options: keywords of `Predictor`. Raises InputError if a LoRA is not available.
     """
 
     def __init__(self, loras: Sequence[str], **options: Any):
@@ -30,16 +30,16 @@ class Models:
         self._loaded: dict[str, tuple[list[str], Predictor]] = {}  # base -> LoRAs, their predictor
 
     def first_choice(self) -> list[str]:
-        """Labels of the first LoRA of every intrinsic, as far as they share the first one's base."""
-        found: dict[str, str] = {}
+        """Labels of the first LoRA for every intrinsic among those that share the first LoRA's base."""
+        labels: dict[str, str] = {}
         base = next(iter(self.jobs.values())).model
         for label, job in self.jobs.items():
             if job.model == base:
-                found.setdefault(job.intrinsic.name, label)
-        return list(found.values())
+                labels.setdefault(job.intrinsic.name, label)
+        return list(labels.values())
 
     def check(self, labels: Iterable[str]) -> list[Job]:
-        """The jobs of these labels. InputError where there are none, or two predict the same."""
+        """The jobs of these labels. InputError if there are none, or two predict the same intrinsic."""
         chosen = [job for label, job in self.jobs.items() if label in set(labels)]
         if not chosen:
             raise InputError("no LoRA is ticked; tick at least one")
@@ -50,7 +50,7 @@ class Models:
         return chosen
 
     def load(self, labels: Iterable[str]) -> list[Predictor]:
-        """Predictors of these LoRAs, one for each base; others are let go of first."""
+        """Predictors of these LoRAs, one for each base. All others are freed first."""
         by_base: dict[str, list[str]] = {}
         for job in self.check(labels):
             by_base.setdefault(job.model, []).append(job.name)
@@ -63,9 +63,9 @@ class Models:
     def predict(
         self, image: Image.Image, name: str, labels: Iterable[str], ensemble_size: int, progress: Progress
     ) -> dict[str, Prediction]:
-        """All maps of an RGB image by name of the intrinsic. name: what the noise of diffusion depends on.
+        """All maps of an RGB image by the intrinsic's name. name: the image's, which sets the noise of diffusion.
 
-        ensemble_size: of the LoRAs that diffuse. progress: called before the first and after every UNet pass.
+        ensemble_size: for LoRAs that diffuse. progress: called before the first and after every UNet pass.
         """
         progress(0, 1, "loading")
         predictors, done = self.load(labels), 0

@@ -1,4 +1,4 @@
-"""Pictures from the browser: looked at with suspicion before a pixel is decoded. Imports neither torch nor Gradio."""
+"""Checks of uploaded images before a pixel is decoded. Imports no torch and no Gradio."""
 
 import re
 import warnings
@@ -11,19 +11,19 @@ from utils.maps.files import PICTURES
 from utils.maps.images import read_rgb
 from utils.maps.opening import unreadable
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")  # Pillow's names of PICTURES
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")  # Pillow's names for PICTURES
 MAX_BYTES = 32 * 2**20
 MAX_PIXELS = 16_000_000  # a map of that size is 0.2 GB as float32
-MAX_RATIO = 8  # long side to short side: padded to the network's size, a thin strip is mostly border
+MAX_RATIO = 8  # long side to short side; a thinner strip, padded to the network's size, would be mostly border
 
 
 def read_upload(path: str | Path) -> Image.Image:
-    """The RGB picture, upright. Raises InputError, naming the file but not its folder, where it is too large in bytes
-    or, by its header, in pixels, of another format than those of `PICTURES`, or not a whole picture.
+    """The RGB image, upright. Raises InputError, with the file's name but not its folder, if it has too many bytes or,
+    by its header, too many pixels, if its format is not one of `PICTURES`, or if it is not a complete image.
     """
     path = Path(path)
     if path.suffix.lower() not in PICTURES:
-        raise InputError(f"{path.name}: not a picture we read ({', '.join(PICTURES)})")
+        raise InputError(f"{path.name}: not an image format we read ({', '.join(PICTURES)})")
     try:
         if path.stat().st_size > MAX_BYTES:
             raise InputError(f"{path.name}: more than {MAX_BYTES >> 20} MB; save it smaller")
@@ -40,8 +40,8 @@ def read_upload(path: str | Path) -> Image.Image:
 
 
 def _stated_size(path: Path) -> tuple[int, int]:
-    """(width, height) as the header has them. Unlike `size_of` it asks for no orientation, for which Pillow may decode
-    a whole PNG, and it knows no formats but FORMATS: others may start programs.
+    """(width, height) from the header. Unlike `size_of` it does not ask for the orientation, for which Pillow may
+    decode a whole PNG, and it opens only FORMATS, because others may start programs.
     """
     try:
         with warnings.catch_warnings():
@@ -53,5 +53,5 @@ def _stated_size(path: Path) -> tuple[int, int]:
 
 
 def safe_stem(path: str | Path) -> str:
-    """A name for files made of the upload: letters, digits, dots, dashes and underscores, at most 60 of them."""
+    """A name for files made from the upload: at most 60 letters, digits, dashes and underscores."""
     return re.sub(r"[^\w-]+", "_", Path(path).stem).strip("_")[:60] or "image"

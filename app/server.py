@@ -1,4 +1,4 @@
-"""The page's server: on this computer alone, with a temporary folder of its own that is removed at the end."""
+"""The page's server, for this computer alone, with its own temporary folder that is removed at the end."""
 
 import os
 import signal
@@ -11,12 +11,11 @@ from threading import Event
 from types import FrameType
 from typing import Any
 
+from app.upload import MAX_BYTES
 from utils.errors import InputError, note
-from utils.inference.app.upload import MAX_BYTES
 
 HOST = "127.0.0.1"
-AGE = 3600  # seconds after which uploads and files made for download are deleted while the server runs
-POLICY = (  # of what the browser may load: nothing from elsewhere
+POLICY = (  # the browser may load nothing from elsewhere
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' data: blob:; worker-src 'self' blob:; "
     "object-src 'none'; frame-ancestors 'none'; form-action 'self'"
@@ -46,14 +45,14 @@ def serve(
 ) -> None:
     """Load the models, serve the page and return when the process is interrupted (Ctrl-C, SIGTERM).
 
-    about: a word on the LoRAs. options: keywords of `Predictor`. Raises InputError where a model is not to be had, or
+    about: a remark on the LoRAs. options: keywords of `Predictor`. Raises InputError if a model is not available or
     the port is taken.
     """
     os.environ.update(QUIET)
     _check_port(port)
     with _folder(), _interrupted():
-        from utils.inference.app.layout import build  # only now: Gradio reads its settings as it is imported
-        from utils.inference.app.models import Models
+        from app.models import Models
+        from app.page import build  # only now: Gradio reads its settings when it is imported
 
         models = Models(loras, **options)
         models.load(models.first_choice())
@@ -70,7 +69,7 @@ def serve(
 
 
 def _check_port(port: int | None) -> None:
-    """InputError where it cannot be had, before the models are loaded, which takes seconds."""
+    """InputError if the port is not available. Checked first, because loading the models takes seconds."""
     if port is not None:
         try:
             socket.create_server((HOST, port)).close()
@@ -79,14 +78,14 @@ def _check_port(port: int | None) -> None:
 
 
 def _settings(examples: Path, port: int | None, share: bool) -> dict[str, Any]:
-    """Keywords of Gradio's launch. Of files outside the temporary folder it may serve the examples alone."""
+    """Keywords of Gradio's launch. Outside the temporary folder it may serve only the examples."""
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-    from utils.inference.app.layout import look
+    from app.page import look
 
     guards = [Middleware(SafeHeaders)]
-    if not share:  # a name on the web that is made to point here would pass the browser's same-origin rule
+    if not share:  # a web domain that resolves to this address would pass the browser's same-origin rule
         guards.append(Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"]))
     return {
         **dict.fromkeys(("show_error", "enable_monitoring", "mcp_server", "pwa", "run_history", "ssr_mode"), False),
@@ -104,7 +103,7 @@ def _settings(examples: Path, port: int | None, share: bool) -> dict[str, Any]:
 
 @contextmanager
 def _folder() -> Iterator[Path]:
-    """All temporary files of this process lie in one folder, which is removed at the end."""
+    """Put all temporary files of this process into one folder, which is removed at the end."""
     before = tempfile.tempdir
     with tempfile.TemporaryDirectory(prefix="intrinsic-app-", ignore_cleanup_errors=True) as folder:
         tempfile.tempdir = os.environ["GRADIO_TEMP_DIR"] = folder
@@ -116,7 +115,7 @@ def _folder() -> Iterator[Path]:
 
 @contextmanager
 def _interrupted() -> Iterator[None]:
-    """SIGTERM is Ctrl-C, so that what must be removed at the end is; either ends the block in silence."""
+    """Treat SIGTERM as Ctrl-C, so that the clean-up runs. Either ends the block silently."""
 
     def stop(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt

@@ -4,20 +4,20 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from utils.generators.picture_tokens import PictureTransformer, order
+from generators.transformer import ImageTransformer, order
 
 CODES, COUNT = 32, 16
 
 
 @pytest.fixture(scope="module")
-def network() -> PictureTransformer:
+def network() -> ImageTransformer:
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     whole = LlamaForCausalLM(LlamaConfig(vocab_size=CODES + 1, max_position_embeddings=64, **sizes)).eval()
     for parameter in whole.parameters():
         parameter.data *= 3  # so that answers differ clearly
     start = whole.model.embed_tokens.weight[-1]
-    return PictureTransformer(whole.model, whole.model.embed_tokens, whole.lm_head, start, CODES).requires_grad_(False)
+    return ImageTransformer(whole.model, whole.model.embed_tokens, whole.lm_head, start, CODES).requires_grad_(False)
 
 
 @pytest.fixture

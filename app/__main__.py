@@ -1,10 +1,10 @@
 """Predict normals, depth, albedo and shading on a page in the browser, served to this computer alone.
 
-    python app.py                                        # the small LoRAs that are here, and examples/
-    python app.py --lora path/to/normal path/to/depth    # yours; tick any of them on the page
+    python -m app                                        # the small shipped LoRAs, and examples/
+    python -m app --lora path/to/normal path/to/depth    # yours; tick any of them on the page
 
-The page compares any two of image, maps and uncertainties, lights the scene anew, turns the depth as a surface, and
-offers the maps as 16-bit PNG, EXR and GLB. It loads nothing from elsewhere; what is uploaded stays in a temporary
+The page compares any two of image, maps and uncertainties, relights the scene, shows the depth as a surface that can
+be turned, and offers the maps as 16-bit PNG, EXR and GLB. It loads nothing from elsewhere. Uploads stay in a temporary
 folder that is removed at the end. Needs Gradio 6: pip install "gradio>=6,<7".
 """
 
@@ -19,27 +19,25 @@ from utils.intrinsics import INTRINSICS
 
 EXAMPLES = ROOT / "examples"
 DIFFUSING = SHIPPED / "augunet" / "normal"
-TOYS = (
-    "of the toys mini-sd and mini-sd-2, which know rendered rooms: they show the way, not Stable Diffusion's quality"
-)
+TOYS = "for the toys mini-sd and mini-sd-2, trained on rendered rooms: far from Stable Diffusion's quality"
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = Parser(description=__doc__)
+    parser = Parser(prog="python -m app", description=__doc__)
     add = parser.add_argument
     add("--lora", nargs="+", type=expand, help="LoRAs to choose from: .safetensors, .bin, output folders of training "
         "scripts, or hub names (default: those in miniworld/mini-loras)")  # fmt: skip
     add("--pretrained_model_name_or_path", type=expand, help="Stable Diffusion for all of them: local folder, hub "
         f"name, or one file (default: the ones the LoRAs were made for, else {BASES['single-step']})")  # fmt: skip
     add("--revision", help="branch, tag or commit of the hub model")
-    add("--dtype", choices=["fp32", "fp16", "bf16"], default="fp32", help="of the computation")
+    add("--dtype", choices=["fp32", "fp16", "bf16"], default="fp32", help="compute dtype")
     add("--device", help="such as cuda:1 or cpu (default: a GPU if there is one)")
-    add("--resolution", type=int, help="short side in pixels, as the network sees it (default: the training's)")
-    add("--steps", type=int, default=25, help="of LoRAs that diffuse")
-    add("--seed", type=int, default=1234, help="of LoRAs that diffuse")
-    add("--port", type=int, help="of the page (default: the first free one from 7860 on)")
-    add("--share", action="store_true", help="also give the page a public address by way of Gradio's servers: whoever "
-        "knows it can use this computer for predictions")  # fmt: skip
+    add("--resolution", type=int, help="short side in pixels of what the network sees (default: the training's)")
+    add("--steps", type=int, default=25, help="sampler steps of LoRAs that diffuse")
+    add("--seed", type=int, default=1234, help="seed of LoRAs that diffuse")
+    add("--port", type=int, help="port of the page (default: the first free one from 7860)")
+    add("--share", action="store_true", help="also give the page a public address through Gradio's servers: anyone "
+        "who knows it can use this computer for predictions")  # fmt: skip
     args = parser.parse_args(argv)
     above_zero(args, ("steps",))
     if args.port is not None and not 0 < args.port < 65536:
@@ -57,7 +55,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.pretrained_model_name_or_path is not None:
         check_base(args.pretrained_model_name_or_path, args.revision)
 
-    from utils.inference.app.server import serve  # only now: PyTorch and Gradio take seconds to import
+    from app.server import serve  # only now: PyTorch and Gradio take seconds to import
 
     options = {name: getattr(args, name) for name in ("revision", "dtype", "device", "resolution", "steps", "seed")}
     about = "" if args.lora else TOYS

@@ -1,5 +1,5 @@
-// The slider between two of the pictures. From Gradio: element, props, watch. props.value, or null:
-// {pictures: {title: data URI}, left: title, right: title, ratio: width / height}
+// The slider between two of the images. From Gradio: element, props, watch. props.value, or null:
+// {images: {title: data URI}, left: title, right: title, ratio: width / height}
 let titles = "";
 const chosen = {};
 
@@ -11,7 +11,7 @@ function node(tag, attributes, ...children) {
 
 function choice(side, value, frame) {
   const select = node("select", {className: "side-" + side});
-  select.append(...Object.keys(value.pictures).map((title) => node("option", {textContent: title, value: title})));
+  select.append(...Object.keys(value.images).map((title) => node("option", {textContent: title, value: title})));
   select.value = chosen[side];
   select.addEventListener("change", () => choose(side, select.value, value, frame));
   return node("label", {}, side + " ", select);
@@ -20,7 +20,7 @@ function choice(side, value, frame) {
 function choose(side, title, value, frame) {
   chosen[side] = title;
   const image = frame.querySelector("img." + side);
-  image.src = value.pictures[title];
+  image.src = value.images[title];
   image.alt = title;
   element.querySelector("select.side-" + side).value = title;
 }
@@ -28,8 +28,8 @@ function choose(side, title, value, frame) {
 function draw() {
   const root = element.querySelector(".compare-part"), value = props.value;
   root.replaceChildren();
-  if (!value || !value.pictures) return;
-  const found = Object.keys(value.pictures).join("\n");
+  if (!value || !value.images) return;
+  const found = Object.keys(value.images).join("\n");
   if (found !== titles) Object.assign(chosen, {left: value.left, right: value.right});
   titles = found;
   const slider = node("input", {type: "range", min: 0, max: 100, value: 50, step: 0.5});
@@ -39,7 +39,7 @@ function draw() {
   frame.style.setProperty("--ratio", value.ratio);
   slider.addEventListener("input", () => frame.style.setProperty("--at", slider.value + "%"));
   root.append(node("div", {className: "bar"}, choice("left", value, frame), choice("right", value, frame)), frame);
-  const thumbs = Object.entries(value.pictures).map(([title, uri]) => {
+  const thumbs = Object.entries(value.images).map(([title, uri]) => {
     const button = node("button", {type: "button", title: "show on the right: " + title},
       node("img", {src: uri, alt: ""}), node("span", {textContent: title}));
     button.addEventListener("click", () => choose("right", title, value, frame));

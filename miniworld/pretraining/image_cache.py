@@ -1,7 +1,7 @@
-"""Pictures and captions of `miniworld.scenes.stream`, rendered once and then read at memory speed.
+"""Images and captions of `miniworld.scenes.stream`, rendered once and then read at memory speed.
 
-A chunk of 256 pictures is two files, NNNNN.npy (256, S, S, 3) uint8 and NNNNN.json, its captions. Picture `index` is
-the stream's picture `index`, however many are cached.
+A chunk of 256 images is two files, NNNNN.npy (256, S, S, 3) uint8 and its captions, NNNNN.json. Image `index` is the
+stream's image `index`, regardless of how many are cached.
 """
 
 import json
@@ -20,10 +20,10 @@ from miniworld.scenes import stream
 CHUNK = 256
 
 
-def cached_pictures(folder: Path, seed: int, count: int, size: int, workers: int = 1) -> tuple[np.ndarray, list[str]]:
-    """The first `count` pictures (count, size, size, 3) uint8, and their captions.
+def cached_images(folder: Path, seed: int, count: int, size: int, workers: int = 1) -> tuple[np.ndarray, list[str]]:
+    """The first `count` images (count, size, size, 3) uint8, and their captions.
 
-    What an earlier call with this seed and size has rendered is kept, also if it was interrupted.
+    Images from earlier calls with this seed and size are kept, even if those calls were interrupted.
     """
     parts = folder / f"seed{seed}-size{size}"
     parts.mkdir(parents=True, exist_ok=True)
@@ -45,7 +45,7 @@ def cached_pictures(folder: Path, seed: int, count: int, size: int, workers: int
 
 
 def render_chunk(folder: Path, seed: int, size: int, chunk: int) -> None:
-    """Render pictures CHUNK * chunk and on; the captions' file is written last and marks the chunk as whole."""
+    """Render the images from number CHUNK * chunk. The captions' file is written last: it marks a complete chunk."""
     pairs = list(islice(stream(seed, size, start=CHUNK * chunk), CHUNK))
     np.save(folder / f"{chunk:05d}.npy", np.stack([rgb for rgb, _ in pairs]))
     draft = folder / f"{chunk:05d}.tmp"

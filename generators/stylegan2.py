@@ -1,24 +1,38 @@
 """StyleGAN2's generator (Karras et al. 2020, arXiv 1912.04958; skip connections of figure 7b) in plain PyTorch.
 
-    w = mapping(z);  every convolution's input channels are scaled by a style A_l(w), and its outputs brought back to
-    unit deviation (equation 3);  the picture is the sum of every resolution's RGB, upsampled.
+    w = mapping(z);  a style A_l(w) scales the input channels of every convolution, whose outputs are then brought back
+    to unit deviation (equation 3);  the image is the sum of the RGB outputs of all resolutions, upsampled.
 
-A_l, an affine layer of w, is called `modulation` here. Modules are named as in rosinality's state dicts, the format in
-which public weights go around outside NVIDIA's own code.
+A_l, an affine layer of w, is called `modulation` here. Modules are named as in rosinality's state dicts, the usual
+format of public weights outside NVIDIA's own code. Weights are read from a folder of this project or from rosinality's
+public .pt files:
+
+    <folder>/config.json            {"_class_name": "StyleGAN2", "channels": {"4": 192, ...}, "style_dim": 128, ...}
+    <folder>/generator.safetensors  the state dict, in any precision
 """
 
+import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from generators.args import check_gan
+from utils.errors import InputError
+
 BLUR = (1.0, 3.0, 3.0, 1.0)
-GAIN = math.sqrt(2)  # makes up for what leaky ReLU takes of a signal's power
+GAIN = math.sqrt(2)  # restores the signal power that leaky ReLU removes
 MAPPING_RATE = 0.01  # learning rate of the mapping's layers, relative to the rest
 EPSILON = 1e-8
+CONFIG, WEIGHTS, KIND = "config.json", "generator.safetensors", "StyleGAN2"
+AVERAGES = "g_ema"  # rosinality's key of the moving averages, the weights to generate with
 
 
 def leaky(x: Tensor) -> Tensor:
@@ -34,9 +48,9 @@ def blur_kernel(channels: int, like: Tensor, gain: float = 1.0) -> Tensor:
 
 
 class EqualLinear(nn.Linear):
-    """A linear layer at equalised learning rate: weights of unit deviation, scaled as they are used (1710.10196, 4.1).
+    """A linear layer at equalised learning rate: weights of unit deviation, scaled when used (1710.10196, 4.1).
 
-    `fold` writes the scale into the weights: the same function, of a plain `nn.Linear`'s weights.
+    `fold` writes the scale into the weights, so that the layer computes the same as a plain `nn.Linear`.
     """
 
     def __init__(self, inputs: int, outputs: int, bias: float = 0.0, rate: float = 1.0):
@@ -64,7 +78,7 @@ class PixelNorm(nn.Module):
 
 
 class ModulatedConv(nn.Module):
-    """A convolution (B,C,H,W) -> (B,O,H,W), or twice the side, whose input channels w (B,D) scales."""
+    """A convolution (B,C,H,W) -> (B,O,H,W), with `up` (B,O,2H,2W), whose input channels are scaled by w (B,D)."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, style_dim: int, up: bool = False, norm: bool = True):
         super().__init__()
@@ -81,14 +95,14 @@ class ModulatedConv(nn.Module):
             x = F.conv2d(x, blur_kernel(x.shape[1], x, gain=4.0), padding=1, groups=x.shape[1])
         else:
             x = F.conv2d(x, weight, padding=weight.shape[-1] // 2)
-        if self.norm:  # equation 3, of outputs instead of weights: no convolution per picture is needed
+        if self.norm:  # equation 3, applied to outputs instead of weights: one convolution for the batch
             power = style.square() @ weight.square().sum((2, 3)).T
             x = x * torch.rsqrt(power + EPSILON)[:, :, None, None]
         return x
 
 
 class Noise(nn.Module):
-    """x + strength * noise, a picture of noise (1 or B,1,H,W) for all channels."""
+    """x + strength * noise: one noise image (1 or B,1,H,W) for all channels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -122,7 +136,7 @@ class StyledConv(nn.Module):
 
 
 class ToRGB(nn.Module):
-    """Features -> RGB (B,3,H,W), added to the smaller resolution's picture, upsampled."""
+    """Features -> RGB (B,3,H,W), added to the upsampled image of the resolution below."""
 
     def __init__(self, inputs: int, style_dim: int):
         super().__init__()
@@ -137,7 +151,7 @@ class ToRGB(nn.Module):
 
 
 class Constant(nn.Module):
-    """The learnt 4x4 start of every picture."""
+    """The learned 4x4 start of every image."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -145,9 +159,10 @@ class Constant(nn.Module):
 
 
 class StyleGAN2(nn.Module):
-    """z (B,D) -> w (B,D) by `mapping`; w -> picture (B,3,S,S) in about [-1,1] by `forward`.
+    """z (B,D) -> w (B,D) by `mapping`; w -> image (B,3,S,S) in about [-1,1] by `forward`.
 
-    channels: resolution -> features, 4 to S, each twice the one before; depth: layers of the mapping.
+    channels: resolution -> features, for resolutions from 4 to S, each twice the previous one. depth: layers of the
+    mapping.
     """
 
     def __init__(self, channels: Mapping[int, int], style_dim: int = 512, depth: int = 8):
@@ -170,7 +185,7 @@ class StyleGAN2(nn.Module):
 
     @property
     def styles(self) -> int:
-        """How many w a picture takes, where each layer may have its own: (B,styles,D)."""
+        """Number of layers that take a style. Each may get its own w: (B,styles,D)."""
         return len(self.convs) + 2
 
     def mapping(self, z: Tensor) -> Tensor:
@@ -182,9 +197,10 @@ class StyleGAN2(nn.Module):
         return w
 
     def forward(self, w: Tensor, noise: Sequence[Tensor] | None = None) -> Tensor:
-        """w (B,D), or one for each layer (B,styles,D), -> picture (B,3,S,S), not clamped.
+        """w (B,D), or one per layer (B,styles,D), -> image (B,3,S,S), not clamped.
 
-        noise: a picture per convolution, (1 or B,1,H,W); default: the generator's own, so that w decides all.
+        noise: one image per convolution, (1 or B,1,H,W). By default the generator's own buffers, so that the result
+        is a function of w alone.
         """
         if w.ndim == 2:
             w = w[:, None].expand(-1, self.styles, -1)
@@ -196,3 +212,78 @@ class StyleGAN2(nn.Module):
                 x = self.convs[i](x, w[:, i + 1], noise[i + 1])
             rgb = to_rgb(x, w[:, 2 * block + 3], rgb)
         return rgb
+
+
+@dataclass
+class Gan:
+    """A frozen generator in eval mode and fp32, its affine layers folded, ready for a LoRA."""
+
+    name: str
+    network: StyleGAN2
+    revision: str | None = None
+
+
+def load_gan(name: str) -> Gan:
+    """Load a generator from a folder or a .pt file.
+
+    Raises InputError if it does not exist, is another model, or its weights do not fit together.
+    """
+    check_gan(name)
+    path = Path(name)
+    network, state = _folder(path) if path.is_dir() else _rosinality(path)
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        raise InputError(f"{path}: no StyleGAN2 of this shape: {' '.join(str(error).split())[:300]}") from None
+    for module in network.modules():
+        if isinstance(module, EqualLinear):
+            module.fold()
+    return Gan(str(path.resolve()), network.requires_grad_(False).eval())
+
+
+def save_gan(folder: Path, network: StyleGAN2) -> None:
+    """Write the unfolded weights in fp16, and the configuration, into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {"_class_name": KIND, "channels": network.channels, "style_dim": network.style_dim}
+    (folder / CONFIG).write_text(json.dumps(config | {"depth": len(network.style) - 1}, indent=2) + "\n")
+    save_file({key: value.half().contiguous() for key, value in network.state_dict().items()}, folder / WEIGHTS)
+
+
+def _folder(path: Path) -> tuple[StyleGAN2, dict[str, Tensor]]:
+    try:
+        config = json.loads((path / CONFIG).read_text())
+        if config.get("_class_name") != KIND:
+            raise InputError(f"{path}: contains a {config.get('_class_name')}, not a {KIND}")
+        channels = {int(side): count for side, count in config["channels"].items()}
+        network = StyleGAN2(channels, config["style_dim"], config["depth"])
+        return network, {key: value.float() for key, value in load_file(path / WEIGHTS).items()}
+    except InputError:
+        raise
+    except Exception as error:  # OSError, ValueError, KeyError, SafetensorError, ...
+        raise InputError(f"{path}: cannot be read as a {KIND}: {' '.join(str(error).split())[:300]}") from None
+
+
+def _rosinality(path: Path) -> tuple[StyleGAN2, dict[str, Tensor]]:
+    """A generator with the shape of the weights in the file, and the weights."""
+    try:
+        found: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise InputError(f"{path}: not a file of tensors alone ({' '.join(str(error).split())[:200]})") from None
+    state = found.get(AVERAGES) if isinstance(found, dict) else None
+    if not isinstance(state, dict):
+        raise InputError(f"{path}: no {AVERAGES} in it, the generator's moving averages in rosinality's format")
+    kernels = {key: value for key, value in state.items() if key.endswith(".kernel")}
+    weights = {key: value for key, value in state.items() if key not in kernels}
+    for key, kernel in kernels.items():
+        if not torch.allclose(kernel, blur_kernel(1, kernel, gain=kernel.sum().item())[0, 0]):
+            raise InputError(f"{path}: {key} is another low pass than {[int(tap) for tap in BLUR]}")
+    try:
+        channels = {4: weights["input.input"].shape[1]}
+        for i in range(1, 20, 2):
+            if (key := f"convs.{i}.conv.weight") in weights:
+                channels[4 * 2 ** ((i + 1) // 2)] = weights[key].shape[1]
+        style_dim = weights["conv1.conv.modulation.weight"].shape[1]
+        depth = sum(key.startswith("style.") and key.endswith(".weight") for key in weights)
+    except (KeyError, IndexError, AttributeError) as error:
+        raise InputError(f"{path}: no StyleGAN2 generator in {AVERAGES} (it lacks {error})") from None
+    return StyleGAN2(channels, style_dim, depth), weights
