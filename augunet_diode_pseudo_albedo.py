@@ -36,8 +36,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(parser, argv)
 
     from dataloaders.open_data import open_data  # only now: PyTorch takes seconds to import, --help should not
+    from utils.base_model.stable_diffusion import load_base, load_donor, widen_conv_in
     from utils.lora import add_lora, load_attn_procs
-    from utils.models import load_base, load_donor, widen_conv_in
     from utils.objectives import AugUNet, zero_snr_scheduler
     from utils.training.loop import frozen_dtype, start, train
 

@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from utils.generators.predict import TokenPredictor
     from utils.inference.run import predict_all, processes, report
-    from utils.models import dtype_of
+    from utils.system.compute import dtype_of
 
     state = processes(args.device)
     device = torch.device(args.device or state.device)

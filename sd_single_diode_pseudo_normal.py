@@ -27,8 +27,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(parser, argv)
 
     from dataloaders.open_data import open_data  # only now: PyTorch takes seconds to import, --help should not
+    from utils.base_model.stable_diffusion import load_base
     from utils.lora import add_lora, load_attn_procs
-    from utils.models import load_base
     from utils.objectives import SingleStep
     from utils.training.loop import frozen_dtype, start, train
 

@@ -12,7 +12,7 @@ from utils.errors import InputError
 from utils.lora import SAFETENSORS, add_lora, lora_state
 from utils.system.atomic import seal
 from utils.training import checkpoint
-from utils.training.batches import EndlessBatches
+from utils.training.data import EndlessBatches
 
 
 def run_of(unet) -> dict:

@@ -15,10 +15,10 @@ from diffusers import VQModel
 from torch import nn
 from transformers import LlamaForCausalLM
 
+from utils.base_model.names import is_folder
 from utils.errors import InputError
 from utils.generators.picture_tokens import JanusTokens, PictureTransformer, Tokens, VQTokens
-from utils.hub.names import is_folder
-from utils.system.repositories import require
+from utils.system.network import require
 
 
 @dataclass

@@ -16,7 +16,7 @@ from utils.lora import load_attn_procs
 from utils.maps.depth_coding import linear_map
 from utils.maps.images import Crop
 from utils.noise import noise_of
-from utils.system.precision import warn_of_slow_bf16
+from utils.system.compute import warn_of_slow_bf16
 
 
 class TokenPredictor:

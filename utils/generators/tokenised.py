@@ -8,7 +8,7 @@ from tqdm.auto import tqdm
 
 from utils.errors import note
 from utils.generators.picture_tokens import Tokens
-from utils.training.training_set import TrainingSet
+from utils.training.data import TrainingSet
 
 BATCH = 16  # pictures and labels each, encoded at once
 

@@ -4,8 +4,8 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from utils.base_model.names import licence_of
 from utils.errors import one_line
-from utils.hub.names import licence_of
 from utils.lora import BIN, CONV_IN, SAFETENSORS
 from utils.metrics.common import higher_is_better
 
