@@ -76,16 +76,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--velocity_steps", type=int, default=700, help="steps of a generator that learns to predict velocity")
     add("--vae_scenes", type=int, default=4096, help="pictures for the VAE")
     add("--scenes", type=int, default=24576, help="pictures for the UNets")
-    add("--codec_batch", type=int, default=16, help="pictures a step of the VAE, crops of half the side at first")
+    add("--vae_batch", type=int, default=16, help="pictures a step of the VAE, crops of half the side at first")
     add("--batch", type=int, default=32, help="pictures a step of the UNets")
     add("--full_precision", action="store_true", help="float32 instead of bfloat16 autocast")
     add("--workers", type=int, default=os.cpu_count(), help="processes that render")
     add("--seed", type=int, default=0, help="of pictures, weights, batches and noise")
-    trained = "unet_steps vae_steps decoder_steps ip2p_steps velocity_steps vae_scenes scenes codec_batch batch"
+    trained = "unet_steps vae_steps decoder_steps ip2p_steps velocity_steps vae_scenes scenes vae_batch batch"
     parser.only(
         f"{trained} until full_precision workers", lambda a: not a.report, "with --report, which trains nothing"
     )
-    parser.only("vae_steps decoder_steps vae_scenes codec_batch", _anew, "with --continue_from and --velocity_from")
+    parser.only("vae_steps decoder_steps vae_scenes vae_batch", _anew, "with --continue_from and --velocity_from")
     parser.only("unet_steps ip2p_steps until", lambda a: not a.velocity_from, "with --velocity_from")
     parser.only("velocity_steps", lambda a: a.velocity_from, "without --velocity_from")
     reported = "with --until before ip2p, after which nothing is reported"
@@ -140,12 +140,12 @@ def train(args: argparse.Namespace) -> None:
 
     rgb, _ = cached_pictures(scenes, args.seed, args.vae_scenes, SIZE, args.workers)
     settings = {"steps": args.vae_steps, "learning_rate": 1e-3, "seed": args.seed}
-    run_stage(vae_stage(vae, rgb, args.work / "vae", args.codec_batch, half, **settings))
+    run_stage(vae_stage(vae, rgb, args.work / "vae", args.vae_batch, half, **settings))
     if args.until == "vae":
         return
 
     settings = {"steps": args.decoder_steps, "learning_rate": 5e-4, "seed": args.seed, "cycles": 2}
-    run_stage(decoder_stage(vae, rgb, args.work / "decoder", args.codec_batch, half, **settings))
+    run_stage(decoder_stage(vae, rgb, args.work / "decoder", args.vae_batch, half, **settings))
     vae.requires_grad_(False)
     if args.until == "decoder":
         return

@@ -8,7 +8,7 @@ Loss of a picture's latents z0 (scaled to unit variance), at t uniform in 0..T-1
 The weight (arXiv 2303.09556, equation 5 in epsilon's terms) keeps the nearly clean timesteps, which are the most
 numerous in this sense, from taking over the gradient. The caption is empty for one picture in ten, for guidance.
 
-The same stage trains a base that predicts velocity (`velocity.py`). Its loss is plain, mse(unet(z_t, t, c), v) with
+The same stage trains a base that predicts velocity (`continued.py`). Its loss is plain, mse(unet(z_t, t, c), v) with
 v = a_t eps - sigma_t z0 (arXiv 2202.00512, appendix D): where the last step is pure noise, SNR_t reaches 0 there.
 """
 

@@ -133,7 +133,7 @@ def test_no_stage_can_see_a_map(tmp_path, monkeypatch):
     monkeypatch.setattr(pretrain, "build_generator", tiny_parts)
     monkeypatch.setattr(pretrain, "report", lambda *args: None)
     words = ["--out", tmp_path / "mini-sd", "--work", tmp_path / "work", "--workers", 1]
-    words += ["--batch", 4, "--codec_batch", 4]
+    words += ["--batch", 4, "--vae_batch", 4]
     words += ["--vae_scenes", 16, "--scenes", 16]
     words += ["--vae_steps", 2, "--decoder_steps", 2, "--unet_steps", 2, "--ip2p_steps", 2]
     pretrain.main([str(word) for word in words])

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 
 class Frozen(Protocol):
-    """What the training loop needs of a base model, of whatever family.
+    """The attributes of a base model that the training loop uses, whatever its family.
 
     name: hub name, or absolute path of the folder or file; revision: of the hub model.
     """
@@ -24,3 +24,6 @@ class Frozen(Protocol):
     @property
     def network(self) -> Any:
         """The network that the LoRA sits on."""
+
+    def to(self, device: Any, dtype: Any, /) -> Any:
+        """Move and cast the network, and what its objective computes with, in place."""

@@ -3,6 +3,7 @@
 import argparse
 
 from utils.cli import Parser, expand
+from utils.intrinsics import DEPTH_CODINGS
 from utils.maps.frames import FRAMES
 
 
@@ -137,6 +138,18 @@ def tracking_flags(group) -> None:
         "checkpoint and at the end")  # fmt: skip
     add("--hub_model_id", help="repository to upload to (default: --output_dir's name)")
     add("--hub_token", help="token for it (default: the one that `hf auth login` stored)")
+
+
+def depth_coding_flag(parser: Parser) -> None:
+    """The flag of the depth scripts."""
+    parser.add_argument("--depth_coding", choices=list(DEPTH_CODINGS), default="linear", help="depth coding of the "
+        "labels, as given to pseudo_label.py; predictions are linear in any case")  # fmt: skip
+
+
+def augment_from_flag(parser: Parser) -> None:
+    """The flag of the AugUNet scripts."""
+    parser.add_argument("--augment_from", default="timbrooks/instruct-pix2pix", help="InstructPix2Pix, whose conv_in "
+        "reads the image: a local folder or a hub name")  # fmt: skip
 
 
 def state_meanings(parser: Parser) -> None:

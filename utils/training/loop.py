@@ -2,6 +2,7 @@
 
 import math
 import time
+from argparse import Namespace
 from collections.abc import Mapping
 from itertools import count
 from pathlib import Path
@@ -20,7 +21,7 @@ from utils.base_model import Frozen
 from utils.errors import InputError, note
 from utils.inference.job import BASES, SCRIPTS
 from utils.latents import NAMES
-from utils.lora import save_lora
+from utils.lora import add_lora, load_attn_procs, save_lora
 from utils.noise import generators
 from utils.objectives import Objective
 from utils.system import atomic, environment, processes, provenance, signals
@@ -94,6 +95,14 @@ def check_accelerator(accelerator: Accelerator, settings: Settings, precision: s
 def frozen_dtype(accelerator: Accelerator) -> torch.dtype:
     """The dtype of the frozen parts: that of mixed precision, or fp32."""
     return {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision, torch.float32)
+
+
+def attach_lora(base: Frozen, args: Namespace, accelerator: Accelerator) -> None:
+    """Move the frozen base to the device and add the LoRA to it: a new one, or that of --lora_path."""
+    base.to(accelerator.device, frozen_dtype(accelerator))
+    add_lora(base.network, args.rank, args.seed, args.lora_targets.split(","))
+    if args.lora_path:
+        load_attn_procs(base.network, args.lora_path)
 
 
 def train(
