@@ -3,24 +3,13 @@
 import ast
 import io
 import re
-import subprocess
 import tokenize
 from pathlib import Path
 
 import pytest
 from helpers import ROOT
 
-PACKAGES = (
-    "utils",
-    "dataloaders",
-    "miniworld",
-    "benchmarks",
-    "studies",
-    "integrations",
-    "interop",
-    "generators",
-    "app",
-)
+PACKAGES = "utils dataloaders miniworld benchmarks studies integrations interop generators app".split()
 FILE = re.compile(r"(?<![\w/.*{}<>\\-])((?:[\w-]+/)*[\w-]+\.py)\b(?![\w*])")
 DOTTED = re.compile(rf"(?<![\w./])((?:{'|'.join(PACKAGES)})(?:\.[A-Za-z_]\w*)+)(?!\w|/)")
 DATA = re.compile(r"\.(jpg|png|md|json)$")  # a file of a package's name
@@ -29,14 +18,6 @@ ELSEWHERE = {  # other projects' files, and one that a reader is to write
     "scripts/convert_diffusers_to_original_stable_diffusion.py",
     "sd_single_diode_pseudo_roughness.py",
 }
-
-
-def tracked() -> list[Path]:
-    """The project's files, as git has them."""
-    names = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split(
-        "\n"
-    )
-    return [ROOT / name for name in names if name and (ROOT / name).is_file()]
 
 
 def prose(path: Path) -> str:
@@ -63,15 +44,16 @@ def exists(dotted: str) -> bool:
     return file.is_file() and re.search(rf"\b{rest[0]}\b", file.read_text()) is not None
 
 
-FILES = tracked()
-PATHS = [f"/{path.relative_to(ROOT)}" for path in FILES]
-PAGES = [path for path in FILES if path.suffix in (".py", ".md") and path.name != "CHANGELOG.md"]
+FOLDERS = [*PACKAGES, "tests", "docs"]
+FILES = [*ROOT.glob("*.*"), *(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.*"))]
+NAMES = [f"/{path.relative_to(ROOT)}" for path in FILES]
+PAGES = sorted(path for path in FILES if path.suffix in (".py", ".md") and path.name != "CHANGELOG.md")
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_module_that_is_named_exists(path):
     text = prose(path)
-    gone = {name for name in FILE.findall(text) if not any(one.endswith(f"/{name}") for one in PATHS)}
+    gone = {name for name in FILE.findall(text) if not any(one.endswith(f"/{name}") for one in NAMES)}
     gone |= {name for name in DOTTED.findall(text) if not exists(name) and not DATA.search(name)}
     assert gone <= ELSEWHERE, f"{path}: no longer there: {sorted(gone - ELSEWHERE)}"
 
