@@ -1,4 +1,4 @@
-"""DIODE's files of measured values (arXiv 1908.00463), and linear maps beside them, in this project's axes."""
+"""DIODE's files of measured values (arXiv 1908.00463), and linear maps next to them, in this project's axes."""
 
 from pathlib import Path
 
@@ -27,14 +27,14 @@ def read_normals(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def read_depth(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """DIODE's *_depth.npy and *_depth_mask.npy beside it -> (metres (H,W,1); where known, inside the mask)."""
+    """DIODE's *_depth.npy and *_depth_mask.npy next to it -> (metres (H,W,1); where known, inside the mask)."""
     mask_path = path.with_name(path.name.replace("_depth.npy", "_depth_mask.npy"))
     depth, mask = read_npy(path), read_diode_mask(mask_path)
     depth = depth[..., 0] if depth.ndim == 3 and depth.shape[2] == 1 else depth
     if depth.ndim != 2 or depth.dtype.kind != "f":
         raise InputError(f"{path}: {depth.dtype} {depth.shape}, expected float (H, W, 1) metres")
     if mask.shape != depth.shape:
-        raise InputError(f"{mask_path}: a mask of shape {mask.shape} beside depth of shape {depth.shape}")
+        raise InputError(f"{mask_path}: a mask of shape {mask.shape} for depth of shape {depth.shape}")
     return depth[..., None], known_pixels("depth", depth, mask).pixels
 
 

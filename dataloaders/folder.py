@@ -1,8 +1,8 @@
-"""Your own images and labels as a data set of any intrinsic; `dataloaders.listing` says how their files are found.
+"""Your own images and labels as a data set of any intrinsic; `dataloaders.listing` finds their files.
 
 Ground truth (gt/): normals as vectors (floats) or encoded (8 or 16 bits), depth in metres (floats), albedo and shading
-linear (floats) or sRGB-coded (8 or 16 bits); .npy, .exr or .png. Masks: not zero = valid. Where a sample has no truth
-it is not scored.
+linear (floats) or sRGB-coded (8 or 16 bits); .npy, .exr or .png. Masks: not zero = valid. A sample without
+truth is not scored.
 """
 
 from pathlib import Path
@@ -21,8 +21,8 @@ from utils.maps.known import FARTHEST_MEDIAN
 class FolderMaps(Maps):
     """Some of your samples, decoded for one intrinsic.
 
-    Args: measured: whether any sample of the whole data has truth; one that
-    has none is then not scored. frame: the axes of true normals (utils/maps/conventions.py). masked: items have a
+    Args: measured: whether any sample of the whole data has truth; one without it is
+    then not scored. frame: the axes of true normals (utils/maps/conventions.py). masked: items have a
     mask: where there is truth, inside the sample's mask if it has one; without truth, that mask. Others: see `Diode`.
     """
 
@@ -125,10 +125,10 @@ def _normals(path: Path, mask: Path | None = None) -> tuple[np.ndarray, np.ndarr
 
 
 def _depth(path: Path, mask: Path | None = None) -> tuple[np.ndarray, np.ndarray]:
-    cure = "save metres as floats: divide by 1000 if these are millimetres, by 256 if they are KITTI's"
+    advice = "save metres as floats: divide by 1000 if these are millimetres, by 256 if they are KITTI's"
     if path.suffix.lower() == ".png":
-        raise InputError(f"{path}: ground truth depth is read from .npy in metres only (or .exr); {cure}")
-    found = read_truth(path, "depth", mask, cure=cure)
+        raise InputError(f"{path}: ground truth depth is read from .npy in metres only (or .exr); {advice}")
+    found = read_truth(path, "depth", mask, cure=advice)
     return found.values[..., None], found.known
 
 

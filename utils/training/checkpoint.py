@@ -1,6 +1,6 @@
 """Checkpoints of a run: `checkpoint-<step>/` with the LoRA and the optimiser's state; find, prune, resume, best one.
 
-All randomness is a function of the seed and the step, so there is no random state to keep: LoRA, optimiser, schedule
+All randomness is a function of the seed and the step, so no random state is kept: LoRA, optimiser, schedule
 and step are the whole run. A manifest with checksums tells a whole checkpoint from a damaged one
 (`utils.system.atomic`). `best.json` names the best checkpoint by one validation scalar of `metrics.jsonl`.
 """

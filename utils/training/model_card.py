@@ -9,7 +9,7 @@ from utils.errors import one_line
 from utils.lora import BIN, CONV_IN, SAFETENSORS
 from utils.metrics.common import higher_is_better
 
-CONVENTIONS = ("frame", "polarity", "colour_space")  # metadata that says what a value means
+CONVENTIONS = ("frame", "polarity", "colour_space")  # metadata that define the meaning of a value
 
 
 def model_card(
@@ -21,12 +21,12 @@ def model_card(
 ) -> str:
     """metadata: as in the LoRA's header. scores: "val/<split>/<metric>" -> value, measured as `protocol` says.
 
-    panels: pictures in the repository. Everything said here comes from these.
+    panels: images in the repository. The card contains nothing else.
     """
     base = str(metadata["base_model"])
     licence = licence_of(base)
     on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", base) is not None and not Path(base).exists()
-    # the hub refuses a card whose base model is a path; nor does anybody need to know where that path was
+    # the hub refuses a card whose base model is a path, and the path is of no use to others
     base = base if on_hub else Path(base).name
     header = [f"base_model: {base}"] if on_hub else []
     method = str(metadata["method"])
@@ -98,7 +98,7 @@ pipeline.unet.load_attn_procs(torch.load(hf_hub_download("{repo_id}", "{BIN}")))
 ```
 
 """
-    papers = "" if "depth_coding" in metadata else papers  # of such a LoRA there is no .bin
+    papers = "" if "depth_coding" in metadata else papers  # such a LoRA has no .bin
     return f"""{papers}diffusers, old and new:
 
 ```python
