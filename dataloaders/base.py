@@ -17,7 +17,7 @@ from utils.maps.images import Crop, read_label, read_rgb, same_aspect, size_of, 
 from utils.maps.known import Known, known_pixels, shares
 from utils.metrics.scores import Score, against_label, label_as_truth, score_of
 
-LOOKED_AT = 16  # labels, for the share of unknown pixels
+INSPECTED = 16  # labels, for the share of unknown pixels
 PROBES = 8  # images and labels whose content goes into a fingerprint
 
 
@@ -33,7 +33,7 @@ class Maps(Dataset):
 
     R,R is the image's own shape, `shapes[index]`, where it is not cropped (whole).
 
-    Where `measured` is False there is no ground truth, and the label replaces it (`label_as_truth`).
+    Where `measured` is False the label replaces the ground truth (`label_as_truth`).
     """
 
     def __init__(
@@ -178,17 +178,17 @@ class Maps(Dataset):
 
 
 def label_known(intrinsic: Intrinsic, label: Image.Image) -> Known:
-    """Which pixels of an 8-bit label, as `read_label` gives it, have a value; (H,W). All pixels of depth and colour have one."""
+    """The pixels of an 8-bit label, from `read_label`, that have a value, (H,W): in depth and colour all of them."""
     return known_pixels(intrinsic.kind, np.asarray(label), prediction=True, about=label.info)
 
 
 def unknown_labels(dataset: Maps) -> str | None:
-    """One line: the share of unknown pixels in up to LOOKED_AT labels that the seed chooses; None if all are known."""
+    """One line: the share of unknown pixels in up to INSPECTED labels that the seed chooses; None if all are known."""
     if dataset.intrinsic.kind != "normals":
         return None
     unknown: Counter[str] = Counter()
     pixels = 0
-    chosen = np.random.default_rng([dataset.seed, len(dataset)]).permutation(len(dataset))[:LOOKED_AT]
+    chosen = np.random.default_rng([dataset.seed, len(dataset)]).permutation(len(dataset))[:INSPECTED]
     for index in chosen:
         label = read_label(dataset.label_path(dataset.stems[int(index)]))
         unknown.update(label_known(dataset.intrinsic, label).unknown)

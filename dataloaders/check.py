@@ -36,7 +36,7 @@ from utils.maps.frames import FRAMES
 from utils.maps.images import read_label, read_rgb, same_aspect
 
 CHANNELS = {"depth": (1,), "mask": (1, 3), "normal": (3,), "gt": (1, 3)}
-SHOWN = 20  # problems written out
+LISTED = 20  # problems written out
 LABELS, LABEL_SIDE = 64, 256  # labels compared with their truth, and their side in pixels then
 
 
@@ -117,8 +117,8 @@ def report(samples: list[Files], problems: list[Problem], notes: list[str], conv
             if count:
                 cells = f"{count['missing']:9}{count['corrupt']:9}{count['mismatched']:12}{sizes[group]:9}"
                 lines.append(f"{cells}  {group}")
-        lines += [f"{problem.kind}: {problem.text}" for problem in problems[:SHOWN]]
-        lines += [f"... and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
+        lines += [f"{problem.kind}: {problem.text}" for problem in problems[:LISTED]]
+        lines += [f"... and {len(problems) - LISTED} more"] if len(problems) > LISTED else []
     lines += [f"convention: {text}" for text in conventions]
     return "\n".join(map(one_line, lines))
 
@@ -230,8 +230,8 @@ def add_flags(parser: Parser) -> None:
         "--pseudo_root", type=path_flag, help="labels: the folder that holds train/ and val/; of a folder: not labels/"
     )
     add("--manifest", type=path_flag, help="a .jsonl file")
-    add("--task", choices=list(INTRINSICS), help="intrinsic of the labels (default: from provenance.json next to them, or "
-        "from their pixels)")  # fmt: skip
+    add("--task", choices=list(INTRINSICS), help="intrinsic of the labels (default: from provenance.json next to "
+        "them, or from their pixels)")  # fmt: skip
     add("--gt_frame", choices=list(FRAMES), help="folder, manifest: axes of the normals in gt/ (default: opencv)")
     add("--workers", type=int, default=min(8, os.cpu_count() or 1), help="threads that read files")
     parser.only("manifest", lambda a: a.root or a.dataset == "manifest", "without --dataset manifest")

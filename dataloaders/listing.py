@@ -203,14 +203,14 @@ def _lines(path: Path) -> list[str]:
 
 
 class _Finder:
-    """From a path in a manifest to the file that it means, where that is beyond doubt."""
+    """From a path in a manifest to the file that it means, if that is unambiguous."""
 
     def __init__(self, folder: Path):
         self.folder = folder
         self._names: dict[Path, dict[str, list[str]]] = {}
 
     def __call__(self, text: str, where: str) -> Path:
-        """The file; where there is none, the path as it is written. InputError, with `where`, names what is wrong:
+        """The file; if it does not exist, the path as written. Raises InputError, with `where` and the problem:
 
         a Windows drive, surrounding spaces, or a name that is there in other capitals. Backslashes are read as
         slashes, and Unicode's two ways to write an accent as the same, where the name as written is not there.
@@ -235,7 +235,7 @@ class _Finder:
         return written
 
     def _there(self, path: Path, fold: Callable[[str], str] = str) -> Path | None:
-        """The one file of that path, names compared by `fold` of `one_name`; None where there is none, or two."""
+        """The one file of that path, names compared by `fold` of `one_name`; None if it does not exist, or twice."""
         place = self.folder
         for part in path.parts:
             if part in (os.sep, ".."):

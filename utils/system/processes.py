@@ -118,7 +118,8 @@ def keep_process_group() -> None:
 
     Otherwise the last reference may be that of DistributedDataParallel's C++ reducer, which Python deletes while
     holding the GIL. The group's destructor would then join gloo's worker thread, while that thread may wait for the
-    GIL to free a tensor: a deadlock. Python's own object of a group releases the GIL before it deletes the group.
+    GIL to free a tensor: a deadlock. Python's own object of a group releases the GIL before it deletes the group
+    (IntrusivePtrNoGilDestructor in torch's init.cpp).
     """
     from torch import distributed
 

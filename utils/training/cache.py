@@ -208,7 +208,7 @@ def build(
 def encode(vae: AutoencoderKL, batch: dict[str, Tensor], size: int, bar: tqdm) -> Tensor:
     """The latents of a batch of rgb and target (B,3,R,R), `size` at a time: (B,3,4,h,w) on the CPU.
 
-    A signal that asks to stop ends the process here: what is on disk is kept, and the same command continues it.
+    A stop signal ends the process here: what is on disk is kept, and the same command continues it.
     """
     parts = []
     for some in zip(*(batch[name].split(size) for name in batch)):

@@ -13,7 +13,7 @@ class Settings:
     typed: frozenset[str]  # names of the flags that were passed: nothing set elsewhere overrides these
 
     # LoRA
-    rank: int  # of every layer of the LoRA
+    rank: int  # rank of every layer of the LoRA
     lora_targets: str  # kinds of layers that have a LoRA, separated by commas
     prompt: str  # the text encoder's input, the same for every image
 
@@ -23,12 +23,12 @@ class Settings:
     max_hours: float | None  # stop with a checkpoint after this time
 
     # one step
-    seed: int  # of the LoRA's initial weights, the order of the data and all noise
+    seed: int  # seed of the LoRA's initial weights, the order of the data and all noise
     train_batch_size: int  # images per process and micro-step
     gradient_accumulation_steps: int  # micro-steps per optimiser step
     max_grad_norm: float  # limit of the gradient's norm; 0: no limit
     max_nonfinite: int  # consecutive skipped updates that end the run
-    ema_decay: float  # of the moving averages of the LoRA's weights; 0: no averages
+    ema_decay: float  # decay of moving averages of the LoRA's weights; 0: without averages
 
     # optimiser
     learning_rate: float  # AdamW's step size after the warm-up
@@ -50,7 +50,7 @@ class Settings:
     # data
     dataloader_num_workers: int  # processes that load data; 0: the main process
     no_cache_latents: bool  # encode the images in every step
-    cache_dir: Path | None  # of the latent cache; None: latent_cache/ in output_dir
+    cache_dir: Path | None  # folder of the latent cache; None: latent_cache/ in output_dir
 
     # checkpoints and validation
     checkpointing_steps: int  # steps between checkpoints
@@ -64,12 +64,12 @@ class Settings:
     # trackers and hub
     trackers: tuple[str, ...]  # out of wandb and tensorboard
     tracker_project: str  # project in wandb, folder of TensorBoard's logs
-    run_name: str | None  # in wandb; None: output_dir's name
-    tags: tuple[str, ...]  # in wandb
+    run_name: str | None  # name in wandb; None: output_dir's name
+    tags: tuple[str, ...]  # tags in wandb
     logging_dir: str  # TensorBoard's folder in output_dir
     push_to_hub: bool  # upload every checkpoint and the final LoRA
     hub_model_id: str | None  # repository to upload to; None: output_dir's name
-    hub_token: str | None  # None: the stored one
+    hub_token: str | None  # token for it; None: the stored one
     flags: Mapping[str, object]  # every flag except the token: the configuration that trackers show
 
 
