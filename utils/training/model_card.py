@@ -1,4 +1,4 @@
-"""README.md of a LoRA's hub repository: what it predicts, how well, and how each ecosystem loads it (model_card.md)."""
+"""README.md of a LoRA's hub repository, from model_card.md: its predictions, scores, and how to load it."""
 
 import re
 from collections.abc import Mapping, Sequence
