@@ -78,7 +78,7 @@ class ByShape(Dataset):
         return self.parts[part][place]
 
 
-class Files(NamedTuple):
+class CacheFiles(NamedTuple):
     """A cache's files, mapped into memory: latents.bin as integers of the dtype's size, the others as bytes."""
 
     values: np.memmap
@@ -95,7 +95,7 @@ class CachedLatents(Dataset):
     def __init__(self, folder: Path, stems: list[str], shape: tuple[int, ...], dtype: torch.dtype, masked: bool):
         self.folder, self.stems, self.shape, self.dtype = folder, stems, (len(NAMES), *shape), dtype
         self.masked = masked
-        self.files: Files | None = None
+        self.files: CacheFiles | None = None
 
     def __len__(self) -> int:
         return len(self.stems)
@@ -110,14 +110,14 @@ class CachedLatents(Dataset):
             item["mask"] = torch.from_numpy(np.array(self.files.masks[index])).bool()
         return item
 
-    def open(self, mode: Literal["r", "r+"]) -> Files:
+    def open(self, mode: Literal["r", "r+"]) -> CacheFiles:
         """Map the files into memory, to read them or to fill them."""
         kind = np.int16 if self.dtype.itemsize == 2 else np.int32  # numpy has no bfloat16
         values = np.memmap(self.folder / "latents.bin", kind, mode, shape=(len(self), *self.shape))
         done, masks = np.memmap(self.folder / "done.bin", np.uint8, mode, shape=(len(self),)), None
         if self.masked:
             masks = np.memmap(self.folder / "masks.bin", np.uint8, mode, shape=(len(self), 1, *self.shape[-2:]))
-        return Files(values, done, masks)
+        return CacheFiles(values, done, masks)
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "files": None}  # workers get the path and map the files again

@@ -92,8 +92,10 @@ class Averages:
     """Moving averages of the LoRA's weights: average += (1 - d) (weight - average) after every step.
 
     d = min(decay, (1 + n) / (10 + n)) after n earlier steps, so that the initial weights soon have no influence. A
-    decay of 0 turns averages off. diffusers' `EMAModel` has d = 0 in the first step and no state for
-    the weights themselves, which a resumed run needs: a checkpoint's LoRA contains the averages.
+    decay of 0 turns averages off.
+
+    The state contains the weights too, because a checkpoint's LoRA contains the averages. diffusers' `EMAModel` does not
+    keep them, and has d = 0 in its first step.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], decay: float):
