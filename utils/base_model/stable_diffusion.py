@@ -52,14 +52,12 @@ class Base:
                 part.to(dtype)
         return self
 
-    def timestep(self, wanted: int | None = None) -> int:
-        """The timestep of a single step: the schedule's last, T-1, unless another is wanted; InputError if it has none
-        of that number.
-        """
+    def timestep(self, number: int | None = None) -> int:
+        """The timestep of a single step: `number`, or the schedule's last, T-1. InputError if the schedule lacks it."""
         last = self.scheduler.config.num_train_timesteps - 1
-        if wanted is not None and not 0 <= wanted <= last:
-            raise InputError(f"--timestep={wanted}: the schedule of {self.name} has 0 to {last}")
-        return last if wanted is None else wanted
+        if number is not None and not 0 <= number <= last:
+            raise InputError(f"--timestep={number}: the schedule of {self.name} has 0 to {last}")
+        return last if number is None else number
 
     @torch.no_grad()
     def encode_prompt(self, prompt: str) -> Tensor:
@@ -111,10 +109,10 @@ def widen_conv_in(unet: UNet2DConditionModel, donor: nn.Conv2d) -> None:
         InputError: `donor` is not an 8-channel conv of the same width.
     """
     old = unet.conv_in
-    want = (old.out_channels, 2 * old.in_channels, *old.kernel_size)
-    if tuple(donor.weight.shape) != want:
+    expected = (old.out_channels, 2 * old.in_channels, *old.kernel_size)
+    if tuple(donor.weight.shape) != expected:
         raise InputError(
-            f"--augment_from: its UNet's conv_in has weights {tuple(donor.weight.shape)}, expected {want}"
+            f"--augment_from: its UNet's conv_in has weights {tuple(donor.weight.shape)}, expected {expected}"
         )
     new = nn.Conv2d(2 * old.in_channels, old.out_channels, old.kernel_size, old.stride, old.padding)
     weight = torch.cat([old.weight, donor.weight[:, old.in_channels :].to(old.weight)], dim=1)

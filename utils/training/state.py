@@ -94,8 +94,8 @@ class Averages:
     d = min(decay, (1 + n) / (10 + n)) after n earlier steps, so that the initial weights soon have no influence. A
     decay of 0 turns averages off.
 
-    The state contains the weights too, because a checkpoint's LoRA contains the averages. diffusers' `EMAModel` does not
-    keep them, and has d = 0 in its first step.
+    The state contains the weights too, because a checkpoint's LoRA contains the averages. diffusers' `EMAModel` does
+    not keep them, and has d = 0 in its first step.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], decay: float):
