@@ -1,6 +1,6 @@
 """Surface normals from Stable Diffusion 2.1 by diffusion (AugUNet of Intrinsic LoRA, arXiv 2311.17137).
 
-The frozen UNet gets InstructPix2Pix's 8-channel conv_in and reads the noisy label beside the image; a LoRA on its
+The frozen UNet gets InstructPix2Pix's 8-channel conv_in and reads the noisy label next to the image; a LoRA on its
 attention layers learns the label's velocity, on a schedule that ends in pure noise (arXiv 2305.08891):
 
     z0 = s E(label)   z_t = a z0 + sigma eps   v = a eps - sigma z0
@@ -20,24 +20,20 @@ The paper's command (over 12 h on one RTX 6000):
 from utils.errors import run
 from utils.intrinsics import NORMAL
 from utils.training.args import AUGUNET_REFUSES, parse, settings_of, training_parser
+from utils.training.flags import augment_from_flag
 
 
 def main(argv: list[str] | None = None) -> None:
     # The paper's recipe
     parser = training_parser(__doc__, AUGUNET_REFUSES)
     parser.set_defaults(unified_prompt=NORMAL.prompt, max_train_steps=50_000, prediction_type="v_prediction")
-    parser.add_argument(
-        "--augment_from",
-        default="timbrooks/instruct-pix2pix",
-        help="InstructPix2Pix, whose conv_in reads the image: a local folder or a hub name",
-    )
+    augment_from_flag(parser)
     args = parse(parser, argv)
 
     from dataloaders.open_data import open_data  # only now: PyTorch takes seconds to import, --help should not
-    from utils.lora import add_lora, load_attn_procs
-    from utils.models import load_base, load_donor, widen_conv_in
+    from utils.base_model.stable_diffusion import load_base, load_donor, widen_conv_in
     from utils.objectives import AugUNet, zero_snr_scheduler
-    from utils.training.loop import frozen_dtype, start, train
+    from utils.training.loop import attach_lora, start, train
 
     settings = settings_of(args)
     accelerator, resume_from = start(settings)
@@ -48,17 +44,12 @@ def main(argv: list[str] | None = None) -> None:
     # Model: everything frozen but the LoRA
     base = load_base(args.pretrained_model_name_or_path, args.revision)
     widen_conv_in(base.unet, load_donor(args.augment_from))
-    base.to(accelerator.device, frozen_dtype(accelerator))
-    add_lora(base.unet, args.rank, args.seed, args.lora_targets.split(","))
-    if args.lora_path:
-        load_attn_procs(base.unet, args.lora_path)
+    attach_lora(base, args, accelerator)
 
     # Objective
     prompt, empty_prompt = base.encode_prompt(args.prompt), base.encode_prompt("")
-    objective = AugUNet(
-        base.vae, prompt, empty_prompt, zero_snr_scheduler(base.scheduler), args.noise_offset,
-        augment_from=args.augment_from,
-    )  # fmt: skip
+    schedule = zero_snr_scheduler(base.scheduler)
+    objective = AugUNet(base.vae, prompt, empty_prompt, schedule, args.noise_offset, augment_from=args.augment_from)
 
     train(settings, accelerator, resume_from, objective, base, train_set, validation_samples)
 

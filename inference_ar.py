@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from generators.token_prediction import TokenPredictor
     from utils.inference.run import predict_all, processes, report
-    from utils.models import dtype_of
+    from utils.system.compute import dtype_of
 
     state = processes(args.device)
     device = torch.device(args.device or state.device)

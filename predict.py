@@ -11,9 +11,9 @@ that people are used to; the files keep the declared frame (normals: x right, y 
 
 import argparse
 
+from utils.base_model.names import check_base
 from utils.cli import Parser, expand
 from utils.errors import InputError, note, run, warn
-from utils.hub.names import check_base
 from utils.inference.args import check, model_flags, view_flags, wanted
 from utils.inference.inputs import find_all, output_names
 from utils.inference.job import BASES, SHIPPED, check_lora

@@ -125,9 +125,8 @@ def main(argv: list[str] | None = None) -> None:
     from utils.labels.self_check import self_check
     from utils.labels.teachers import load_teacher
     from utils.maps.images import read_rgb
-    from utils.models import dtype_of
     from utils.noise import noise_of
-    from utils.system.precision import warn_of_slow_bf16
+    from utils.system.compute import dtype_of, warn_of_slow_bf16
 
     options = (args.steps, args.processing_resolution, args.frame, args.predicts)
     device, dtype = torch.device(args.device or state.device), dtype_of(args.dtype)

@@ -17,27 +17,22 @@ Labels are linear, inverted depth (near = white), so a prediction is depth up to
 """
 
 from utils.errors import run
-from utils.intrinsics import DEPTH, DEPTH_CODINGS, depth_coded
+from utils.intrinsics import DEPTH, depth_coded
 from utils.training.args import SINGLE_STEP_REFUSES, parse, settings_of, training_parser
+from utils.training.flags import depth_coding_flag
 
 
 def main(argv: list[str] | None = None) -> None:
     # The paper's recipe
     parser = training_parser(__doc__, SINGLE_STEP_REFUSES)
     parser.set_defaults(unified_prompt=DEPTH.prompt, max_train_steps=20_000, num_train_imgs=4_000)
-    parser.add_argument(
-        "--depth_coding",
-        choices=list(DEPTH_CODINGS),
-        default="linear",
-        help="of the labels: what pseudo_label.py was given; predictions come out linear in any case",
-    )
+    depth_coding_flag(parser)
     args = parse(parser, argv)
 
     from dataloaders.open_data import open_data  # only now: PyTorch takes seconds to import, --help should not
-    from utils.lora import add_lora, load_attn_procs
-    from utils.models import load_base
+    from utils.base_model.stable_diffusion import load_base
     from utils.objectives import SingleStep
-    from utils.training.loop import frozen_dtype, start, train
+    from utils.training.loop import attach_lora, start, train
 
     settings = settings_of(args)
     accelerator, resume_from = start(settings)
@@ -47,10 +42,7 @@ def main(argv: list[str] | None = None) -> None:
 
     # Model: everything frozen but the LoRA
     base = load_base(args.pretrained_model_name_or_path, args.revision)
-    base.to(accelerator.device, frozen_dtype(accelerator))
-    add_lora(base.unet, args.rank, args.seed, args.lora_targets.split(","))
-    if args.lora_path:
-        load_attn_procs(base.unet, args.lora_path)
+    attach_lora(base, args, accelerator)
 
     # Objective
     objective = SingleStep(base.vae, base.encode_prompt(args.prompt), base.timestep(args.timestep))

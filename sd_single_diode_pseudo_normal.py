@@ -27,10 +27,9 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(parser, argv)
 
     from dataloaders.open_data import open_data  # only now: PyTorch takes seconds to import, --help should not
-    from utils.lora import add_lora, load_attn_procs
-    from utils.models import load_base
+    from utils.base_model.stable_diffusion import load_base
     from utils.objectives import SingleStep
-    from utils.training.loop import frozen_dtype, start, train
+    from utils.training.loop import attach_lora, start, train
 
     settings = settings_of(args)
     accelerator, resume_from = start(settings)
@@ -40,10 +39,7 @@ def main(argv: list[str] | None = None) -> None:
 
     # Model: everything frozen but the LoRA
     base = load_base(args.pretrained_model_name_or_path, args.revision)
-    base.to(accelerator.device, frozen_dtype(accelerator))
-    add_lora(base.unet, args.rank, args.seed, args.lora_targets.split(","))
-    if args.lora_path:
-        load_attn_procs(base.unet, args.lora_path)
+    attach_lora(base, args, accelerator)
 
     # Objective
     objective = SingleStep(base.vae, base.encode_prompt(args.prompt), base.timestep(args.timestep))

@@ -4,9 +4,9 @@ A LoRA on the frozen UNet's attention layers learns to predict the label's laten
 
     loss = mse( unet(s E(rgb), t = T-1, "shading"), s E(label) )        prediction = D(unet(...) / s)
 
-Labels are sRGB-coded, picture = albedo x shading in linear light, so a prediction is shading up to one scale. DIODE
-measures none: with --train_data_dir=DIODE/depths validation compares with the labels (val/<split>/label_*). Truth,
-where there is any: --train_data_dir=<a folder of the same tree with *_shading.npy, linear>. The paper's recipe:
+Labels are sRGB-coded, image = albedo x shading in linear light, so a prediction is shading up to one scale. DIODE
+measures none: with --train_data_dir=DIODE/depths validation compares with the labels (val/<split>/label_*). With
+ground truth: --train_data_dir=<a folder of the same tree with *_shading.npy, linear>. The paper's recipe:
 
     accelerate launch sd_single_diode_pseudo_shading.py \\
       --pretrained_model_name_or_path=runwayml/stable-diffusion-v1-5 \\
@@ -29,10 +29,9 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(parser, argv)
 
     from dataloaders.open_data import open_data  # only now: PyTorch takes seconds to import, --help should not
-    from utils.lora import add_lora, load_attn_procs
-    from utils.models import load_base
+    from utils.base_model.stable_diffusion import load_base
     from utils.objectives import SingleStep
-    from utils.training.loop import frozen_dtype, start, train
+    from utils.training.loop import attach_lora, start, train
 
     settings = settings_of(args)
     accelerator, resume_from = start(settings)
@@ -42,10 +41,7 @@ def main(argv: list[str] | None = None) -> None:
 
     # Model: everything frozen but the LoRA
     base = load_base(args.pretrained_model_name_or_path, args.revision)
-    base.to(accelerator.device, frozen_dtype(accelerator))
-    add_lora(base.unet, args.rank, args.seed, args.lora_targets.split(","))
-    if args.lora_path:
-        load_attn_procs(base.unet, args.lora_path)
+    attach_lora(base, args, accelerator)
 
     # Objective
     objective = SingleStep(base.vae, base.encode_prompt(args.prompt), base.timestep(args.timestep))

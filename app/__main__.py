@@ -11,9 +11,9 @@ folder that is removed at the end. Needs Gradio 6: pip install "gradio>=6,<7".
 import argparse
 from importlib.util import find_spec
 
+from utils.base_model.names import check_base
 from utils.cli import Parser, above_zero, expand
 from utils.errors import InputError, run
-from utils.hub.names import check_base
 from utils.inference.job import BASES, ROOT, SHIPPED, check_lora
 from utils.intrinsics import INTRINSICS
 

@@ -25,9 +25,9 @@ from benchmarks.models import sd15
 from benchmarks.side_by_side import processor, shown, spread
 from miniworld import scenes
 from miniworld.pretraining.random_sd import save_random_sd
+from utils.base_model.stable_diffusion import load_base
 from utils.cli import Parser, path_flag
 from utils.lora import add_lora
-from utils.models import load_base
 from utils.training import checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent

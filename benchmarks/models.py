@@ -7,7 +7,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from utils.models import load_base
+from utils.base_model.stable_diffusion import load_base
 
 
 def sd15() -> tuple[CLIPTextModel, AutoencoderKL, UNet2DConditionModel]:

@@ -1,4 +1,4 @@
-"""Opens every file of a data set and says which are missing, corrupt or do not fit their picture.
+"""Opens every file of a data set and lists those that are missing, corrupt or do not fit their image.
 
     python -m dataloaders check --root DIODE [--pseudo_root pseudo/normal]               # all of DIODE's files
     python -m dataloaders check --dataset folder --train_data_dir data
@@ -36,7 +36,7 @@ from utils.maps.frames import FRAMES
 from utils.maps.images import read_label, read_rgb, same_aspect
 
 CHANNELS = {"depth": (1,), "mask": (1, 3), "normal": (3,), "gt": (1, 3)}
-SHOWN = 20  # problems written out
+LISTED = 20  # problems written out
 LABELS, LABEL_SIDE = 64, 256  # labels compared with their truth, and their side in pixels then
 
 
@@ -55,10 +55,10 @@ class Problem(NamedTuple):
 
 
 def check_files(files: Files) -> list[Problem]:
-    """What is wrong with one sample: every file is read to its end and compared with its picture's size."""
+    """The problems of one sample: every file is read to its end and compared with its image's size."""
     problems: list[Problem] = []
     size: tuple[int, int] | None = None
-    for role in sorted(files.paths, key=lambda role: role != "rgb"):  # the picture first: the others must fit it
+    for role in sorted(files.paths, key=lambda role: role != "rgb"):  # the image first: the others must fit it
         path = files.paths[role]
         if not path.is_file():
             problems.append(Problem(files.group, "missing", str(path)))
@@ -71,10 +71,10 @@ def check_files(files: Files) -> list[Problem]:
             continue
         if role == "rgb":
             size = found
-        square = role == "label" and found[0] == found[1]  # of the picture's centre
+        square = role == "label" and found[0] == found[1]  # the image's centre
         if size is None or found == size or square or (role == "label" and same_aspect(found, size)):
             continue
-        text = f"{path}: {found[0]}x{found[1]}, its picture {size[0]}x{size[1]}"
+        text = f"{path}: {found[0]}x{found[1]}, its image {size[0]}x{size[1]}"
         problems.append(Problem(files.group, "mismatched", text))
     return problems
 
@@ -92,7 +92,7 @@ def check_all(samples: list[Files], workers: int) -> list[Problem]:
 def report(samples: list[Files], problems: list[Problem], notes: list[str], conventions: Sequence[str] = ()) -> str:
     """A summary to paste into a bug report: versions, totals, one row per group with problems, the first of them.
 
-    conventions: what is wrong with the labels as a whole.
+    conventions: problems of the labels as a whole.
     """
     kinds = ("missing", "corrupt", "mismatched")
     counts: dict[str, Counter[str]] = {group: Counter() for group in dict.fromkeys(files.group for files in samples)}
@@ -117,16 +117,16 @@ def report(samples: list[Files], problems: list[Problem], notes: list[str], conv
             if count:
                 cells = f"{count['missing']:9}{count['corrupt']:9}{count['mismatched']:12}{sizes[group]:9}"
                 lines.append(f"{cells}  {group}")
-        lines += [f"{problem.kind}: {problem.text}" for problem in problems[:SHOWN]]
-        lines += [f"... and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
+        lines += [f"{problem.kind}: {problem.text}" for problem in problems[:LISTED]]
+        lines += [f"... and {len(problems) - LISTED} more"] if len(problems) > LISTED else []
     lines += [f"convention: {text}" for text in conventions]
     return "\n".join(map(one_line, lines))
 
 
 def diode_files(root: Path, pseudo_root: Path | None, notes: list[str]) -> Iterator[Files]:
-    """Every sample that diode_meta.json lists or whose picture is on disk, grouped by scene.
+    """Every sample that diode_meta.json lists or whose image is on disk, grouped by scene.
 
-    normals/ and the labels are looked for only if their folder is there (or named); a note says what was not.
+    normals/ and the labels are checked only if their folder exists (or is named); a note lists what was not checked.
     """
     depths, normals = root / "depths", root / "normals"
     if not depths.is_dir():
@@ -136,7 +136,7 @@ def diode_files(root: Path, pseudo_root: Path | None, notes: list[str]) -> Itera
         listed = listed_samples(root)
         here = {stem.split("/")[0] for stem in stems}
         absent = {stem for stem in listed if stem.split("/")[0] not in here}  # a split that was never unpacked
-        notes.append(f"{len(stems - listed)} pictures on disk are not in diode_meta.json, which lists {len(listed)}")
+        notes.append(f"{len(stems - listed)} images on disk are not in diode_meta.json, which lists {len(listed)}")
         if absent:
             notes.append(f"not checked: {len(absent)} listed samples of splits that are not on disk at all")
         stems |= listed - absent
@@ -167,7 +167,7 @@ def own_files(dataset: str, root: Path, pseudo_root: Path | None, manifest: Path
 def check_conventions(
     samples: list[Files], problems: list[Problem], args: argparse.Namespace, notes: list[str]
 ) -> list[str]:
-    """Lines on what is wrong with the labels as a whole. Reads up to LABELS samples whose files are all good."""
+    """The problems of the labels as a whole, one line each. Reads up to LABELS samples whose files are all good."""
     bad = {problem.group for problem in problems}
     good = [files for files in samples if "label" in files.paths and files.group not in bad]
     if not good:
@@ -176,17 +176,17 @@ def check_conventions(
     labels = [files.paths["label"] for files in good]
     intrinsic = intrinsic_of(labels, args.task)
     if intrinsic is None:
-        notes.append("the labels were not compared with ground truth: pass --task, what they are of")
+        notes.append("the labels were not compared with ground truth: pass --task to name their intrinsic")
         return []
     dataset = labelled(good, intrinsic, args)
     if not dataset.measured:
-        notes.append(f"labels taken for {intrinsic.name}: there is no ground truth to compare them with")
+        notes.append(f"labels taken for {intrinsic.name}: no ground truth to compare them with")
     else:
         notes.append(f"labels taken for {intrinsic.name}: {len(good)} compared with ground truth")
     found = []
     for finding in label_findings(dataset, range(len(dataset))):
         text = f"{folder_of(dataset)}: {describe(finding, intrinsic)}"
-        if known_disparity(finding, dataset) or finding.key[1:] == ("depth",):  # a training is told by a flag
+        if known_disparity(finding, dataset) or finding.key[1:] == ("depth",):  # training has a flag for it
             notes.append(text)
         else:
             found.append(text)
@@ -224,14 +224,14 @@ def add_flags(parser: Parser) -> None:
     """The flags of a check, for both commands that offer it."""
     add = parser.add_argument
     add("--root", type=path_flag, help="DIODE, all of its files: the folder that holds depths/ and normals/")
-    add("--dataset", choices=["diode", "folder", "manifest"], help="what a training would read (default: diode)")
+    add("--dataset", choices=["diode", "folder", "manifest"], help="kind of data set (default: diode)")
     add("--train_data_dir", type=path_flag, help="DIODE's normals/ or depths/ folder, or a folder of your own")
     add(
         "--pseudo_root", type=path_flag, help="labels: the folder that holds train/ and val/; of a folder: not labels/"
     )
     add("--manifest", type=path_flag, help="a .jsonl file")
-    add("--task", choices=list(INTRINSICS), help="what the labels are of (default: as provenance.json next to them or "
-        "their own pixels show)")  # fmt: skip
+    add("--task", choices=list(INTRINSICS), help="intrinsic of the labels (default: from provenance.json next to "
+        "them, or from their pixels)")  # fmt: skip
     add("--gt_frame", choices=list(FRAMES), help="folder, manifest: axes of the normals in gt/ (default: opencv)")
     add("--workers", type=int, default=min(8, os.cpu_count() or 1), help="threads that read files")
     parser.only("manifest", lambda a: a.root or a.dataset == "manifest", "without --dataset manifest")

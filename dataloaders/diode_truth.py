@@ -1,4 +1,4 @@
-"""DIODE's files of measured values (arXiv 1908.00463), and linear maps beside them, in this project's axes."""
+"""DIODE's files of measured values (arXiv 1908.00463), and linear maps next to them, in this project's axes."""
 
 from pathlib import Path
 
@@ -34,7 +34,7 @@ def read_depth(path: Path) -> tuple[np.ndarray, np.ndarray]:
     if depth.ndim != 2 or depth.dtype.kind != "f":
         raise InputError(f"{path}: {depth.dtype} {depth.shape}, expected float (H, W, 1) metres")
     if mask.shape != depth.shape:
-        raise InputError(f"{mask_path}: a mask of shape {mask.shape} beside depth of shape {depth.shape}")
+        raise InputError(f"{mask_path}: a mask of shape {mask.shape} for depth of shape {depth.shape}")
     return depth[..., None], known_pixels("depth", depth, mask).pixels
 
 

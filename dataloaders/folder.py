@@ -1,8 +1,8 @@
-"""Your own images and labels as a data set of any intrinsic; `dataloaders.listing` says how their files are found.
+"""Your own images and labels as a data set of any intrinsic; `dataloaders.listing` finds their files.
 
 Ground truth (gt/): normals as vectors (floats) or encoded (8 or 16 bits), depth in metres (floats), albedo and shading
-linear (floats) or sRGB-coded (8 or 16 bits); .npy, .exr or .png. Masks: not zero = valid. Where a sample has no truth
-it is not scored.
+linear (floats) or sRGB-coded (8 or 16 bits); .npy, .exr or .png. Masks: not zero = valid. A sample without
+truth is not scored.
 """
 
 from pathlib import Path
@@ -21,8 +21,8 @@ from utils.maps.known import FARTHEST_MEDIAN
 class FolderMaps(Maps):
     """Some of your samples, decoded for one intrinsic.
 
-    Args: measured: whether any sample of the whole data has truth; one that
-    has none is then not scored. frame: the axes of true normals (utils/maps/conventions.py). masked: items have a
+    Args: measured: whether any sample of the whole data has truth; one without it is
+    then not scored. frame: the axes of true normals (utils/maps/conventions.py). masked: items have a
     mask: where there is truth, inside the sample's mask if it has one; without truth, that mask. Others: see `Diode`.
     """
 

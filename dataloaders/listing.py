@@ -1,4 +1,4 @@
-"""Lists your own pictures and labels: of a folder, or of a manifest with one JSON object a line.
+"""Lists your own images and labels: of a folder, or of a manifest with one JSON object a line.
 
     <root>/images/<any folders>/<stem>.<png, jpg, ...>        <root>/labels/<same folders>/<stem>.png
     <root>/gt/<same>/<stem>.npy, .exr or .png (optional)      <root>/masks/<same>/<stem>.npy or .png (optional)
@@ -30,7 +30,7 @@ KEYS = {"image", "label", "gt", "mask", "split", "name"}
 
 @dataclass(frozen=True)
 class Sample:
-    """The files of one picture. split: train, val, or None where --val_fraction decides."""
+    """The files of one image. split: train, val, or None where --val_fraction decides."""
 
     stem: str
     rgb: Path
@@ -52,7 +52,7 @@ def folder_samples(root: Path, label_root: Path | None = None) -> list[Sample]:
             raise InputError(f"{roots[role]}: no such folder; {hint}")
     files = {"rgb": _by_stem(roots["rgb"], PICTURES)}
     if not files["rgb"]:
-        raise InputError(f"{roots['rgb']}: no pictures ({', '.join(PICTURES)}) in it")
+        raise InputError(f"{roots['rgb']}: no images ({', '.join(PICTURES)}) in it")
     files["label"] = _by_stem(roots["label"], PICTURES)
     for role, endings in (("gt", MAPS), ("mask", MASK_ENDINGS)):
         files[role] = _by_stem(roots[role], endings, files["rgb"].keys())
@@ -62,7 +62,9 @@ def folder_samples(root: Path, label_root: Path | None = None) -> list[Sample]:
     by_folder = tops >= set(SPLITS)
     strays = sorted(stem for stem in files["rgb"] if by_folder and stem.split("/")[0] not in SPLITS)
     if strays:
-        raise InputError(f"{roots['rgb'] / strays[0]}: images/ holds train/ and val/, so every picture lies in one")
+        raise InputError(
+            f"{roots['rgb'] / strays[0]}: images/ has train/ and val/, so every image must be in one of them"
+        )
     return [
         Sample(
             _stem(path, roots["rgb"]), path, files["label"].get(stem, roots["label"] / f"{stem}.png"),
@@ -201,14 +203,14 @@ def _lines(path: Path) -> list[str]:
 
 
 class _Finder:
-    """From a path in a manifest to the file that it means, where that is beyond doubt."""
+    """From a path in a manifest to the file that it means, if that is unambiguous."""
 
     def __init__(self, folder: Path):
         self.folder = folder
         self._names: dict[Path, dict[str, list[str]]] = {}
 
     def __call__(self, text: str, where: str) -> Path:
-        """The file; where there is none, the path as it is written. InputError, with `where`, names what is wrong:
+        """The file; if it does not exist, the path as written. Raises InputError, with `where` and the problem:
 
         a Windows drive, surrounding spaces, or a name that is there in other capitals. Backslashes are read as
         slashes, and Unicode's two ways to write an accent as the same, where the name as written is not there.
@@ -233,7 +235,7 @@ class _Finder:
         return written
 
     def _there(self, path: Path, fold: Callable[[str], str] = str) -> Path | None:
-        """The one file of that path, names compared by `fold` of `one_name`; None where there is none, or two."""
+        """The one file of that path, names compared by `fold` of `one_name`; None if it does not exist, or twice."""
         place = self.folder
         for part in path.parts:
             if part in (os.sep, ".."):

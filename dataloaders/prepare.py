@@ -67,7 +67,7 @@ def unpack(archive: Path, root: Path, kind: str) -> Counter[str]:
     """Write the archive's files below root/kind; return how many were written, already there, and passed over.
 
     Only regular files named as DIODE's are written, each under another name first, so that a file that is there is
-    whole and an interrupted run goes on with the next. Raises InputError, and writes nothing outside root/kind, for
+    whole and an interrupted run continues with the next. Raises InputError, and writes nothing outside root/kind, for
     an absolute name, a "..", a link or a device, and for an archive that is cut off.
     """
     counts: Counter[str] = Counter()
@@ -85,7 +85,7 @@ def unpack(archive: Path, root: Path, kind: str) -> Counter[str]:
         except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise InputError(f"{archive}: broken or cut off ({error}); download it again") from None
         except OSError as error:
-            raise InputError(f"{archive} -> {root}: {error}; run the same command again to go on") from None
+            raise InputError(f"{archive} -> {root}: {error}; run the same command again to continue") from None
     if not counts["written"] + counts["there"]:
         raise InputError(f"{archive}: holds none of DIODE's {kind} (train/ or val/ with *{ENDINGS[kind][-1]})")
     return counts
@@ -112,7 +112,7 @@ def complete_meta(root: Path) -> tuple[int, int]:
 
 
 def prepare(root: Path, archives: dict[str, list[Path]], skip_md5: bool = False) -> None:
-    """Bring archives (kind -> files) into `root`; run it again after an interruption, it goes on where it was."""
+    """Bring archives (kind -> files) into `root`; run it again after an interruption, and it continues."""
     for archive in chain(*archives.values()):
         if not archive.is_file():
             raise InputError(f"{archive}: no such archive")

@@ -1,4 +1,4 @@
-"""Pictures to label: DIODE's or a folder's, and what DIODE measured of them."""
+"""Images to label: DIODE's or a folder's, and DIODE's measured maps of them."""
 
 from pathlib import Path
 
@@ -25,9 +25,9 @@ HOLES = {  # how `measured_map` closes them
 
 
 def find_pictures(root: Path, output_dir: Path, splits: list[str], scene_types: list[str]) -> dict[str, Path]:
-    """Name of the label, without ending -> picture; sorted. DIODE's (below root/depths) or all below `root`.
+    """Name of the label, without ending -> image; sorted. DIODE's (below root/depths) or all below `root`.
 
-    What lies in `output_dir` is no picture to label. Raises InputError where there is none, or two of one name.
+    Files in `output_dir` are left out. Raises InputError if there are no images, or two with the same name.
     """
     if not root.is_dir():
         raise InputError(f"{root}: no such folder (from --input_dir)")
@@ -47,12 +47,12 @@ def find_pictures(root: Path, output_dir: Path, splits: list[str], scene_types: 
             raise InputError(f"{found[name]} and {path} would get one label: rename one of them")
         found[name] = path
     if not found:
-        raise InputError(f"{base}: no pictures ({', '.join(PICTURES)}) in it")
+        raise InputError(f"{base}: no images ({', '.join(PICTURES)}) in it")
     return found
 
 
 def measured_map(root: Path, name: str, task: str) -> tuple[np.ndarray, np.ndarray]:
-    """DIODE's normals (H,W,3) or depth (H,W) of one picture, holes closed (`HOLES`), and where it was valid."""
+    """DIODE's normals (H,W,3) or depth (H,W) of one image, holes closed (`HOLES`), and where it was valid."""
     outdoors = name.split("/")[1:2] == ["outdoor"]
     if task == "normal":
         values, valid = read_normals(root / "normals" / f"{name}_normal.npy")

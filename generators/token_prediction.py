@@ -14,6 +14,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
+from utils.training.training_set import TrainingSet
 
 from generators.transformer import Positions, Tokens, choose, load_autoregressive
 from utils.errors import InputError, note
@@ -26,8 +27,7 @@ from utils.lora import load_attn_procs
 from utils.maps.depth_coding import linear_map
 from utils.maps.images import Crop
 from utils.noise import noise_of
-from utils.system.precision import warn_of_slow_bf16
-from utils.training.training_set import TrainingSet
+from utils.system.compute import warn_of_slow_bf16
 
 Decoding = Literal["one_by_one", "at_once"]
 BATCH = 16  # images, and as many labels, that are encoded together

@@ -25,9 +25,9 @@ from diffusers import VQModel
 from torch import Generator, Tensor, nn
 from transformers import DynamicCache, LlamaForCausalLM
 
+from utils.base_model.names import is_folder
 from utils.errors import InputError
-from utils.hub.names import is_folder
-from utils.system.repositories import require
+from utils.system.network import require
 
 Positions = Literal["again", "on"]
 

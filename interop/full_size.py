@@ -16,10 +16,10 @@ from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from interop.ldm import to_ldm
+from utils.base_model.single_file_parts import CONFIGS
+from utils.base_model.stable_diffusion import load_base
 from utils.cli import Parser, path_flag
 from utils.errors import run
-from utils.models import load_base
-from utils.single_file.parts import CONFIGS
 
 
 def random_parts(kind: str, seed: int = 0) -> dict[str, torch.nn.Module]:

@@ -98,7 +98,7 @@ def to_ldm(unet, vae, text_encoder, open_clip: bool = False) -> dict[str, Tensor
 def main(folder: str, out: str) -> None:
     from safetensors.torch import save_file
 
-    from utils.models import load_base
+    from utils.base_model.stable_diffusion import load_base
 
     base = load_base(folder)
     hidden_act = base.text_encoder.config.hidden_act  # OpenAI's CLIP has quick_gelu

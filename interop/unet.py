@@ -12,7 +12,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import save_file
 
-# the options that miniworld/random_sd.py sets; a newer version's other options are unknown to older ones
+# the options that miniworld/pretraining/random_sd.py sets; a newer version's other options are unknown to older ones
 OPTIONS = (
     *("sample_size", "in_channels", "out_channels", "layers_per_block", "block_out_channels", "down_block_types"),
     *("up_block_types", "cross_attention_dim", "attention_head_dim"),

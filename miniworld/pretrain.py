@@ -32,7 +32,7 @@ from miniworld.pretraining.stage import run_stage, snapshot_steps
 from miniworld.pretraining.vae import build_mini_vae, decoder_stage, enlarge, vae_stage
 from utils.cli import Parser, path_flag
 from utils.errors import InputError, run
-from utils.system.precision import warn_of_slow_bf16
+from utils.system.compute import warn_of_slow_bf16
 
 SIZE = 64  # pixels
 SCALING_FACTOR = 0.18215  # Stable Diffusion's

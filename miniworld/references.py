@@ -10,13 +10,13 @@ from torch import Tensor
 
 from dataloaders.base import Maps
 from dataloaders.diode import Diode
+from utils.base_model.stable_diffusion import load_base, load_donor, widen_conv_in
 from utils.inference.output import Output
 from utils.inference.prediction import Prediction
 from utils.inference.write import write
 from utils.intrinsics import Intrinsic
 from utils.latents import mode
 from utils.lora import add_lora, save_lora
-from utils.models import load_base, load_donor, widen_conv_in
 from utils.objectives import decode
 
 

@@ -33,11 +33,11 @@ from studies.held_out import (
     through_tokens,
     vae_ceiling,
 )
+from utils.base_model.stable_diffusion import load_base
 from utils.cli import Parser, path_flag
 from utils.errors import run
 from utils.intrinsics import INTRINSICS
 from utils.lora import SAFETENSORS, read_lora
-from utils.models import load_base
 
 GAN, AR, SD = (ROOT / "miniworld" / name for name in ("mini-gan", "mini-ar", "mini-sd"))
 TEACHER = ROOT / "miniworld" / "mini-teacher"

@@ -31,12 +31,12 @@ from tqdm import tqdm
 from miniworld.pretraining.generator import fingerprint
 from studies.answers import write_answers
 from studies.probe import PLACES, Recipe, Setting, equal_ranks, load_task, probe
+from utils.base_model.stable_diffusion import Base, load_base
 from utils.cli import Parser, path_flag
 from utils.errors import InputError, note, run
 from utils.intrinsics import INTRINSICS
-from utils.models import Base, load_base
 from utils.system import atomic
-from utils.system.precision import warn_of_slow_bf16
+from utils.system.compute import warn_of_slow_bf16
 
 RANKS = (1, 2, 4, 8, 16, 32)
 LABELS = (10, 25, 50, 100, 250, 500, 1000, 4000)

@@ -19,18 +19,18 @@ from tqdm import tqdm
 
 from dataloaders.diode import Diode
 from miniworld.pretraining.generator import fingerprint
+from utils.base_model.stable_diffusion import Base
 from utils.errors import InputError
 from utils.intrinsics import INTRINSICS, Intrinsic
 from utils.latents import moments
 from utils.lora import add_lora, parse_targets
 from utils.lora.layers import layers_of
 from utils.metrics.scores import score_of
-from utils.models import Base
 from utils.noise import generators
 from utils.objectives import SingleStep
 from utils.system.atomic import replace
-from utils.training.batches import EndlessBatches
-from utils.training.latent_cache import Pictures
+from utils.training.cache import ImagesAndLabels
+from utils.training.data import EndlessBatches
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def load_task(root: Path, name: str, base: Base, recipe: Recipe, folder: Path, d
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         parts = []
-        for batch in tqdm(DataLoader(Pictures(train), 32), desc=f"encoding {name}", mininterval=2):
+        for batch in tqdm(DataLoader(ImagesAndLabels(train), 32), desc=f"encoding {name}", mininterval=2):
             with autocast(recipe, torch.device(device)):
                 found = moments(base.vae, {key: value.to(device) for key, value in batch.items()})
             parts.append({key: value.float().cpu() for key, value in found.items()})

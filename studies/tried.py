@@ -21,14 +21,14 @@ from miniworld.pretraining.report import write_card
 from studies.paper_questions import render
 from studies.probe import Recipe, Setting, TaskData, errors, falling, load_task, make_unet, place_lora, train
 from studies.tables import ratio, table, with_interval
+from utils.base_model.stable_diffusion import Base, load_base
 from utils.cli import Parser, path_flag
 from utils.errors import note, run
 from utils.intrinsics import INTRINSICS
-from utils.models import Base, load_base
 from utils.objectives import SingleStep
 from utils.system import atomic
-from utils.system.precision import slow_bf16
-from utils.training.averages import Averages
+from utils.system.compute import slow_bf16
+from utils.training.state import Averages
 
 DECAYS = (0.9, 0.98)
 FEW = 50  # labels

@@ -14,7 +14,7 @@ from dataloaders.diode import Diode
 from utils.intrinsics import NORMAL
 from utils.lora import load_attn_procs
 from utils.noise import gaussian, generators
-from utils.training.batches import EndlessBatches
+from utils.training.data import EndlessBatches
 
 SCRIPT = "sd_single_diode_pseudo_normal.py"
 

@@ -1,7 +1,7 @@
-"""What a loss reads of a batch: latents. They are constant, since the VAE is frozen, so a batch may also bring them.
+"""The latents that a loss uses. They are constant, because the VAE is frozen, so a batch may already contain them.
 
     rgb_mode                  E(rgb).mode()                 (B,4,h,w)
-    target_mean, target_std   of E(target)'s posterior      (B,4,h,w) each; the target is sampled anew in every step
+    target_mean, target_std   of E(target)'s posterior      (B,4,h,w) each; the target is sampled in every step
 
 None is scaled by the VAE's scaling factor.
 """
@@ -17,9 +17,9 @@ NAMES = ("rgb_mode", "target_mean", "target_std")
 
 
 @torch.no_grad()
-def mode(vae: AutoencoderKL, picture: Tensor) -> Tensor:
-    """E(picture).mode(), not scaled: (B,3,H,W) in [-1,1] -> (B,4,h,w)."""
-    return vae.encode(picture.to(vae.dtype)).latent_dist.mode()
+def mode(vae: AutoencoderKL, image: Tensor) -> Tensor:
+    """E(image).mode(), not scaled: (B,3,H,W) in [-1,1] -> (B,4,h,w)."""
+    return vae.encode(image.to(vae.dtype)).latent_dist.mode()
 
 
 @torch.no_grad()
@@ -30,7 +30,7 @@ def moments(vae: AutoencoderKL, batch: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def training_latents(vae: AutoencoderKL, batch: dict[str, Tensor], noise: list[Generator]) -> tuple[Tensor, Tensor]:
-    """E(rgb).mode() and E(target).sample(), neither scaled, from pictures or from their `moments`."""
+    """E(rgb).mode() and E(target).sample(), neither of them scaled, from images or from their `moments`."""
     if "rgb_mode" not in batch:
         batch = moments(vae, batch)
     mean, std = batch["target_mean"], batch["target_std"]
@@ -38,7 +38,7 @@ def training_latents(vae: AutoencoderKL, batch: dict[str, Tensor], noise: list[G
 
 
 def cells(mask: Tensor, size: tuple[int, int]) -> Tensor:
-    """Which latent cells count: those whose pixels are all valid (Marigold, arXiv 2312.02145, released code).
+    """The latent cells that count: those whose pixels are all valid (Marigold, arXiv 2312.02145, released code).
 
     mask: bool (B,1,H,W), valid pixels; or cells already, as the latent cache keeps them: H, W = `size`. size: (h, w)
     of the latents, which H and W are one and the same multiple of. Returns bool (B,1,h,w).

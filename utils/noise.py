@@ -29,7 +29,7 @@ def _mix(seed: int, number: int) -> int:
 def noise_of(seed: int, name: str, member: int) -> Generator:
     """The noise of one prediction of one image, by (seed, file name, member of the ensemble) alone.
 
-    So it depends neither on the batch, nor on the process, nor on which other pictures lie in the folder.
+    So it does not depend on the batch, the process or the other images in the folder.
     """
     digest = hashlib.sha256(f"{seed}/{member}/{name}".encode()).digest()
     return Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)

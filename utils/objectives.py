@@ -19,10 +19,10 @@ from utils.noise import gaussian
 
 
 class Objective(Protocol):
-    """What the loop needs of a method.
+    """The interface between a method and the training loop.
 
-    vae: the frozen VAE, which the loop moves between devices. metadata: the method in the header of its LoRA files:
-    "method", and what else inference must know.
+    vae: the frozen VAE, which the loop moves between devices. metadata: the method in the header of its LoRA files,
+    "method", and whatever else inference needs.
     """
 
     @property
@@ -34,7 +34,7 @@ class Objective(Protocol):
     def loss(self, unet: nn.Module, batch: dict[str, Tensor], noise: list[Generator]) -> Tensor:
         """A scalar in fp32, of rgb and target (B,3,H,W) in [-1,1], or of their latents (utils/latents.py).
 
-        Where the batch has a mask, only what it lets through counts: `masked_mse`.
+        Where the batch has a mask, only the valid latent cells count: `masked_mse`.
         """
 
     def predict(self, unet: nn.Module, rgb: Tensor, noise: list[Generator], /) -> Tensor:
@@ -43,10 +43,10 @@ class Objective(Protocol):
 
 @dataclass
 class SingleStep:
-    """One UNet pass from picture to map: D(unet(s E(rgb), T-1, c) / s) (arXiv 2311.17137).
+    """One UNet pass from image to map: D(unet(s E(rgb), T-1, c) / s) (arXiv 2311.17137).
 
-    t is constant, T-1 in the paper, and there is no noise at all: the UNet has to predict its answer at once, and
-    the schedule plays no part.
+    t is constant, T-1 in the paper, and there is no noise: the UNet predicts its answer in one pass, and the
+    schedule is not used.
     """
 
     vae: AutoencoderKL
@@ -80,7 +80,7 @@ class SingleStep:
 
 @dataclass
 class AugUNet:
-    """Diffusion of the map, conditioned on the picture's latents (arXiv 2311.17137; InstructPix2Pix 2211.09800).
+    """Diffusion of the map, conditioned on the image's latents (arXiv 2311.17137; InstructPix2Pix 2211.09800).
 
     The UNet reads [z_t, E(rgb)] (8 channels) and predicts velocity on a schedule whose last step is pure noise
     (zero terminal SNR, arXiv 2305.08891, algorithm 1): `scheduler` must come from `zero_snr_scheduler`.
@@ -108,7 +108,7 @@ class AugUNet:
         t uniform in 0..T-1. batch: rgb, target (B,3,H,W) in [-1,1], or their latents (utils/latents.py); mask: see
         `masked_mse`.
         """
-        # cond is not scaled: so conv_in's image channels were trained, in InstructPix2Pix
+        # cond is not scaled: InstructPix2Pix trained conv_in's image channels like this
         cond, target = training_latents(self.vae, batch, noise)
         z0 = self.vae.config.scaling_factor * target
         eps = gaussian(z0.shape, noise, z0)
@@ -186,5 +186,5 @@ def zero_snr_scheduler(scheduler: DDIMScheduler) -> DDIMScheduler:
 
 
 def decode(vae: AutoencoderKL, z: Tensor) -> Tensor:
-    """Latents (B,4,h,w), scaled -> picture (B,3,H,W) about [-1,1], not clamped."""
+    """Latents (B,4,h,w), scaled -> image (B,3,H,W) about [-1,1], not clamped."""
     return vae.decode((z / vae.config.scaling_factor).to(vae.dtype), return_dict=False)[0]

@@ -26,6 +26,7 @@ from safetensors.torch import save_file
 from integrations.comfyui import workflows
 from integrations.comfyui.pack_graphs import pack_graph
 from interop import full_size
+from utils.base_model.single_file_parts import CONFIGS
 from utils.cli import Parser, path_flag
 from utils.errors import InputError, run
 from utils.inference import Predictor
@@ -34,7 +35,6 @@ from utils.lora.keys import make_key
 from utils.lora.layers import layers_of
 from utils.lora.targets import ALL, ATTENTION
 from utils.maps.pictures import to_uint8
-from utils.single_file.parts import CONFIGS
 
 ROOT = Path(__file__).resolve().parents[2]
 WORK, PORT, PACK = ROOT / ".comfyui", 8199, Path(__file__).with_name("intrinsic_lora")

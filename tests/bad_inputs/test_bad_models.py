@@ -14,8 +14,8 @@ from refusals import put, refused
 from safetensors.torch import save, save_file
 
 from miniworld.pretraining.random_sd import build_unet
+from utils.base_model.stable_diffusion import load_base, load_donor, widen_conv_in
 from utils.lora import load_attn_procs
-from utils.models import load_base, load_donor, widen_conv_in
 from utils.system import atomic
 from utils.training import checkpoint
 
@@ -70,9 +70,9 @@ NO_MODELS = {
     "": "no such model folder",
     "file": "not a checkpoint: a base model is a .safetensors or .ckpt file",
     "single.safetensors": "not a Stable Diffusion checkpoint: none of its 1 keys is known",
-    "empty": "a folder, but no model in diffusers' format; pass one that holds unet/",
-    "part": "a folder, but no model in diffusers' format; pass the checkpoint itself",
-    ".": "a folder, but no model in diffusers' format",
+    "empty": "a folder, but not a model in diffusers' format; pass one that holds unet/",
+    "part": "a folder, but not a model in diffusers' format; pass the checkpoint itself",
+    ".": "a folder, but not a model in diffusers' format",
 }
 
 

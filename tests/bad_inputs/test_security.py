@@ -8,11 +8,11 @@ import torch
 from bad_files import MARK, malicious_npy, malicious_pickle, malicious_zip
 from helpers import ROOT, launch, records
 
+from utils.base_model.stable_diffusion import load_base
 from utils.errors import InputError
 from utils.lora import read_lora
 from utils.maps.files import read_array, read_npy
 from utils.maps.images import read_rgb
-from utils.models import load_base
 from utils.system import atomic
 from utils.training import checkpoint
 

@@ -12,10 +12,10 @@ from PIL import Image
 
 import inference_sd_single
 from benchmarks import inference, train_step
+from utils.base_model.stable_diffusion import load_base
 from utils.errors import InputError
 from utils.lora import add_lora, lora_parameters, save_lora
-from utils.models import load_base
-from utils.system import compiling
+from utils.system import compute
 from utils.training import checkpoint
 
 compiles = pytest.mark.skipif(" " in torch.__file__, reason="torch.compile needs a path to PyTorch without spaces")
@@ -75,11 +75,11 @@ def test_what_cannot_be_compiled_is_said(place, cure, monkeypatch):
     from torch._inductor import config
 
     monkeypatch.setenv("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")
-    monkeypatch.setattr(compiling, "TORCH", place)
+    monkeypatch.setattr(compute, "TORCH", place)
     torch._dynamo.reset()
     broken = config.patch({"cpp.cxx": ("no-such-compiler",)})
     with broken, pytest.raises(InputError, match=rf"--compile: this machine cannot .*{cure}"):
-        compiling.compile_unet(torch.nn.Linear(2, 2), torch.device("cpu"))
+        compute.compile_unet(torch.nn.Linear(2, 2), torch.device("cpu"))
 
 
 def test_a_checkpoint_does_not_grow_with_the_base(tmp_path):

@@ -221,7 +221,7 @@ def test_check_counts_missing_corrupt_and_mismatched_files(own, capsys):
     (own / "labels" / "deep" / "er" / "01.png").unlink()
     assert check(["--dataset", "folder", "--train_data_dir", str(own)]) == 1
     text = capsys.readouterr().out
-    assert "1 missing, 1 corrupt, 1 mismatched" in text and "02.npy: 6x5, its picture 96x72" in text
+    assert "1 missing, 1 corrupt, 1 mismatched" in text and "02.npy: 6x5, its image 96x72" in text
     path = own.parent / "m.jsonl"
     path.write_text(json.dumps({"image": "own/images/02.png", "label": "own/labels/02.png"}))
     assert check(["--dataset", "manifest", "--manifest", str(path)]) == 0

@@ -197,7 +197,7 @@ def test_check_finds_each_damage(diode, tmp_path, capsys):
     assert "34 samples, 170 files" in text and "1 missing, 3 corrupt, 1 mismatched" in text
     first, second, third = (path.with_suffix("") for path in rgb[:3])
     lines = [f"corrupt: {first}.png", f"missing: {second}_depth.npy", f"corrupt: {normal}", f"corrupt: {label}"]
-    for line in [*lines, f"mismatched: {third}_depth_mask.npy: 48x36, its picture 96x72"]:
+    for line in [*lines, f"mismatched: {third}_depth_mask.npy: 48x36, its image 96x72"]:
         assert line in text
     scene = rgb[0].relative_to(tree / "depths").parents[1].as_posix()
     assert any(line.endswith(f"  {scene}") for line in text.splitlines())

@@ -19,8 +19,7 @@ from utils.lora import add_lora, load_attn_procs, lora_state, save_lora
 from utils.lora.keys import strip_wrappers
 from utils.noise import generators
 from utils.objectives import AugUNet, SingleStep, zero_snr_scheduler
-from utils.system.compiling import as_written
-from utils.system.wrappers import unwrap
+from utils.system.compute import as_written, unwrap
 
 PROMPT = torch.full((1, 77, 64), 0.5)
 METHODS = ["single step", "augunet", "one by one", "at once", "gan"]

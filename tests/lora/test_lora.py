@@ -168,7 +168,7 @@ def test_what_we_write_loads_by_diffusers_own_calls(tmp_path):
 
 
 def test_a_widened_conv_in_travels_with_the_lora(tmp_path):
-    from utils.models import widen_conv_in
+    from utils.base_model.stable_diffusion import widen_conv_in
 
     wide, donor = unet(), unet(seed=9, in_channels=8)
     widen_conv_in(wide, donor.conv_in)

@@ -13,10 +13,10 @@ import inference_sd_single
 from miniworld.pretraining.random_sd import build_unet
 from utils.errors import InputError, note, one_line, print_list, warn
 from utils.evaluation.report.text import as_text
-from utils.hub.model_card import model_card
 from utils.inference.job import describe
 from utils.lora import load_attn_procs
 from utils.lora.__main__ import main
+from utils.training.model_card import model_card
 
 SHIPPED = ROOT / "miniworld" / "mini-loras" / "normal" / "pytorch_lora_weights.safetensors"
 GOOD = {"task": "normal", "method": "single-step", "base_model": "miniworld/mini-sd", "prompt": "surface normal"}

@@ -95,7 +95,7 @@ def test_the_lora_alone_is_downloaded_and_what_the_hub_does_not_have_is_one_line
     assert [path.name for path in tmp_path.glob("*/snapshots/*/*")] == [SAFETENSORS]
     done = python("-m", "utils.lora", "inspect", "someone/else", env=env, check=False)
     assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1
-    assert "someone/else: not to be had from the hub" in done.stderr
+    assert "someone/else: not available from the hub" in done.stderr
 
 
 def test_a_mistyped_file_is_never_looked_for_on_the_hub(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ from helpers import random_lora
 from safetensors.torch import load_file, save_file
 
 from miniworld.pretraining.random_sd import build_unet, build_vae
+from utils.base_model.stable_diffusion import widen_conv_in
 from utils.errors import InputError
 from utils.intrinsics import NORMAL
 from utils.lora import (
@@ -27,7 +28,6 @@ from utils.lora.__main__ import main
 from utils.lora.keys import parse_layers, to_format
 from utils.lora.targets import ALL, kind_of, parse_targets
 from utils.maps.pictures import prediction_to_uint8
-from utils.models import widen_conv_in
 from utils.objectives import SingleStep
 
 CHANNELS = (32, 32, 64)

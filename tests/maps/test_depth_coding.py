@@ -16,7 +16,6 @@ from dataloaders.diode import Diode
 from evaluate import main as evaluate
 from miniworld.pretraining.random_sd import build_unet
 from utils.errors import InputError
-from utils.hub.upload import stage
 from utils.inference.job import describe
 from utils.inference.predictor import Predictor
 from utils.intrinsics import DEPTH, DEPTH_CODINGS, depth_coded
@@ -25,6 +24,7 @@ from utils.lora import BIN, SAFETENSORS, load_attn_procs, save_lora
 from utils.lora.__main__ import main as lora_main
 from utils.maps.depth_coding import decode_far, encode_far, linear_map
 from utils.metrics.depth import depth_metrics
+from utils.training.upload import stage
 
 CODED = ("log", "sqrt")
 SCRIPT = "sd_single_diode_pseudo_depth.py"

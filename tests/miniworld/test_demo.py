@@ -13,10 +13,10 @@ import inference_sd_single
 from dataloaders.diode import Diode
 from miniworld import demo, demo_steps, scenes
 from miniworld.demo_steps import results_table, row_names
+from utils.base_model.stable_diffusion import load_base, load_donor, widen_conv_in
 from utils.intrinsics import INTRINSICS, NORMAL, Intrinsic
 from utils.lora import CONV_IN, add_lora, load_attn_procs, lora_parameters, read_lora, save_lora
 from utils.metrics.scores import score_normals, score_of
-from utils.models import load_base, load_donor, widen_conv_in
 from utils.objectives import SingleStep
 
 BASE = ROOT / "miniworld" / "mini-sd"

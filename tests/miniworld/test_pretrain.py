@@ -45,8 +45,8 @@ from miniworld.pretraining.vae import (
 )
 from miniworld.pretraining.wasserstein import pyramid, sliced_wasserstein
 from miniworld.render.diode_tree import encode_labels
+from utils.base_model.stable_diffusion import load_base, load_donor, widen_conv_in
 from utils.errors import InputError
-from utils.models import load_base, load_donor, widen_conv_in
 from utils.objectives import zero_snr_scheduler
 
 MINI_SD, MINI_IP2P = ROOT / "miniworld" / "mini-sd", ROOT / "miniworld" / "mini-ip2p"

@@ -14,8 +14,8 @@ from studies import paper_questions
 from studies.answers import write_answers
 from studies.probe import PLACES, TOLERANCE, Recipe, Setting, equal_ranks, load_task, make_unet, place_lora, probe
 from studies.tables import interval, matrix, resample, spearman
+from utils.base_model.stable_diffusion import load_base
 from utils.intrinsics import INTRINSICS
-from utils.models import load_base
 
 RECIPE = Recipe(steps=2, batch=4, mixed_precision="no", resolution=32)
 

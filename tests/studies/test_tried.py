@@ -11,7 +11,7 @@ from miniworld import scenes
 from studies import tried
 from studies.probe import Recipe, Setting, make_unet
 from studies.tried import DECAYS, Bench, Residual, begun, trained, with_averages
-from utils.models import load_base
+from utils.base_model.stable_diffusion import load_base
 from utils.objectives import SingleStep
 
 SETTING = Setting(labels=8, rank=2, targets="all", timestep=400)

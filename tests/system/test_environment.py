@@ -13,7 +13,7 @@ import utils.training.loop as loop
 from utils.errors import InputError
 from utils.lora import SAFETENSORS
 from utils.system import atomic, environment
-from utils.training.settings import RunSettings
+from utils.training.settings import Settings
 
 SCRIPT = "sd_single_diode_pseudo_normal.py"
 RESUME = ["--resume_from_checkpoint", "latest"]
@@ -133,7 +133,7 @@ def test_accelerates_precision_is_followed_and_reported_and_cannot_change_unnoti
     with pytest.raises(InputError, match=r"mixed_precision was 'bf16', now 'no' \(.*pass --mixed_precision"):
         run_here(SCRIPT, flags(SCRIPT, run, "--max_train_steps", 3, *RESUME))
     run_here(SCRIPT, flags(SCRIPT, run, "--max_train_steps", 3, *RESUME, "--mixed_precision", "no"))
-    assert "goes on with changes: max_train_steps was 2, now 3; mixed_precision was 'bf16', now 'no'" in (
+    assert "continues with changes: max_train_steps was 2, now 3; mixed_precision was 'bf16', now 'no'" in (
         capsys.readouterr().out
     )
 
@@ -164,16 +164,16 @@ def test_other_circumstances_are_noted_on_resuming(name, flags, tmp_path, whole,
     (run / "checkpoint-4" / atomic.MANIFEST).unlink()
     atomic.seal(run / "checkpoint-4")
     run_here(SCRIPT, flags(SCRIPT, run, "--max_train_steps", 4, *RESUME))
-    assert f"goes on with changes: {name} was 'something else', now" in capsys.readouterr().out
+    assert f"continues with changes: {name} was 'something else', now" in capsys.readouterr().out
 
 
 def test_an_accelerator_that_differs_from_the_flags_is_an_error(flags):
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
-    run = dict.fromkeys(RunSettings.__dataclass_fields__) | {"gradient_accumulation_steps": 2}
-    loop.check_accelerator(accelerator, RunSettings(**run), "no")
+    run = dict.fromkeys(Settings.__dataclass_fields__) | {"gradient_accumulation_steps": 2}
+    loop.check_accelerator(accelerator, Settings(**run), "no")
     for steps, precision, text in ((1, "no", "accumulation steps is 2"), (2, "bf16", "precision is no")):
         with pytest.raises(InputError, match=text):
-            loop.check_accelerator(accelerator, RunSettings(**run | {"gradient_accumulation_steps": steps}), precision)
+            loop.check_accelerator(accelerator, Settings(**run | {"gradient_accumulation_steps": steps}), precision)
 
 
 def test_compile_is_not_silently_switched_off(flags, tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ SAID = "note: this CPU emulates bfloat16"
 
 @pytest.mark.skipif(not torch.backends.cpu.get_cpu_capability().startswith("AVX"), reason="needs an x86 CPU with AVX2")
 def test_a_cpu_held_to_avx2_is_known_as_slow():
-    ask = "from utils.system.precision import slow_bf16; print(slow_bf16('cpu'), slow_bf16('cuda'))"
+    ask = "from utils.system.compute import slow_bf16; print(slow_bf16('cpu'), slow_bf16('cuda'))"
     words = ["env", "ATEN_CPU_CAPABILITY=avx2", sys.executable, "-c", ask]
     assert subprocess.run(words, cwd=ROOT, capture_output=True, text=True).stdout.split() == ["True", "False"]
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from utils.errors import InputError
 from utils.lora import read_lora
-from utils.training.averages import Averages
+from utils.training.state import Averages
 
 SCRIPT = "sd_single_diode_pseudo_normal.py"
 SHORT = ["--learning_rate", 1e-2, "--checkpointing_steps", 1, "--validation_steps", 2]

@@ -12,7 +12,8 @@ from utils.errors import InputError
 from utils.lora import SAFETENSORS, add_lora, lora_state
 from utils.system.atomic import seal
 from utils.training import checkpoint
-from utils.training.batches import EndlessBatches
+from utils.training.data import EndlessBatches
+from utils.training.settings import BEFORE, NEVER, NOTED, ON_RESUME
 
 
 def run_of(unet) -> dict:
@@ -58,6 +59,37 @@ def test_resuming_another_experiment_is_refused(unet, tmp_path):
     assert checkpoint.load(path, unet, run_of(unet), {"rank": 2, "seed": 1}) == (5, 10)
     with pytest.raises(InputError, match="seed was 1, now 2"):
         checkpoint.load(path, unet, run_of(unet), {"rank": 2, "seed": 2})
+
+
+@pytest.fixture(scope="module")
+def saved(unet, tmp_path_factory):
+    """A checkpoint with every setting of the table."""
+    folder = tmp_path_factory.mktemp("saved")
+    return checkpoint.save(folder, 5, 10, unet, run_of(unet), dict.fromkeys(ON_RESUME, 1), {})
+
+
+@pytest.mark.parametrize("name", ON_RESUME)
+def test_a_changed_setting_is_refused_or_noted_as_the_table_has_it(name, saved, unet, capsys):
+    changed = dict.fromkeys(ON_RESUME, 1) | {name: 2}
+    if ON_RESUME[name] != NOTED:
+        with pytest.raises(InputError, match=f"{name} was 1, now 2"):
+            checkpoint.load(saved, unet, run_of(unet), changed)
+    if ON_RESUME[name] == NEVER:
+        with pytest.raises(InputError, match=f"{name} was 1, now 2; use another --output_dir$"):
+            checkpoint.load(saved, unet, run_of(unet), changed, force=True)
+        return
+    assert checkpoint.load(saved, unet, run_of(unet), changed, force=ON_RESUME[name] != NOTED) == (5, 10)
+    assert f"continues with changes: {name} was 1, now 2" in capsys.readouterr().out
+
+
+def test_a_checkpoint_that_is_older_than_a_setting_is_resumed_at_its_former_value(unet, tmp_path, capsys):
+    old = checkpoint.save(tmp_path, 5, 10, unet, run_of(unet), {"rank": 2}, {})
+    noted = {name: "new" for name, behaviour in ON_RESUME.items() if behaviour == NOTED}
+    assert checkpoint.load(old, unet, run_of(unet), {"rank": 2} | BEFORE | noted) == (5, 10)
+    assert "changes" not in capsys.readouterr().out
+    for name in BEFORE:
+        with pytest.raises(InputError, match=f"{name} was .*, now 'new'"):
+            checkpoint.load(old, unet, run_of(unet), {"rank": 2} | BEFORE | {name: "new"})
 
 
 def test_round_trip_restores_lora_and_optimiser(unet, tmp_path):

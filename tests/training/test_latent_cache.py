@@ -10,18 +10,18 @@ import torch
 from helpers import fork, losses, run_here, start_fork
 
 from dataloaders.diode import Diode
+from utils.base_model.stable_diffusion import load_base
 from utils.intrinsics import NORMAL
 from utils.latents import NAMES, moments
-from utils.models import load_base
-from utils.training import latent_cache
-from utils.training.latent_cache import cached_latents, cached_or_not
+from utils.training import cache as latent_cache
+from utils.training.cache import cached_latents, cached_or_not
 
 BUILD = """
 import sys, torch
 from dataloaders.diode import Diode
 from utils.intrinsics import NORMAL
-from utils.training import latent_cache
-from utils.models import load_base
+from utils.training import cache as latent_cache
+from utils.base_model.stable_diffusion import load_base
 latent_cache.CHUNK = 2
 torch.set_num_threads(1)
 data, base, folder, rank, world, pause = sys.argv[1:]
@@ -203,7 +203,7 @@ def test_a_full_disk_costs_the_cache_not_the_training(diode, bases, flags, tmp_p
     """A limit on the size of files is what a full disk is to the cache: the space cannot be reserved."""
     script = "sd_single_diode_pseudo_normal.py"
     code = (
-        "import resource, sys; from utils.training import latent_cache, loop; import runpy\n"
+        "import resource, sys; from utils.training import cache as latent_cache, loop; import runpy\n"
         "def limited(path, size, reserve=latent_cache.reserve):\n"
         "    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))\n"
         "    try: reserve(path, size)\n"

@@ -13,15 +13,15 @@ from torch import nn
 from dataloaders.diode import Diode
 from dataloaders.folder import open_folder
 from dataloaders.listing import folder_samples
+from utils.base_model.stable_diffusion import load_base, load_donor, widen_conv_in
 from utils.errors import InputError
 from utils.intrinsics import ALBEDO, DEPTH, NORMAL
 from utils.latents import cells, moments
 from utils.lora import SAFETENSORS
-from utils.models import load_base, load_donor, widen_conv_in
 from utils.noise import generators
 from utils.objectives import AugUNet, SingleStep, masked_mse, zero_snr_scheduler
-from utils.training.latent_cache import cached_latents
-from utils.training.masks import share
+from utils.training.cache import cached_latents
+from utils.training.data import masked_share
 
 SINGLE, AUG = "sd_single_diode_pseudo_normal.py", "augunet_diode_pseudo_depth.py"
 
@@ -159,7 +159,7 @@ def test_where_all_is_valid_the_flag_does_nothing_and_says_so(diode, own_flags, 
     run_here(SINGLE, own_flags(root, tmp_path / "plain", "--max_train_steps", 3))
     run_here(SINGLE, own_flags(root, tmp_path / "masked", "--max_train_steps", 3, "--masked_loss"))
     assert losses(tmp_path / "masked") == pytest.approx(losses(tmp_path / "plain"), rel=1e-5)
-    assert "are valid, so on them --masked_loss does nothing" in capsys.readouterr().out
+    assert "are valid, so --masked_loss has no effect on them" in capsys.readouterr().out
 
 
 def test_own_masks_need_no_truth(diode, own_flags, tmp_path, capsys):
@@ -167,7 +167,7 @@ def test_own_masks_need_no_truth(diode, own_flags, tmp_path, capsys):
     train, _ = open_folder(folder_samples(root), NORMAL, 0.2, 0, resolution=32, masked=True)
     assert not train.measured and not train[0]["mask"][0, :16].any() and train[0]["mask"][0, 16:].all()
     assert train[0]["valid"].all()  # the label is scored everywhere, as without the flag
-    assert "50.0% of the latent cells count, 50.0% of the pixels are valid" in share(train, 8, 0)
+    assert "50.0% of the latent cells count, 50.0% of the pixels are valid" in masked_share(train, 8, 0)
     run_here(SINGLE, own_flags(root, tmp_path / "run", "--max_train_steps", 1, "--masked_loss"))
     assert "50.0% of the latent cells count" in capsys.readouterr().out
 
@@ -259,7 +259,7 @@ def test_diode_without_masks_is_refused(diode, tmp_path):
 
 def test_a_mask_of_another_size_is_refused(diode, tmp_path):
     root = half_masked(diode, tmp_path / "own", np.ones((96, 72), np.uint8))
-    with pytest.raises(InputError, match=r"masks/\d.npy: a 72x96 mask beside a 96x72 picture"):
+    with pytest.raises(InputError, match=r"masks/\d.npy: a 72x96 mask for a 96x72 image"):
         open_folder(folder_samples(root), NORMAL, 0.2, 0, resolution=32, masked=True)
 
 

@@ -23,7 +23,7 @@ from utils.lora import SAFETENSORS, add_lora
 from utils.objectives import SingleStep
 from utils.system import atomic, signals
 from utils.training import checkpoint, loop
-from utils.training.batches import EndlessBatches
+from utils.training.data import EndlessBatches
 
 SCRIPT = "sd_single_diode_pseudo_normal.py"
 RESUME = ["--resume_from_checkpoint", "latest"]
@@ -113,7 +113,7 @@ def test_a_full_disk_costs_one_checkpoint(saved, capsys):
 
 
 def test_metrics_survive_a_full_disk(tmp_path, capsys):
-    from utils.tracking.metrics_file import append, read_metrics
+    from utils.training.tracking import append, read_metrics
 
     file, line = tmp_path / "metrics.jsonl", json.dumps({"step": 1, "x": "y" * 50}) + "\n"
     append(file, line)
@@ -363,7 +363,7 @@ def test_force_resume_goes_on_and_says_what_changed(flags, tmp_path, whole, caps
     words = ["--max_train_steps", 5, *RESUME, "--seed", 5, "--train_batch_size", 3, "--force_resume"]
     run_here(SCRIPT, flags(SCRIPT, tmp_path / "run", *words))
     told = capsys.readouterr().out
-    assert "goes on with changes" in told and "seed was 1234, now 5" in told and max(losses(tmp_path / "run")) == 5
+    assert "continues with changes" in told and "seed was 1234, now 5" in told and max(losses(tmp_path / "run")) == 5
     state = torch.load(tmp_path / "run/checkpoint-5/training_state.pt", weights_only=True)
     assert state["samples"] == 4 * 2 + 3, "the data go on where they stopped"
     with pytest.raises(InputError, match=r"rank was 8, now 4.*use another --output_dir$"):

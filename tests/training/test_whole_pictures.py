@@ -16,14 +16,14 @@ from safetensors import safe_open
 from dataloaders.diode import Diode
 from dataloaders.folder import open_folder
 from dataloaders.listing import folder_samples
+from utils.base_model.stable_diffusion import load_base
 from utils.errors import InputError
 from utils.intrinsics import NORMAL
 from utils.latents import NAMES, moments
 from utils.lora import SAFETENSORS
 from utils.maps.images import Crop, size_of, whole_size
-from utils.models import load_base
-from utils.training.batches import BucketBatches, buckets_of, described
-from utils.training.latent_cache import cached_or_not
+from utils.training.cache import cached_or_not
+from utils.training.data import BucketBatches, buckets_of, describe_buckets
 
 SINGLE, AUG = "sd_single_diode_pseudo_normal.py", "augunet_diode_pseudo_normal.py"
 
@@ -109,7 +109,7 @@ def test_labels_of_centre_squares_are_refused(diode, tmp_path):
     for path in labels.rglob("*.png"):
         Image.open(path).crop((12, 0, 84, 72)).save(path)
     train = Diode(NORMAL, diode / "normals", labels, "train", resolution=32, whole=True)
-    with pytest.raises(InputError, match=r"72x72 label does not cover a 96x72 picture; .*--crop square"):
+    with pytest.raises(InputError, match=r"72x72 label does not cover a 96x72 image; .*--crop square"):
         train[0]
 
 
@@ -165,11 +165,11 @@ def test_a_step_is_a_function_of_seed_and_number_however_it_is_cut():
 
 
 def test_the_line_that_names_the_buckets():
-    assert described(SHAPES, 4) == (
-        "whole pictures, every step of one shape; height x width: images: 32x40: 13, 48x32: 6, 32x32: 1; 1 of them "
+    assert describe_buckets(SHAPES, 4) == (
+        "whole images, every step of one shape; height x width: images: 32x40: 13, 48x32: 6, 32x32: 1; 1 of them "
         "have less than a step's 4 images and repeat some within it"
     )
-    assert described([(8, 8 * width) for width in range(1, 13)], 1).endswith("8x40: 1 and 4 more")
+    assert describe_buckets([(8, 8 * width) for width in range(1, 13)], 1).endswith("8x40: 1 and 4 more")
 
 
 def test_two_processes_train_what_one_trains(words, tmp_path):

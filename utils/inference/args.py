@@ -4,9 +4,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from utils.base_model.names import check_base
 from utils.cli import Parser, above_zero, expand
 from utils.errors import InputError
-from utils.hub.names import check_base
 from utils.inference.inputs import Inputs, find_inputs, output_names
 from utils.inference.job import BASES, check_lora
 from utils.inference.output import output_flags, output_of

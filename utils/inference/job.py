@@ -12,7 +12,7 @@ from utils.inference.view import View
 from utils.intrinsics import DEPTH, DEPTH_CODINGS, INTRINSICS, Intrinsic
 from utils.lora import SAFETENSORS, LoraFile, read_lora
 from utils.lora.files import NAMES, is_on_hub
-from utils.system.repositories import require
+from utils.system.network import require
 
 SCRIPTS = {
     "single-step": "inference_sd_single.py",

@@ -7,6 +7,7 @@ from typing import overload
 import torch
 from torch import Tensor, nn
 
+from utils.base_model.stable_diffusion import Base, load_base, load_donor, widen_conv_in
 from utils.errors import InputError, note
 from utils.inference.engine import Adapter, Engine
 from utils.inference.job import Job, describe
@@ -15,10 +16,8 @@ from utils.inference.view import View
 from utils.lora import fuse_lora, load_attn_procs
 from utils.lora.layers import layers_of, lora_targets
 from utils.maps.rgb import AnyImage, upright_rgb
-from utils.models import Base, dtype_of, load_base, load_donor, widen_conv_in
 from utils.objectives import AugUNet, SingleStep, zero_snr_scheduler
-from utils.system.compiling import compile_unet
-from utils.system.precision import warn_of_slow_bf16
+from utils.system.compute import compile_unet, dtype_of, warn_of_slow_bf16
 
 DONOR = "timbrooks/instruct-pix2pix"
 

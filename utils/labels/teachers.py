@@ -34,7 +34,7 @@ from utils.errors import InputError
 from utils.labels.supervised import ABOUT, load_supervised
 from utils.labels.teacher import Teacher, about, accept, depth_said
 from utils.maps.conventions import convert_frame, to_srgb
-from utils.system.repositories import require
+from utils.system.network import require
 
 NAMED = {  # (task, --teacher) -> hub name
     ("depth", "zoedepth"): "Intel/zoedepth-nyu-kitti",

@@ -9,7 +9,7 @@ import numpy as np
 
 from utils.errors import InputError
 from utils.lora.scale import CONFIG, HEADER
-from utils.system.repositories import download, looks_like_one
+from utils.system.network import download, looks_like_one
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -17,7 +17,7 @@ from utils.lora.keys import Layer, key_format, make_key, parse_layers, split_key
 from utils.lora.scale import rank_record
 from utils.lora.targets import ATTENTION, KINDS, kind_of, kinds_of, module_pattern, parse_targets
 from utils.system.atomic import replace
-from utils.system.wrappers import unwrap
+from utils.system.compute import unwrap
 
 ADAPTER = "default"
 METADATA_TARGETS = "lora_targets"  # the header's key that says which kinds of layers the file covers

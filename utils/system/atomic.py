@@ -1,4 +1,8 @@
-"""Atomic writes: a file or folder is complete or absent, after a kill and after a power cut."""
+"""Atomic writes: after a kill a file is complete or absent.
+
+Checkpoints, LoRAs, caches and records are also flushed to the disk, and so survive a power cut (`replace`, `seal`).
+Files that can be predicted again are not (`save` and the functions that use it): flushing takes longer than writing.
+"""
 
 import fcntl
 import hashlib
@@ -17,8 +21,8 @@ from utils.errors import InputError
 
 MANIFEST, LOCK = "manifest.json", ".lock"
 _UMASK = os.umask(0)
-os.umask(_UMASK)  # it can only be read by being set; once, because other threads write files later
-_locks: dict[Path, TextIO] = {}  # a closed file is an unlocked one
+os.umask(_UMASK)  # reading it means setting it; done once, because other threads write files later
+_locks: dict[Path, TextIO] = {}  # closing a file unlocks it
 
 
 def sync(path: Path) -> None:
@@ -31,22 +35,24 @@ def sync(path: Path) -> None:
 
 
 def make_folder(path: Path, flag: str) -> None:
-    """Make a folder for output, with its parents; InputError naming the flag where that cannot be."""
+    """Make a folder for output, with its parents; InputError naming the flag where that fails."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{flag}: {path} cannot be written ({error.strerror}); name another folder") from None
 
 
-def replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a file beside `path` and put it in `path`'s place once it is on the disk."""
+def replace(path: Path, write: Callable[[Path], object], durable: bool = True) -> None:
+    """Let `write` fill a file next to `path` and rename it to `path`; if `durable`, once it is on the disk."""
     part = path.with_name(f".{path.name}.part")
     try:
         write(part)
         part.chmod(0o666 & ~_UMASK)  # safetensors writes files that only their owner can read
-        sync(part)
+        if durable:
+            sync(part)
         os.replace(part, path)
-        sync(path.parent)
+        if durable:
+            sync(path.parent)
     finally:
         part.unlink(missing_ok=True)
 
@@ -64,7 +70,7 @@ def save_npy(path: Path, values: np.ndarray) -> None:
 
 
 def save_png(path: Path, pixels: np.ndarray, text: Mapping[str, str] | None = None) -> None:
-    """Write uint8 pixels (H,W) or (H,W,3) atomically. text: of its tEXt chunks. Raises InputError where they cannot
+    """Write uint8 pixels (H,W) or (H,W,3) atomically. text: its tEXt chunks. Raises InputError where they cannot
     be written.
     """
     chunks = PngInfo()
@@ -79,15 +85,15 @@ def save_bytes(path: Path, content: bytes) -> None:
 
 
 def save(path: Path, write: Callable[[Path], object]) -> None:
-    """`replace` for a file that a user has asked for. Raises InputError where it cannot be written."""
+    """`replace` for a file that can be made again: not flushed. Raises InputError where it cannot be written."""
     try:
-        replace(path, write)
+        replace(path, write, durable=False)
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
 
 
 def seal(folder: Path) -> None:
-    """Write the manifest of `folder`'s files, size and SHA-256 of each, and wait until all of it is on the disk."""
+    """Write the manifest of `folder`'s files, size and SHA-256 of each, and wait until everything is on the disk."""
     files = {path.name: _describe(path) for path in sorted(folder.iterdir())}
     (folder / MANIFEST).write_text(json.dumps({"format_version": 1, "files": files}, indent=1) + "\n")
     for path in folder.iterdir():
@@ -96,16 +102,16 @@ def seal(folder: Path) -> None:
 
 
 def damage(folder: Path) -> str | None:
-    """What is wrong with a sealed folder: a file that is missing, cut or changed since; None if nothing is."""
+    """The damage of a sealed folder: a file that is missing, truncated or changed; None if there is none."""
     try:
         files = json.loads((folder / MANIFEST).read_text())["files"].items()
-        for name, described in files:
+        for name, expected in files:
             if not (folder / name).is_file():
                 return f"{name} is missing"
-            found = _describe(folder / name)
-            if found["bytes"] != described["bytes"]:
-                return f"{name} has {found['bytes']} bytes, {described['bytes']} were written"
-            if found != described:
+            actual = _describe(folder / name)
+            if actual["bytes"] != expected["bytes"]:
+                return f"{name} has {actual['bytes']} bytes, {expected['bytes']} were written"
+            if actual != expected:
                 return f"{name} has changed since it was written (SHA-256)"
     except FileNotFoundError:
         return f"it has no {MANIFEST}: it was not finished, or is of an older version"
@@ -120,9 +126,9 @@ def _describe(path: Path) -> dict[str, object]:
 
 
 def lock(folder: Path, doing: str = "training", flag: str = "--output_dir") -> None:
-    """Keep other processes from writing into `folder` as long as this one lives; InputError if one does already.
+    """Keep other processes from writing into `folder` while this one runs; InputError if one already does.
 
-    doing, flag: for the message. A POSIX lock: the system takes it back however the process ends, and forked workers
+    doing, flag: for the message. A POSIX lock: the system releases it however the process ends, and forked workers
     do not inherit it.
     """
     folder = folder.resolve()
@@ -144,7 +150,7 @@ def lock(folder: Path, doing: str = "training", flag: str = "--output_dir") -> N
 
 
 def unlock(folder: Path) -> None:
-    """Give back what `lock` took."""
+    """Release the lock of `lock`."""
     file = _locks.pop(folder.resolve(), None)
     if file is not None:
         file.close()

@@ -16,7 +16,7 @@ import psutil
 
 from utils.errors import InputError, note
 
-WRAPPERS = {  # variable of accelerate -> the way to train or load that it turns on
+WRAPPERS = {  # accelerate's variable -> the kind of training that it turns on
     "ACCELERATE_USE_FSDP": "FSDP",
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
@@ -29,7 +29,7 @@ FLAGS = {PRECISION: "--mixed_precision", "ACCELERATE_DYNAMO_BACKEND": "--dynamo_
 
 
 class Launcher(NamedTuple):
-    """The `accelerate launch` above this process: its own words (not the script's), its file, its environment."""
+    """The `accelerate launch` above this process: its arguments (without the script's), its file, its environment."""
 
     words: list[str]
     file: Path | None
@@ -37,7 +37,7 @@ class Launcher(NamedTuple):
 
 
 def launcher() -> Launcher | None:
-    """The launcher that this process comes from, or None."""
+    """The launcher that started this process, or None."""
     script = Path(sys.argv[0]).name
     for parent in psutil.Process().parents():
         try:
@@ -117,13 +117,13 @@ def refuse_unsupported(allow_tf32: bool = False) -> None:
 
 
 def tf32_variable() -> str:
-    """NVIDIA_TF32_OVERRIDE, which a resumed run is compared with: it also reaches the convolutions."""
+    """NVIDIA_TF32_OVERRIDE, which a resumed run is compared with: it also affects the convolutions."""
     return os.environ.get("NVIDIA_TF32_OVERRIDE", "")
 
 
 def set_tf32(allow_tf32: bool) -> None:
-    """TF32 matrix products as flagged, whatever TORCH_ALLOW_TF32_CUBLAS_OVERRIDE contains; of convolutions PyTorch's
-    default, which is on.
+    """TF32 matrix products by the flag, whatever TORCH_ALLOW_TF32_CUBLAS_OVERRIDE contains. Convolutions keep
+    PyTorch's default, which is on.
     """
     import torch
 
@@ -154,7 +154,7 @@ def mixed_precision(flag: str | None) -> str:
 
 
 def check_accumulation(steps: int, typed: bool) -> None:
-    """--gradient_accumulation_steps against accelerate's variable, which would win in silence. A typed flag wins, with
+    """--gradient_accumulation_steps against accelerate's variable, which would silently win. A typed flag wins, with
     a note; else InputError.
     """
     variable = "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
@@ -177,8 +177,8 @@ def note_dynamo(compile_flag: bool) -> None:
 
 
 def settle_inference() -> None:
-    """For inference and labels: refuse what would change maps, fp32 without TF32, and a note where accelerate's mixed
-    precision is set, which only training reads.
+    """For inference and labels: refuse settings that would change maps, turn TF32 off, and note accelerate's mixed
+    precision, which only training reads.
     """
     refuse_unsupported()
     set_tf32(False)

@@ -1,4 +1,4 @@
-"""Several processes without a GPU: accelerate's launcher does not start them, so we do."""
+"""Several processes: started here where there is no GPU, because accelerate's launcher does not, and joined."""
 
 import json
 import os
@@ -17,13 +17,15 @@ from utils.system import environment, signals
 if TYPE_CHECKING:
     from accelerate import PartialState
 
+_process_groups: list[object] = []  # see `keep_process_group`
+
 
 def start_missing() -> None:
     """Replace this process by the number of processes that `accelerate launch` was asked for, by --num_processes N or
     by its file. To be called once the flags are checked, before anything slow is imported.
 
     On a machine without a GPU the launcher starts one process, whatever N is, without a message; with --multi_gpu it
-    starts N that do not know of each other. Here the first case is mended by `supervise`, the second by `use_cpu`.
+    starts N that are not connected. `supervise` fixes the first case, `use_cpu` the second.
 
     Raises:
         InputError: several machines were asked for, which needs torchrun.
@@ -52,9 +54,9 @@ def number_of(above: environment.Launcher, name: str) -> int:
 
 
 def supervise(command: list[str], count: int) -> int:
-    """Run `command` in `count` processes that know of each other, pass signals on; the exit status of all together.
+    """Run `command` in `count` connected processes and forward signals to them; returns their common exit status.
 
-    When one fails, the others are ended at once, and its error is the last thing printed: theirs are its echo.
+    When one fails, the others are ended immediately, and its error is printed last: theirs are only consequences.
     """
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -67,7 +69,7 @@ def supervise(command: list[str], count: int) -> int:
             for process in running:
                 process.send_signal(number)
 
-        for number in signals.STOPPING:  # before there is a process that could miss one
+        for number in signals.STOPPING:  # before any process is started, so that none misses a signal
             signal.signal(number, pass_on)
         signals.follow_parent()
         for rank in range(count):
@@ -92,18 +94,34 @@ def supervise(command: list[str], count: int) -> int:
 
 
 def use_cpu() -> bool:
-    """Whether accelerate has to join these processes on the CPU."""
+    """True if accelerate has to connect these processes on the CPU."""
     import torch  # only now: `start_missing` runs before PyTorch is imported, which takes seconds of every process
 
     return int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.accelerator.is_available()
 
 
 def join(device: str | None) -> "PartialState":
-    """This process among those of its launch, for inference and labels, with what is set outside checked first.
+    """This process's state among those of its launch, for inference and labels, after a check of the environment.
 
     device: --device; None: a GPU where there is one. Raises InputError for what `environment` refuses.
     """
     environment.settle_inference()
     from accelerate import PartialState
 
-    return PartialState(cpu=device == "cpu" or use_cpu())
+    state = PartialState(cpu=device == "cpu" or use_cpu())
+    keep_process_group()
+    return state
+
+
+def keep_process_group() -> None:
+    """Keep the default process group, if there is one, until this process ends. Call once the processes are connected.
+
+    Otherwise the last reference may be that of DistributedDataParallel's C++ reducer, which Python deletes while
+    holding the GIL. The group's destructor would then join gloo's worker thread, while that thread may wait for the
+    GIL to free a tensor: a deadlock. Python's own object of a group releases the GIL before it deletes the group
+    (IntrusivePtrNoGilDestructor in torch's init.cpp).
+    """
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        _process_groups.append(distributed.group.WORLD)

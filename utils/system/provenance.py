@@ -1,4 +1,4 @@
-"""What a run was made with: library versions and the project's own commit."""
+"""Provenance of a run: library versions and the project's commit."""
 
 import platform
 import subprocess
@@ -21,9 +21,9 @@ def versions() -> dict[str, str]:
 
 
 def git_state(folder: Path = ROOT) -> dict[str, str | bool | None]:
-    """git_commit and git_dirty (tracked files changed since); None and None where `folder` is no git checkout.
+    """git_commit and git_dirty (tracked files changed since); None and None where `folder` is not a git checkout.
 
-    A copy of the project inside somebody else's repository is no checkout: that repository's commit says nothing.
+    A copy of the project inside another repository is not a checkout: that repository's commit is not the project's.
     """
     top = _git(folder, "rev-parse", "--show-toplevel")
     if top is None or Path(top).resolve() != folder.resolve():

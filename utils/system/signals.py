@@ -1,4 +1,4 @@
-"""Stopping well: a first signal is remembered until the loop can stop, a second one ends the process at once."""
+"""Clean stops: a first signal is remembered until the loop can stop, a second one ends the process immediately."""
 
 import ctypes
 import os
@@ -12,7 +12,7 @@ import psutil
 
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 LAUNCHERS = ("accelerate", "torchrun", "torch.distributed.run")
-ECHO = 3.0  # seconds: Ctrl-C and schedulers signal launcher and process alike, and the launcher passes it on
+ECHO = 3.0  # seconds: Ctrl-C and schedulers signal both the launcher and the process, and the launcher forwards it
 _first: tuple[str, float] | None = None  # name and time of the first signal
 _before: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
 
@@ -31,7 +31,7 @@ def listen() -> None:
         name, now = signal.Signals(number).name, time.monotonic()
         if _first is None:
             _first = (name, now)  # os.write: printing is not safe inside a handler
-            os.write(2, f"\n{name}: finishing this step, then stopping; a second signal stops at once\n".encode())
+            os.write(2, f"\n{name}: finishing this step, then stopping; a second signal stops immediately\n".encode())
         elif now - _first[1] > echo:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
@@ -47,13 +47,13 @@ def stop_requested() -> str | None:
 
 
 def forget() -> None:
-    """Give the signals back to whoever had them before `listen`."""
+    """Restore the handlers from before `listen`."""
     while _before:
         signal.signal(*_before.popitem())
 
 
 def ignore(_worker: int = 0) -> None:
-    """For data-loader workers: the process that started them says when they stop."""
+    """For data-loader workers: the process that started them stops them."""
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
 

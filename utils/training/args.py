@@ -1,32 +1,24 @@
-"""The training scripts' shared flags: the released names, in four groups, every one of them read or refused.
+"""From the training scripts' command line to `Settings`: every flag is read or refused, before anything is loaded.
 
 A script takes `training_parser(__doc__)`, replaces defaults with `set_defaults(...)` where the paper's recipe differs,
 and calls `parse`. Flags of the released code that did nothing there either work here or are refused with a reason.
+The flags themselves are in flags.py.
 """
 
 import argparse
 import json
+import math
 import os
 import sys
 from collections.abc import Collection, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
+from utils.base_model.names import check_base
 from utils.cli import Parser
 from utils.errors import InputError, note
-from utils.hub.names import check_base
 from utils.lora.targets import parse_targets
 from utils.system.processes import start_missing
-from utils.tracking.settings import TrackingSettings
-from utils.training.checks import (
-    check_data,
-    check_numbers,
-    check_resolution,
-    check_tracker_names,
-    refuse_dead_flags,
-    trackers_of,
-)
 from utils.training.flags import (
     data_flags,
     model_flags,
@@ -36,17 +28,28 @@ from utils.training.flags import (
     state_meanings,
     tracking_flags,
 )
-from utils.training.settings import OptimizerSettings, RunSettings, Settings
+from utils.training.settings import Settings
 
 RECOMMENDED = "recommended_settings.json"  # in a base model's folder
 RECOMMENDABLE = {"learning_rate": 1e-4, "timestep": 999, "resolution": 512}
 DEAD = ("dataset_name", "snr_gamma", "enable_xformers_memory_efficient_attention")  # refused by every script
+TRACKERS = ("wandb", "tensorboard")
+POSITIVE = (
+    "rank", "resolution", "train_batch_size", "gradient_accumulation_steps", "checkpointing_steps", "learning_rate",
+    "max_nonfinite", "num_train_imgs", "num_val_imgs", "max_train_samples", "max_train_steps", "num_train_epochs",
+    "checkpoints_total_limit", "max_hours",
+)  # fmt: skip
+NOT_NEGATIVE = (
+    "max_grad_norm", "lr_warmup_steps", "validation_steps", "dataloader_num_workers", "seed", "adam_weight_decay",
+    "adam_epsilon",
+)  # fmt: skip
+LIMITS = {"seed": 2**32 - 1, "rank": 1280, "dataloader_num_workers": 1024}  # rank: Stable Diffusion's widest attention
 SINGLE_STEP_REFUSES = {
     "noise_offset": "a single step has no noise; leave it out",
     "prediction_type": "a single step predicts the label's latents, whatever the base predicts; leave it out",
 }
 AUGUNET_REFUSES = {
-    "prediction_type": "where the last step is pure noise, only velocity says anything there; leave it out",
+    "prediction_type": "the last step is pure noise, where only velocity carries information; leave it out",
     "timestep": "diffusion runs through all timesteps; leave it out",
 }
 
@@ -71,8 +74,8 @@ def training_parser(description: str, refused: Mapping[str, str]) -> Parser:
 
 
 def refuse(parser: Parser, refused: Mapping[str, str], hidden: Collection[str] = ()) -> None:
-    """Flags whose other values than the default `check_refused` turns away, each with its reason; neither these nor
-    the `hidden` ones are in the help.
+    """Set the flags that `check_refused` accepts at their default only, each with its reason. Neither these nor the
+    `hidden` ones are in the help.
     """
     parser.set_defaults(refused=dict(refused))
     for action in parser._actions:  # argparse has no public way to hide a flag after it was added
@@ -81,7 +84,7 @@ def refuse(parser: Parser, refused: Mapping[str, str], hidden: Collection[str] =
 
 
 def check_refused(parser: Parser, args: argparse.Namespace) -> None:
-    """Take `refused` out of `args`. InputError for a refused flag that has another value than its default."""
+    """Take `refused` out of `args`. InputError for a refused flag whose value is not its default."""
     for name, reason in vars(args).pop("refused").items():
         if getattr(args, name) != parser.get_default(name):
             raise InputError(f"--{name}={getattr(args, name)}: {reason}")
@@ -91,7 +94,7 @@ def parse(parser: Parser, argv: list[str] | None = None) -> argparse.Namespace:
     """Parse and check the flags, and start the launch's missing processes, before anything is loaded.
 
     Where the base is a folder with recommended settings (RECOMMENDED), they replace defaults, with a note. Adds
-    `args.prompt`, the string the text encoder gets, and `args.trackers`, a list out of wandb and tensorboard.
+    `args.prompt`, the text encoder's input, and `args.trackers`, out of wandb and tensorboard.
     Raises InputError for a flag that cannot work, with the reason and the replacement.
     """
     argv = sys.argv[1:] if argv is None else argv
@@ -116,11 +119,11 @@ def parse(parser: Parser, argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def finish(args: argparse.Namespace, given: set[str]) -> None:
-    """Check and complete, in place, what every training has, whatever it trains. given: the flags that were passed."""
+    """Check and complete, in place, the flags that every training has. given: the flags that were passed."""
     check_numbers(args)
     args.typed = frozenset(flag.removeprefix("--") for flag in given)
     if "--num_train_epochs" in given and "--max_train_steps" not in given:
-        args.max_train_steps = None  # the script's default number of steps must not win over epochs asked for
+        args.max_train_steps = None  # a typed number of epochs wins over the script's default number of steps
     elif "--num_train_epochs" in given:
         note("--num_train_epochs means nothing with --max_train_steps, which wins")
     if args.max_train_steps is None and args.num_train_epochs is None:
@@ -129,7 +132,7 @@ def finish(args: argparse.Namespace, given: set[str]) -> None:
     if not args.output_dir.strip():
         raise InputError("--output_dir is empty: name a folder")
     if Path(args.logging_dir).is_absolute() or ".." in Path(args.logging_dir).parts:
-        raise InputError(f"--logging_dir={args.logging_dir}: must lie inside --output_dir, as in: logs")
+        raise InputError(f"--logging_dir={args.logging_dir}: must be inside --output_dir, as in: logs")
     args.tags = [tag.strip() for tag in args.tracker_tags.split(",") if tag.strip()]
     check_tracker_names(args)
     if args.local_rank >= 0:
@@ -137,34 +140,123 @@ def finish(args: argparse.Namespace, given: set[str]) -> None:
 
 
 def settings_of(args: argparse.Namespace) -> Settings:
-    """The parsed flags as plain values for the loop. The flags of data and model stay with the script."""
-
-    def pick(kind: type) -> dict[str, Any]:  # argparse checks its values at run time: they have no static type
-        return {field.name: getattr(args, field.name) for field in fields(kind) if hasattr(args, field.name)}
-
-    run = pick(RunSettings) | {
+    """The flags that `parse` has completed, as plain values for the loop."""
+    values = vars(args) | {
         "output_dir": Path(args.output_dir),
         "cache_dir": args.cache_dir and Path(args.cache_dir),
+        "trackers": tuple(args.trackers),
+        "tags": tuple(args.tags),
+        "flags": {name: value for name, value in vars(args).items() if name not in ("hub_token", "typed")},
     }
-    flags = {name: value for name, value in vars(args).items() if name not in ("hub_token", "typed")}
-    tracking = pick(TrackingSettings) | {"trackers": tuple(args.trackers), "tags": tuple(args.tags), "flags": flags}
-    return Settings(RunSettings(**run), OptimizerSettings(**pick(OptimizerSettings)), TrackingSettings(**tracking))
+    return Settings(**{field.name: values[field.name] for field in fields(Settings)})
 
 
 def _recommend(args: argparse.Namespace, given: set[str]) -> None:
-    """Defaults are the paper's, for Stable Diffusion; a small base needs others, and says so in its folder."""
+    """Replace defaults, the paper's for Stable Diffusion, by those that a small base's folder recommends."""
     file = Path(args.pretrained_model_name_or_path) / RECOMMENDED
     if not file.is_file():
         return
     try:
-        wanted = json.loads(file.read_text())
-        wanted = {name: type(RECOMMENDABLE[name])(value) for name, value in wanted.items()}
+        content = json.loads(file.read_text())
+        recommended = {name: type(RECOMMENDABLE[name])(value) for name, value in content.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         names = ", ".join(RECOMMENDABLE)
         raise InputError(f"{file}: not an object of numbers for {names} ({type(error).__name__}: {error})") from None
-    taken = {name: value for name, value in wanted.items() if f"--{name}" not in given and name not in args.refused}
+    taken = {
+        name: value for name, value in recommended.items() if f"--{name}" not in given and name not in args.refused
+    }
     for name, value in taken.items():
         setattr(args, name, value)
     if taken:
         words = " ".join(f"--{name} {value:g}" for name, value in taken.items())
-        note(f"{args.pretrained_model_name_or_path} recommends {words}, where you gave none")
+        note(f"{args.pretrained_model_name_or_path} recommends {words}, used where you set none")
+
+
+def refuse_dead_flags(args: argparse.Namespace) -> None:
+    """Flags of the released code that every script refuses."""
+    if args.dataset_name is not None:
+        raise InputError("--dataset_name: data come from local folders; use --dataset folder or manifest for your own")
+    if args.snr_gamma is not None:
+        raise InputError(
+            "--snr_gamma: neither method weights its loss by SNR; leave it out (plain MSE, as in the paper)"
+        )
+    if args.enable_xformers_memory_efficient_attention:
+        raise InputError(
+            "--enable_xformers_memory_efficient_attention: PyTorch's fused attention is built in and always on; "
+            "leave the flag out"
+        )
+
+
+def check_data(args: argparse.Namespace, given: set[str]) -> None:
+    """The flags that each kind of data set needs, and those that it reads."""
+    needs, reads = {
+        "diode": (("train_data_dir", "pseudo_root"), ("scene_types", "list_from")),
+        "folder": (("train_data_dir",), ("pseudo_root", "val_fraction", "gt_frame")),
+        "manifest": (("manifest",), ("val_fraction", "gt_frame")),
+    }[args.dataset]
+    hints = {
+        "train_data_dir": "DIODE's normals/ or depths/ folder" if args.dataset == "diode" else "with images/, labels/",
+        "pseudo_root": "the folder of labels that holds train/ and val/",
+        "manifest": "a .jsonl file",
+    }
+    for name in needs:
+        if not getattr(args, name):
+            raise InputError(f"--{name} is missing: pass {hints[name]}")
+    for name in ("train_data_dir", "pseudo_root", "manifest", "scene_types", "list_from", "val_fraction", "gt_frame"):
+        if f"--{name}" in given and name not in needs + reads:
+            raise InputError(f"--{name} means nothing for --dataset {args.dataset}; leave it out")
+    if args.crop == "none" and (flag := next((f for f in ("--center_crop", "--no-center_crop") if f in given), None)):
+        raise InputError(f"{flag} means nothing for --crop none; leave one of them out")
+    if not 0 <= args.val_fraction < 1:
+        raise InputError(f"--val_fraction={args.val_fraction}: must be at least 0 and less than 1")
+
+
+def check_numbers(args: argparse.Namespace) -> None:
+    """Ranges of the numeric flags that this script has."""
+    numbers = {name: value for name, value in vars(args).items() if isinstance(value, (int, float))}
+    for name, value in numbers.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"--{name}={value}: must be a finite number")
+    for name in [name for name in POSITIVE if numbers.get(name, 1) <= 0]:
+        raise InputError(f"--{name}={numbers[name]}: must be more than 0")
+    for name in [name for name in NOT_NEGATIVE if numbers.get(name, 0) < 0]:
+        raise InputError(f"--{name}={numbers[name]}: must not be negative")
+    for name in [name for name in ("adam_beta1", "adam_beta2", "ema_decay") if not 0 <= numbers[name] < 1]:
+        raise InputError(f"--{name}={numbers[name]}: must be at least 0 and less than 1")
+    for name, limit in LIMITS.items():
+        if numbers.get(name, 0) > limit:
+            raise InputError(f"--{name}={numbers[name]}: must be at most {limit}")
+    if args.best_metric is not None and not args.validation_steps:
+        raise InputError(f"--best_metric={args.best_metric}: --validation_steps 0 validates nothing; leave one out")
+
+
+def check_resolution(args: argparse.Namespace) -> None:
+    """The resolution is a multiple of the VAE's reduction and, for whole images, of the UNet's."""
+    if args.resolution % 8:
+        raise InputError(f"--resolution={args.resolution}: must be a multiple of 8, the VAE's reduction")
+    if args.crop == "none" and args.resolution >= 256 and args.resolution % 64:
+        raise InputError(f"--resolution={args.resolution}: from 256 on, --crop none needs a multiple of 64")
+
+
+def check_tracker_names(args: argparse.Namespace) -> None:
+    """wandb refuses the same names, but only after the model has been loaded."""
+    for flag, text in (("tracker_project", args.tracker_project), ("run_name", args.run_name)):
+        if text is not None and not 0 < len(text.strip()) <= 128:
+            raise InputError(f"--{flag}={text!r}: a name has 1 to 128 characters")
+    if set(args.tracker_project) & set("/\\#?%:"):
+        raise InputError(f"--tracker_project={args.tracker_project}: a project's name has none of / \\ # ? % :")
+    if any(len(tag) > 64 for tag in args.tags):
+        raise InputError(f"--tracker_tags={args.tracker_tags}: a tag has at most 64 characters")
+
+
+def trackers_of(report_to: str) -> list[str]:
+    """--report_to -> a list out of TRACKERS."""
+    names = [name.strip() for name in report_to.split(",") if name.strip()]
+    if names in ([], ["none"]):
+        return []
+    if names == ["all"]:
+        return list(TRACKERS)
+    unknown = [name for name in names if name not in TRACKERS]
+    if unknown:
+        raise InputError(f"--report_to={report_to}: {unknown[0]!r} is not one of {', '.join(TRACKERS)}, all, none")
+    return list(dict.fromkeys(names))

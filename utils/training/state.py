@@ -1,64 +1,64 @@
-"""What a run trains and how far it is: LoRA, optimiser, schedule and step."""
+"""The state of a run: LoRA, optimiser, schedule, step, moving averages and the count of skipped updates."""
 
 import math
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from diffusers.optimization import get_scheduler
-from torch import nn
+from torch import Tensor, nn
 
-from utils.errors import InputError
+from utils.errors import InputError, warn
 from utils.lora import lora_parameters
 from utils.system import environment
-from utils.system.wrappers import unwrap
+from utils.system.compute import unwrap
 from utils.training import checkpoint
-from utils.training.averages import Averages
-from utils.training.nonfinite import Skipped
-from utils.training.settings import OptimizerSettings, RunSettings, Settings
+from utils.training.settings import ON_RESUME, Settings
 
-PRECISION_CURE = "set by accelerate, not by a flag; pass --mixed_precision to continue with the one that you want"
-PART_OF_A_RUN = ("task", "method", "base_model", "rank", "prompt", "resolution")  # and the seed, the data, ...
+PRECISION_ADVICE = "set by accelerate, not by a flag; pass --mixed_precision to continue with the one that you want"
 
 
 class TrainingState:
-    """Steps are optimiser steps; `seen` counts samples. `network` is as accelerate wraps it, and may only be called;
-    `bare_network` is the same network as it came.
+    """Steps are optimiser steps; `seen` counts samples. `network` is accelerate's wrapper, only to be called;
+    `bare_network` is the network itself.
 
-    images: how many the training set has, from which the steps of an epoch follow.
+    images: size of the training set, which gives the steps of an epoch.
     """
 
     def __init__(self, settings: Settings, accelerator: Accelerator, network: nn.Module, images: int):
-        run = settings.run
-        self.accelerator, self.output_dir, self.typed = accelerator, run.output_dir, run.typed
+        self.accelerator, self.output_dir, self.typed = accelerator, settings.output_dir, settings.typed
         self.step = self.seen = 0
-        self.step_samples = run.train_batch_size * run.gradient_accumulation_steps * accelerator.num_processes
-        self.max_steps = length_of(run, images, self.step_samples)
+        self.step_samples = (
+            settings.train_batch_size * settings.gradient_accumulation_steps * accelerator.num_processes
+        )
+        self.max_steps = length_of(settings, images, self.step_samples)
         self.parameters = lora_parameters(network)
-        fused = accelerator.scaler is None  # not with a gradient scaler, whose skipped updates would not be seen
-        optimizer = make_optimizer(settings.optimizer, self.parameters, self.step_samples, fused)
-        self.schedule = make_schedule(settings.optimizer, optimizer, self.max_steps)
+        fused = accelerator.scaler is None  # not with a gradient scaler, whose skipped updates would go unnoticed
+        optimizer = make_optimizer(settings, self.parameters, self.step_samples, fused)
+        self.schedule = make_schedule(settings, optimizer, self.max_steps)
         self.network, self.optimizer = accelerator.prepare(network, optimizer)
         self.bare_network = unwrap(self.network)
-        self.averages = Averages(self.parameters, run.ema_decay)
-        self.skipped = Skipped(run.max_nonfinite)
+        self.averages = Averages(self.parameters, settings.ema_decay)
+        self.skipped = Skipped(settings.max_nonfinite)
         self.stateful: dict[str, checkpoint.Stateful] = {
             "optimizer": self.optimizer,
             "schedule": self.schedule,
             "skipped": self.skipped,
         }
-        if run.ema_decay:
+        if settings.ema_decay:
             self.stateful["averages"] = self.averages
         if accelerator.scaler is not None:
             self.stateful["scaler"] = accelerator.scaler
 
     def load(self, source: Path, shared: dict[str, object], force: bool) -> None:
-        """Go on from the checkpoint `source`; `shared`: see `shared_settings`. InputError: another experiment's."""
+        """Continue from the checkpoint `source`. shared: see `shared_settings`. InputError: another experiment's."""
         base_lrs = self.schedule.base_lrs
-        fixed = {} if "mixed_precision" in self.typed else {"mixed_precision": PRECISION_CURE}
+        fixed = {} if "mixed_precision" in self.typed else {"mixed_precision": PRECISION_ADVICE}
         self.step, self.seen = checkpoint.load(source, self.bare_network, self.stateful, shared, force, fixed)
         for group, lr, factor in zip(self.optimizer.param_groups, base_lrs, self.schedule.lr_lambdas):
             group["lr"] = lr * factor(self.schedule.last_epoch)  # this run's flag, not the checkpoint's
@@ -83,51 +83,141 @@ class TrainingState:
         return counts | {"images_per_step": self.step_samples, "total_steps": self.max_steps}
 
 
+class Averages:
+    """Moving averages of the LoRA's weights: average += (1 - d) (weight - average) after every step.
+
+    d = min(decay, (1 + n) / (10 + n)) after n earlier steps, so that the initial weights soon have no influence. A
+    decay of 0 turns averages off.
+
+    The state contains the weights too, because a checkpoint's LoRA contains the averages. diffusers' `EMAModel` does
+    not keep them, and has d = 0 in its first step.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter], decay: float):
+        self.parameters, self.decay, self.steps = parameters, decay, 0
+        self.values = self.weights() if decay else []
+        self.aside: list[Tensor] | None = None  # the weights, while the averages are in their place
+
+    def weights(self) -> list[Tensor]:
+        """A copy of the network's weights."""
+        return [parameter.detach().clone() for parameter in self.parameters]
+
+    def update(self) -> None:
+        """Call after each step of the optimiser."""
+        if self.decay:
+            decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+            torch._foreach_lerp_(self.values, [parameter.detach() for parameter in self.parameters], 1 - decay)
+            self.steps += 1
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Inside, the network has the averages as its weights."""
+        if not self.decay:
+            yield
+            return
+        self.aside = self.weights()
+        self.put(self.values)
+        try:
+            yield
+        finally:
+            self.put(self.aside)
+            self.aside = None
+
+    @torch.no_grad()
+    def put(self, values: Sequence[Tensor]) -> None:
+        for parameter, value in zip(self.parameters, values, strict=True):
+            parameter.copy_(value)
+
+    def state_dict(self) -> Mapping[str, object]:
+        return {"steps": self.steps, "weights": self.aside or self.weights(), "averages": self.values}
+
+    def load_state_dict(self, state: Any, /) -> None:
+        self.steps = state["steps"]
+        self.put(state["weights"])
+        for own, value in zip(self.values, state["averages"], strict=True):
+            own.copy_(value)
+
+
+class Skipped:
+    """Updates skipped because loss or gradient were NaN or infinite, in total and consecutively.
+
+    Part of a run's state: a resumed run continues the count.
+    """
+
+    def __init__(self, limit: int):
+        self.limit, self.total, self.in_a_row = limit, 0, 0
+
+    def state_dict(self) -> dict[str, int]:
+        return {"total": self.total, "in_a_row": self.in_a_row}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.total, self.in_a_row = state["total"], state["in_a_row"]
+
+    def count(
+        self, step: int, loss: float, norm: float, losses: Tensor, stems: Sequence[Sequence[str]], output_dir: Path
+    ) -> None:
+        """Call after each step, in every process; loss and norm are what all processes agree on.
+
+        losses (M,), stems: of this process's M micro-batches; the files named are those of its non-finite losses, or
+        of all where only the gradient is not finite.
+
+        Raises:
+            InputError: `limit` consecutive updates were skipped.
+        """
+        if math.isfinite(loss) and math.isfinite(norm):
+            self.in_a_row = 0
+            return
+        self.total, self.in_a_row = self.total + 1, self.in_a_row + 1
+        bad = (~torch.isfinite(losses)).tolist()
+        mine = [stem for wrong, batch in zip(bad, stems) if wrong or math.isfinite(loss) for stem in batch]
+        files = ", ".join(sorted(set(gather_object(mine))))
+        text = f"step {step}: loss {loss:g}, gradient norm {norm:g}, update skipped ({self.in_a_row} in a row)"
+        warn(f"{text}; in the batch: {files}")
+        if self.in_a_row >= self.limit:
+            raise InputError(
+                f"{text}, as many as --max_nonfinite allows; in the batch: {files}; last good "
+                f"checkpoint: {checkpoint.last_good(output_dir)}; "
+                "look at these files, lower --learning_rate, or train in fp32 or bf16"
+            )
+
+
 def shared_settings(
     settings: Settings, metadata: dict[str, object], step_samples: int, accelerator: Accelerator, training_data: str
 ) -> dict[str, object]:
-    """What a checkpoint keeps of its run, and what a resumed run is compared with (`checkpoint.load`)."""
-    flags = asdict(settings.run) | asdict(settings.optimizer)
-    shared = {key: metadata[key] for key in PART_OF_A_RUN}
-    shared |= {"timestep": metadata.get("timestep"), "seed": settings.run.seed}
-    shared |= {"lora_targets": settings.run.lora_targets, "masked_loss": metadata.get("masked_loss", False)}
-    shared |= {"depth_coding": metadata.get("depth_coding", "linear"), "crop": metadata.get("crop", "square")}
-    shared |= {name: metadata[name] for name in ("positions", "decoding") if name in metadata}
-    shared["ema_decay"] = settings.run.ema_decay
-    shared |= {"images per step": step_samples, "training data": training_data}
-    shared |= {name: flags[name] for name in checkpoint.FREE}
-    return shared | circumstances(settings.run, accelerator)
+    """The settings that a checkpoint contains and that a resumed run is compared with: those of ON_RESUME."""
+    values = vars(settings) | {"timestep": None, "masked_loss": False, "depth_coding": "linear", "crop": "square"}
+    values |= metadata | circumstances(settings, accelerator)
+    values |= {"images per step": step_samples, "training data": training_data}
+    return {name: values[name] for name in ON_RESUME if name in values}
 
 
-def circumstances(run: RunSettings, accelerator: Accelerator) -> dict[str, object]:
-    """Settings of the computation that are in use, from a flag or from outside. A change shows in the last bits or,
-    with the precision, in more.
-    """
+def circumstances(settings: Settings, accelerator: Accelerator) -> dict[str, object]:
+    """How the run is computed, whether set by a flag or elsewhere."""
     device = accelerator.device.type
-    tf32 = f"allow_tf32 {run.allow_tf32}, NVIDIA_TF32_OVERRIDE {environment.tf32_variable() or 'unset'}"
+    tf32 = f"allow_tf32 {settings.allow_tf32}, NVIDIA_TF32_OVERRIDE {environment.tf32_variable() or 'unset'}"
     return {
         "mixed_precision": accelerator.mixed_precision,
         "processes": accelerator.num_processes,
         "device": device,
-        "compile": run.compile,
+        "compile": settings.compile,
         "TF32": "none" if device == "cpu" else tf32,
         "threads": torch.get_num_threads() if device == "cpu" else 0,
     }
 
 
-def length_of(run: RunSettings, images: int, step_samples: int) -> int:
-    """The run's optimiser steps: as flagged, or those of so many epochs over `images`."""
-    if run.max_train_steps is not None:
-        return run.max_train_steps
-    if run.num_train_epochs is None:
+def length_of(settings: Settings, images: int, step_samples: int) -> int:
+    """The run's optimiser steps, from --max_train_steps or from --num_train_epochs over `images`."""
+    if settings.max_train_steps is not None:
+        return settings.max_train_steps
+    if settings.num_train_epochs is None:
         raise InputError("no length: pass --max_train_steps or --num_train_epochs")
-    return math.ceil(run.num_train_epochs * images / step_samples)
+    return math.ceil(settings.num_train_epochs * images / step_samples)
 
 
 def make_optimizer(
-    settings: OptimizerSettings, parameters: list[nn.Parameter], step_samples: int, fused: bool
+    settings: Settings, parameters: list[nn.Parameter], step_samples: int, fused: bool
 ) -> torch.optim.Optimizer:
-    """AdamW as flagged; --scale_lr multiplies the learning rate by the number of images in a step."""
+    """AdamW; --scale_lr multiplies the learning rate by the number of images in a step."""
     kind: Callable[..., torch.optim.Optimizer] = partial(torch.optim.AdamW, fused=fused)
     if settings.use_8bit_adam:
         try:
@@ -144,8 +234,8 @@ def make_optimizer(
     )
 
 
-def make_schedule(settings: OptimizerSettings, optimizer: torch.optim.Optimizer, max_steps: int):
-    """The learning rate's course; a warm-up also with "constant", which diffusers would ignore without a word."""
+def make_schedule(settings: Settings, optimizer: torch.optim.Optimizer, max_steps: int):
+    """The learning rate's schedule. Also "constant" gets a warm-up, which diffusers would silently ignore."""
     warm = settings.lr_scheduler == "constant" and settings.lr_warmup_steps
     kind = "constant_with_warmup" if warm else settings.lr_scheduler
     return get_scheduler(kind, optimizer, num_warmup_steps=settings.lr_warmup_steps, num_training_steps=max_steps)

@@ -1,4 +1,4 @@
-"""Validation on fixed samples: predict, score against ground truth, keep panels and the best checkpoint."""
+"""Validation on fixed samples: predict, score against ground truth, write panels, mark the best checkpoint."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -20,13 +20,12 @@ from utils.noise import generators
 from utils.objectives import Objective
 from utils.system import signals
 from utils.system.atomic import replace
-from utils.system.compiling import as_written
-from utils.tracking import metrics_file, trackers
-from utils.training import best
+from utils.system.compute import as_written
+from utils.training import checkpoint, tracking
 
 COLUMNS = ["RGB", "ground truth", "label", "prediction"]
 Samples = Mapping[str, Sequence[dict]]  # split -> items of the data set
-Panels = dict[str, list[tuple[str, Image.Image]]]  # split -> (stem, its strip of pictures)
+Panels = dict[str, list[tuple[str, Image.Image]]]  # split -> (stem, its strip of images)
 
 
 class Validation:
@@ -34,8 +33,8 @@ class Validation:
 
     samples: split (train, indoors, ...) -> items (rgb, target, gt, valid, stem), the same ones every time.
     score(prediction (3,H,W), gt (C,H,W), valid (1,H,W)) -> metrics of one image, None if it has no valid pixel.
-    measured: whether gt is ground truth, not the label. seed: of the samplers' noise: sample i of every split starts
-    from the same noise every time. vae_home: where the VAE is between validations.
+    measured: True if gt is ground truth, False if it is the label. seed: of the samplers' noise: sample i of every
+    split starts from the same noise every time. vae_home: the VAE's device between validations.
     """
 
     def __init__(
@@ -58,14 +57,14 @@ class Validation:
         self.best_metric, self.vae_home = best_metric, vae_home
 
     def run(self, unet: nn.Module, step: int) -> None:
-        """Predict and score the samples with the LoRA of `step`, unless an earlier run in this folder has done so."""
-        if self.accelerator.is_main_process and not metrics_file.is_validated(self.output_dir, step):
+        """Predict and score the samples with the LoRA of `step`, unless an earlier run in this folder has."""
+        if self.accelerator.is_main_process and not tracking.is_validated(self.output_dir, step):
             self.objective.vae.to(self.accelerator.device)
             with self.accelerator.autocast(), as_written():
                 found = self.predict(unet)
             self.objective.vae.to(self.vae_home)
             if found is None:
-                note(f"step {step}: validation interrupted, nothing of it is kept")
+                note(f"step {step}: validation interrupted, its results are discarded")
             else:
                 scores, panels = found
                 self.report(scores, panels, step)
@@ -73,12 +72,12 @@ class Validation:
 
     def report(self, scores: dict[str, float], panels: Panels, step: int) -> None:
         """Panels to disk, scores and panels to the trackers, the best checkpoint so far, and one line."""
-        # panels first: the scores say that they are there
+        # panels first: a step with scores counts as validated
         write_panels(panels, self.output_dir / "validation", step)
-        trackers.log_scalars(self.accelerator, self.output_dir, scores, step, complete=False)
-        trackers.log_panels(self.accelerator, panels, step)
-        trackers.log_best(self.accelerator, best.mark_best(self.output_dir, self.best_metric), step)
-        headline = next(iter(scores), "").rsplit("/")[-1]  # a metric's dictionary begins with the one to watch
+        tracking.log_scalars(self.accelerator, self.output_dir, scores, step, complete=False)
+        tracking.log_panels(self.accelerator, panels, step)
+        tracking.log_best(self.accelerator, checkpoint.mark_best(self.output_dir, self.best_metric), step)
+        headline = next(iter(scores), "").rsplit("/")[-1]  # a metric's dictionary begins with its main value
         shown = [f"{name[4:]} {value:.3f}" for name, value in scores.items() if name.endswith(f"/{headline}")]
         tqdm.write(f"step {step}: {', '.join(shown)}" if shown else f"step {step}: validated, nothing to score")
 
@@ -121,7 +120,7 @@ class Validation:
 
     @property
     def protocol(self) -> str:
-        """How the scores come about, in words."""
+        """How the scores are computed, in words."""
         images = max((len(items) for items in self.samples.values()), default=0)
         side = next((min(items[0]["rgb"].shape[-2:]) for items in self.samples.values() if items), "?")
         coding = self.intrinsic.depth_coding
@@ -130,7 +129,7 @@ class Validation:
 
 
 def of_one_shape(items: Sequence[dict], size: int) -> Iterator[tuple[int, Sequence[dict]]]:
-    """Neighbours of one shape, at most `size` at once, with the number of the first of them."""
+    """Neighbours of one shape, at most `size` of them, with the number of the first one."""
     first = 0
     while first < len(items):
         last = first + 1
@@ -141,11 +140,11 @@ def of_one_shape(items: Sequence[dict], size: int) -> Iterator[tuple[int, Sequen
 
 
 def write_panels(panels: Panels, folder: Path, step: int) -> None:
-    """One PNG per split, `<folder>/<step>_<split>.png`: its strips under each other."""
+    """One PNG per split, `<folder>/<step>_<split>.png`: its strips in one column."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for split, rows in panels.items():
             page = sheet([picture for _, picture in rows], COLUMNS)
             replace(folder / f"{step:06d}_{split}.png", partial(page.save, format="PNG"))
-    except OSError as error:  # a full disk: no reason to end a run
+    except OSError as error:  # a full disk is no reason to end a run
         warn(f"{folder}: the panels of step {step} could not be written ({error.strerror or error})")

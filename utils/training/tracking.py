@@ -1,9 +1,10 @@
-"""Where a run's numbers and panels go: wandb, TensorBoard, and always `metrics.jsonl` and `validation/`."""
+"""Records of a run: `metrics.jsonl`, with every scalar, and the trackers wandb and TensorBoard."""
 
 import json
 import math
 import os
 from collections.abc import Collection, Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -12,37 +13,100 @@ from accelerate import Accelerator
 from accelerate.tracking import WandBTracker
 from PIL import Image
 
-from utils.errors import InputError, note
-from utils.tracking.metrics_file import METRICS, append, read_metrics
-from utils.tracking.settings import TrackingSettings
-from utils.tracking.wandb_run import kept_locally, not_uploaded, token_hidden, wandb_id, wandb_mode
+from utils.errors import InputError, note, warn
+from utils.system.atomic import replace
+from utils.training.settings import Settings
+from utils.training.wandb_run import kept_locally, not_uploaded, token_hidden, wandb_id, wandb_mode
 
-FLUSH = 0.05  # seconds until wandb's file has what was logged; its default, 15, would lose them in a kill
+BEST, METRICS = "best.json", "metrics.jsonl"
+FLUSH = 0.05  # seconds until logged values are in wandb's file; with its default, 15, a kill would lose them
 PANELS = {"train": "training images", "indoors": "test images 1", "outdoor": "test images 2"}  # the released names
+
+
+def read_metrics(output_dir: Path) -> list[dict]:
+    """The lines of `metrics.jsonl`, each with its "step"; one that a kill cut off is skipped."""
+    file, lines = output_dir / METRICS, []
+    for line in file.read_bytes().splitlines(keepends=True) if file.is_file() else ():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if line.endswith(b"\n") and isinstance(record, dict) and isinstance(record.get("step"), int):
+            lines.append(record)
+    return lines
+
+
+def append(path: Path, line: str) -> None:
+    """Append the whole line or, on a full disk, nothing, with a warning: no line may begin within another."""
+    with open(path, "ab", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        try:
+            written = file.write(line.encode())
+        except OSError as error:
+            written, reason = -1, error.strerror
+        if written != len(line.encode()):
+            file.truncate(size)
+            warn(f"{path}: a line could not be written ({reason if written < 0 else 'no space'}): {line.strip()}")
+
+
+def forget_after(output_dir: Path, step: int, validation_steps: int) -> set[tuple[int, str]]:
+    """Drop the lines of `metrics.jsonl` past `step`, which a resumed run writes again.
+
+    Returns the (step, scalar) dropped that wandb has: all but those of a step whose validation was cut off.
+    """
+    file = output_dir / METRICS
+    lines = read_metrics(output_dir)
+    if file.is_file():
+        kept = "".join(json.dumps(line) + "\n" for line in lines if line["step"] <= step)
+        replace(file, lambda part: part.write_text(kept))
+    dropped = {(line["step"], name) for line in lines if line["step"] > step for name in line if name != "step"}
+    end = max((at for at, _ in dropped), default=step)
+    if (
+        validation_steps
+        and end % validation_steps == 0
+        and not any(at == end and name.startswith("val/") for at, name in dropped)
+    ):
+        return {(at, name) for at, name in dropped if at != end}
+    return dropped
+
+
+def set_aside(output_dir: Path) -> None:
+    """Move an earlier run's `metrics.jsonl` out of the way of a run that starts from step 0 in its folder."""
+    file = output_dir / METRICS
+    if file.exists():
+        number = next(number for number in count(1) if not (output_dir / f"metrics-{number}.jsonl").exists())
+        os.replace(file, output_dir / f"metrics-{number}.jsonl")
+        note(f"{file} of an earlier run is metrics-{number}.jsonl now")
+
+
+def is_validated(output_dir: Path, step: int) -> bool:
+    """True if `metrics.jsonl` has validation scores of this step."""
+    lines = read_metrics(output_dir)
+    return any(line["step"] == step and any(name.startswith("val/") for name in line) for line in lines)
 
 
 def start_trackers(
     accelerator: Accelerator,
     output_dir: Path,
     config: Mapping[str, object],
-    settings: TrackingSettings,
+    settings: Settings,
     resumed_at: int | None = None,
     sent: Collection[tuple[int, str]] = (),
 ) -> None:
-    """Open the trackers that `accelerator` was made with (main process only), and show them `config`.
+    """Open the trackers that `accelerator` was made with (main process only), and pass them `config`.
 
     The run's id is kept in `<output_dir>/wandb_id.txt`, so that every start in that folder continues the same curve.
     resumed_at: the step of the checkpoint that this start continues from, -1 where there was none yet. TensorBoard
-    forgets what came after it. wandb cannot: it is not sent again what it has, and is sent what it lacks of the steps
-    up to the checkpoint. sent: the (step, scalar) that `forget_after` dropped.
+    forgets what came after it. wandb cannot: it gets only the values that it lacks, also of the steps up to the
+    checkpoint. sent: the (step, scalar) that `forget_after` dropped.
     Raises InputError where wandb continues another run than this folder's.
     """
     if not accelerator.is_main_process:
         return
-    wanted = {str(each) for each in accelerator.log_with}
+    names = {str(each) for each in accelerator.log_with}
     init: dict[str, dict[str, object]] = {"tensorboard": {} if resumed_at is None else {"purge_step": resumed_at + 1}}
     known_to_wandb = (output_dir / "wandb_id.txt").is_file()
-    if "wandb" in wanted:
+    if "wandb" in names:
         import wandb
 
         mode, reason = wandb_mode()
@@ -64,7 +128,7 @@ def start_trackers(
         }
         if reason:
             note(f"wandb is offline ({reason}); upload later with: wandb sync {output_dir}/wandb/offline-run-*")
-    held = kept_locally(output_dir) if "wandb" in wanted else None  # before this start's file is there
+    held = kept_locally(output_dir) if "wandb" in names else None  # before this start's file is there
     with token_hidden():
         accelerator.init_trackers(settings.tracker_project, init_kwargs=init)
     for tracker in accelerator.trackers:
@@ -115,9 +179,9 @@ def _table(config: Mapping[str, object]) -> str:
 def log_scalars(
     accelerator: Accelerator, output_dir: Path, values: Mapping[str, float], step: int, complete: bool
 ) -> None:
-    """To every tracker, and as one line of `metrics.jsonl` (main process only; null for what is no finite number).
+    """Log to every tracker, and as one line of `metrics.jsonl` (main process only; null for NaN and infinity).
 
-    complete: nothing more is coming for this step. wandb keeps a step in memory until then, and a killed run loses it.
+    complete: this step gets no more values. wandb keeps a step in memory until then, and a killed run loses it.
     """
     if accelerator.is_main_process:
         plain = {name: value if math.isfinite(value) else None for name, value in values.items()}
@@ -132,18 +196,18 @@ def log_scalars(
 
 
 def log_panels(accelerator: Accelerator, panels: Mapping[str, list[tuple[str, Image.Image]]], step: int) -> None:
-    """To every tracker, under the released names, each picture captioned with its stem.
+    """Log to every tracker, under the released names, each image captioned with its stem.
 
     Completes the step (see `log_scalars`).
     """
     named = {f"validation: {PANELS.get(split, split)}": rows for split, rows in panels.items()}
     for tracker in accelerator.trackers:
         if tracker.name == "wandb":
-            import wandb  # only where it was asked for
+            import wandb  # slow, and only needed here
 
-            shown = {name: [wandb.Image(image, caption=stem) for stem, image in rows] for name, rows in named.items()}
+            logged = {name: [wandb.Image(image, caption=stem) for stem, image in rows] for name, rows in named.items()}
             if not any(at == step and name.startswith("val/") for at, name in tracker.sent):
-                tracker.log(shown, step=step, commit=True)
+                tracker.log(logged, step=step, commit=True)
         else:
             for name, rows in named.items():
                 for stem, image in rows:
@@ -152,7 +216,7 @@ def log_panels(accelerator: Accelerator, panels: Mapping[str, list[tuple[str, Im
 
 
 def log_best(accelerator: Accelerator, best: Mapping[str, object] | None, step: int) -> None:
-    """What `utils.training.best.mark_best` found: into wandb's summary as `best/...`, into TensorBoard as text."""
+    """Log the result of `checkpoint.mark_best`: in wandb's summary as `best/...`, in TensorBoard as text."""
     if not best:
         return
     for tracker in accelerator.trackers:

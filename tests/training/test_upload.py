@@ -14,10 +14,10 @@ import pytest
 from helpers import ROOT, fork, records
 from huggingface_hub import ModelCard
 
-from utils.hub.model_card import model_card
-from utils.hub.names import licence_of
+from utils.base_model.names import licence_of
 from utils.lora import BIN, CONV_IN, SAFETENSORS
 from utils.metrics.scores import against_label, described, score_depth, score_normals
+from utils.training.model_card import model_card
 
 SINGLE, AUGUNET = "sd_single_diode_pseudo_normal.py", "augunet_diode_pseudo_depth.py"
 
@@ -170,7 +170,7 @@ def test_the_cards_lines_load_it_single_step(flags, uploaded, bases, tmp_path):
     kept = f"""
 import torch
 from utils.lora import load_attn_procs
-from utils.models import load_base
+from utils.base_model.stable_diffusion import load_base
 from utils.objectives import SingleStep
 rgb = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
 base = load_base("sd15")
@@ -224,18 +224,18 @@ def test_a_hub_that_is_down_is_told_once_and_costs_nothing(flags, tmp_path):
         words = ["--max_train_steps", 4, "--checkpointing_steps", 1, "--push_to_hub", "--hub_token", "hf_secret"]
         words = flags(SINGLE, tmp_path / "run", *words)
         done = fork(SINGLE, *words, env=online(f"http://127.0.0.1:{unused.getsockname()[1]}"))
-    assert done.stdout.count("training goes on") <= 1 and done.stdout.count("the run is complete") == 1
+    assert done.stdout.count("training continues") <= 1 and done.stdout.count("the run is complete") == 1
     assert f"hf upload run {tmp_path / 'run' / 'hub'}" in done.stdout and "hf_secret" not in done.stdout + done.stderr
     assert (tmp_path / "run" / BIN).is_file() and (tmp_path / "run" / "hub" / "README.md").is_file()
 
 
 def test_the_first_failure_is_told_once(tmp_path, capsys, monkeypatch):
-    from utils.hub.upload import Uploads
+    from utils.training.upload import Uploads
 
     uploads = Uploads(tmp_path, "me/run", None, {}, "")
     for step in (1, 2, 3):
         uploads.checkpoint(tmp_path / f"checkpoint-{step}", step)  # nothing there to upload
-    assert capsys.readouterr().out.count("training goes on") == 1
+    assert capsys.readouterr().out.count("training continues") == 1
     uploads.finish(4)
     assert capsys.readouterr().out.count("the run is complete") == 1
 
@@ -245,7 +245,7 @@ def test_a_hub_that_never_answers_does_not_hold_the_run(flags, tmp_path):
         words = ["--max_train_steps", 3, "--checkpointing_steps", 1, "--push_to_hub"]
         words = flags(SINGLE, tmp_path / "run", *words)
         program = (
-            "import sys, sd_single_diode_pseudo_normal as script; from utils.hub import upload; upload.PATIENCE = 1; "
+            "import sys, sd_single_diode_pseudo_normal as script; import utils.training.upload as u; u.PATIENCE = 1; "
         )
         started = time.monotonic()
         env = {**online(f"http://127.0.0.1:{silent.getsockname()[1]}"), "PYTHONPATH": str(ROOT)}

@@ -17,8 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from utils.errors import InputError
 from utils.system.provenance import git_state
-from utils.tracking import metrics_file, trackers, wandb_run
-from utils.training import best
+from utils.training import checkpoint, tracking, wandb_run
 from utils.training.args import training_parser
 
 SCRIPT = "sd_single_diode_pseudo_depth.py"
@@ -88,14 +87,14 @@ def upload(output) -> dict:
 
 KILLED = """
 import os, signal, sys, time
-from utils.tracking import trackers
-log = trackers.log_scalars
+from utils.training import tracking
+log = tracking.log_scalars
 def log_and_die(accelerator, output_dir, values, step, complete):
     log(accelerator, output_dir, values, step, complete)
     if step == 3 and "train_loss" in values:
         time.sleep(0.5)  # what wandb has not written to disk by now dies too
         os.kill(os.getpid(), signal.SIGKILL)
-trackers.log_scalars = log_and_die
+tracking.log_scalars = log_and_die
 import sd_single_diode_pseudo_depth as script
 script.main(sys.argv[1:])
 """
@@ -178,7 +177,7 @@ def test_the_best_checkpoint_is_marked(flags, killed):
     scores = {r["step"]: r["val/indoors/abs_rel"] for r in records(output) if "val/indoors/abs_rel" in r}
     step = min((2, 4), key=scores.get)
     found = {"metric": "val/indoors/abs_rel", "value": scores[step], "step": step, "checkpoint": f"checkpoint-{step}"}
-    assert json.loads((output / best.BEST).read_text()) == found
+    assert json.loads((output / tracking.BEST).read_text()) == found
     summary = json.loads(run["streams"]["wandb-summary.json"][-1])
     assert {key: summary[f"best/{key}"] for key in found} == found
 
@@ -204,12 +203,12 @@ def test_tensorboard_shows_the_same(flags, killed):
 def test_a_run_with_parts_not_uploaded_stays_offline(flags, killed, tmp_path, monkeypatch, capsys):
     """Otherwise the later part would stand in front of the earlier one in wandb."""
     output, _ = killed(flags)
-    assert trackers.not_uploaded(output) == []  # `wandb sync` has left its mark
+    assert wandb_run.not_uploaded(output) == []  # `wandb sync` has left its mark
     copy = shutil.copytree(output, tmp_path / "run", symlinks=True)
     for mark in copy.glob("wandb/offline-run-*/*.synced"):
         mark.unlink()
     monkeypatch.delenv("WANDB_MODE")
-    monkeypatch.setattr(trackers, "wandb_mode", lambda: ("online", ""))
+    monkeypatch.setattr(tracking, "wandb_mode", lambda: ("online", ""))
     words = flags(SCRIPT, copy, "--max_train_steps", 4, "--resume_from_checkpoint", "latest", "--rank", 4)
     words[words.index("--report_to") + 1] = "wandb"
     run_here(SCRIPT, words)
@@ -265,7 +264,7 @@ def test_pruning_spares_the_best_checkpoint(flags, tmp_path):
     words = ["--max_train_steps", 4, "--checkpointing_steps", 1, "--validation_steps", 1, "--learning_rate", 1e-30]
     words += ["--checkpoints_total_limit", 1, "--best_metric", "val/outdoor/delta1"]
     run_here(SCRIPT, flags(SCRIPT, tmp_path, *words, "--max_grad_norm", 1e-30, "--adam_weight_decay", 0))
-    assert best.best_folder(tmp_path) == "checkpoint-1"  # nothing moves, so the first of equals stays the best
+    assert checkpoint.best_folder(tmp_path) == "checkpoint-1"  # nothing moves, so the first of equals stays the best
     assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-4"]
 
 
@@ -279,7 +278,7 @@ def fake_run(folder, metric: str, values: dict[int, float], checkpoints: tuple[i
         (folder / f"checkpoint-{step}").mkdir()
         (folder / f"checkpoint-{step}" / "training_state.pt").touch()
     lines = [{"step": step, metric: value} for step, value in values.items()]
-    (folder / metrics_file.METRICS).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / tracking.METRICS).write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 @pytest.mark.parametrize(("metric", "values", "checkpoints", "step"), [
@@ -291,15 +290,15 @@ def fake_run(folder, metric: str, values: dict[int, float], checkpoints: tuple[i
 ])  # fmt: skip
 def test_the_best_step_follows_the_metrics_direction(tmp_path, metric, values, checkpoints, step):
     fake_run(tmp_path, metric, values, checkpoints)
-    assert best.mark_best(tmp_path, None)["step"] == step
-    assert best.best_folder(tmp_path) == f"checkpoint-{step}"
+    assert checkpoint.mark_best(tmp_path, None)["step"] == step
+    assert checkpoint.best_folder(tmp_path) == f"checkpoint-{step}"
 
 
 def test_nothing_is_best_without_a_checkpoint(tmp_path):
     fake_run(tmp_path, "val/indoors/mean", {2: 1.0}, (2,))
-    best.mark_best(tmp_path, None)
+    checkpoint.mark_best(tmp_path, None)
     shutil.rmtree(tmp_path / "checkpoint-2")
-    assert best.mark_best(tmp_path, None) is None and best.best_folder(tmp_path) is None
+    assert checkpoint.mark_best(tmp_path, None) is None and checkpoint.best_folder(tmp_path) is None
 
 
 def test_git_state_of_this_project():
@@ -332,7 +331,7 @@ def test_git_state_is_of_the_projects_own_repository(tmp_path):
 
 def test_wandb_goes_offline_without_login(monkeypatch, tmp_path):
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
-    assert trackers.wandb_mode({}) == ("offline", "not logged in: run `wandb login` or set WANDB_API_KEY")
+    assert wandb_run.wandb_mode({}) == ("offline", "not logged in: run `wandb login` or set WANDB_API_KEY")
 
 
 def test_wandb_goes_offline_without_network():
@@ -340,32 +339,32 @@ def test_wandb_goes_offline_without_network():
         unused.bind(("127.0.0.1", 0))  # bound, never listening: a connection is refused
         url = f"http://127.0.0.1:{unused.getsockname()[1]}"
         started = time.monotonic()
-        mode, reason = trackers.wandb_mode({"WANDB_API_KEY": "x" * 40, "WANDB_BASE_URL": url})
+        mode, reason = wandb_run.wandb_mode({"WANDB_API_KEY": "x" * 40, "WANDB_BASE_URL": url})
     assert mode == "offline" and "cannot be reached" in reason and time.monotonic() - started < 10
 
 
 def test_wandb_goes_online_when_it_can():
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}"
-        assert trackers.wandb_mode({"WANDB_API_KEY": "x" * 40, "WANDB_BASE_URL": url}) == ("online", "")
+        assert wandb_run.wandb_mode({"WANDB_API_KEY": "x" * 40, "WANDB_BASE_URL": url}) == ("online", "")
 
 
 def test_the_users_mode_wins():
-    assert trackers.wandb_mode({"WANDB_MODE": "disabled"}) == ("disabled", "")
+    assert wandb_run.wandb_mode({"WANDB_MODE": "disabled"}) == ("disabled", "")
 
 
 def test_run_id_is_kept(tmp_path):
-    made = trackers.wandb_id(tmp_path)
-    assert len(made) == 8 and trackers.wandb_id(tmp_path) == made
+    made = wandb_run.wandb_id(tmp_path)
+    assert len(made) == 8 and wandb_run.wandb_id(tmp_path) == made
     (tmp_path / "wandb_id.txt").write_text("abcd1234\n")  # as the released code left it
-    assert trackers.wandb_id(tmp_path) == "abcd1234"
+    assert wandb_run.wandb_id(tmp_path) == "abcd1234"
 
 
 def test_metrics_past_the_checkpoint_are_dropped(tmp_path):
-    file = tmp_path / metrics_file.METRICS
+    file = tmp_path / tracking.METRICS
     lines = [json.dumps({"step": step, "loss": 0.5}) + "\n" for step in (1, 2, 3)]
     file.write_text("".join(lines) + '{"step": 4, "tra')  # killed while writing
-    assert metrics_file.forget_after(tmp_path, 2, validation_steps=5) == {(3, "loss")}
+    assert tracking.forget_after(tmp_path, 2, validation_steps=5) == {(3, "loss")}
     assert file.read_text() == "".join(lines[:2])
 
 
@@ -375,5 +374,5 @@ def test_metrics_past_the_checkpoint_are_dropped(tmp_path):
 ])  # fmt: skip
 def test_what_wandb_is_not_told_twice(tmp_path, last, dropped):
     lines = [*({"step": step, "loss": 0.5} for step in (1, 2, 3, 4)), last]
-    (tmp_path / metrics_file.METRICS).write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert metrics_file.forget_after(tmp_path, 2, validation_steps=4) == dropped
+    (tmp_path / tracking.METRICS).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert tracking.forget_after(tmp_path, 2, validation_steps=4) == dropped

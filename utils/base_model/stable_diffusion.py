@@ -1,19 +1,18 @@
-"""Loading the frozen parts of a Stable Diffusion, and the one change AugUNet makes to them."""
+"""Stable Diffusion 1.x and 2.x: its frozen parts, and the one change that AugUNet makes to them."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from utils.base_model.folder import load_component
+from utils.base_model.names import resolve
+from utils.base_model.single_file import is_single_file
+from utils.base_model.single_file_parts import load_conv_in, load_parts
 from utils.errors import InputError
-from utils.hub.components import load_component
-from utils.hub.names import resolve
-from utils.single_file.parts import load_conv_in, load_parts
-from utils.single_file.reading import is_single_file
 
 KINDS = {
     "tokenizer": CLIPTokenizer,
@@ -24,21 +23,11 @@ KINDS = {
 }
 
 
-class Frozen(Protocol):
-    """What the training loop needs of a generator. name: as `Base` has it; network: what the LoRA sits on."""
-
-    name: str
-    revision: str | None
-
-    @property
-    def network(self) -> Any: ...
-
-
 @dataclass
 class Base:
-    """A Stable Diffusion, all parts frozen and in eval mode.
+    """All parts of a Stable Diffusion, frozen and in eval mode.
 
-    name: hub name, or absolute path of the folder or file; revision: of the hub model. scheduler: carries the
+    name: hub name, or absolute path of the folder or file; revision: of the hub model. scheduler: has the
     training noise schedule.
     """
 
@@ -52,25 +41,23 @@ class Base:
 
     @property
     def network(self) -> UNet2DConditionModel:
-        """What the LoRA sits on."""
+        """The network that the LoRA sits on."""
         return self.unet
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> "Base":
-        """Move and cast UNet and VAE, in place. The text encoder stays on the CPU: it has one prompt to read."""
+        """Move and cast UNet and VAE, in place. The text encoder stays on the CPU: it reads only one prompt."""
         for part in (self.vae, self.unet):
             part.to(device)
             if dtype != torch.float32:  # what they were loaded in
                 part.to(dtype)
         return self
 
-    def timestep(self, wanted: int | None = None) -> int:
-        """The timestep of a single step: the schedule's last, T-1, unless another is wanted; InputError if it has none
-        of that number.
-        """
+    def timestep(self, number: int | None = None) -> int:
+        """The timestep of a single step: `number`, or the last of the schedule, T-1. InputError if it is not in it."""
         last = self.scheduler.config.num_train_timesteps - 1
-        if wanted is not None and not 0 <= wanted <= last:
-            raise InputError(f"--timestep={wanted}: the schedule of {self.name} has 0 to {last}")
-        return last if wanted is None else wanted
+        if number is not None and not 0 <= number <= last:
+            raise InputError(f"--timestep={number}: the schedule of {self.name} has 0 to {last}")
+        return last if number is None else number
 
     @torch.no_grad()
     def encode_prompt(self, prompt: str) -> Tensor:
@@ -122,18 +109,13 @@ def widen_conv_in(unet: UNet2DConditionModel, donor: nn.Conv2d) -> None:
         InputError: `donor` is not an 8-channel conv of the same width.
     """
     old = unet.conv_in
-    want = (old.out_channels, 2 * old.in_channels, *old.kernel_size)
-    if tuple(donor.weight.shape) != want:
+    expected = (old.out_channels, 2 * old.in_channels, *old.kernel_size)
+    if tuple(donor.weight.shape) != expected:
         raise InputError(
-            f"--augment_from: its UNet's conv_in has weights {tuple(donor.weight.shape)}, expected {want}"
+            f"--augment_from: its UNet's conv_in has weights {tuple(donor.weight.shape)}, expected {expected}"
         )
     new = nn.Conv2d(2 * old.in_channels, old.out_channels, old.kernel_size, old.stride, old.padding)
     weight = torch.cat([old.weight, donor.weight[:, old.in_channels :].to(old.weight)], dim=1)
     new.load_state_dict({"weight": weight, "bias": old.bias})
     unet.conv_in = new.to(old.weight).requires_grad_(False)
     unet.register_to_config(in_channels=new.in_channels)
-
-
-def dtype_of(name: str) -> torch.dtype:
-    """ "bf16" -> torch.bfloat16, and so on."""
-    return {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[name]

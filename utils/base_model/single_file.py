@@ -1,4 +1,7 @@
-"""Single-file checkpoints: which architecture it is, by its keys, and its weights. Imports torch only for weights."""
+"""A whole Stable Diffusion in one .safetensors or .ckpt file: its architecture, by its keys, and its weights.
+
+Model sites and ComfyUI's folders have such files. torch is imported only for the weights.
+"""
 
 import json
 from collections.abc import Iterable
@@ -16,31 +19,31 @@ UNET, VAE = "model.diffusion_model.", "first_stage_model."
 CONV_IN = f"{UNET}input_blocks.0.0.weight"
 TEXT = {"sd1": "cond_stage_model.transformer.", "sd2": "cond_stage_model.model."}  # OpenAI's CLIP, OpenCLIP
 NAMES = {"sd1": "Stable Diffusion 1.x", "sd2": "Stable Diffusion 2.x"}
-OTHERS = {  # part of a key -> whose it is; the first that is found
+OTHERS = {  # part of a key -> the model that has it; the first match counts
     "lora_": "a LoRA", ".lora": "a LoRA", "control_model.": "a ControlNet",
     "conditioner.embedders.1.": "Stable Diffusion XL", "conditioner.embedders.0.": "Stable Diffusion XL's refiner",
     "joint_blocks.": "Stable Diffusion 3", "double_stream_modulation_img.": "Flux 2", "double_blocks.": "Flux",
     "clip_txt_mapper.": "Stable Cascade", "input_blocks.7.1.transformer_blocks.9.": "Stable Diffusion XL",
 }  # fmt: skip
 PART_OF_A_FOLDER = ("down_blocks.", "encoder.down_blocks.", "text_model.", "decoder.mid_block.")
-_PICKLED = (  # classes that trainers of 2022 left in .ckpt files beside the weights: read as empty shells
+_PICKLED = (  # classes that trainers of 2022 left in .ckpt files next to the weights: read as empty shells
     "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
     "pytorch_lightning.callbacks.early_stopping.EarlyStopping",
 )
 
 
 class _Shell:
-    """What a class in `_PICKLED` becomes: its attributes and nothing that runs."""
+    """Stands in for the classes in `_PICKLED`: attributes, and nothing that runs."""
 
 
 def is_single_file(name: str) -> bool:
-    """Whether a base's name means one file rather than a folder or a hub repository."""
+    """True if a base's name means one file rather than a folder or a hub repository."""
     path = Path(name)
     return path.is_file() or (path.suffix in SUFFIXES and not path.is_dir())
 
 
 def check_file(path: Path) -> None:
-    """InputError, without importing torch, where `path` is missing or, if it is .safetensors, is no base model."""
+    """InputError, without importing torch, where `path` is missing or, if it is .safetensors, not a base model."""
     if not path.is_file():
         there = [str(one) for one in path.parent.glob("*") if one.suffix in SUFFIXES] if path.parent.is_dir() else []
         hint = did_you_mean(str(path), there)
@@ -52,7 +55,7 @@ def check_file(path: Path) -> None:
 
 
 def architecture(keys: Iterable[str], path: Path) -> str:
-    """ "sd1" or "sd2". InputError names what else it is, or the part that is missing."""
+    """ "sd1" or "sd2". Otherwise InputError, which names the kind of file it is or the missing part."""
     keys = list(keys)
     for sign, name in OTHERS.items():
         if any(sign in key for key in keys):
@@ -81,7 +84,7 @@ def read_checkpoint(path: Path) -> tuple[str, "dict[str, Tensor]"]:
     check_file(path)
     try:
         state = _safetensors(path) if path.suffix == ".safetensors" else _pickle(path)
-    except Exception as error:  # each format has its own zoo of exceptions; all mean the same to the caller
+    except Exception as error:  # each format has its own exceptions; all mean the same to the caller
         raise _unreadable(path, error) from None
     return architecture(state, path), state
 

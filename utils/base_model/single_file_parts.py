@@ -1,6 +1,13 @@
-"""From a checkpoint's weights to the five parts of a Stable Diffusion."""
+"""From a single file's weights to the five parts of a Stable Diffusion.
 
+The configurations (sd1/, sd2/) and CLIP's merges (see LICENSE) are in this folder: no hub is needed.
+"""
+
+import gzip
+import json
 import re
+import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,12 +15,12 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from utils.base_model.single_file import CONV_IN, NAMES, TEXT, check_file, read_checkpoint
 from utils.errors import InputError
-from utils.single_file.reading import CONV_IN, NAMES, TEXT, check_file, read_checkpoint
-from utils.single_file.tokenizer import clip_tokenizer
 
+MERGES = Path(__file__).with_name("clip_merges.txt.gz")
 CONFIGS = {kind: Path(__file__).with_name(kind) for kind in TEXT}
 _OPEN_CLIP = {  # OpenCLIP's names of a text encoder's layers -> transformers'
     "positional_embedding": "embeddings.position_embedding.weight", "token_embedding.": "embeddings.token_embedding.",
@@ -26,7 +33,7 @@ def load_parts(path: Path) -> dict[str, Any]:
     """ "tokenizer", "text_encoder", "vae", "unet", "scheduler" from one file, read once, on the CPU.
 
     Raises:
-        InputError: it is no whole Stable Diffusion 1.x or 2.x, or its layers have other sizes.
+        InputError: it is not a whole Stable Diffusion 1.x or 2.x, or its layers have other sizes.
     """
     kind, state = read_checkpoint(path)
     config = CONFIGS[kind]
@@ -66,6 +73,25 @@ def text_encoder(state: Mapping[str, Tensor], kind: str, config: Path, path: Pat
     except RuntimeError as error:
         raise _misfit(path, "text encoder", kind, error) from None
     return model
+
+
+def clip_tokenizer(config: Path) -> CLIPTokenizer:
+    """Stable Diffusion's tokenizer from CLIP's list of merges. config: a folder with tokenizer_config.json, for
+    the padding token and the length.
+
+    Token ids are CLIP's: the 256 byte characters, the same at a word's end, one per merge, start, end.
+    """
+    merges = gzip.decompress(MERGES.read_bytes()).decode()
+    letters = list(map(chr, [*range(33, 127), *range(161, 173), *range(174, 256)]))  # the bytes that print
+    letters += [chr(256 + i) for i in range(256 - len(letters))]  # the others, in their order
+    tokens = [*letters, *(letter + "</w>" for letter in letters)]
+    tokens += [merge.replace(" ", "") for merge in merges.splitlines()]
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
+        Path(folder, "merges.txt").write_text(f"#version: 0.2\n{merges}", encoding="utf-8")
+        shutil.copy(config / "tokenizer_config.json", folder)
+        return CLIPTokenizer.from_pretrained(folder)
 
 
 def _from_open_clip(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -20,11 +20,11 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from interop.ldm import to_ldm
 from miniworld.pretraining.random_sd import build_scheduler, build_unet, build_vae, save_pipeline
+from utils.base_model import single_file_parts as parts
+from utils.base_model.names import check_base
+from utils.base_model.single_file_parts import clip_tokenizer
+from utils.base_model.stable_diffusion import load_base, load_donor
 from utils.errors import InputError
-from utils.hub.names import check_base
-from utils.models import load_base, load_donor
-from utils.single_file import parts
-from utils.single_file.tokenizer import clip_tokenizer
 
 
 def small_base(folder: Path, kind: str, in_channels: int = 4, seed: int = 0) -> Path:
@@ -218,10 +218,10 @@ def test_missing_file_wrong_folder_and_wrong_file_have_sentences_of_their_own(sm
     file = Path(shutil.copy(small["sd1"][1], tmp_path / "sd15.safetensors"))
     cases = {
         tmp_path / "sd1.safetensors": r"no such checkpoint file, did you mean .*sd15\.safetensors\?",
-        tmp_path: rf"a folder, but no model in diffusers' format; pass the checkpoint itself, {file}",
+        tmp_path: rf"a folder, but not a model in diffusers' format; pass the checkpoint itself, {file}",
         tmp_path / "notes.safetensors": "not a readable checkpoint .*; download or copy it again",
         tmp_path / "notes.txt": r"not a checkpoint: a base model is a \.safetensors or \.ckpt file, or a folder",
-        tmp_path / "empty": "a folder, but no model in diffusers' format; pass one that holds unet/",
+        tmp_path / "empty": "a folder, but not a model in diffusers' format; pass one that holds unet/",
     }
     (tmp_path / "empty").mkdir()
     for name in ("notes.safetensors", "notes.txt"):
@@ -308,7 +308,7 @@ def test_a_hub_repository_of_half_precision_files_alone_is_read_with_a_note(base
             "PYTHONPATH": str(ROOT),
         }
         env |= {"HF_HOME": str(tmp_path / "home"), "NO_PROXY": "127.0.0.1", "HF_HUB_DISABLE_XET": "1"}
-        program = "from utils.models import load_base; print(load_base('someone/sd').unet.dtype)"
+        program = "from utils.base_model.stable_diffusion import load_base; print(load_base('someone/sd').unet.dtype)"
         done = fork("-c", program, env=env)
     finally:
         server.shutdown()
@@ -317,7 +317,7 @@ def test_a_hub_repository_of_half_precision_files_alone_is_read_with_a_note(base
 
 def test_a_wrong_file_is_refused_before_torch_is_imported(tmp_path):
     save_file({KEYS["Flux"]: torch.zeros(1)}, tmp_path / "flux.safetensors")
-    program = "import sys\nfrom utils.hub.names import check_base\ntry:\n check_base(sys.argv[1])\n"
+    program = "import sys\nfrom utils.base_model.names import check_base\ntry:\n check_base(sys.argv[1])\n"
     program += "except ValueError as error:\n print(error, 'torch' in sys.modules)"
     done = python("-c", program, tmp_path / "flux.safetensors", env={"PYTHONPATH": str(ROOT)})
     assert "is Flux" in done.stdout and done.stdout.strip().endswith("False")

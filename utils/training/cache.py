@@ -1,14 +1,14 @@
-"""The latents of a training set on disk, encoded once: what the frozen VAE says of a picture never changes.
+"""The latents of a training set on disk, encoded once: those of a frozen VAE never change.
 
 <cache_dir>/<key>/latents.bin    (N,3,4,h,w): E(rgb).mode(), mean and std of E(target)'s posterior, in the VAE's dtype
 <cache_dir>/<key>/masks.bin      (N,1,h,w) bytes, 1 where a latent cell counts; only of a masked training set
 <cache_dir>/<key>/done.bin       (N,) bytes, 1 where a sample's latents are on disk
-<cache_dir>/<key>/about.json     what the key was made of
+<cache_dir>/<key>/about.json     the content of the key
 
-The key holds all that changes a latent: the rules by which images are read, the VAE's weights and dtype, the
-resolution, the crop, and every file's name, size and time, a mask's too where it is used. A sample is marked as done
-after its bytes have reached the disk, and every sample's latents are the same whoever encodes it: so a killed build
-continues, and processes or runs that build at the same time share the work.
+The key is a hash of all that changes a latent: the rules by which images are read, the VAE's weights and dtype, the
+resolution, the crop, and the name, size and time of every file, also of the masks where they are used. A sample is
+marked as done after its bytes have reached the disk, and its latents are the same whichever process encodes it: so a
+killed build continues, and processes or runs that build at the same time share the work.
 """
 
 import hashlib
@@ -32,14 +32,53 @@ from utils.errors import note
 from utils.latents import NAMES, cells, moments
 from utils.maps.rgb import READING
 from utils.system import signals
-from utils.training.shapes import ByShape, OneShape, one_shape_each
-from utils.training.training_set import TrainingSet
+from utils.training.data import TrainingSet, buckets_of
 
 CHUNK = 32  # samples read, written and marked together
-PIXELS = 4 * 512**2  # encoded at once: what a batch of 4 takes in training, so that the cache takes no more memory
+PIXELS = 4 * 512**2  # encoded in one pass: a training batch of 4, so that the cache needs no more memory
 
 
-class Files(NamedTuple):
+class OneShape:
+    """The samples `indices` of a training set, all of one shape, with the attributes that the latent cache needs."""
+
+    def __init__(self, train_set: TrainingSet, indices: list[int]):
+        self.train_set, self.indices = train_set, indices
+        self.stems = [train_set.stems[index] for index in indices]
+        self.shapes = [train_set.shapes[index] for index in indices]
+        self.resolution, self.masked, self.whole = train_set.resolution, train_set.masked, train_set.whole
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> dict:
+        return self.train_set[self.indices[index]]
+
+    def rgb_path(self, stem: str) -> Path:
+        return self.train_set.rgb_path(stem)
+
+    def label_path(self, stem: str) -> Path:
+        return self.train_set.label_path(stem)
+
+    def mask_paths(self, stem: str) -> list[Path]:
+        return self.train_set.mask_paths(stem)
+
+
+class ByShape(Dataset):
+    """Data sets of one shape each, joined in the order of the whole training set."""
+
+    def __init__(self, parts: list[tuple[Dataset, list[int]]]):
+        self.parts = [part for part, _ in parts]
+        self.places = {index: (i, j) for i, (_, indices) in enumerate(parts) for j, index in enumerate(indices)}
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict:
+        part, place = self.places[key[0] if isinstance(key, tuple) else key]
+        return self.parts[part][place]
+
+
+class CacheFiles(NamedTuple):
     """A cache's files, mapped into memory: latents.bin as integers of the dtype's size, the others as bytes."""
 
     values: np.memmap
@@ -56,7 +95,7 @@ class CachedLatents(Dataset):
     def __init__(self, folder: Path, stems: list[str], shape: tuple[int, ...], dtype: torch.dtype, masked: bool):
         self.folder, self.stems, self.shape, self.dtype = folder, stems, (len(NAMES), *shape), dtype
         self.masked = masked
-        self.files: Files | None = None
+        self.files: CacheFiles | None = None
 
     def __len__(self) -> int:
         return len(self.stems)
@@ -71,37 +110,37 @@ class CachedLatents(Dataset):
             item["mask"] = torch.from_numpy(np.array(self.files.masks[index])).bool()
         return item
 
-    def open(self, mode: Literal["r", "r+"]) -> Files:
+    def open(self, mode: Literal["r", "r+"]) -> CacheFiles:
         """Map the files into memory, to read them or to fill them."""
-        kind = np.int16 if self.dtype.itemsize == 2 else np.int32  # numpy knows no bfloat16
+        kind = np.int16 if self.dtype.itemsize == 2 else np.int32  # numpy has no bfloat16
         values = np.memmap(self.folder / "latents.bin", kind, mode, shape=(len(self), *self.shape))
         done, masks = np.memmap(self.folder / "done.bin", np.uint8, mode, shape=(len(self),)), None
         if self.masked:
             masks = np.memmap(self.folder / "masks.bin", np.uint8, mode, shape=(len(self), 1, *self.shape[-2:]))
-        return Files(values, done, masks)
+        return CacheFiles(values, done, masks)
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "files": None}  # a map does not travel to workers; its path does
+        return {**self.__dict__, "files": None}  # workers get the path and map the files again
 
 
 def cached_or_not(
     train_set: TrainingSet, vae: AutoencoderKL, cache_dir: Path, workers: int = 0, rank: int = 0, world: int = 1
 ) -> CachedLatents | ByShape | TrainingSet:
-    """The training set's `cached_latents`, or itself where they would not be the same or have no place; a note says
-    so. Whole pictures have a cache for each shape.
+    """The training set's `cached_latents`. With a note, the training set itself where its crops are random or the disk
+    has no room. Whole images have one cache per shape.
     """
     if not train_set.center_crop:
-        note("random crops: latents are not cached, every step encodes its pictures")
+        note("random crops: latents are not cached, every step encodes its images")
         return train_set
     try:
         if train_set.whole:
-            parts = one_shape_each(train_set)
+            parts = [OneShape(train_set, indices) for indices in buckets_of(train_set.shapes).values()]
             return ByShape(
                 [(cached_latents(part, vae, cache_dir, workers, rank, world), part.indices) for part in parts]
             )
         return cached_latents(train_set, vae, cache_dir, workers, rank, world)
     except OSError as error:
-        note(f"no latent cache, every step encodes its pictures: {cache_dir}: {error.strerror} (--cache_dir)")
+        note(f"no latent cache, every step encodes its images: {cache_dir}: {error.strerror} (--cache_dir)")
         return train_set
 
 
@@ -117,7 +156,7 @@ def cached_latents(
 
     Each of `world` processes begins with its own share. Raises OSError: the disk is full or cannot be written.
     """
-    about = describe(train_set, vae)
+    about = cache_key(train_set, vae)
     folder = cache_dir / hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
     height, width = (side // 2 ** (len(vae.config.block_out_channels) - 1) for side in train_set.shapes[0])
     shape = (vae.config.latent_channels, height, width)
@@ -138,19 +177,21 @@ def cached_latents(
 def build(
     cache: CachedLatents, train_set: TrainingSet | OneShape, vae: AutoencoderKL, workers: int, rank: int, world: int
 ) -> None:
-    """Encode what is not done, this process's share first: who is quick helps the others out. The order of the chunks
-    is its own, so that other runs that fill the same cache seldom encode what this one is at.
+    """Encode the missing samples: this process's share first, then what is left of the others'. Each process shuffles
+    its chunks, so that two runs that fill the same cache seldom encode the same chunk.
     """
     files, shuffled = cache.open("r+"), random.Random(os.getpid())
     chunks = np.array_split(np.arange(len(cache)), -(-len(cache) // CHUNK))
     shares = [chunks[(rank + turn) % world :: world] for turn in range(world)]
     chunks = [chunk for share in shares for chunk in shuffled.sample(share, len(share))]
     missing = [chunk for chunk in chunks if not files.done[chunk].all()]
-    loader = DataLoader(Pictures(train_set), batch_sampler=missing, num_workers=workers, worker_init_fn=signals.ignore)
+    loader = DataLoader(
+        ImagesAndLabels(train_set), batch_sampler=missing, num_workers=workers, worker_init_fn=signals.ignore
+    )
     images = sum(map(len, missing))
     bar = tqdm(total=images, desc="encoding latents", unit="image", disable=rank > 0 or not missing)
     for chunk, batch in zip(missing, loader):
-        if files.done[chunk].all():  # another process was here meanwhile
+        if files.done[chunk].all():  # another process has encoded it in the meantime
             bar.update(len(chunk))
             continue
         mask = batch.pop("mask", None)
@@ -164,16 +205,16 @@ def build(
     bar.close()
 
 
-def encode(vae: AutoencoderKL, batch: dict[str, Tensor], at_once: int, bar: tqdm) -> Tensor:
-    """The latents of a batch of rgb and target (B,3,R,R), `at_once` after one another: (B,3,4,h,w) on the CPU.
+def encode(vae: AutoencoderKL, batch: dict[str, Tensor], size: int, bar: tqdm) -> Tensor:
+    """The latents of a batch of rgb and target (B,3,R,R), `size` at a time: (B,3,4,h,w) on the CPU.
 
-    A signal that asks to stop ends the process here: what is on disk is kept, and the same command goes on.
+    A stop signal ends the process here: what is on disk is kept, and the same command continues it.
     """
     parts = []
-    for some in zip(*(batch[name].split(at_once) for name in batch)):
+    for some in zip(*(batch[name].split(size) for name in batch)):
         if stopped_by := signals.stop_requested():
             bar.close()
-            note(f"stopped by {stopped_by} while encoding latents; the same command goes on where it was")
+            note(f"stopped by {stopped_by} while encoding latents; the same command continues where it was")
             sys.exit(0)
         latents = moments(vae, {name: value.to(vae.device) for name, value in zip(batch, some)})
         parts.append(torch.stack([latents[name] for name in NAMES], dim=1).cpu())
@@ -181,7 +222,7 @@ def encode(vae: AutoencoderKL, batch: dict[str, Tensor], at_once: int, bar: tqdm
     return torch.cat(parts)
 
 
-class Pictures(Dataset):
+class ImagesAndLabels(Dataset):
     """A training set without its ground truth."""
 
     def __init__(self, train_set: TrainingSet | OneShape):
@@ -198,7 +239,7 @@ class Pictures(Dataset):
 def reserve(path: Path, size: int) -> None:
     """Make a file of `size` zero bytes, all of them on the disk, unless it is there: no write into it can fail later.
 
-    Two processes may do so at once: who comes second takes the first one's file.
+    Two processes may do so at the same time: the second one takes the first one's file.
     """
     if path.exists() and path.stat().st_size == size:
         return
@@ -212,8 +253,8 @@ def reserve(path: Path, size: int) -> None:
         draft.unlink(missing_ok=True)
 
 
-def describe(train_set: TrainingSet | OneShape, vae: AutoencoderKL) -> dict:
-    """All that a latent depends on, fit for JSON."""
+def cache_key(train_set: TrainingSet | OneShape, vae: AutoencoderKL) -> dict:
+    """Everything that a latent depends on, ready for JSON."""
     files, masks = [], []
     for stem in train_set.stems:
         files += [signature(path) for path in (train_set.rgb_path(stem), train_set.label_path(stem))]
@@ -227,12 +268,12 @@ def describe(train_set: TrainingSet | OneShape, vae: AutoencoderKL) -> dict:
         "crop": f"none, {train_set.shapes[0]}" if train_set.whole else "centre",
         "files": files,
     }
-    # the rule is part of the key: older caches count cells of labels without a value
+    # the rule is part of the key: older caches count the cells of labels without a value
     return about | ({"masks": masks, "mask_rule": "known labels"} if train_set.masked else {})
 
 
 def signature(path: Path) -> list[str | int]:
-    """What tells a changed file from an unchanged one: its place, size and time."""
+    """Changes whenever the file does: its path, size and time."""
     status = os.stat(path)
     return [str(path.resolve()), status.st_size, status.st_mtime_ns]
 

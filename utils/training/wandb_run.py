@@ -1,4 +1,4 @@
-"""What this project settles about wandb: the run's id, online or offline, what is not uploaded, and no token."""
+"""wandb's side of a run: its id, online or offline mode, parts that are not uploaded, and the hidden token."""
 
 import netrc
 import os
@@ -29,11 +29,11 @@ def wandb_id(output_dir: Path) -> str:
 
 
 def wandb_mode(environment: Mapping[str, str] = os.environ) -> tuple[str, str]:
-    """("online" | "offline" | WANDB_MODE, why it is offline). Never asks, never waits for more than 3 seconds."""
+    """("online" | "offline" | WANDB_MODE, why it is offline). Never prompts, never waits for more than 3 seconds."""
     if environment.get("WANDB_MODE"):
         return environment["WANDB_MODE"], ""
     url = urlsplit(environment.get("WANDB_BASE_URL", "https://api.wandb.ai"))
-    if not environment.get("WANDB_API_KEY") and not _netrc_knows(url.hostname or ""):
+    if not environment.get("WANDB_API_KEY") and not _in_netrc(url.hostname or ""):
         return "offline", "not logged in: run `wandb login` or set WANDB_API_KEY"
     if failed := connection_error(url.geturl()):
         host, error = failed
@@ -41,7 +41,7 @@ def wandb_mode(environment: Mapping[str, str] = os.environ) -> tuple[str, str]:
     return "online", ""
 
 
-def _netrc_knows(host: str) -> bool:
+def _in_netrc(host: str) -> bool:
     try:
         return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
     except (OSError, netrc.NetrcParseError):

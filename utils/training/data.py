@@ -1,15 +1,77 @@
-"""Which samples each step sees: a function of the seed and the step alone."""
+"""Training data: what a data set must offer, the samples of each step, and the share of them that a mask keeps."""
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import count
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from torch.utils.data import Sampler
 
+from utils.errors import InputError
+from utils.intrinsics import Intrinsic
+from utils.latents import cells
+from utils.metrics.scores import Score
+
+INSPECTED = 32  # samples whose masks are counted
+
+
+class TrainingSet(Protocol):
+    """Images and pseudo labels of one intrinsic, by number; a `torch.utils.data.Dataset`.
+
+    Item `index`, or `(index, epoch)` where a new random crop is wanted each epoch, is a dict with rgb and target,
+    float32 (3,R,R) in [-1,1], and stem, the sample's name; where `masked` also mask, bool (1,R,R): the pixels that
+    count in the loss.
+
+    resolution: R. center_crop: whether an item is the same in every epoch. stems: the samples' names, in order.
+    whole: items are whole images, each of its own shape instead of R,R. shapes: (height, width) of every item.
+    notes: printed when training starts.
+    """
+
+    intrinsic: Intrinsic
+    resolution: int
+    center_crop: bool
+    masked: bool
+    whole: bool
+    stems: list[str]
+    notes: list[str]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, key: int | tuple[int, int], /) -> dict: ...
+
+    @property
+    def shapes(self) -> list[tuple[int, int]]: ...
+
+    def rgb_path(self, stem: str) -> Path:
+        """The file of a sample's image."""
+
+    def label_path(self, stem: str) -> Path:
+        """The file of a sample's pseudo label."""
+
+    def mask_paths(self, stem: str) -> list[Path]:
+        """The files of a sample's mask."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies the samples and their content: a run is resumed on the same ones."""
+
+    @property
+    def score(self) -> Score:
+        """The score of a prediction against an item's gt."""
+
+    @property
+    def measured(self) -> bool:
+        """True if gt is ground truth, False if it is the label."""
+
+    @property
+    def reference(self) -> str:
+        """The reference of the validation, for the checkpoint's metadata."""
+
 
 class EndlessBatches(Sampler):
-    """This process's batches of an endless, reshuffled stream of samples, from a given place on.
+    """This process's batches of an endless, reshuffled stream of samples, from a given position on.
 
     Position p of the stream is sample permutation(seed, epoch)[p % n] with epoch = p // n. Micro-step m of process r
     reads positions start + (m world + r) B ... + B - 1, start being the number of samples that an earlier run has
@@ -106,11 +168,35 @@ def buckets_of(shapes: Sequence[tuple[int, int]]) -> dict[tuple[int, int], list[
     return buckets
 
 
-def described(shapes: Sequence[tuple[int, int]], group: int, shown: int = 8) -> str:
-    """One line: the buckets, the largest first."""
+def describe_buckets(shapes: Sequence[tuple[int, int]], group: int, limit: int = 8) -> str:
+    """One line about the buckets, the largest first."""
     buckets = sorted(((len(samples), shape) for shape, samples in buckets_of(shapes).items()), reverse=True)
-    line = ", ".join(f"{height}x{width}: {count}" for count, (height, width) in buckets[:shown])
-    line += f" and {len(buckets) - shown} more" if len(buckets) > shown else ""
+    line = ", ".join(f"{height}x{width}: {count}" for count, (height, width) in buckets[:limit])
+    line += f" and {len(buckets) - limit} more" if len(buckets) > limit else ""
     small = sum(count < group for count, _ in buckets)
     rare = f"; {small} of them have less than a step's {group} images and repeat some within it" if small else ""
-    return f"whole pictures, every step of one shape; height x width: images: {line}{rare}"
+    return f"whole images, every step of one shape; height x width: images: {line}{rare}"
+
+
+def masked_share(train_set: TrainingSet, factor: int, seed: int) -> str:
+    """One line: the share of pixels and of latent cells that count, over up to 32 samples that `seed` chooses.
+
+    factor: pixels per side of a latent cell. Raises InputError where no cell counts: nothing would be learned.
+    """
+    chosen = np.random.default_rng([seed, len(train_set)]).permutation(len(train_set))[:INSPECTED]
+    pixels, counted, empty = [], [], 0
+    for index in sorted(chosen):
+        mask = train_set[int(index)]["mask"][None]
+        kept = cells(mask, (mask.shape[-2] // factor, mask.shape[-1] // factor))
+        pixels.append(mask.float().mean().item())
+        counted.append(kept.float().mean().item())
+        empty += not kept.any()
+    images = f"of {len(chosen)} training images"
+    if empty == len(chosen):
+        raise InputError(f"--masked_loss: no latent cell {images} has only valid pixels; check the masks")
+    if min(counted) == 1:
+        return f"masked loss: all pixels {images} are valid, so --masked_loss has no effect on them"
+    line = (
+        f"masked loss: {np.mean(counted):.1%} of the latent cells count, {np.mean(pixels):.1%} of the pixels are valid"
+    )
+    return f"{line} ({images[3:]}{f'; {empty} of them have no cell that counts' if empty else ''})"

@@ -8,9 +8,9 @@ from helpers import ROOT
 from safetensors import safe_open
 
 from miniworld.pretraining.random_sd import build_tokenizer, build_unet
+from utils.base_model.names import resolve
+from utils.base_model.stable_diffusion import load_base, load_donor, widen_conv_in
 from utils.errors import InputError
-from utils.hub.names import resolve
-from utils.models import load_base, load_donor, widen_conv_in
 
 
 def test_everything_is_frozen(bases):

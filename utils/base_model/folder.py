@@ -7,10 +7,10 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from utils.base_model.names import is_folder
+from utils.base_model.single_file import SUFFIXES
 from utils.errors import InputError, note
-from utils.hub.names import is_folder
-from utils.single_file.reading import SUFFIXES
-from utils.system.repositories import require
+from utils.system.network import require
 
 Component = TypeVar(
     "Component", bound=CLIPTokenizer | CLIPTextModel | AutoencoderKL | UNet2DConditionModel | DDIMScheduler
@@ -29,10 +29,10 @@ HALF = "fp16"  # the variant that many repositories hold alone: model.fp16.safet
 def load_component(kind: type[Component], name: str, component: str, revision: str | None = None) -> Component:
     """One part of a model folder or hub repository, e.g. (UNet2DConditionModel, name, "unet").
 
-    Where only half-precision files are there (*.fp16.safetensors), those are read, with a note.
+    Where there are only half-precision files (*.fp16.safetensors), those are read, with a note.
 
     Raises:
-        InputError: it is no folder of a model and no hub name, or the part is not there or not readable.
+        InputError: the name is neither a model folder nor a hub name, or the part is missing or unreadable.
     """
     folder = Path(name)
     here = is_folder(name)
@@ -44,10 +44,10 @@ def load_component(kind: type[Component], name: str, component: str, revision: s
         if not issubclass(kind, nn.Module):
             return kind.from_pretrained(name, **where)
         part, info = _from_pretrained(kind, name, component, where, here)
-        if lost := sorted(info["missing_keys"]):  # the libraries would go on with random numbers in their place
+        if lost := sorted(info["missing_keys"]):  # the libraries would continue with random numbers in their place
             raise ValueError(f"{len(lost)} of its weights are not in the file, e.g. {lost[0]}")
         return part
-    except Exception as error:  # OSError, HTTP errors, SafetensorError, ...: all say that the part is not readable
+    except Exception as error:  # OSError, HTTP errors, SafetensorError, ...: all mean that the part is not readable
         place = folder / component if here else f"{component} of {name} on the hub"
         hint = "" if here else "; check the name and the network, or pass a local folder"
         raise InputError(f"{place}: cannot be loaded: {' '.join(str(error).split())[:300]}{hint}") from error
@@ -62,7 +62,7 @@ def _from_pretrained(kind, name: str, component: str, where: dict, here: bool) -
     try:
         return kind.from_pretrained(name, output_loading_info=True, **where)
     except OSError as error:
-        if here or "file named" not in str(error):  # so both libraries say that a repository lacks a file
+        if here or "file named" not in str(error):  # both libraries word it like this when a repository lacks a file
             raise
         try:
             found = kind.from_pretrained(name, output_loading_info=True, **half)
@@ -73,13 +73,13 @@ def _from_pretrained(kind, name: str, component: str, where: dict, here: bool) -
 
 
 def _has_weights(folder: Path, half: bool) -> bool:
-    """Whether the folder of a component has weights in full precision, or in half."""
+    """True if the folder of a component has weights in full precision or, with `half`, in half precision."""
     files = [path.name for pattern in ("*.safetensors", "*.bin") for path in folder.glob(pattern)]
     return any((f".{HALF}" in name) == half for name in files)
 
 
 def _check_folder(folder: Path, component: str) -> None:
-    """InputError where `folder` is no model, or has no such component, with what lies there instead."""
+    """InputError where `folder` is not a model or lacks this component; the message names what is there instead."""
     expected = folder / component / COMPONENTS[component]
     try:
         if expected.is_file() or expected.with_name("tokenizer.json").is_file():
@@ -96,4 +96,4 @@ def _check_folder(folder: Path, component: str) -> None:
     whole = (
         f"pass the checkpoint itself, {largest}" if largest else "pass one that holds unet/, vae/, text_encoder/, ..."
     )
-    raise InputError(f"{folder}: a folder, but no model in diffusers' format; {whole}")
+    raise InputError(f"{folder}: a folder, but not a model in diffusers' format; {whole}")

@@ -1,0 +1,29 @@
+"""Base models: from a folder, a hub name or a single file to frozen parts.
+
+names                checks a name before anything heavy is imported; moved models and licences
+folder               one part of a folder or hub repository in diffusers' format
+single_file          recognises and reads a .safetensors or .ckpt file; imports torch only for the weights
+single_file_parts    builds the parts from such a file
+stable_diffusion     the family of Stable Diffusion 1.x and 2.x: `load_base` returns its `Base`
+
+A family is one module. Its loader returns an object with the attributes of `Frozen` and whatever its objectives use.
+"""
+
+from typing import Any, Protocol
+
+
+class Frozen(Protocol):
+    """The attributes of a base model that the training loop uses, whatever its family.
+
+    name: hub name, or absolute path of the folder or file; revision: of the hub model.
+    """
+
+    name: str
+    revision: str | None
+
+    @property
+    def network(self) -> Any:
+        """The network that the LoRA sits on."""
+
+    def to(self, device: Any, dtype: Any, /) -> Any:
+        """Move and cast the network, and what its objective computes with, in place."""

@@ -1,0 +1,70 @@
+"""How a network computes: its dtype, torch.compile, and the wrappers that libraries put around it."""
+
+import os
+from contextlib import AbstractContextManager
+
+import torch
+from torch import nn
+
+from utils.errors import InputError, note
+
+TORCH = torch.__file__
+WRAPPED = ("_orig_mod", "_fsdp_wrapped_module", "module")  # a wrapper's child, and so a part of its parameters' paths
+
+
+def compile_unet(unet: nn.Module, device: torch.device) -> None:
+    """torch.compile `unet`, in place: its names, weights and LoRA stay as they are, its first pass takes a minute.
+
+    Raises InputError where nothing can be compiled: no C++ compiler for a CPU, no Triton for a GPU.
+    """
+    for variable in ("TORCH_COMPILE_DISABLE", "TORCHDYNAMO_DISABLE"):  # torch.compile would then do nothing
+        if os.environ.get(variable, "0") == "1":
+            raise InputError(f"--compile: {variable}=1 turns torch.compile off; unset it, or leave the flag out")
+    try:
+        torch.compile(torch.sin)(torch.zeros(2, device=device))
+    except Exception as error:  # each backend has its own exceptions
+        reason = " ".join(str(error).split())[:150]
+        if " " in TORCH:  # its compiler's command line breaks at the space
+            fix = f"PyTorch must not be in a path with a space ({TORCH})"
+        elif device.type == "cuda":
+            fix = "pip install triton"
+        else:
+            fix = "install a C++ compiler, as in: apt install g++"
+        raise InputError(f"--compile: this machine cannot ({reason}); {fix}, or leave the flag out") from None
+    note("the UNet is compiled in its first pass, which takes a minute or so")
+    unet.compile(dynamic=False)  # static shapes: Inductor fails on a UNet of symbolic sizes on the CPU
+
+
+def as_written() -> AbstractContextManager:
+    """Inside, compiled networks run uncompiled: compiling for each of a validation's other shapes would not pay."""
+    return torch.compiler.set_stance("force_eager")
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """ "bf16" -> torch.bfloat16, and so on."""
+    return {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[name]
+
+
+def slow_bf16(device_type: str) -> bool:
+    """True if bfloat16 is emulated on this device: an x86 CPU with AVX2 and no AVX-512."""
+    return device_type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2"
+
+
+def warn_of_slow_bf16(dtype: torch.dtype, device_type: str, instead: str) -> None:
+    """A note that recommends `instead`, where `dtype` is bfloat16 and emulated."""
+    if dtype == torch.bfloat16 and slow_bf16(device_type):
+        note(f"this CPU emulates bfloat16, about ten times slower than float32 ({instead})")
+
+
+def unwrap(network: nn.Module) -> nn.Module:
+    """The network inside the wrappers of torch.compile, DDP, FSDP and DeepSpeed, in any order, with its own names.
+
+    Used wherever parameters are named or saved, and wherever a network is more than called.
+    """
+    while True:
+        # a child; but accelerate keeps the original of a network with compiled parts in __dict__
+        held = {**network.__dict__, **network._modules}
+        name = next((name for name in WRAPPED if name in held), None)
+        if name is None:
+            return network
+        network = held[name]
