@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from benchmarks.conventions import disparity, shots
 from miniworld.reference_room import room_with_sphere
+from studies.conventions import disparity, shots
 from utils.intrinsics import ALBEDO, DEPTH, INTRINSICS, NORMAL
 from utils.maps.conventions import convert_frame, to_frame, to_srgb
 from utils.maps.depth_coding import encode_far

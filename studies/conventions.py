@@ -1,6 +1,6 @@
 """The convention check's false alarms and detections, on rendered scenes and mini-loras' predictions.
 
-    python -m benchmarks.conventions
+    python -m studies.conventions
 
 Each row is one set of maps with their truth: correct ones (exact labels, labels with strong noise or blur,
 predictions of trained and untrained LoRAs, constants, flat scenes), where any finding is a false alarm, and the same
@@ -20,10 +20,10 @@ from PIL import Image, ImageFilter
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from benchmarks.tables import table
 from miniworld.demo_steps import ROOT
 from miniworld.pretraining.report import write_card
 from miniworld.render.diode_tree import Settings, list_samples, sample_arrays
+from studies.tables import table
 from utils.cli import Parser, path_flag
 from utils.errors import run
 from utils.inference import Predictor
@@ -232,7 +232,7 @@ def detected(rows: list[list[str]]) -> str:
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="python -m benchmarks.conventions", description=__doc__)
+    parser = Parser(prog="python -m studies.conventions", description=__doc__)
     add = parser.add_argument
     add("--images", type=int, default=96, help="scenes of each task, in three worlds")
     add("--tasks", nargs="+", choices=list(INTRINSICS), default=list(INTRINSICS), help="which intrinsics")
