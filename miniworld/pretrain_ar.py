@@ -37,9 +37,9 @@ from utils.training.args import RECOMMENDED
 
 SIZE = 64
 TEXT = """A generator of 64 x 64 pixels that draws token by token, by `python -m miniworld.pretrain_ar`:
-pictures as 16 x 16 tokens of {codes}, and a decoder-only transformer ({layers} layers, {heads}
-heads, {width} wide) that has learnt the next token of rendered rooms and yards. The VQ model is
-mini-sd's VAE with a codebook: k-means over its latents of pictures in many colours. No normal,
+images as 16 x 16 tokens of {codes}, and a decoder-only transformer ({layers} layers, {heads}
+heads, {width} wide) trained to predict the next token of rendered rooms and yards. The VQ model is
+mini-sd's VAE with a codebook: k-means over its latents of images in many colours. No normal,
 depth, albedo or shading map took part. `ar_pseudo.py` trains LoRAs on it. Weights in fp16."""
 
 

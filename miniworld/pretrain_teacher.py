@@ -18,9 +18,9 @@ from utils.cli import Parser
 from utils.errors import run
 
 SIZE = 64
-TEXT = """A supervised network for normals, depth, albedo and shading at once: diffusers' UNet2DModel, trained by
+TEXT = """A supervised network for normals, depth, albedo and shading together: diffusers' UNet2DModel, trained by
 `python -m miniworld.pretrain_teacher` on rendered rooms and yards of 64 x 64 pixels with their exact labels. It labels
-what a GAN draws (`gan_pseudo.py`), and any picture: `pseudo_label.py --teacher miniworld/mini-teacher`. It knows its
+images drawn by a GAN (`gan_pseudo.py`) and any other image: `pseudo_label.py --teacher miniworld/mini-teacher`. It knows its
 own small world. Weights in fp16."""
 
 

@@ -24,9 +24,9 @@ TITLES = {
     "vae": "VAE",
     "decoder": "its decoder alone",
     "unet": "text encoder and UNet",
-    "ip2p": "UNet that reads a picture",
+    "ip2p": "UNet that takes an image",
     MORE: "text encoder and UNet, continued",
-    f"ip2p-{MORE}": "UNet that reads a picture, anew",
+    f"ip2p-{MORE}": "UNet that takes an image, again",
     VELOCITY: "text encoder and UNet, from noise to velocity",
     "gan": "generator and discriminator",
     "ar": "transformer",
@@ -56,7 +56,7 @@ def report(out: Path, work: Path, sheet: Path, seed: int, last: str) -> None:
         editor = UNet2DConditionModel.from_pretrained(out.parent / "mini-ip2p", subfolder="unet")
         gain = condition_gain(editor, parts, vae, maps["rgb"][:64], captions[:64])
         gates.append(
-            Gate("mini-ip2p's error with another scene's picture / with its own", f"{gain:.2f}", "above 1", gain > 1)
+            Gate("mini-ip2p's error with another scene's image / with its own", f"{gain:.2f}", "above 1", gain > 1)
         )
     sheet_of_samples(parts, vae, captions[:SHOWN], sheet, seed)
     text = "\n\n".join([table(gates), trend(along), hours(work, STAGES[last])])

@@ -303,7 +303,7 @@ def test_a_velocity_base_is_a_folder_that_diffusers_and_the_scripts_read(tiny_fo
     pretrain.main([str(word) for word in words])
 
     card = (out / "README.md").read_text()
-    for text in ("2 more steps of 4 pictures", "sliced Wasserstein", "from noise to velocity | 2 |"):
+    for text in ("2 more steps of 4 images", "sliced Wasserstein", "from noise to velocity | 2 |"):
         assert text in card
     assert "mini-ip2p's error" not in card  # it predicts noise
     assert (tmp_path / "sheet.png").exists()
