@@ -20,8 +20,8 @@ from utils.errors import run
 SIZE = 64
 TEXT = """A supervised network for normals, depth, albedo and shading together: diffusers' UNet2DModel, trained by
 `python -m miniworld.pretrain_teacher` on rendered rooms and yards of 64 x 64 pixels with their exact labels. It labels
-images drawn by a GAN (`gan_pseudo.py`) and any other image: `pseudo_label.py --teacher miniworld/mini-teacher`. It knows its
-own small world. Weights in fp16."""
+a GAN's images (`gan_pseudo.py`) and any other image: `pseudo_label.py --teacher miniworld/mini-teacher`. It was
+trained only on its own small world. Weights in fp16."""
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -17,7 +17,7 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
 
 
 def encoded(kind: str, image: Image.Image | None = None, **options) -> bytes:
-    """A good picture in some format."""
+    """A good image in some format."""
     buffer = io.BytesIO()
     (image or Image.fromarray(PIXELS)).save(buffer, kind, **options)
     return buffer.getvalue()
@@ -73,7 +73,7 @@ def malicious_npy() -> bytes:
 
 @functools.cache
 def pictures() -> dict[str, bytes]:
-    """Files with a picture's name that hold no picture."""
+    """Files with an image's name that hold no image."""
     good, jpeg, webp = encoded("PNG"), encoded("JPEG"), encoded("WEBP")
     tif, bmp = encoded("TIFF"), encoded("BMP")
     half = lambda content, share=0.5: content[: int(len(content) * share)]  # noqa: E731

@@ -1,4 +1,4 @@
-"""A render state of our own: of a stranger's .blend only the content is kept, and nothing that bends what is rendered.
+"""A defined render state: only the content of a .blend is kept, and no setting that changes the rendered maps.
 
 Every setting of the groups below is set to the value of Blender's factory settings, unless KEPT names it, so that a
 setting of a future version is reset too. What changes a map and is part of the content is refused.
@@ -52,7 +52,7 @@ def take_over(scene, objects: list, wanted: Settings) -> tuple[list, list[str], 
     """Reset `scene` to `defaults`; return copies of the cameras `objects` that have their lens and place alone, what
     was reset, and what the user must know of the content.
 
-    SystemExit with an error line for what can be neither kept nor reset.
+    SystemExit with an error line for settings that cannot be kept or reset.
     """
     warnings = _content(scene)
     layer, changed = _view_layer(scene)
@@ -138,7 +138,7 @@ def _view_layer(scene):
 
 
 def _check_holdouts(layer) -> None:
-    """What is black in the image and has a depth, or the other way round, cannot be exported."""
+    """Refuse objects that are black in the image but have a depth, or the reverse."""
     stack = [layer.layer_collection]
     while stack:
         one = stack.pop()
@@ -203,7 +203,7 @@ def _loose(scene) -> list[str]:
 
 
 def _content(scene) -> list[str]:
-    """What the content lacks, or what its units are, where the user may expect otherwise."""
+    """Warnings about missing content and about units, where the user may expect otherwise."""
     space = getattr(getattr(bpy.data, "colorspace", None), "working_space", "Linear Rec.709")  # Blender 5
     if "709" not in space:
         raise fail(f"its working space is {space}; set it to Linear Rec.709 (Scene properties, Color Management)")

@@ -62,7 +62,7 @@ def options(page) -> list[str]:
 
 
 def picture(page, side: str) -> np.ndarray:
-    """The pixels of the slider's left or right picture, (H,W,3)."""
+    """The pixels of the slider's left or right image, (H,W,3)."""
     script = f"""() => {{
       const image = document.querySelector("#compare img.{side}");
       const [width, height] = [image.naturalWidth, image.naturalHeight];
@@ -89,7 +89,7 @@ def as_array(found: list) -> np.ndarray:
 
 
 def screen(page) -> np.ndarray:
-    """The slider as it is on the screen, scaled to the picture's size, (H,W,3)."""
+    """The slider as it is on the screen, scaled to the image's size, (H,W,3)."""
     shot = Image.open(io.BytesIO(page.locator("#compare .frame").screenshot())).convert("RGB")
     return np.asarray(shot.resize(SIZE, Image.Resampling.BOX)).astype(float)
 

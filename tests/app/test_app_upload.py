@@ -1,4 +1,4 @@
-"""What the app takes in: pictures as they are, and nothing that only looks like one."""
+"""What the app takes in: images as they are, and nothing that only looks like one."""
 
 import os
 

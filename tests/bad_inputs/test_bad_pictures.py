@@ -1,4 +1,4 @@
-"""Broken pictures among good ones, through the inference script."""
+"""Broken images among good ones, through the inference script."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Pictures, labels and ground truth of the data set that are not what their names say."""
+"""Images, labels and ground truth of the data set that are not what their names say."""
 
 import os
 import re

@@ -121,7 +121,7 @@ def test_labels_must_cover_the_picture(tree):
 
 
 def test_centre_square_labels_line_up(tree):
-    """A label of the centre square trains the same target as the label of the whole picture."""
+    """A label of the centre square trains the same target as the label of the whole image."""
     dataset = normals(tree)
     path = tree / "pseudo" / "normal" / f"{dataset.stems[0]}.png"
     whole = dataset[0]["target"]

@@ -1,4 +1,4 @@
-"""Every relative link, anchor and picture in the project's Markdown points at something that exists."""
+"""Every relative link, anchor and image in the project's Markdown points at something that exists."""
 
 import re
 from pathlib import Path

@@ -399,7 +399,7 @@ def test_predictions_of_the_centre_square(tmp_path, run):
     assert result["pixels"] == 24 * 24 and result["metrics"]["mean"] == 0 and result["warnings"] == []
     result, text = run("--by_stem")
     assert result["metrics"]["mean"] > 10 and "WARNING: 1 predictions do not have the proportions" in text
-    save(tmp_path / "pred/a_normal.npy", gt)  # the whole picture: cropped like the truth
+    save(tmp_path / "pred/a_normal.npy", gt)  # the whole image: cropped like the truth
     result, _ = run("--by_stem", "--center_crop")
     assert result["pixels"] == 24 * 24 and result["metrics"]["mean"] == 0 and result["warnings"] == []
     turning = np.concatenate([normals(angle, (24, 1)) for angle in range(0, 64, 2)], axis=1)

@@ -62,7 +62,7 @@ def test_a_gan_draws_pictures_and_their_maps(gan_loras, tmp_path, capsys):
 
 
 def test_the_maps_are_of_the_pictures_that_are_drawn(gan_loras, gan_folder, tmp_path):
-    """Without its LoRA the network draws the picture of the same w; with it, the file's map."""
+    """Without its LoRA the network draws the image of the same w; with it, the file's map."""
     from utils.generators.generated import generate
 
     run(inference_gan, "--lora", gan_loras[1], "--num_imgs", 1, "--output_dir", tmp_path, "--seed", 7, "--npy")

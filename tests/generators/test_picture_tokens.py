@@ -1,4 +1,4 @@
-"""The transformer over pictures' tokens: what it reads, in which order, and how a label is completed."""
+"""The transformer over images' tokens: what it reads, in which order, and how a label is completed."""
 
 import pytest
 import torch

@@ -71,7 +71,7 @@ def read(out, i, task="normal", kind="predicted"):
 
 @torch.no_grad()
 def members(bases, weights, pictures, i, count=1, **options) -> torch.Tensor:
-    """Picture i's drawings (N,3,32,32) by the objective itself."""
+    """Image i's drawings (N,3,32,32) by the objective itself."""
     base = widened(bases)
     load_attn_procs(base.unet, weights / "ours")
     scheduler = zero_snr_scheduler(base.scheduler)

@@ -1,4 +1,4 @@
-"""Reading pictures and cropping them."""
+"""Reading images and cropping them."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
     (768, 1024, Crop(682, 512, 85, 0, 512)),
     (512, 512, Crop(512, 512, 0, 0, 512)),
     (515, 512, Crop(512, 515, 0, 2, 512)),  # offset round(1.5): Python rounds half to even
-    (100, 50, Crop(512, 1024, 0, 256, 512)),  # small pictures grow
+    (100, 50, Crop(512, 1024, 0, 256, 512)),  # small images grow
 ])  # fmt: skip
 def test_centre_crop_geometry(width, height, expected):
     assert Crop.of(width, height, 512) == expected
@@ -33,7 +33,7 @@ def test_picture_values():
 
 
 def test_arrays_follow_the_picture():
-    """A picture and an array that hold the same coordinates stay together through resize and crop."""
+    """An image and an array that hold the same coordinates stay together through resize and crop."""
     rows, columns = np.mgrid[0:80, 0:120]
     picture = Image.fromarray(np.stack([rows, columns, rows], axis=2).astype(np.uint8))
     crop = Crop.of(120, 80, 40, np.random.default_rng(3))

@@ -42,7 +42,7 @@ def unseen(world) -> list[dict]:
 
 
 def error(drawn, samples: list[dict]) -> float:
-    """Mean angular error in degrees of maps (N,3,64,64), per picture."""
+    """Mean angular error in degrees of maps (N,3,64,64), per image."""
     return float(np.mean([score_normals(x, s["gt"], s["valid"])["mean"] for x, s in zip(drawn, samples)]))
 
 

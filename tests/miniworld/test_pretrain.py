@@ -56,7 +56,7 @@ SIDE, COUNT = 16, 24
 
 @pytest.fixture(scope="module")
 def pairs():
-    """Pictures (COUNT,SIDE,SIDE,3) and captions, straight from the stream."""
+    """Images (COUNT,SIDE,SIDE,3) and captions, straight from the stream."""
     rgb, captions = zip(*islice(scenes.stream(0, SIDE), COUNT))
     return np.stack(rgb), list(captions)
 
@@ -73,7 +73,7 @@ def tiny_data(vae, parts: Parts, pairs, folder: Path) -> generator.Latents:
 
 
 def tiny_stage(name: str, folder: Path, pairs, steps: int = 6):
-    """One of the stages, on few pictures of few pixels; its weights are a function of its name."""
+    """One of the stages, on few images of few pixels; its weights are a function of its name."""
     torch.manual_seed(0)
     vae, parts = build_mini_vae((8, 8, 8), 4), tiny_parts()
     settings = {"steps": steps, "learning_rate": 1e-3, "log_every": 1, "save_every": 2, "sheet_every": 1000}
@@ -114,7 +114,7 @@ def count_calls(function):
 
 
 def test_no_stage_can_see_a_map(tmp_path, monkeypatch):
-    """All stages, also those that train a generator on, run on scenes that are but a picture and a caption."""
+    """All stages, also those that train a generator on, run on scenes that are but an image and a caption."""
 
     def bare(*args):
         scene = render(*args)
@@ -179,7 +179,7 @@ def test_enlarged_latents_are_the_same_vae(pairs):
 
 
 def test_recoloured_pictures_are_not_maps():
-    """Neither the VAE's nor the editor's pictures come near the normals or the depth of their scenes."""
+    """Neither the VAE's nor the editor's images come near the normals or the depth of their scenes."""
     found = [scenes.render(seed, kind, 64, 64) for seed in range(12) for kind in ("room", "yard")]
     rgb = to_tensor(np.stack([scene.rgb for scene in found]))
     varied = recolour(rgb, Generator().manual_seed(0))
@@ -217,11 +217,11 @@ def test_the_unet_sees_pictures_latents_and_captions(tmp_path, pairs):
     assert source.values.max() < 1e-6
     empty = (told == data.empty).all(dim=1)
     assert 0.04 < empty.double().mean() < 0.18  # one in ten
-    assert torch.equal(told[~empty], data.tokens[source.indices[~empty]])  # each picture with its own caption
+    assert torch.equal(told[~empty], data.tokens[source.indices[~empty]])  # each image with its own caption
 
 
 def test_the_editors_condition_keeps_its_place():
-    """Conditions are re-coloured, never turned: edges stay where they are in the picture to draw."""
+    """Conditions are re-coloured, never turned: edges stay where they are in the image to draw."""
     rgb = np.zeros((32, 64, 64, 3), np.uint8)
     rgb[:, :, 40:] = 255
     shown = editor.conditions(rgb, Generator().manual_seed(0))
@@ -268,7 +268,7 @@ def test_the_velocity_stage_descends_the_error_of_v_on_a_schedule_that_ends_in_n
 @pytest.mark.parametrize("velocity", [False, True])
 @pytest.mark.parametrize("guidance", [1, 3])
 def test_the_sampler_finds_what_an_exact_prediction_points_at(velocity, guidance):
-    """An oracle that knows the one picture there is, by noise and by velocity from pure noise on."""
+    """An oracle that knows the one image there is, by noise and by velocity from pure noise on."""
     parts = build_generator()
     scheduler = zero_snr_scheduler(parts.scheduler) if velocity else parts.scheduler
     z0 = torch.randn(2, 4, 8, 8, generator=Generator().manual_seed(1))

@@ -19,7 +19,7 @@ SHORT = {"learning_rate": 2e-3, "warmup": 1, "log_every": 1, "save_every": 2, "s
 
 @pytest.fixture(scope="module")
 def maps(tmp_path_factory) -> np.ndarray:
-    """8 scenes of 32 px: pictures and labels (8,5,32,32,3)."""
+    """8 scenes of 32 px: images and labels (8,5,32,32,3)."""
     folder = tmp_path_factory.mktemp("maps")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(teacher, "CHUNK", 8)

@@ -394,7 +394,7 @@ def test_another_number_of_processes(flags, tmp_path, whole, capsys):
 
 
 def test_one_ranks_failure_ends_all_with_its_error_on_top(flags, diode, tmp_path):
-    """A picture that only rank 1 reads is cut: rank 0 would wait for it."""
+    """An image that only rank 1 reads is cut: rank 0 would wait for it."""
     tree = shutil.copytree(diode, tmp_path / "DIODE")
     names = Diode(NORMAL, tree / "normals", tree / "pseudo/normal", "train", resolution=32).stems
     fixed = np.random.default_rng([1234, 24]).permutation(24)[:4].tolist()  # read by every rank, for validation

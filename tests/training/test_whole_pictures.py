@@ -1,4 +1,4 @@
-"""--crop none: whole pictures in batches of one shape, each step a function of seed and step alone."""
+"""--crop none: whole images in batches of one shape, each step a function of seed and step alone."""
 
 import itertools
 import re
@@ -133,7 +133,7 @@ def test_nothing_is_dropped_for_ever_and_nothing_is_seen_too_often():
         for index in samples:
             assert abs(seen[index] - 40) <= max(1, 4 / len(samples)), (index, seen[index])
     early = Counter(index for batch in steps(30) for index, _ in batch)
-    assert set(early) == set(range(20))  # the lonely picture too: it has a group in every fourth pass
+    assert set(early) == set(range(20))  # the lonely image too: it has a group in every fourth pass
 
 
 def test_each_bucket_is_reshuffled_and_so_is_the_order_of_shapes():
