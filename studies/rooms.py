@@ -27,7 +27,7 @@ from utils.intrinsics import INTRINSICS
 from utils.lora import SAFETENSORS
 from utils.maps.colours import shown
 from utils.maps.conventions import to_srgb
-from utils.maps.images import sheet
+from utils.maps.pictures import sheet
 
 ROWS = {"mini": "LoRA of the mini world", "rooms": "LoRA trained on rooms", "mean": "mean of the training labels"}
 SIDE, SHOWN = 64, (0, 5, 10, 15)  # images of the third room

@@ -1,4 +1,4 @@
-"""minimal.py computes what the real script computes, and its file is read by everything else."""
+"""minimal.py computes the same losses as the real script, and its file loads everywhere else."""
 
 import subprocess
 import sys

@@ -18,10 +18,11 @@ pipeline_tag: text-to-image
 stand-in for Stable Diffusion 2.1, as {generator} is for 1.5. v = a_t eps - sigma_t z0; zero terminal SNR
 (arXiv 2305.08891, algorithm 1), trailing spacing, so that sampling starts at t = T-1.
 
-It began as {generator}. UNet and text encoder were trained together for {steps} more steps of {batch} images, on the
-same rendered images and captions, with AdamW, learning rate {rate:g} after a warm-up of {warmup} steps, falling to 0
-at the end, plain mean squared error of v, one caption in ten left out, and moving averages of {ema:g}. No normal, depth,
-albedo or shading map took part. `vae` and `tokenizer` are links to {generator}'s: keep the two folders side by side.
+It started as {generator}. UNet and text encoder were trained together for {steps} more steps of {batch} images,
+on the same rendered images and captions, with AdamW, learning rate {rate:g} after a warm-up of {warmup} steps,
+falling to 0 at the end, plain mean squared error of v, one caption in ten left out, and moving averages of
+{ema:g}. No normal, depth, albedo or shading map took part. `vae` and `tokenizer` are links to {generator}'s:
+keep the two folders side by side.
 mini-ip2p's `conv_in` fits it (`--augment_from`).
 
 ```bash

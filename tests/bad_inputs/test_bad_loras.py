@@ -1,4 +1,4 @@
-"""LoRA files that are cut, hold something else, or fit another model: refused before a layer is touched."""
+"""LoRA files that are truncated, contain something else, or fit another model: refused before a layer is changed."""
 
 import copy
 import io

@@ -1,4 +1,4 @@
-"""Images, labels and ground truth of the data set that are not what their names say."""
+"""Images, labels and ground truth of a data set whose content does not match their names."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Data sets that lack something, name what is not there, or lie elsewhere than the flags say."""
+"""Data sets that lack files, list missing ones, or are in another place than the flags name."""
 
 import json
 import os

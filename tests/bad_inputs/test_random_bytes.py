@@ -1,4 +1,4 @@
-"""Any bytes at all: a reader returns something, or says in one line that it cannot, naming the file."""
+"""Random bytes: a reader returns something, or raises a one-line error that names the file."""
 
 import copy
 import io
@@ -28,7 +28,7 @@ def mutated(content: bytes, changes: list[tuple[int, int]], cut: int | None) -> 
 
 
 def either(path: Path, content: bytes, read) -> None:
-    """`read` returns something, or says in one line that it cannot, naming the file."""
+    """`read` returns something, or raises a one-line error that names the file."""
     path.write_bytes(content)
     with time_limit():
         try:
@@ -61,7 +61,7 @@ def test_any_array(tmp_path_factory, changes, cut, header_only):
 @FUZZ
 @given(changes=MUTATIONS, cut=st.none() | st.integers(0, 99_999), suffix=st.sampled_from(["safetensors", "bin"]))
 def test_any_lora(tmp_path_factory, weights, unet, changes, cut, suffix):
-    """What loads has the right layers; its numbers may have changed (a LoRA has no checksum)."""
+    """A file that loads has the right layers. Its numbers may have changed, since a LoRA has no checksum."""
     path = tmp_path_factory.getbasetemp() / f"fuzz.{suffix}"
     content = (weights / (SAFETENSORS if suffix == "safetensors" else BIN)).read_bytes()
     changes = [(place % 3000, value) for place, value in changes]  # the header, mostly

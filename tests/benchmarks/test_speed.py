@@ -1,4 +1,4 @@
-"""What is there for speed changes no result: compiled code, and the two sides of every benchmark."""
+"""Optimisations change no result: compiled code, and the two sides of every benchmark."""
 
 import json
 import shutil
@@ -131,7 +131,7 @@ def test_both_sides_of_the_training_benchmark_train_the_same(bases, monkeypatch)
 
 
 def test_both_sides_of_the_inference_benchmark_draw_the_same(bases, tmp_path, monkeypatch):
-    """To one grey level: so a fused LoRA draws what a LoRA beside the weights does."""
+    """To one grey level: so a fused LoRA predicts the same as a separate one."""
     words = ["--base", str(bases["sd15"]), "--resolution", "32", "--batch", "3", "--images", "5"]
     args = inference.parser().parse_args(words)
     drawn = []

@@ -226,7 +226,7 @@ def test_depth_has_no_gap(gap):
 
 @pytest.mark.parametrize("kept", [0, 1])
 def test_another_gap_is_an_error(gap, kept):
-    """Another scan without normals; or the known one with one file of several, which is no gap of DIODE's."""
+    """Another scan without normals; or the known one with one file of several, which is not DIODE's gap."""
     tree, _ = gap
     if kept:
         (tree / "normals" / KNOWN_GAP).mkdir()

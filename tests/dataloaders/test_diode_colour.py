@@ -1,4 +1,4 @@
-"""Albedo and shading: exact truth where it is given, and a loud stand-in where it is not."""
+"""Albedo and shading: exact truth if it is given, and a reported substitute if not."""
 
 import json
 import shutil
@@ -103,7 +103,7 @@ def test_a_folder_without_truth_is_refused(diode):
 
 
 def test_written_values_are_what_the_evaluator_reads(diode, tmp_path):
-    """--npy writes sRGB codes: `--pred_space srgb --gt_space linear` scores a perfect drawing as perfect."""
+    """--npy writes sRGB codes: `--pred_space srgb --gt_space linear` scores a perfect prediction as perfect."""
     import evaluate
 
     train = dataset(diode, "albedo", truth=True)

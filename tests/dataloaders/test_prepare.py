@@ -1,4 +1,4 @@
-"""DIODE's archives: verified, unpacked safely, gone on with; and the check of what lies on disk."""
+"""DIODE's archives: verified, unpacked safely, and continued; and the check of files on disk."""
 
 import io
 import json

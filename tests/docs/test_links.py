@@ -36,7 +36,7 @@ def anchors(text: str) -> set[str]:
 
 
 def problem(page: Path, target: str) -> str | None:
-    """What is wrong with a link of `page`, or None. Links to the web are not followed."""
+    """The problem with a link of `page`, or None. Links to the web are not followed."""
     if re.match(r"[a-z]+:", target):
         return None
     path, _, anchor = unquote(target).partition("#")

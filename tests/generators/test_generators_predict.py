@@ -62,7 +62,7 @@ def test_a_gan_draws_pictures_and_their_maps(gan_loras, tmp_path, capsys):
 
 
 def test_the_maps_are_of_the_pictures_that_are_drawn(gan_loras, gan_folder, tmp_path):
-    """Without its LoRA the network draws the image of the same w; with it, the file's map."""
+    """Without its LoRA the network draws the image of the same w, with it the map in the file."""
     from utils.generators.generated import generate
 
     run(inference_gan, "--lora", gan_loras[1], "--num_imgs", 1, "--output_dir", tmp_path, "--seed", 7, "--npy")
@@ -124,7 +124,7 @@ def test_sampled_tokens_depend_on_seed_and_name_alone(ar_lora, tmp_path):
 
     first = maps("one", "--temperature", 1)
     alone = maps("two", "--temperature", 1, "--batch_size", 1)
-    np.testing.assert_allclose(alone, first, atol=1)  # a CPU may decode two at once with other roundings
+    np.testing.assert_allclose(alone, first, atol=1)  # a CPU may round differently when decoding two together
     other = maps("three", "--temperature", 1, "--seed", 5)
     assert np.abs(first[0] - first[1]).max() > 10 and np.abs(first - other).max() > 10
     likeliest = maps("four")

@@ -51,7 +51,7 @@ def pictures(tmp_path_factory):
 
 
 def released(base, state: dict, picture: Image.Image, task: str, prompt: str) -> np.ndarray:
-    """What the released inference computes, from its description: the LoRA beside the weights, an image at a time."""
+    """The released inference, from its description: the LoRA separate from the weights, an image at a time."""
     unet = UNet2DConditionModel.from_pretrained(base, subfolder="unet")
     vae = AutoencoderKL.from_pretrained(base, subfolder="vae")
     tokenizer = CLIPTokenizer.from_pretrained(base, subfolder="tokenizer")

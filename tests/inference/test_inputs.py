@@ -1,4 +1,4 @@
-"""Which files --input_dir stands for."""
+"""The files selected by --input_dir."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""--formats, --frame, --invert_depth and the numbers of a mesh: what is in the files, as other readers see it."""
+"""--formats, --frame, --invert_depth and the numbers of a mesh: the files' content, read by other readers."""
 
 import importlib.util
 import io

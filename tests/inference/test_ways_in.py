@@ -1,4 +1,4 @@
-"""One image, every way in: the same maps; and images larger than the memory, from the script's point of view."""
+"""One image gives the same maps by every input; and images larger than the memory, in the script."""
 
 import numpy as np
 import pytest

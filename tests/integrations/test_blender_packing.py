@@ -1,4 +1,4 @@
-"""What of the add-on and the rooms needs no Blender: the zip, the job that runs beside Blender, wrong flags."""
+"""Parts of the add-on and the rooms that need no Blender: the zip, the job in parallel to Blender, wrong flags."""
 
 import importlib.util
 import os

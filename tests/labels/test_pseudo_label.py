@@ -158,7 +158,7 @@ def test_depth_anything(teachers, pictures, tmp_path):
 
 
 def direct(folder, kind, picture, name, seed=1234) -> np.ndarray:
-    """What the library's pipeline draws from the same noise."""
+    """The output of the library's pipeline from the same noise."""
     pipe = kind.from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
     return pipe(Image.open(picture), generator=[noise_of(seed, name, 0)]).prediction

@@ -1,4 +1,4 @@
-"""Codings of depth: exact there and back, known to all who read them, and undone in all that is written."""
+"""Codings of depth: exact in both directions, recorded with the labels, and undone in all output."""
 
 import json
 from dataclasses import replace
@@ -212,7 +212,7 @@ def test_default_records_are_unchanged():
 
 
 def test_no_bin_loses_the_coding(tmp_path):
-    """Neither on the hub nor by convert: a file without metadata would be read as linear."""
+    """On the hub and by convert, because a file without metadata would be read as linear."""
     unet = build_unet(channels=(32, 64, 64))
     load_attn_procs(unet, random_lora(unet))
     for coding in ("linear", "log"):

@@ -88,7 +88,7 @@ def test_two_codes_in_one_map_are_both_found():
 
 @pytest.mark.parametrize("largest", [1000.0, 80.0, 100.0, 65.5, 655.0])
 def test_a_large_distance_is_no_code(largest):
-    """Round and large, but reached by what lies in front of it, or no code at all."""
+    """Round and large, but other depths come close to it, or not a code at all."""
     raw = depth(1, 0.9 * largest)
     raw[:3] = largest
     assert known_pixels("depth", raw).pixels.all()

@@ -1,4 +1,4 @@
-"""Closed forms and invariances of the scores: what must come out whatever code computes it."""
+"""Closed forms and invariances of the scores, independent of the implementation."""
 
 import math
 

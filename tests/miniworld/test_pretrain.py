@@ -91,7 +91,7 @@ def tiny_stage(name: str, folder: Path, pairs, steps: int = 6):
     return editor_stage(build_editor(parts.unet), parts, vae, pairs[0], data, folder / name, 4, True, **settings)
 
 
-# What the trainings see
+# Training data
 
 
 def test_the_cache_is_the_stream(tmp_path, monkeypatch):
@@ -114,7 +114,7 @@ def count_calls(function):
 
 
 def test_no_stage_can_see_a_map(tmp_path, monkeypatch):
-    """All stages, also those that train a generator on, run on scenes that are but an image and a caption."""
+    """All stages, including further training, run on scenes with only an image and a caption."""
 
     def bare(*args):
         scene = render(*args)
@@ -179,7 +179,7 @@ def test_enlarged_latents_are_the_same_vae(pairs):
 
 
 def test_recoloured_pictures_are_not_maps():
-    """Neither the VAE's nor the editor's images come near the normals or the depth of their scenes."""
+    """The images of VAE and editor are not close to the normals or the depth of their scenes."""
     found = [scenes.render(seed, kind, 64, 64) for seed in range(12) for kind in ("room", "yard")]
     rgb = to_tensor(np.stack([scene.rgb for scene in found]))
     varied = recolour(rgb, Generator().manual_seed(0))
@@ -221,7 +221,7 @@ def test_the_unet_sees_pictures_latents_and_captions(tmp_path, pairs):
 
 
 def test_the_editors_condition_keeps_its_place():
-    """Conditions are re-coloured, never turned: edges stay where they are in the image to draw."""
+    """Conditions are re-coloured, never turned: their edges match those of the target image."""
     rgb = np.zeros((32, 64, 64, 3), np.uint8)
     rgb[:, :, 40:] = 255
     shown = editor.conditions(rgb, Generator().manual_seed(0))
@@ -236,7 +236,7 @@ def test_the_editors_condition_keeps_its_place():
 
 @pytest.fixture
 def tiny_folder(tmp_path) -> Path:
-    """A generator's folder beside an editor's, with random weights."""
+    """A generator's folder next to an editor's, with random weights."""
     torch.manual_seed(0)
     parts = tiny_parts()
     save_generator(tmp_path / "mini-sd", parts, build_mini_vae((8, 8, 8), 4))
@@ -268,7 +268,7 @@ def test_the_velocity_stage_descends_the_error_of_v_on_a_schedule_that_ends_in_n
 @pytest.mark.parametrize("velocity", [False, True])
 @pytest.mark.parametrize("guidance", [1, 3])
 def test_the_sampler_finds_what_an_exact_prediction_points_at(velocity, guidance):
-    """An oracle that knows the one image there is, by noise and by velocity from pure noise on."""
+    """An oracle for the only image, predicting noise, and velocity from pure noise."""
     parts = build_generator()
     scheduler = zero_snr_scheduler(parts.scheduler) if velocity else parts.scheduler
     z0 = torch.randn(2, 4, 8, 8, generator=Generator().manual_seed(1))
@@ -290,7 +290,7 @@ def test_the_sampler_finds_what_an_exact_prediction_points_at(velocity, guidance
 
 
 def test_a_velocity_base_is_a_folder_that_diffusers_and_the_scripts_read(tiny_folder, tmp_path, monkeypatch):
-    """Its VAE is the generator's by links that can be moved along; it says how it was made, and is measured."""
+    """Its VAE is the generator's by links that can be moved along; its card has the settings and the measurements."""
     monkeypatch.setattr("miniworld.pretraining.picture_cache.CHUNK", 16)
     monkeypatch.setattr(pretrain, "SIZE", SIDE)
     for name, value in {"VAE_SCENES": 8, "DRAWN": 4, "SHOWN": 2}.items():
@@ -406,7 +406,7 @@ def test_the_report_replaces_its_own_part_of_the_card(tmp_path):
     assert card.read_text() == f"by hand\n{BEGIN}\n\nnewer\n\n{END}\nmore\n"
 
 
-# What is shipped
+# The shipped weights
 
 
 @pytest.fixture(scope="module")
@@ -425,7 +425,7 @@ def test_the_shipped_vae(shipped):
 
 @pytest.mark.slow
 def test_the_shipped_generator_draws_what_it_is_told(shipped):
-    """Ground and walls have the colours asked for. (The sky's are not learnt yet: it is blue whatever one says.)"""
+    """Ground and walls have the colours asked for. (The sky's are not learned yet: it is always blue.)"""
     shipped.set_progress_bar_config(disable=True)
     settings = {"num_images_per_prompt": 2, "num_inference_steps": 12, "guidance_scale": 3.0, "output_type": "np"}
 

@@ -1,4 +1,4 @@
-"""The references that a LoRA on a GAN or an autoregressive generator is seen beside."""
+"""The references for a LoRA on a GAN or an autoregressive generator."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What was tried: that each is what its name says, and that the command writes its table."""
+"""Variants of the recipe: each is what its name promises, and the command writes its table."""
 
 import shutil
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""bfloat16 on a CPU that emulates it: said, with the cure."""
+"""bfloat16 on a CPU that emulates it: a note with the fix."""
 
 import subprocess
 import sys

@@ -74,7 +74,7 @@ class Wandb(BaseHTTPRequestHandler):
 
 
 def upload(output) -> dict:
-    """What a server knows of a run after `wandb sync`: given, config, streams (lists of JSON lines), files."""
+    """A run on the server after `wandb sync`: given, config, streams (lists of JSON lines), files."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Wandb)
     server.url = f"http://127.0.0.1:{server.server_port}"
     server.run = {"given": {}, "config": {}, "streams": {}, "files": {}}
@@ -202,7 +202,7 @@ def test_tensorboard_shows_the_same(flags, killed):
 
 
 def test_a_run_with_parts_not_uploaded_stays_offline(flags, killed, tmp_path, monkeypatch, capsys):
-    """Otherwise the later part would stand in front of the earlier one in wandb."""
+    """Otherwise the later part would come before the earlier one in wandb."""
     output, _ = killed(flags)
     assert trackers.not_uploaded(output) == []  # `wandb sync` has left its mark
     copy = shutil.copytree(output, tmp_path / "run", symlinks=True)

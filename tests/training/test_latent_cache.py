@@ -120,7 +120,7 @@ def test_whatever_changes_a_latent_makes_another_cache(train_set, vae, diode, ba
     assert key(vae=load_base(str(bases["sd21"])).vae) == 1
     path = train_set.label_path(train_set.stems[4])
     status = path.stat()
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))  # the label was written anew
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))  # the label was written again
     try:
         assert key() == 1
     finally:

@@ -30,7 +30,7 @@ SINGLE, AUG = "sd_single_diode_pseudo_normal.py", "augunet_diode_pseudo_normal.p
 
 @pytest.fixture(scope="module")
 def own(diode, tmp_path_factory) -> Path:
-    """12 images as a folder of one's own, every third of them cut to portrait, with masks and truth alike."""
+    """12 images as a folder of one's own, every third of them cut to portrait, with masks and truth."""
     root = tmp_path_factory.mktemp("own")
     world = Diode(NORMAL, diode / "normals", diode / "pseudo" / "normal", "train")
     for folder in ("images", "labels", "gt"):
@@ -133,7 +133,7 @@ def test_nothing_is_dropped_for_ever_and_nothing_is_seen_too_often():
         for index in samples:
             assert abs(seen[index] - 40) <= max(1, 4 / len(samples)), (index, seen[index])
     early = Counter(index for batch in steps(30) for index, _ in batch)
-    assert set(early) == set(range(20))  # the lonely image too: it has a group in every fourth pass
+    assert set(early) == set(range(20))  # the single image of its shape too: it has a group in every fourth pass
 
 
 def test_each_bucket_is_reshuffled_and_so_is_the_order_of_shapes():
