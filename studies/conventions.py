@@ -204,7 +204,7 @@ def rates(
     rng = np.random.default_rng(1)
     cells = []
     for size in SIZES:
-        subsets = [rng.choice(len(evidence), size, replace=False) for _ in range(draws)]
+        subsets = [rng.choice(len(evidence), min(size, len(evidence)), replace=False) for _ in range(draws)]
         found = [findings_of_labels(INTRINSICS[task], [evidence[i] for i in subset]) for subset in subsets]
         hit = [[one for one in each if right(one)] for each in found]
         sure = sum(any(one.sure for one in each) for each in hit) / draws

@@ -153,7 +153,7 @@ def arrays() -> dict[str, bytes]:
         **{f"cut at {size}": good[:size] for size in (0, 1, 6, 8, 10, 40, 127, 128, 5000)},
         "zeros": bytes(4000),
         "text": b"1 2 3\n" * 100,
-        "picture": encoded("PNG"),
+        "an image": encoded("PNG"),
         "archive of arrays": several.getvalue(),
         "half an archive": several.getvalue()[:200],
         "pickle": malicious_pickle(),

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.bad_input
 @pytest.fixture(scope="module")
 def inference(weights, tmp_path_factory):
     """(input folder, output folder, status, stderr) of one run on all of them."""
-    home = tmp_path_factory.mktemp("pictures")
+    home = tmp_path_factory.mktemp("images")
     folder, out = home / "in", home / "out"
     folder.mkdir()
     for name, content in {**pictures(), **dict.fromkeys(GOOD, encoded("PNG"))}.items():

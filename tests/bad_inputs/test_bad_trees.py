@@ -92,7 +92,7 @@ MANIFESTS = {
     "deep": b"[" * 100_000,
     "no unicode": b'{"image": "\xff\xfe", "label": "a"}',
     "utf-16": '{"image": "a.png", "label": "a.png"}'.encode("utf-16"),
-    "a picture": encoded("PNG"),
+    "an image": encoded("PNG"),
     "a pickle": b"\x80\x04N.",
     "no label": b'{"image": "a.png"}',
     "an unknown key": b'{"image": "a.png", "label": "a.png", "Split": "val"}',

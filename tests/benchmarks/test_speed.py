@@ -53,13 +53,13 @@ def test_compiled_inference_draws_the_same(small, tmp_path, capsys):
     unet = load_base(str(small)).unet
     add_lora(unet, 2)
     save_lora(unet, tmp_path / "lora", {"method": "single-step", "task": "albedo", "resolution": 32})
-    (tmp_path / "pictures").mkdir()
+    (tmp_path / "images").mkdir()
     for index, colour in enumerate(["red", "teal", "olive"]):
-        Image.new("RGB", (40, 32), colour).save(tmp_path / "pictures" / f"{index}.png")
+        Image.new("RGB", (40, 32), colour).save(tmp_path / "images" / f"{index}.png")
     drawn = []
     for more in ([], ["--compile"]):
         out = tmp_path / f"out{len(more)}"
-        words = ["--lora", tmp_path / "lora", "--input_dir", tmp_path / "pictures", "--output_dir", out, *more]
+        words = ["--lora", tmp_path / "lora", "--input_dir", tmp_path / "images", "--output_dir", out, *more]
         words += ["--center_crop"]
         inference_sd_single.main([str(w) for w in (*words, "--pretrained_model_name_or_path", small)])
         drawn.append(np.stack([np.asarray(Image.open(file)) for file in sorted(out.rglob("*.png"))]).astype(int))
@@ -68,17 +68,17 @@ def test_compiled_inference_draws_the_same(small, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("place", "cure"),
+    ("place", "fix"),
     [("/env/torch/__init__.py", r"apt install g\+\+"), ("/my env/torch/__init__.py", "path with a space")],
 )
-def test_what_cannot_be_compiled_is_said(place, cure, monkeypatch):
+def test_a_failing_compiler_is_reported_with_a_fix(place, fix, monkeypatch):
     from torch._inductor import config
 
     monkeypatch.setenv("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")
     monkeypatch.setattr(compiling, "TORCH", place)
     torch._dynamo.reset()
     broken = config.patch({"cpp.cxx": ("no-such-compiler",)})
-    with broken, pytest.raises(InputError, match=rf"--compile: this machine cannot .*{cure}"):
+    with broken, pytest.raises(InputError, match=rf"--compile: this machine cannot .*{fix}"):
         compiling.compile_unet(torch.nn.Linear(2, 2), torch.device("cpu"))
 
 

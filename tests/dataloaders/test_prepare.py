@@ -103,7 +103,7 @@ GOOD = "val/indoors/scene_00001/scan_00002/00001_00002_indoors_000_000.png"
 def pack(path, *members):
     """(name, content or type of link) -> an archive of them, after one good file."""
     with tarfile.open(path, "w:gz") as tar:
-        for name, what in ((GOOD, "picture"), *members):
+        for name, what in ((GOOD, "image"), *members):
             info = tarfile.TarInfo(name)
             if isinstance(what, str):
                 info.size = len(what)

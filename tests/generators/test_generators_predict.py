@@ -93,7 +93,7 @@ def test_a_transformer_predicts_what_its_objective_does(ar_lora, ar_folder, tmp_
     for name, size in (("a", (48, 40)), ("b", (33, 64))):
         pixels = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(source / f"{name}.png")
-    (tmp_path / "in" / "no.png").write_bytes(b"no picture")
+    (tmp_path / "in" / "no.png").write_bytes(b"not an image")
     assert run(inference_ar, "--lora", lora, "--input_dir", tmp_path / "in", "--output_dir", tmp_path, "--npy") == 1
     assert "no.png" in capsys.readouterr().err
     base = load_autoregressive(str(ar_folder))

@@ -37,7 +37,7 @@ def test_astray_members_do_not_move_the_depth():
     merged, doubt = merge(torch.stack([*good, grey(-truth)]), DEPTH)
     assert np.corrcoef(merged[0].flatten(), truth.flatten())[0, 1] > 0.999
     inverted = align(torch.stack([truth, 0.7 * truth, truth, -truth]))[3]
-    assert inverted.std() < 1e-6  # it is in error: neither turned around nor left inverted
+    assert inverted.std() < 1e-6  # it is in error: not turned around and not left inverted
     hole = truth.clone()
     hole[25:35, 25:35] = 3.0
     merged, doubt = merge(torch.stack([*good, grey(truth), grey(hole)]), DEPTH)

@@ -42,7 +42,7 @@ def weights(bases, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pictures")
+    folder = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     for i, (width, height) in enumerate([(96, 72), (72, 96), (64, 64), (130, 100), (96, 72)]):
         coarse = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8))
@@ -149,7 +149,7 @@ def test_every_kind_of_picture_and_one_bad_file(weights, tmp_path, capsys):
     Image.fromarray(rgb[..., 0].astype(np.uint16) * 257).save(folder / "d.tif")
     Image.fromarray(np.dstack([rgb, rgb[..., 0]])).save(folder / "e.PNG")
     Image.fromarray(rgb).quantize(16).save(folder / "f.png")
-    (folder / "bad.jpeg").write_bytes(b"\xff\xd8 this is no picture")
+    (folder / "bad.jpeg").write_bytes(b"\xff\xd8 this is not an image")
     (folder / "notes.txt").write_text("left alone")
     assert predict("--lora", weights / "ours", "--input_dir", folder, "--output_dir", tmp_path / "out") == 1
     said = capsys.readouterr()

@@ -43,7 +43,7 @@ def weights(bases, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pictures(diode, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pictures")
+    folder = tmp_path_factory.mktemp("images")
     for i, path in enumerate(sorted((diode / "depths" / "val").rglob("*.png"))[:4]):
         shutil.copy(path, folder / f"p{i}.png")
     return folder

@@ -84,7 +84,7 @@ def test_sixteen_bit_labels_are_refused(tmp_path):
 @pytest.mark.parametrize("name", ["empty.png", "text.png", "cut.png", "absent.png"])
 def test_a_bad_picture_names_itself(name, tmp_path):
     (tmp_path / "empty.png").touch()
-    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.png").write_text("not an image")
     Image.fromarray(noise(50, 50)).save(tmp_path / "cut.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:2000])
     with pytest.raises(InputError, match=name):

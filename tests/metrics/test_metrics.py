@@ -338,7 +338,7 @@ def test_whdr_by_hand():
         (1, 2, "1", 4.0),  # wrong
         (0, 3, "1", 50.0),  # not opaque
         (0, 1, "2", 0.0),  # no weight
-        (0, 1, "2", -5.0),  # nor this
+        (0, 1, "2", -5.0),  # this neither
         (0, 1, None, None),  # no verdict
     )
     assert whdr(albedo, said) == pytest.approx(6 / 10)

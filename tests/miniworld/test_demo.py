@@ -81,11 +81,11 @@ def test_a_shipped_lora_predicts_at_once(world, tmp_path, monkeypatch, capsys, n
     task = Path(name).name
     intrinsic = INTRINSICS[task]
     val = labelled(world, "val", intrinsic)
-    Path("pictures").mkdir()
+    Path("images").mkdir()
     count = 8 if script is inference_augunet else len(val)  # 25 passes each, not one
     for stem in val.stems[:count]:
-        shutil.copy(val.rgb_path(stem), "pictures")
-    words = ["--lora", str(SHIPPED / name), "--input_dir", "pictures", "--output_dir", "."]
+        shutil.copy(val.rgb_path(stem), "images")
+    words = ["--lora", str(SHIPPED / name), "--input_dir", "images", "--output_dir", "."]
     script.main([*words, "--center_crop", "--npy", "--batch_size", "8"])
     assert "was trained on" not in capsys.readouterr().out
     errors, score = [], score_of(intrinsic, "diode")

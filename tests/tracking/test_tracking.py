@@ -187,7 +187,7 @@ def test_tensorboard_shows_the_same(flags, killed):
     output, _ = killed(flags)
     board = EventAccumulator(str(output / "logs" / "shapes"), size_guidance={"images": 0, "scalars": 0})
     board.Reload()
-    assert len(list((output / "logs" / "shapes").iterdir())) == 2, "a file per start, and no runs beside them"
+    assert len(list((output / "logs" / "shapes").iterdir())) == 2, "a file per start, and no other runs"
     shown = {name: {event.step: event.value for event in board.Scalars(name)} for name in board.Tags()["scalars"]}
     for record in records(output):
         step = record.pop("step")

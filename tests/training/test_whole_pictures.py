@@ -88,7 +88,7 @@ def test_the_header_tells_the_size_upright(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:  # a PNG that cannot be turned is not decoded
         patch.setattr(PngImagePlugin.PngImageFile, "load", None)
         assert size_of(tmp_path / "plain.png") == (40, 30)
-    (tmp_path / "no.png").write_bytes(b"no picture")
+    (tmp_path / "no.png").write_bytes(b"not an image")
     with pytest.raises(InputError, match=r"no.png: not a readable picture"):
         size_of(tmp_path / "no.png")
 
