@@ -29,7 +29,7 @@ def inference(weights, tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", [*pictures(), *LINKS])
-def test_a_bad_picture_is_named_with_its_cure(name, inference):
+def test_a_bad_image_is_named_with_the_fix(name, inference):
     folder, out, _, stderr = inference
     shown = InputError(str(folder / name)).args[0]
     lines = [line for line in stderr.splitlines() if line.strip().startswith(f"{shown}: ")]

@@ -25,7 +25,7 @@ def reader(folder: str, suffix: str):
 
 @pytest.mark.parametrize("name", LABELS)
 @pytest.mark.parametrize(("folder", "suffix"), IMAGES)
-def test_a_file_that_is_no_picture(folder, suffix, name, tree):
+def test_a_file_that_is_not_an_image(folder, suffix, name, tree):
     root, stem = tree
     path = root / folder / f"{stem}{suffix}"
     put(path, pictures()[name])

@@ -191,7 +191,7 @@ def test_an_empty_split_through_a_script(name, words, tree):
     main_refused(SCRIPT, words, "no training images under .*normals")
 
 
-def test_a_scene_type_that_has_no_pictures(words):
+def test_a_scene_type_without_images(words):
     main_refused(SCRIPT, [*words, "--scene_types", "outdoor"], "no training images")
 
 

@@ -43,7 +43,7 @@ def either(path: Path, content: bytes, read) -> None:
     changes=MUTATIONS,
     cut=st.none() | st.integers(0, 9999),
 )
-def test_any_picture(tmp_path_factory, kind, changes, cut):
+def test_any_image(tmp_path_factory, kind, changes, cut):
     path = tmp_path_factory.getbasetemp() / "fuzz.png"
     either(path, mutated(encoded(kind), changes, cut), read_rgb)
     either(path, mutated(encoded(kind), changes, cut), read_label)

@@ -111,7 +111,7 @@ def test_what_grows_is_measured_by_real_runs(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("module", ["train_step", "inference"])
-def test_a_benchmark_runs_as_its_documentation_says(module, bases, tmp_path):
+def test_a_benchmark_runs_as_documented(module, bases, tmp_path):
     words = ["--base", bases["sd15"], "--resolution", 32, "--batch", 2, "--rounds", 1]
     words += ["--output", tmp_path / "numbers.json"]
     done = fork("-m", f"benchmarks.{module}", *words)

@@ -108,7 +108,7 @@ def test_wrong_shapes_name_the_file(tree, suffix, array, message):
         dataset[0]
 
 
-def test_labels_must_cover_the_picture(tree):
+def test_labels_must_cover_the_image(tree):
     dataset = normals(tree)
     path = tree / "pseudo" / "normal" / f"{dataset.stems[0]}.png"
     Image.new("RGB", (96, 50)).save(path)
@@ -150,7 +150,7 @@ def test_wrong_folder_is_named(diode):
         normals(diode, scene_types=("indoor",))
 
 
-def test_pictures_that_meta_does_not_list(tree):
+def test_images_missing_from_meta(tree):
     meta = json.loads((tree / "diode_meta.json").read_text())
     scan = next(iter(next(iter(meta["val"]["indoors"].values())).values()))
     dropped = len(scan)

@@ -42,13 +42,13 @@ def test_truth_is_linear_and_fits_the_label(diode, task):
     assert (shown - item["target"]).abs().max() < 0.03
 
 
-def test_picture_is_albedo_times_shading(diode):
+def test_the_image_is_albedo_times_shading(diode):
     albedo, shading = (dataset(diode, task, truth=True)[5] for task in KINDS)
     product = albedo["gt"] * shading["gt"]
     assert np.abs(to_linear(albedo["rgb"].double().numpy() / 2 + 0.5) - product.numpy()).max() < 0.01
 
 
-def test_without_truth_the_label_stands_in_and_says_so(diode):
+def test_without_truth_validation_uses_the_label_and_reports_it(diode):
     train = dataset(diode, "albedo", truth=False)
     assert not train.measured and "PSEUDO LABELS" in train.notes[0]
     item = train[3]

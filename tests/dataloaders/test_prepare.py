@@ -74,7 +74,7 @@ def test_published_sums():
     }
 
 
-def test_interrupted_runs_go_on(diode, archives, tmp_path, monkeypatch, capsys):
+def test_interrupted_runs_continue(diode, archives, tmp_path, monkeypatch, capsys):
     place, left = preparation._place, [40]
 
     def tiring(*args):
@@ -210,7 +210,7 @@ def test_check_of_a_good_tree_from_the_command_line(diode):
     assert done.returncode == 2 and "no such folder; --root is" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_check_knows_what_the_list_knows(diode, tmp_path, capsys):
+def test_check_and_the_list_agree(diode, tmp_path, capsys):
     tree = shutil.copytree(diode, tmp_path / "DIODE")
     gone = next((tree / "depths" / "train").rglob("*.png"))
     gone.unlink()

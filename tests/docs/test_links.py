@@ -67,7 +67,7 @@ def test_every_page_can_be_reached_from_the_readme(page):
 
 
 @pytest.mark.parametrize("image", IMAGES, ids=lambda image: image.name)
-def test_every_image_is_shown_somewhere_and_is_small(image):
+def test_every_image_is_used_on_a_page_and_is_small(image):
     assert any(image.name in target for page in PAGES for target in links(page.read_text()))
     assert image.stat().st_size < 310_000
 

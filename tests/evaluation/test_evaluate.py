@@ -164,7 +164,7 @@ def test_png_normals(tmp_path, run):
     assert result["metrics"]["mean"] == pytest.approx(np.degrees(np.arccos(1 / np.sqrt(3))), rel=1e-5)
 
 
-def test_npy_is_preferred_to_png_and_said(tmp_path, run):
+def test_npy_is_preferred_to_png_with_a_note(tmp_path, run):
     save(tmp_path / "gt/a_normal.npy", normals())
     save(tmp_path / "pred/a_normal.npy", normals(5))
     save(tmp_path / "pred/a_normal.png", encode(normals(50)))
@@ -484,7 +484,7 @@ def test_diode_depth(diode, run, fail):
     assert "1 have none" in message and one.name.replace("_depth_mask", "_depth") in message
 
 
-def test_diode_normals_are_opengl_unless_told(diode, run, fail):
+def test_diode_normals_are_opengl_by_default(diode, run, fail):
     result, _ = run("--gt_dir", diode / "normals")
     assert result["settings"]["gt_frame"] == "opengl" and result["metrics"]["mean"] == pytest.approx(0, abs=1e-4)
     assert [row["row"] for row in result["rows"]] == ["all", "indoors", "outdoor"]
@@ -596,7 +596,7 @@ def test_colour_spaces(tmp_path, run, fail):
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.uint16])
-def test_pictures_scale_to_one(kind, tmp_path):
+def test_images_scale_to_one(kind, tmp_path):
     ends = np.array([[0, np.iinfo(kind).max]], kind)
     assert read_prediction(save(tmp_path / "a.png", ends), "colour").values.tolist() == [[0, 1]]
 
@@ -653,7 +653,7 @@ def test_whdr(tmp_path, run, fail):
     (lambda pixels, path: Image.fromarray(pixels).save(path, format="JPEG"), "is a JPEG"),
     (lambda pixels, path: Image.fromarray(pixels).save(path, transparency=(0, 0, 0)), "a transparent colour"),
 ], ids=["rgba", "palette", "jpeg", "a transparent colour"])  # fmt: skip
-def test_pictures_that_would_be_read_wrongly(write, words, tmp_path):
+def test_images_that_would_be_read_wrongly(write, words, tmp_path):
     write(encode(random_normals()), tmp_path / "a.png")
     with pytest.raises(ValueError, match=words):
         read_array(tmp_path / "a.png")

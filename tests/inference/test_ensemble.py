@@ -78,6 +78,6 @@ def test_colours_merge_to_the_median(task):
     torch.testing.assert_close(merged[0], torch.full((4, 4), 0.15))
 
 
-def test_uncertainty_pictures_share_one_scale():
+def test_uncertainty_images_share_one_scale():
     doubt = torch.tensor([[0.0, 22.5], [45.0, 90.0]])
     assert uncertainty_picture(doubt, NORMAL).tolist() == [[0, 128], [255, 255]]

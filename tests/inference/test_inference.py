@@ -139,7 +139,7 @@ def test_depth_npy_is_not_clamped_and_batches_agree(weights, pictures, tmp_path,
         assert shown.shape == (64, 64) and np.corrcoef(shown.ravel(), one.ravel())[0, 1] > 0.99
 
 
-def test_every_kind_of_picture_and_one_bad_file(weights, tmp_path, capsys):
+def test_every_kind_of_image_and_one_bad_file(weights, tmp_path, capsys):
     folder = tmp_path / "in"
     folder.mkdir()
     rgb = np.random.default_rng(1).integers(0, 256, (64, 80, 3), dtype=np.uint8)
@@ -158,7 +158,7 @@ def test_every_kind_of_picture_and_one_bad_file(weights, tmp_path, capsys):
     assert written == [f"{letter}_normal.png" for letter in "abcdef"]
 
 
-def test_two_processes_share_the_pictures(weights, pictures, tmp_path):
+def test_two_processes_share_the_images(weights, pictures, tmp_path):
     words = ["--lora", weights / "ours", "--input_dir", pictures, "--device", "cpu"]
     one_thread = {"OMP_NUM_THREADS": "1"}  # what torchrun gives each process; the order of sums depends on it
     fork(SCRIPT, *words, "--output_dir", tmp_path / "two", processes=2, env=one_thread)
@@ -183,7 +183,7 @@ def test_a_mistake_is_named(words, message, weights, tmp_path, monkeypatch):
         inference_sd_single.main(["--lora", str(weights / "ours"), *words])
 
 
-def test_the_default_lora_is_the_released_one_and_its_absence_says_which_there_are():
+def test_the_default_lora_is_the_released_one_and_its_absence_lists_the_others():
     done = python(SCRIPT, check=False)
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
     assert "error: pretrained_weights/sd_single_depth_pytorch_model.bin: no such LoRA file" in done.stderr

@@ -93,7 +93,7 @@ def test_a_film_of_maps_has_the_sources_times_and_sound(tmp_path):
     assert np.abs(np.asarray(last).astype(int) - written).mean() < 4
 
 
-def test_depth_is_scaled_once_for_the_clip_and_a_broken_run_goes_on(tmp_path, capsys):
+def test_depth_is_scaled_once_for_the_clip_and_a_broken_run_continues(tmp_path, capsys):
     source = film(tmp_path / "a.mkv")
     folder = predict("depth", source, tmp_path / "out", "--batch_size", 4, "--formats", "png,png16")
     values = np.stack([np.load(folder / f"{i:06d}_depth.npy") for i in range(6)])

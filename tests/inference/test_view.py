@@ -262,7 +262,7 @@ def test_wrapped_normals_by_diffusion_fit_together_at_their_edges():
     assert steps[1][0] <= steps[1][1] and steps[1][0] < steps[0][0]
 
 
-def test_flips_make_diffusion_treat_both_sides_alike():
+def test_flips_make_diffusion_treat_both_sides_the_same():
     """The mirrored image with the mirrored noise gets the mirrored normals; without flips it does not."""
     rgb = torch.from_numpy(np.array(photograph(64, 64))).permute(2, 0, 1)[None] / 127.5 - 1
     eps, signs = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0)), torch.tensor([-1.0, 1, 1])

@@ -100,7 +100,7 @@ def test_a_linear_map_is_returned_as_it_is():
     torch.testing.assert_close(batch[1], coded)
 
 
-def test_the_record_says_the_coding_and_labels_are_not_mixed(labels, diode):
+def test_the_record_has_the_coding_and_labels_are_not_mixed(labels, diode):
     for coding, folder in labels.items():
         record = json.loads((folder / "provenance.json").read_text())
         assert record["depth_coding"] == coding
@@ -148,7 +148,7 @@ def trained(labels, diode, bases, tmp_path_factory) -> Path:
     return output
 
 
-def test_the_lora_says_its_coding_and_there_is_no_file_that_cannot(trained):
+def test_the_lora_records_its_coding_and_no_file_lacks_it(trained):
     with safe_open(trained / SAFETENSORS, "pt") as file:
         metadata = file.metadata()
     assert metadata["depth_coding"] == "log" and "log10(1 + 9 u)" in metadata["polarity"]

@@ -25,14 +25,14 @@ def test_centre_crop_geometry(width, height, expected):
     assert Crop.of(width, height, 512) == expected
 
 
-def test_picture_values():
+def test_image_values():
     pixels = noise(64, 64)
     tensor = Crop.of(64, 64, 64).picture(Image.fromarray(pixels))
     assert tensor.dtype == torch.float32 and tensor.shape == (3, 64, 64)
     np.testing.assert_allclose(tensor.permute(1, 2, 0).numpy(), pixels / 127.5 - 1, atol=1e-6)
 
 
-def test_arrays_follow_the_picture():
+def test_arrays_follow_the_image():
     """An image and an array that hold the same coordinates stay together through resize and crop."""
     rows, columns = np.mgrid[0:80, 0:120]
     picture = Image.fromarray(np.stack([rows, columns, rows], axis=2).astype(np.uint8))
@@ -82,7 +82,7 @@ def test_sixteen_bit_labels_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["empty.png", "text.png", "cut.png", "absent.png"])
-def test_a_bad_picture_names_itself(name, tmp_path):
+def test_a_bad_image_is_named(name, tmp_path):
     (tmp_path / "empty.png").touch()
     (tmp_path / "text.png").write_text("not an image")
     Image.fromarray(noise(50, 50)).save(tmp_path / "cut.png")

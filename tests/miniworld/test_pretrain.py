@@ -156,7 +156,7 @@ def test_no_stage_can_see_a_map(tmp_path, monkeypatch):
         pretrain.main([str(word) for word in (*words, "--velocity_from", on, "--out", velocity)])
 
 
-def test_the_vae_sees_pieces_of_pictures(pairs, monkeypatch):
+def test_the_vae_is_trained_on_crops(pairs, monkeypatch):
     monkeypatch.setattr("miniworld.pretraining.vae.vary", lambda rgb, rng: rgb)
     rgb = to_tensor(pairs[0]) * 2 - 1
     for side in (SIDE // 2, SIDE):
@@ -178,7 +178,7 @@ def test_enlarged_latents_are_the_same_vae(pairs):
     torch.testing.assert_close(reconstruct(vae, rgb), drawn, atol=1e-5, rtol=1e-4)
 
 
-def test_recoloured_pictures_are_not_maps():
+def test_recoloured_images_are_not_maps():
     """The images of VAE and editor are not close to the normals or the depth of their scenes."""
     found = [scenes.render(seed, kind, 64, 64) for seed in range(12) for kind in ("room", "yard")]
     rgb = to_tensor(np.stack([scene.rgb for scene in found]))
@@ -190,7 +190,7 @@ def test_recoloured_pictures_are_not_maps():
             assert (pictures - maps).abs().mean(dim=(1, 2, 3)).min() > 0.08
 
 
-def test_the_unet_sees_pictures_latents_and_captions(tmp_path, pairs):
+def test_the_unet_is_trained_on_latents_of_images_and_captions(tmp_path, pairs):
     torch.manual_seed(0)
     vae, parts = build_mini_vae((8, 8, 8), 4).requires_grad_(False), tiny_parts()
     data = tiny_data(vae, parts, pairs, tmp_path)
@@ -386,7 +386,7 @@ def test_a_longer_run_shares_the_steps_before_the_descent(tmp_path, pairs):
 # Measuring
 
 
-def test_sliced_wasserstein_tells_scenes_from_what_is_not():
+def test_sliced_wasserstein_separates_scenes_from_other_images():
     rgb = torch.stack([to_tensor(scenes.render(seed, "room").rgb[None])[0] for seed in range(64)]) * 2 - 1
     here, there = rgb[:32], rgb[32:]
     same = sliced_wasserstein(here, there)
@@ -424,7 +424,7 @@ def test_the_shipped_vae(shipped):
 
 
 @pytest.mark.slow
-def test_the_shipped_generator_draws_what_it_is_told(shipped):
+def test_the_shipped_generator_follows_its_caption(shipped):
     """Ground and walls have the colours asked for. (The sky's are not learned yet: it is always blue.)"""
     shipped.set_progress_bar_config(disable=True)
     settings = {"num_images_per_prompt": 2, "num_inference_steps": 12, "guidance_scale": 3.0, "output_type": "np"}
@@ -450,7 +450,7 @@ def test_the_shipped_words_cover_captions_and_prompts(shipped):
 
 
 @pytest.mark.slow
-def test_the_shipped_editor_reads_its_picture(shipped):
+def test_the_shipped_editor_uses_its_image(shipped):
     pipeline = StableDiffusionInstructPix2PixPipeline.from_pretrained(MINI_IP2P, safety_checker=None)
     maps, _, captions = unseen_scenes(seed=6, count=16)
     parts = Parts(shipped.tokenizer, shipped.text_encoder, shipped.unet, shipped.scheduler)

@@ -150,7 +150,7 @@ def test_wandb_panels_have_the_stems_as_captions(name, split, flags, killed):
     assert all(run["files"][file][:4] == b"\x89PNG" for file in panel["filenames"])
 
 
-def test_wandb_config_says_what_the_run_was_made_with(flags, killed):
+def test_wandb_config_describes_the_run(flags, killed):
     output, run = killed(flags)
     config = {key: entry["value"] for key, entry in run["config"].items()}
     assert run["given"]["displayName"] == "a name" and run["given"]["project"] == "shapes"
@@ -344,7 +344,7 @@ def test_wandb_goes_offline_without_network():
     assert mode == "offline" and "cannot be reached" in reason and time.monotonic() - started < 10
 
 
-def test_wandb_goes_online_when_it_can():
+def test_wandb_is_online_when_possible():
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}"
         assert trackers.wandb_mode({"WANDB_API_KEY": "x" * 40, "WANDB_BASE_URL": url}) == ("online", "")
@@ -373,7 +373,7 @@ def test_metrics_past_the_checkpoint_are_dropped(tmp_path):
     ({"step": 4, "val/train/mean": 1.0}, {(3, "loss"), (4, "loss"), (4, "val/train/mean")}),
     ({"step": 4, "grad_norm": 1.0}, {(3, "loss")}),  # killed while validating: wandb never got the step
 ])  # fmt: skip
-def test_what_wandb_is_not_told_twice(tmp_path, last, dropped):
+def test_nothing_is_logged_to_wandb_twice(tmp_path, last, dropped):
     lines = [*({"step": step, "loss": 0.5} for step in (1, 2, 3, 4)), last]
     (tmp_path / metrics_file.METRICS).write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert metrics_file.forget_after(tmp_path, 2, validation_steps=4) == dropped

@@ -360,7 +360,7 @@ def test_another_base_task_and_labels_are_refused(flags, diode, bases, tmp_path,
         run_here(SCRIPT, words)
 
 
-def test_force_resume_goes_on_and_says_what_changed(flags, tmp_path, whole, capsys):
+def test_force_resume_continues_and_lists_the_changes(flags, tmp_path, whole, capsys):
     shutil.copytree(whole(flags), tmp_path / "run")
     words = ["--max_train_steps", 5, *RESUME, "--seed", 5, "--train_batch_size", 3, "--force_resume"]
     run_here(SCRIPT, flags(SCRIPT, tmp_path / "run", *words))

@@ -159,7 +159,7 @@ def test_mistakes_end_in_one_line(flags, tmp_path, change, message):
     assert re.match(r"(\S+: )?error: ", last) and re.search(message, last) and "Traceback" not in done.stderr
 
 
-def test_a_corrupt_picture_names_itself_from_a_worker(flags, diode, tmp_path):
+def test_a_corrupt_image_is_named_from_a_worker(flags, diode, tmp_path):
     tree = shutil.copytree(diode, tmp_path / "DIODE")
     for path in (tree / "depths" / "train").rglob("*.png"):
         path.write_bytes(path.read_bytes()[:100])

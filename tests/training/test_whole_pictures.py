@@ -77,7 +77,7 @@ def test_sizes(size, side, expected):
     assert crop.array(values).shape == expected
 
 
-def test_the_header_tells_the_size_upright(tmp_path, monkeypatch):
+def test_the_header_gives_the_upright_size(tmp_path, monkeypatch):
     image, exif = Image.new("RGB", (40, 30)), Image.Exif()
     exif[0x0112] = 6
     image.save(tmp_path / "turned.jpg", exif=exif)
@@ -212,7 +212,7 @@ def test_the_diffusing_unet_takes_them_too(words, tmp_path):
     assert len(losses(tmp_path)) == 1 and "val/val/mean" in records(tmp_path)[-1]
 
 
-def test_the_cache_holds_what_the_vae_says(own, bases, tmp_path):
+def test_the_cache_contains_the_vaes_output(own, bases, tmp_path):
     vae = load_base(str(bases["sd15"])).vae
     train, _ = open_folder(folder_samples(own), NORMAL, 0.2, 0, resolution=32, whole=True)
     cache = cached_or_not(train, vae, tmp_path)
