@@ -3,8 +3,8 @@
     python benchmarks/evaluate_speed.py [--images 100 300 654] [--distinct 16] [--workers 2] [--png]
 
 Writes `--distinct` random pairs of float32 normals into a temporary folder and links them under more names, so the
-disk's cache is warm: what is measured is decoding, angles, pooling and bootstrap. Each size runs in a process of its
-own, whose peak resident memory the kernel reports.
+disk's cache is warm. It measures decoding, angles, pooling and bootstrap. Each size runs in its own process, whose
+peak resident memory the kernel reports.
 """
 
 from __future__ import annotations

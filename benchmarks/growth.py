@@ -1,4 +1,4 @@
-"""What grows with the number of training images, and what a checkpoint costs.
+"""Start-up and step time against the number of training images, and the cost of a checkpoint.
 
     python -m benchmarks.growth --work output/growth
 
@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.models import sd15
-from benchmarks.side_by_side import processor, shown, spread
+from benchmarks.side_by_side import format_spread, processor, spread
 from miniworld import scenes
 from miniworld.pretraining.random_sd import save_random_sd
 from utils.base_model.stable_diffusion import load_base
@@ -32,8 +32,8 @@ from utils.training import checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = "sd_single_diode_pseudo_normal.py"
-FILES = 100  # rendered; the others are links to them
-STEPS, SETTLED = 60, 5  # of a launch; of them not timed
+FILES = 100  # rendered; the others link to them
+STEPS, SETTLED = 60, 5  # steps of a launch; the first ones, not timed
 
 
 def parser() -> argparse.ArgumentParser:
@@ -42,8 +42,8 @@ def parser() -> argparse.ArgumentParser:
     add("--work", type=path_flag, default=Path("output/growth"), help="data, models and runs (output/growth)")
     add("--counts", type=int, nargs="+", default=[1000, 5000, 25000], help="images listed (1000 5000 25000)")
     add("--rounds", type=int, default=3, help="launches of each, in turn (3)")
-    add("--steps", type=int, default=STEPS, help=f"of each launch ({STEPS})")
-    add("--bases", nargs="*", default=["tiny", "miniworld/mini-sd", "sd15"], help="whose checkpoints are weighed; "
+    add("--steps", type=int, default=STEPS, help=f"steps of each launch ({STEPS})")
+    add("--bases", nargs="*", default=["tiny", "miniworld/mini-sd", "sd15"], help="bases of the checkpoints; "
         "sd15: Stable Diffusion 1.5's size, random weights (all three)")  # fmt: skip
     add("--output", type=path_flag, help="write the numbers as JSON")
     return flags
@@ -89,7 +89,7 @@ def launch(work: Path, count: int, steps: int, name: str) -> dict[str, float]:
         subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=log, text=True) as process,
     ):
         for line in process.stdout:
-            if f"{count} training images, " in line:  # the last thing it says before it trains
+            if f"{count} training images, " in line:  # the last line before the first step
                 ready = time.monotonic() - begun
     if process.returncode or ready is None:
         sys.exit(f"error: {' '.join(command)} failed: see {log.name}")
@@ -99,7 +99,7 @@ def launch(work: Path, count: int, steps: int, name: str) -> dict[str, float]:
 
 
 def weigh(base: str, tiny: Path, folder: Path, rounds: int) -> dict:
-    """Bytes of a checkpoint of this base's LoRA, seconds to write one, and the base's own bytes beside."""
+    """Bytes of a checkpoint of this base's LoRA, seconds to write one, and the base's own bytes."""
     torch.manual_seed(0)
     parts = sd15() if base == "sd15" else load_base(str(tiny if base == "tiny" else base))
     text_encoder, vae, unet = parts if base == "sd15" else (parts.text_encoder, parts.vae, parts.unet)
@@ -135,11 +135,11 @@ def main(argv: list[str] | None = None) -> None:
     weights = {base: weigh(base, args.work / "tiny", args.work / "checkpoints", args.rounds) for base in args.bases}
     print("| images listed | launch to first step, s | step, ms |\n|---|---|---|")
     for count, found in grown.items():
-        print(f"| {count:,} | {shown(found['start'])} | {shown(found['step'], 1000)} |")
+        print(f"| {count:,} | {format_spread(found['start'])} | {format_spread(found['step'], 1000)} |")
     print("\n| base | its weights, MB | LoRA, MB | checkpoint, MB | to write it, ms |\n|---|---|---|---|---|")
     for base, found in weights.items():
         sizes = " | ".join(f"{found[f'{what}_bytes'] / 1e6:.3g}" for what in ("base", "lora", "checkpoint"))
-        print(f"| {base} | {sizes} | {shown(found['seconds'], 1000)} |")
+        print(f"| {base} | {sizes} | {format_spread(found['seconds'], 1000)} |")
     print(f"\nMedians with their spread over {args.rounds}. {processor()}, {torch.get_num_threads()} threads.")
     if args.output:
         result = {"machine": processor(), "images": grown, "checkpoints": weights}

@@ -1,14 +1,14 @@
-"""A folder of images predicted: the released computation beside ours, interleaved in one process.
+"""Prediction of a folder of images: the released computation and ours, interleaved in one process.
 
     python -m benchmarks.inference                                       # Stable Diffusion 1.5's size, random weights
     python -m benchmarks.inference --base miniworld/mini-sd --resolution 64 --batch 16 --images 64
     python -m benchmarks.inference --batch 16 --images 64 --dtype bf16   # on a GPU
 
-released  what the paper's script computes: fp32, a picture at a time, the prompt through the text encoder for each,
-          the LoRA as matrices of its own beside the frozen ones, attention as matrix products and a softmax; read,
-          predict, write, one after the other
+released  the paper's script: fp32, an image at a time, the prompt through the text encoder for each, the LoRA as
+          separate matrices next to the frozen ones, attention as matrix products and a softmax; reading, predicting
+          and writing one after the other
 ours      `utils.inference.run.predict_all`, which both inference scripts run: the LoRA fused into the weights, the
-          prompt's states computed once, fused attention, --batch pictures at a time, files read and written meanwhile
+          prompt's states computed once, fused attention, --batch images at a time, files read and written in parallel
 
 Both predict the same PNG files with the same LoRA and write PNG files.
 """
@@ -43,7 +43,7 @@ def released_pass(args: argparse.Namespace, device: str) -> Callable[[], None]:
     text_encoder, vae, unet = (part.to(device) for part in models(args))
     unet.set_attn_processor(AttnProcessor())
     a_lora(unet, args.rank)
-    files, out = pictures(args)
+    files, out = random_images(args)
     tokens = prompt_tokens(text_encoder, 1)
     t = torch.full((1,), 999, device=device)
     scale = vae.config.scaling_factor
@@ -62,7 +62,7 @@ def released_pass(args: argparse.Namespace, device: str) -> Callable[[], None]:
 
 
 def our_pass(args: argparse.Namespace, device: str) -> Callable[[], None]:
-    """What inference_sd_single.py does once its models are loaded: a function that predicts all images."""
+    """Inference as in inference_sd_single.py, with its models loaded: a function that predicts all images."""
     text_encoder, vae, unet = models(args)
     dtype = DTYPES[args.dtype]
     a_lora(unet, args.rank)
@@ -74,7 +74,7 @@ def our_pass(args: argparse.Namespace, device: str) -> Callable[[], None]:
     unet.to(device, dtype)
     if args.compile:
         unet.compile()
-    files, out = pictures(args)
+    files, out = random_images(args)
     adapter = Adapter(NORMAL, SingleStep(vae, text, 999), args.resolution)
     engine = Engine(vae, unet, [adapter], View(center_crop=True), batch_size=args.batch)
 
@@ -93,7 +93,7 @@ def a_lora(unet: torch.nn.Module, rank: int) -> None:
         parameter.data = 0.01 * torch.randn(parameter.shape, generator=rng).to(parameter.device)
 
 
-def pictures(args: argparse.Namespace) -> tuple[list[Path], Path]:
+def random_images(args: argparse.Namespace) -> tuple[list[Path], Path]:
     """--images PNG files of 4:3, random but smooth, and a folder to write into."""
     folder = Path(tempfile.mkdtemp())
     rng, side = np.random.default_rng(1), args.resolution
@@ -111,7 +111,7 @@ MAKERS = {"released": released_pass, "ours": our_pass}
 
 def parser() -> argparse.ArgumentParser:
     flags = parser_of("benchmarks.inference", __doc__)
-    flags.add_argument("--images", type=int, default=4, help="pictures in the folder (4)")
+    flags.add_argument("--images", type=int, default=4, help="images in the folder (4)")
     return flags
 
 

@@ -1,4 +1,4 @@
-"""The models that a benchmark runs: a folder's, or Stable Diffusion 1.5's architecture with random weights."""
+"""Models for the benchmarks: a folder's, or Stable Diffusion 1.5's architecture with random weights."""
 
 import argparse
 

@@ -1,9 +1,9 @@
 """Two ways to compute the same thing, timed in turn in one process, so that a busy machine slows both.
 
-A benchmark gives `compare` its two makers: (args, device) -> a function that does the work once. Times are medians
-with their spread over --rounds; FLOP are PyTorch's count of matrix products and convolutions; the ceiling is a product
-of two 4096 x 4096 matrices in the same dtype, timed in every round; the peak of the memory is measured in a fresh
-process for each (a GPU: by its allocator).
+A benchmark passes its two makers to `compare`: (args, device) -> a function that does the work once. Times are medians
+with their spread over --rounds. FLOP are PyTorch's count of matrix products and convolutions. The ceiling is a product
+of two 4096 x 4096 matrices in the same dtype, timed in every round. Peak memory is measured in a fresh process for
+each (on a GPU by its allocator).
 """
 
 import argparse
@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from utils.cli import Parser, path_flag
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-SIDE = 4096  # of the ceiling's matrices
+SIDE = 4096  # rows and columns of the ceiling's matrices
 VARIANTS = ("released", "ours")
 
 Make = Callable[[argparse.Namespace, str], Callable[[], object]]
@@ -37,20 +37,20 @@ def parser_of(module: str, description: str) -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--base", help="Stable Diffusion folder; left out: Stable Diffusion 1.5's architecture with random weights")
     add("--resolution", type=int, default=512, help="pixels (512)")
-    add("--batch", type=int, default=1, help="pictures at a time (1)")
-    add("--rank", type=int, default=8, help="of the LoRA (8)")
-    add("--dtype", choices=DTYPES, default="fp32", help="of our frozen weights (fp32); the released are fp32")
+    add("--batch", type=int, default=1, help="images at a time (1)")
+    add("--rank", type=int, default=8, help="rank of the LoRA (8)")
+    add("--dtype", choices=DTYPES, default="fp32", help="dtype of our frozen weights (fp32); the released are fp32")
     add("--compile", action="store_true", help="torch.compile our UNet")
     add("--rounds", type=int, default=5, help="pairs that are timed, after one that is not (5)")
     add("--profile", action="store_true", help="time nothing: print where the time of one call goes, for each")
     add("--output", type=path_flag, help="write the numbers as JSON")
-    add("--peak", choices=VARIANTS, help=argparse.SUPPRESS)  # the process of its own that measures memory
+    add("--peak", choices=VARIANTS, help=argparse.SUPPRESS)  # internal: the process that measures memory
     parser.only("output", lambda a: not (a.profile or a.peak), "with --profile or --peak, which time nothing")
     return parser
 
 
 def compare(parser: argparse.ArgumentParser, module: str, makers: dict[str, Make], argv: list[str]) -> None:
-    """Do what the flags say, and print it. `makers`: of VARIANTS. A call handles --images pictures, or --batch."""
+    """Run the comparison and print it. `makers`: one per variant. A call handles --images images, or --batch."""
     args = parser.parse_args(argv)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if args.peak:
@@ -60,8 +60,8 @@ def compare(parser: argparse.ArgumentParser, module: str, makers: dict[str, Make
         for variant in VARIANTS:
             print(variant, where_time_goes(makers[variant](args, device)), sep="\n")
         return
-    told = [word for word in argv if word not in ("--output", str(args.output))]
-    result = {"command": shlex.join(["python", "-m", module, *told]), **measure(args, argv, module, makers, device)}
+    kept = [word for word in argv if word not in ("--output", str(args.output))]
+    result = {"command": shlex.join(["python", "-m", module, *kept]), **measure(args, argv, module, makers, device)}
     print(table(result))
     if args.output:
         args.output.write_text(json.dumps(result, indent=1) + "\n")
@@ -166,8 +166,8 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
-def shown(values: dict[str, float], scale: float = 1) -> str:
-    """A `spread`, in other units."""
+def format_spread(values: dict[str, float], scale: float = 1) -> str:
+    """A `spread` as text, times `scale`."""
     return f"{scale * values['median']:.3g} [{scale * values['min']:.3g}, {scale * values['max']:.3g}]"
 
 
@@ -180,7 +180,7 @@ def table(result: dict) -> str:
     for variant in VARIANTS:
         row = result[variant]
         lines.append(
-            f"| {variant} | {shown(row['seconds'])} "
+            f"| {variant} | {format_spread(row['seconds'])} "
             f"| {row['images_per_second']:.3g} | {row['peak_gb']:.2f} | {row['flop'] / 1e12:.3g} "
             f"| {100 * row['of_ceiling']:.0f} % |"
         )

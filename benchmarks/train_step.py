@@ -1,14 +1,14 @@
-"""One training step: the released computation beside ours, interleaved in one process.
+"""One training step: the released computation and ours, interleaved in one process.
 
     python -m benchmarks.train_step                                   # Stable Diffusion 1.5's size, random weights
     python -m benchmarks.train_step --base miniworld/mini-sd --resolution 64 --batch 16
     python -m benchmarks.train_step --batch 4 --dtype bf16            # on a GPU
 
-released  what the paper's code computes (read from its source): fp32, the picture and the label through the VAE in
+released  the paper's code (from its source): fp32, the image and the label through the VAE in
           every step, the prompt through the text encoder once per sample, attention as matrix products and a softmax
 ours      latents from the cache, the prompt's states computed once, fused attention, frozen weights in --dtype
 
-Both train the same LoRA with AdamW on the same pictures.
+Both train the same LoRA with AdamW on the same images.
 """
 
 import argparse
@@ -33,7 +33,7 @@ def released_step(args: argparse.Namespace, device: str) -> Callable[[], None]:
     unet.set_attn_processor(AttnProcessor())
     parameters = add_lora(unet, args.rank)
     optimizer = torch.optim.AdamW(parameters, lr=1e-4)
-    rgb, target = pictures(args, device)
+    rgb, target = random_images(args, device)
     tokens = prompt_tokens(text_encoder, args.batch)
     scale = vae.config.scaling_factor
 
@@ -49,10 +49,10 @@ def released_step(args: argparse.Namespace, device: str) -> Callable[[], None]:
 
 
 def our_step(args: argparse.Namespace, device: str) -> Callable[[], None]:
-    """What utils/training/loop.py computes in a step with the latent cache: a function that makes one step."""
+    """A step as in utils/training/loop.py, with the latent cache: a function that makes one step."""
     text_encoder, vae, unet = models(args)
     dtype = DTYPES[args.dtype]
-    rgb, target = pictures(args, device)
+    rgb, target = random_images(args, device)
     vae.to(device)
     latents = {name: value.to(dtype) for name, value in moments(vae, {"rgb": rgb, "target": target}).items()}
     with torch.no_grad():
@@ -77,7 +77,7 @@ def our_step(args: argparse.Namespace, device: str) -> Callable[[], None]:
     return step
 
 
-def pictures(args: argparse.Namespace, device: str) -> Tensor:
+def random_images(args: argparse.Namespace, device: str) -> Tensor:
     """rgb and target in [-1,1], (2,B,3,R,R)."""
     rng = torch.Generator().manual_seed(1)
     return (torch.rand(2, args.batch, 3, args.resolution, args.resolution, generator=rng) * 2 - 1).to(device)

@@ -3,7 +3,7 @@
     python -m interop.full_size                            # SD 1.x and 2.x, .safetensors and .ckpt
     python -m interop.full_size --keep sd15.safetensors    # SD 1.x alone; the file stays
 
-Needs 12 GB of memory and 6 GB of disk for a moment. `make interop` and `make comfyui` use it.
+Needs 12 GB of memory and, temporarily, 6 GB of disk. `make interop` and `make comfyui` use it.
 """
 
 import tempfile

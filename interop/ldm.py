@@ -1,4 +1,4 @@
-"""A Stable Diffusion under the key names of 2022's latent diffusion code: the one-file checkpoints people have.
+"""A Stable Diffusion under the key names of 2022's latent diffusion code: one-file checkpoints.
 
     python -m interop.ldm FOLDER OUT.safetensors        a folder in diffusers' format -> one file
 

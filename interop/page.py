@@ -1,4 +1,4 @@
-"""The table of what loads where, and its place in docs/lora_formats.md."""
+"""The table of which diffusers loads which file, and its place in docs/lora_formats.md."""
 
 import re
 import sys

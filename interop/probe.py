@@ -1,9 +1,9 @@
-"""Loads LoRA files with one version of diffusers, by its own calls; runs inside the throw-away environments.
+"""Loads LoRA files with one version of diffusers, by its own calls; runs inside the temporary environments.
 
     python probe.py CASES OUT.json        load every file in CASES by every call this diffusers has
     python probe.py CASES OUT --train     train a LoRA for two steps the way of 2023 (diffusers 0.20) and save it
 
-It knows nothing of this project: it sees a UNet, inputs and LoRA folders. "ok" means that the output equals
+It uses nothing of this project, only a UNet, inputs and LoRA folders. "ok" means that the output equals
 that of the same UNet with up @ down added into its weights by hand, to 1e-5 of the output's scale.
 """
 
@@ -35,7 +35,7 @@ def forward(unet, cases: Path) -> torch.Tensor:
 
 
 def widen(unet, folder: Path):
-    """Put the conv_in that lies beside an AugUNet's LoRA into `unet`, as the model card says."""
+    """Put the conv_in.safetensors of an AugUNet's LoRA into `unet`, as described in the model card."""
     state = load_file(folder / "conv_in.safetensors")
     unet.conv_in = torch.nn.Conv2d(*state["weight"].shape[1::-1], 3, padding=1)
     unet.conv_in.load_state_dict(state)

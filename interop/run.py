@@ -1,4 +1,4 @@
-"""Proves with the real libraries, old and new, that LoRA files go both ways. `make interop` runs it.
+"""Tests the exchange of LoRA files with the real libraries, old and new. `make interop` runs it.
 
 Builds one environment per diffusers release under .interop/, trains a LoRA with this project (two steps on the mini
 world) on attention and one on all layers, writes them in every key format that can name their layers, loads each file
@@ -138,7 +138,7 @@ def make_cases(python: str = sys.executable) -> None:
 
 
 def measure(name: str, python: Path) -> dict:
-    """All results of one environment: call and format -> what happened."""
+    """All results of one environment: call and format -> outcome."""
     found = versions(python)
     say(f"{name}: probing diffusers {found['diffusers']}")
     # not offline mode: in it, 0.35.2's pipe.load_lora_weights refuses even a local folder unless told the file's name
@@ -161,7 +161,7 @@ def measure(name: str, python: Path) -> dict:
 
 
 def broken_promises(measured: Mapping[str, dict]) -> list[str]:
-    """What PAGE promises and the measurement does not confirm."""
+    """Entries of PROMISED that the measurement does not confirm."""
     broken = []
     for key, names in PROMISED.items():
         for name in set(names) & set(measured):

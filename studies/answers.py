@@ -13,6 +13,7 @@ from miniworld.pretraining.model_folder import load_generator
 from miniworld.pretraining.report import distances_along, write_card
 from studies.tables import (
     finish,
+    format_results,
     groups,
     headline,
     interval,
@@ -20,7 +21,6 @@ from studies.tables import (
     new_axes,
     ratio,
     resample,
-    shown,
     spearman,
     table,
 )
@@ -35,7 +35,7 @@ def control(results: list[dict]) -> str:
     rows = []
     for task, targets, timestep in dict.fromkeys(key[:3] for key in found):
         pair = {unet: found[task, targets, timestep, unet] for unet in UNETS}
-        cells = [shown(pair[unet]) for unet in UNETS]
+        cells = [format_results(pair[unet]) for unet in UNETS]
         times = ratio(matrix(pair["random"]), matrix(pair["pretrained"]))
         rows.append((task, headline(task), targets, timestep, *cells, times.text))
     return table(("intrinsic", "error", "layers", "t", *UNETS.values(), "random / pretrained"), rows)
@@ -49,7 +49,7 @@ def layers(results: list[dict]) -> str:
     for targets in dict.fromkeys(targets for targets, _ in found):
         first = found[targets, timesteps[0]][0]
         counts = (first["setting"]["rank"], f"{first['parameters']:,}", f"{100 * first['share']:.2f} %")
-        rows.append((targets, *counts, *(shown(found[targets, timestep]) for timestep in timesteps)))
+        rows.append((targets, *counts, *(format_results(found[targets, timestep]) for timestep in timesteps)))
     errors = (f"{headline('normal')}, t = {timestep}" for timestep in timesteps)
     return table(("layers", "rank", "LoRA parameters", "of the UNet's", *errors), rows)
 
@@ -60,7 +60,7 @@ def two_bases(results: list[dict]) -> str:
     rows = []
     for targets in dict.fromkeys(targets for targets, _ in found):
         pair = [found[targets, base] for base in ("base", "velocity")]
-        rows.append((targets, *map(shown, pair), ratio(*map(matrix, pair)).text))
+        rows.append((targets, *map(format_results, pair), ratio(*map(matrix, pair)).text))
     return table(("layers", "the base", "the velocity base", "base / velocity base"), rows)
 
 
@@ -68,7 +68,7 @@ def one_by_one(results: list[dict], key: str, title: str, share: bool = False) -
     rows = []
     for (value,), group in groups(results, key).items():
         extra = (f"{group[0]['parameters']:,}", f"{100 * group[0]['share']:.2f} %") if share else ()
-        rows.append((value, *extra, shown(group)))
+        rows.append((value, *extra, format_results(group)))
     more = ("LoRA parameters", "of the UNet's") if share else ()
     return table((title, *more, headline("normal")), rows)
 
@@ -77,7 +77,7 @@ def both_unets(results: list[dict], key: str, title: str) -> str:
     """Error of pretrained and random UNets for each value of a setting."""
     found = groups(results, key, "unet")
     values = list(dict.fromkeys(value for value, _ in found))
-    rows = [(f"{value:g}", *(shown(found[value, unet]) for unet in UNETS)) for value in values]
+    rows = [(f"{value:g}", *(format_results(found[value, unet]) for unet in UNETS)) for value in values]
     return table((title, *UNETS.values()), rows)
 
 
@@ -90,15 +90,15 @@ def with_distances(results: list[dict], args: argparse.Namespace) -> list[dict]:
 
 
 def step_of(result: dict) -> int:
-    """Of the pretraining, from a snapshot's name."""
+    """Step of the pretraining, from a snapshot's name."""
     return int(Path(result["setting"]["unet"]).stem.split("-")[1])
 
 
 def better_generator(results: list[dict], folder: Path) -> str:
-    """Generation distance beside intrinsic error along the pretraining, and Spearman's rho of the two."""
+    """Generation distance and intrinsic error along the pretraining, and Spearman's rho of the two."""
     found = {step_of(group[0]): group for group in groups(results, "unet").values()}
     distances = [group[0]["distance"] for group in found.values()]
-    rows = [(step, f"{one:.1f}", shown(group)) for one, (step, group) in zip(distances, found.items())]
+    rows = [(step, f"{one:.1f}", format_results(group)) for one, (step, group) in zip(distances, found.items())]
     means = [np.nanmean(matrix(group)) for group in found.values()]
     drawn = np.array([resample(matrix(group)) for group in found.values()])
     low, high = interval(np.array([spearman(distances, column) for column in drawn.T]))
@@ -107,13 +107,13 @@ def better_generator(results: list[dict], folder: Path) -> str:
     return (
         f"{text}\n\nSpearman's rho between the two over {len(found)} snapshots: "
         f"**{spearman(distances, means):.2f} [{low:.2f}, {high:.2f}]** "
-        "(interval: seeds and scored pictures resampled; the distances are taken as they are).\n\n"
+        "(interval: seeds and scored images resampled; the distances are taken as they are).\n\n"
         "![distance and error](paper_questions_4.png)"
     )
 
 
 def plot(results: list[dict], key: str, title: str, path: Path) -> str:
-    """Error against a number on a logarithmic axis, each seed as a point; returns the picture's link."""
+    """Error against a number on a logarithmic axis, each seed as a point; returns the image's link."""
     axes = new_axes()
     values, means = [], []
     for (value,), group in groups(results, key).items():
@@ -145,7 +145,7 @@ def plot_pairs(distances: list[float], found: dict[int, list[dict]], path: Path)
 def write_answers(answers: dict[str, list[dict]], study: dict, args: argparse.Namespace) -> None:
     """All tables and plots into `args.docs`, and the numbers as paper_questions.json.
 
-    What that file knows of the same study and was not asked again stays.
+    Earlier answers of the same study in that file are kept unless they were asked again.
     """
     args.docs.mkdir(parents=True, exist_ok=True)
     if answers.get("4"):
@@ -160,8 +160,8 @@ def write_answers(answers: dict[str, list[dict]], study: dict, args: argparse.Na
             sections.append(f"### {title}\n\n{make(known[name])}")
 
     def drawn(key: str, title: str, number: str, share: bool = False):
-        picture = args.docs / f"paper_questions_{number}.png"
-        return lambda results: one_by_one(results, key, title, share) + "\n\n" + plot(results, key, title, picture)
+        path = args.docs / f"paper_questions_{number}.png"
+        return lambda results: one_by_one(results, key, title, share) + "\n\n" + plot(results, key, title, path)
 
     add("1", "1. Control: pretrained against randomly initialised UNet", control)
     add("1-velocity", f"1, continued: on a base that predicts velocity, {args.velocity_base}", control)

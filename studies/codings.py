@@ -1,10 +1,10 @@
-"""Codings of depth labels, and holes left out of the loss: LoRAs for depth on the same scenes, scored alike.
+"""Codings of depth labels, and holes left out of the loss: LoRAs for depth on the same scenes, with the same scores.
 
     python -m studies.codings
 
 Labels are made from the scenes' exact depth, which has holes, once in each coding. LoRAs on all layers of mini-sd,
 t = 400, 8 labels a step, by the single-step script; unseen scenes, by inference_sd_single.py and evaluate.py. Writes
-the table in docs/pseudo_labels.md. What is in --work already is not made again.
+the table in docs/pseudo_labels.md. Existing results in --work are kept.
 """
 
 import argparse

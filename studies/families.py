@@ -1,13 +1,13 @@
-"""The paper's first question of every family: what diffusion, a GAN and an autoregressive model know of the scene.
+"""The paper's first question for every family: the value of pretraining in diffusion, a GAN, an autoregressive model.
 
     python -m studies.families
 
-For each family, intrinsic and seed one LoRA on the trained generator and one on the same network with random weights,
-by gan_pseudo.py and ar_pseudo.py as they are; beside them the mean label, a linear read-out of w (GAN), and the label
-through the tokens (autoregressive). With --snapshots the fourth question too: the same LoRA on snapshots of the
-pretraining. Diffusion's trainings are those of studies.paper_questions, in its JSON file. Runs lie in --work;
-interrupted, the same command goes on. Tables and plots go into docs/generators.md; what is there of a family or an
-intrinsic that is not asked for, stays.
+For each family, intrinsic and seed, gan_pseudo.py and ar_pseudo.py train one LoRA on the trained generator and one on
+the same network with random weights. References are the mean label, a linear readout of w (GAN), and the label through
+the tokens (autoregressive). With --snapshots the fourth question too: the same LoRA on snapshots of the pretraining.
+Diffusion's trainings are those of studies.paper_questions, from its JSON file. Runs are kept in --work, and the same
+command continues an interrupted study. Tables and plots are written to docs/generators.md. Existing results of
+families and intrinsics that are not asked for are kept.
 """
 
 import argparse
@@ -44,7 +44,7 @@ TEACHER = ROOT / "miniworld" / "mini-teacher"
 DECODINGS = {"ar": "at_once", "ar-one-by-one": "one_by_one"}
 BATCH, RATE, VAL, SIDE = 8, 4e-3, 100, 64
 
-Errors = dict[str, np.ndarray]  # column -> (seeds, pictures)
+Errors = dict[str, np.ndarray]  # column -> (seeds, images)
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -54,7 +54,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--tasks", nargs="+", choices=list(INTRINSICS), default=list(INTRINSICS))
     add("--seeds", type=int, default=3, help="trainings of each setting")
     add("--steps", type=int, default=300, help="of each training")
-    add("--images", type=int, default=300, help="labelled pictures of each training")
+    add("--images", type=int, default=300, help="labelled images of each training")
     add("--snapshots", type=path_flag, metavar="FOLDER", help="the fourth question: what python -m "
         "miniworld.pretrain_gan and pretrain_ar left in their --work; without it, it is not asked")  # fmt: skip
     add("--work", type=path_flag, default=Path("output/families"), help="trainings")
@@ -96,7 +96,7 @@ def along(args: argparse.Namespace, references: dict[str, Errors]) -> dict[str, 
 
 
 def of_snapshot(family: str, step: int, base: Path, args: argparse.Namespace) -> quality.Row:
-    """Errors of the LoRAs on one snapshot, in normals. A GAN's pictures, and so its mean label, are its own."""
+    """Errors of the LoRAs on one snapshot, in normals. A GAN's images, and so its mean label, are its own."""
     loras = [train(family, quality.TASK, base, seed, args, painter=base) for seed in range(args.seeds)]
     of = partial(of_gan, painter=base) if family == "gan" else of_transformer
     errors = of(quality.TASK, {"trained": base}, {"trained": loras}, args)
@@ -105,7 +105,7 @@ def of_snapshot(family: str, step: int, base: Path, args: argparse.Namespace) ->
 
 
 def measure(family: str, task: str, args: argparse.Namespace) -> dict:
-    """Of one intrinsic: "errors" by column of KNOWN, each (seeds, pictures), and the LoRA's "parameters"."""
+    """Results of one intrinsic: "errors" by column of KNOWN, each (seeds, images), and the LoRA's "parameters"."""
     trained, random = (GAN, "gan-random") if family == "gan" else (AR, "ar-random")
     bases = {"trained": trained, "random": random_generator(trained, args.work / random)}
     loras = {
@@ -119,7 +119,7 @@ def measure(family: str, task: str, args: argparse.Namespace) -> dict:
 def of_gan(
     task: str, bases: dict[str, Path], loras: dict[str, list[Path]], args: argparse.Namespace, painter: Path = GAN
 ) -> Errors:
-    """Errors of the LoRAs and of what needs no generator; painter: the GAN whose pictures are labelled."""
+    """Errors of the LoRAs and of the references; painter: the GAN whose images are labelled."""
     known, unseen = (
         generated(painter, TEACHER, task, count, seed) for count, seed in ((args.images, 0), (VAL, HELD_OUT))
     )

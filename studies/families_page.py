@@ -11,7 +11,7 @@ from studies import quality
 from studies.tables import Estimate, finish, groups, headline, matrix, new_axes, ratio, table, with_interval
 from utils.intrinsics import INTRINSICS
 
-Answers = dict[str, dict[str, dict]]  # family -> intrinsic -> "errors" by column, each (seeds, pictures); "parameters"
+Answers = dict[str, dict[str, dict]]  # family -> intrinsic -> "errors" by column, each (seeds, images); "parameters"
 
 KNOWN = {
     "trained": "LoRA on the trained generator",
@@ -57,8 +57,9 @@ def of_diffusion(path: Path, references: dict[str, dict[str, np.ndarray]]) -> An
 
 
 def write_page(answers: Answers, snapshots: dict[str, list[quality.Row]], study: dict, docs: Path) -> str:
-    """The answers, and errors along pretrainings, beside those that `docs`/generators.json has of the same study;
-    returns what went into the page.
+    """Write the answers and the errors along pretrainings, with those of the same study in `docs`/generators.json.
+
+    Returns the text of the page.
     """
     path = docs / "generators.json"
     before = json.loads(path.read_text()) if path.is_file() else {}

@@ -1,12 +1,12 @@
-"""How much the prediction of a still scene flickers: frames of one photograph that differ by camera noise alone.
+"""Flicker of the prediction of a still scene: frames of one photograph that differ by camera noise only.
 
     python -m studies.flicker
     python -m studies.flicker --lora path/to/single path/to/augunet --frames 8
 
-Printed is the mean change from one frame to the next, over pixels and frames, with the least and the largest of the
-frames: of normals the angle in degrees, of other maps in thousandths of the range from the map's 2nd to its 98th
-percentile. AugUNet is run twice: all frames beginning with one noise, as inference of a video does, and each with its
-own.
+Prints the mean change from one frame to the next, over pixels and frames, with the least and the largest of the
+frames: for normals the angle in degrees, for other maps thousandths of the range from the map's 2nd to its 98th
+percentile. AugUNet is run twice: with the same noise for all frames, as in inference of a video, and with separate
+noise for each.
 """
 
 import itertools
@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from benchmarks.side_by_side import shown, spread
+from benchmarks.side_by_side import format_spread, spread
 from utils.cli import Parser, expand, path_flag
 from utils.inference import Predictor
 from utils.inference.prediction import Prediction
@@ -46,7 +46,7 @@ def main() -> None:
     add = parser.add_argument
     add("--lora", nargs="+", type=expand, default=[str(ROOT / "miniworld/mini-loras/normal")], help="any method")
     add("--image", type=path_flag, default=ROOT / "examples" / "coffee.jpg", help="the still scene")
-    add("--frames", type=int, default=6, help="of the film")
+    add("--frames", type=int, default=6, help="frames of the film")
     args = parser.parse_args()
     images = noisy(args.image, args.frames)
     for lora in args.lora:
@@ -56,8 +56,8 @@ def main() -> None:
             names = [str(i) if own else args.image.name for i in range(len(images))]
             maps = [predictor([image], [name])[0][job.intrinsic.name] for image, name in zip(images, names)]
             found = spread([change(a, b) for a, b in itertools.pairwise(maps)])
-            how = {"augunet": f", {'noise of its own for each frame' if own else 'one noise for all frames'}"}
-            print(f"{job.name}: {job.method}{how.get(job.method, '')}: {shown(found)}", flush=True)
+            how = {"augunet": f", {'separate noise for each frame' if own else 'one noise for all frames'}"}
+            print(f"{job.name}: {job.method}{how.get(job.method, '')}: {format_spread(found)}", flush=True)
 
 
 if __name__ == "__main__":

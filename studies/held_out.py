@@ -1,4 +1,4 @@
-"""Errors on pictures that a LoRA of a GAN or of an autoregressive generator has not seen, and of its references."""
+"""Errors on unseen images, of LoRAs on a GAN or on an autoregressive generator and of their references."""
 
 import shutil
 from collections.abc import Sequence
@@ -23,13 +23,13 @@ from utils.lora import load_attn_procs
 from utils.maps.depth_coding import linear_map
 from utils.metrics.scores import score_of
 
-HELD_OUT = 10_000  # seed of the generated pictures that no training sees
+HELD_OUT = 10_000  # seed of the generated images that no training sees
 BATCH = 20
 RIDGE = 1e-2
 
 
 def errors(predictions: Tensor, items: Sequence[dict], intrinsic: Intrinsic, protocol: str = "plain") -> np.ndarray:
-    """The intrinsic's first metric of each picture (N,); predictions (N,3,S,S). NaN where it cannot be scored."""
+    """The intrinsic's first metric of each image (N,); predictions (N,3,S,S). NaN where it cannot be scored."""
     score, metric = score_of(intrinsic, protocol), next(iter(intrinsic.scores))
     values = linear_map(predictions, intrinsic.depth_coding)
     found = [score(one, item["gt"], item["valid"]) for one, item in zip(values, items, strict=True)]
@@ -37,12 +37,12 @@ def errors(predictions: Tensor, items: Sequence[dict], intrinsic: Intrinsic, pro
 
 
 def generated(base: Path, teacher: Path, task: str, count: int, seed: int, reader: Path | None = None) -> list[dict]:
-    """Pictures of the GAN `base` with the teacher's labels and `reader`'s w, as gan_pseudo.py makes them."""
+    """Images of the GAN `base` with the teacher's labels and `reader`'s w, as gan_pseudo.py makes them."""
     asked = load_teacher(task, str(teacher), None, torch.device("cpu"), torch.float32)
     noise = [torch.Generator().manual_seed(0)]
 
-    def label(picture) -> np.ndarray:
-        return asked.predict(picture, noise)
+    def label(image) -> np.ndarray:
+        return asked.predict(image, noise)
 
     painter, read = load_gan(str(base)).network, load_gan(str(reader or base)).network
     made = Generated(INTRINSICS[task], painter, label, asked.quantity, count, seed, read)
@@ -59,7 +59,7 @@ def gan_errors(base: Path, lora: Path, items: Sequence[dict], task: str) -> np.n
 
 
 def scenes(diode: Path, task: str, split: str, resolution: int) -> list[dict]:
-    """Rendered pictures with labels and truth."""
+    """Rendered images with labels and truth."""
     intrinsic = INTRINSICS[task]
     found = Diode(intrinsic, diode / intrinsic.truth_folder, diode / "pseudo" / task, split, resolution=resolution)
     return [found[index] for index in range(len(found))]
@@ -67,7 +67,7 @@ def scenes(diode: Path, task: str, split: str, resolution: int) -> list[dict]:
 
 @torch.no_grad()
 def ar_errors(base: Autoregressive, lora: Path, items: Sequence[dict], task: str) -> np.ndarray:
-    """Of the map of a picture, by the likeliest tokens. `base` has no LoRA yet."""
+    """Errors of the maps by the likeliest tokens. `base` has no LoRA yet."""
     header = load_attn_procs(base.network, lora)
     objective = TokenPrediction.of(base.tokens, header)
     rgb = torch.stack([item["rgb"] for item in items])
@@ -76,7 +76,7 @@ def ar_errors(base: Autoregressive, lora: Path, items: Sequence[dict], task: str
 
 
 def mean_label(train: Sequence[dict], items: Sequence[dict], task: str, protocol: str = "plain") -> np.ndarray:
-    """Of the mean of the training labels, pixel by pixel, as everyone's answer."""
+    """Errors of the mean of the training labels, pixel by pixel, used as the prediction for every image."""
     mean = torch.stack([item["target"] for item in train]).mean(0)
     return errors(mean.expand(len(items), -1, -1, -1), items, INTRINSICS[task], protocol)
 
@@ -127,7 +127,7 @@ def with_transformer(folder: Path, transformer: LlamaForCausalLM, out: Path) -> 
 
 
 def quiet(random: Path, trained: Path) -> None:
-    """Give the random GAN the trained one's noise pictures: it is its weights that are compared."""
+    """Give the random GAN the trained one's noise images, so that only the weights differ."""
     own, other = load_file(random / WEIGHTS), load_file(trained / WEIGHTS)
     save_file(
         {key: other[key] if key.startswith("noises.") else value for key, value in own.items()}, random / WEIGHTS

@@ -1,4 +1,4 @@
-"""The paper's questions (arXiv 2311.17137), asked of a generator at hand by many short LoRA trainings.
+"""The paper's questions (arXiv 2311.17137), asked of a given generator with many short LoRA trainings.
 
     python -m studies.paper_questions --base miniworld/mini-sd
 
@@ -7,8 +7,8 @@
 2 how few parameters: the rank                6 a base that predicts noise against one that predicts
 3 how few labels                                velocity, at the paper's timestep (--velocity_base)
 
-Every training is kept as a JSON file in --work; interrupted, the same command goes on. Tables and plots go into
-docs/paper_questions.md; answers that are there already, of the same study, and are not asked again stay. Without
+Every training is kept as a JSON file in --work, and the same command continues an interrupted study. Tables and plots
+are written to docs/paper_questions.md. Existing answers of the same study that are not asked again are kept. Without
 --data, scenes of the mini world are rendered.
 """
 
@@ -45,7 +45,7 @@ RATES = (0.25, 1, 4)  # times the usual learning rate
 PAPER_TIMESTEP = 999
 TARGETS = ("attention", "all")
 KINDS = ("attention", "feedforward", "projection", "conv", "time", "feedforward,projection", "all")
-EQUAL_RANK = 2  # of a LoRA on all layers; the others get as many parameters
+EQUAL_RANK = 2  # rank of a LoRA on all layers; the others get as many parameters
 QUESTIONS = ("1", "1-velocity", "2", "3", "4", "5", "5-timestep", "5-rates", "5-place", "5-layers", "6")
 
 
@@ -195,7 +195,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def runs_folder(work: Path, recipe: Recipe, data: Path, base: Base) -> Path:
-    """Where the results on this base, data and recipe are kept."""
+    """Folder of the results on this base, data and recipe."""
     text = f"{recipe} {data} {fingerprint(base.unet)} {fingerprint(base.vae)} {fingerprint(base.text_encoder)}"
     folder = work / f"runs-{zlib.crc32(text.encode()):08x}"
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""One short training of a LoRA on latents in memory, and its errors on unseen pictures: what paper_questions repeats.
+"""One short training of a LoRA on latents in memory, and its errors on unseen images: the unit of paper_questions.
 
 The data sets, the objective, the LoRA, the order of samples, the noise and the scores are those of the training
-scripts; only the loop is shorter, because nothing is saved or resumed.
+scripts. Only the loop is shorter, because nothing is saved or resumed.
 """
 
 import zlib
@@ -35,7 +35,7 @@ from utils.training.data import EndlessBatches
 
 @dataclass(frozen=True)
 class Recipe:
-    """What all trainings of one study share. The learning rate falls linearly to 0; the gradient is clipped to 1."""
+    """Settings of all trainings of a study. The learning rate falls to 0 linearly; gradients are clipped to 1."""
 
     steps: int
     batch: int
@@ -45,7 +45,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Setting:
-    """What one training differs in.
+    """Settings of one training.
 
     base: "base", or "velocity" for the study's second base model, which predicts velocity. unet: "pretrained",
     "random", or the path of a snapshot of its pretraining. targets: the kinds of layers that the LoRA sits on, as
@@ -90,7 +90,7 @@ TOLERANCE = 0.1  # how far parameter counts may lie apart and still be called eq
 
 @dataclass
 class TaskData:
-    """latents: name -> (N,4,h,w) of the training pictures and labels (utils/latents.py); unseen: samples to score."""
+    """latents: name -> (N,4,h,w) of the training images and labels (utils/latents.py); unseen: samples to score."""
 
     latents: dict[str, Tensor]
     unseen: list[dict]
@@ -137,7 +137,7 @@ def place_lora(unet: nn.Module, setting: Setting) -> list[nn.Parameter]:
         parameter.requires_grad_(parameter.requires_grad and PLACES[setting.where] in name)
     chosen = [parameter for parameter in unet.parameters() if parameter.requires_grad]
     if not chosen:
-        raise ValueError(f"no parameter of a LoRA on {setting.targets} layers lies in {setting.where}")
+        raise ValueError(f"no parameter of a LoRA on {setting.targets} layers is in {setting.where}")
     return chosen
 
 
@@ -155,15 +155,15 @@ def equal_ranks(unet: nn.Module, choices: Sequence[str], rank: int) -> dict[str,
     """
     each = {targets: parameters_per_rank(unet, targets) for targets in choices}
     whole = parameters_per_rank(unet, "all")
-    for wanted in range(rank, 64):
-        ranks = {targets: max(1, round(wanted * whole / count)) for targets, count in each.items()}
-        if all(abs(ranks[targets] * count / (wanted * whole) - 1) <= TOLERANCE for targets, count in each.items()):
+    for candidate in range(rank, 64):
+        ranks = {targets: max(1, round(candidate * whole / count)) for targets, count in each.items()}
+        if all(abs(ranks[targets] * count / (candidate * whole) - 1) <= TOLERANCE for targets, count in each.items()):
             return ranks
     raise InputError(f"no ranks at which LoRAs on {', '.join(choices)} have equally many parameters")
 
 
 def falling(share: float) -> float:
-    """What is left of the learning rate after this share of the steps."""
+    """Factor of the learning rate after this share of the steps."""
     return 1 - share
 
 
@@ -207,7 +207,7 @@ def autocast(recipe: Recipe, device: torch.device):
 def errors(
     unet: nn.Module, objective: SingleStep, data: TaskData, intrinsic: Intrinsic, recipe: Recipe
 ) -> list[float | None]:
-    """The task's metric of every unseen picture; None where it cannot be scored."""
+    """The task's metric of every unseen image; None where it cannot be scored."""
     found, score = [], score_of(intrinsic, "diode")
     for first in range(0, len(data.unseen), 20):
         samples = data.unseen[first : first + 20]
@@ -220,7 +220,7 @@ def errors(
 
 
 def probe(base: Base, data: TaskData, setting: Setting, recipe: Recipe) -> dict:
-    """Train and score one setting: its parameters, first and last losses, and the error of every unseen picture."""
+    """Train and score one setting: its parameters, first and last losses, and the error of every unseen image."""
     intrinsic = INTRINSICS[setting.task]
     unet = make_unet(base, setting)
     everything = sum(parameter.numel() for parameter in unet.parameters())

@@ -1,7 +1,7 @@
-"""The paper's fourth question of every family: does a generator that draws better know more of the scene?
+"""The paper's fourth question for every family: does a better generator know more about the scene?
 
-A snapshot of a pretraining becomes a generator in a folder, draws samples, and gets the same LoRA as the whole
-generator does. The distance is the sliced Wasserstein distance of its samples to unseen scenes, mean of levels,
+Each snapshot of a pretraining is saved as a generator in a folder, sampled, and trained with the same LoRA as the
+final generator. The distance is the sliced Wasserstein distance of its samples to unseen scenes, mean of levels,
 x 1000.
 """
 
@@ -47,7 +47,7 @@ NAMES = {
 }
 COLOURS = {"diffusion": "C0", "gan": "C3", "ar": "C4"}  # those of the families' plot
 
-Row = dict  # of one snapshot: "step", "distance", "errors": "trained" and "mean", each (seeds, pictures)
+Row = dict  # of one snapshot: "step", "distance", "errors": "trained" and "mean", each (seeds, images)
 
 
 def snapshots(family: str, folder: Path, whole: Path, work: Path) -> dict[int, Path]:
@@ -87,21 +87,21 @@ def assign(module: nn.Module, weights: dict[str, Tensor]) -> None:
 def distance(generator: Path) -> float:
     """Of the samples of a generator's folder."""
     if (generator / CONFIG).is_file():
-        pictures = samples(load_gan(str(generator)).network, DRAWN, 0)
+        images = samples(load_gan(str(generator)).network, DRAWN, 0)
     else:
         whole = LlamaForCausalLM.from_pretrained(generator / "transformer").float()
-        pictures = sample(whole, VQModel.from_pretrained(generator / "vq").float(), DRAWN, 0)
-    return float(np.mean(sliced_wasserstein(pictures, unseen())))
+        images = sample(whole, VQModel.from_pretrained(generator / "vq").float(), DRAWN, 0)
+    return float(np.mean(sliced_wasserstein(images, unseen())))
 
 
 @cache
 def unseen() -> Tensor:
-    """Pictures (DRAWN,3,64,64) that no pretraining has seen: those that the model cards' distances are to."""
+    """Images (DRAWN,3,64,64) unseen in all pretrainings; the model cards' distances use the same ones."""
     return unseen_scenes(0, 2 * DRAWN)[0]["rgb"][:DRAWN]
 
 
 def of_diffusion(path: Path, mean: np.ndarray) -> list[Row]:
-    """Diffusion's snapshots, from the study in paper_questions.json; `mean`: the mean label's errors (1, pictures)."""
+    """Diffusion's snapshots, from the study in paper_questions.json; `mean`: the mean label's errors (1, images)."""
     results = json.loads(path.read_text())["answers"].get("4", []) if path.is_file() else []
     rows = [
         {
@@ -143,7 +143,7 @@ def section(found: dict[str, list[Row]], folder: Path) -> str:
 def agreement(
     distances: list[float], shares: list[Estimate], trained: list[np.ndarray], mean: list[np.ndarray]
 ) -> str:
-    """Spearman's rho between distance and error over the mean label's, with its interval over seeds and pictures."""
+    """Spearman's rho between distance and error over the mean label's, with its interval over seeds and images."""
     resampled = np.array([
         resample(one) / resample(np.broadcast_to(reference, one.shape)) for one, reference in zip(trained, mean)
     ])  # fmt: skip

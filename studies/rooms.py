@@ -1,12 +1,11 @@
-"""LoRAs on rooms rendered in Blender: those of this repository, which know another world, and ones trained on rooms.
+"""LoRAs on rooms rendered in Blender: the shipped ones, trained on another world, and ones trained on rooms.
 
     python -m integrations.blender.rooms --out data/rooms --bpy_python .bpy/bin/python
     python -m studies.rooms --data data/rooms --out runs/rooms
 
-Trains a LoRA for each intrinsic on the two training rooms, by the single-step script; predicts the third room, which
-no training picture shows, with it and with miniworld/mini-loras; scores both as evaluate.py does, beside the mean of
-the training labels, pixel by pixel, as everyone's answer. Writes <out>/results.md and <out>/rooms.jpg. A LoRA that is
-there already is not trained again.
+Trains a LoRA for each intrinsic on the two training rooms with the single-step script, predicts the third room, which
+no training image shows, with it and with miniworld/mini-loras, and scores both as evaluate.py does. The reference is
+the mean of the training labels, pixel by pixel. Writes <out>/results.md and <out>/rooms.jpg. Existing LoRAs are kept.
 """
 
 import shutil
@@ -30,7 +29,7 @@ from utils.maps.conventions import to_srgb
 from utils.maps.pictures import sheet
 
 ROWS = {"mini": "LoRA of the mini world", "rooms": "LoRA trained on rooms", "mean": "mean of the training labels"}
-SIDE, SHOWN = 64, (0, 5, 10, 15)  # pictures of the third room
+SIDE, SHOWN = 64, (0, 5, 10, 15)  # images of the third room
 
 
 def train(task: str, data: Path, out: Path, steps: int) -> None:
@@ -46,15 +45,15 @@ def train(task: str, data: Path, out: Path, steps: int) -> None:
 
 
 def predict(data: Path, out: Path) -> None:
-    """The third room's maps: <out>/<mini|rooms|mean>/<task>/predicted/. All tasks have the same pictures."""
-    pictures = data / "normal" / "images" / "val"
+    """The third room's maps: <out>/<mini|rooms|mean>/<task>/predicted/. All tasks have the same images."""
+    images = data / "normal" / "images" / "val"
     for name, loras in {"mini": ROOT / "miniworld" / "mini-loras", "rooms": out / "loras"}.items():
-        words = [pictures, "--lora", *(loras / task for task in INTRINSICS), "--output_dir", out / name]
+        words = [images, "--lora", *(loras / task for task in INTRINSICS), "--output_dir", out / name]
         python("predict.py", *words, "--center_crop", "--formats", "npy", "--batch_size", 10)
     shutil.rmtree(out / "mean", ignore_errors=True)
     for task, intrinsic in INTRINSICS.items():
         seen, _ = open_folder(folder_samples(data / task), intrinsic, 0.1, 0, resolution=SIDE)
-        write_mean_label(seen, [path.stem for path in pictures.iterdir()], intrinsic, out / "mean")
+        write_mean_label(seen, [path.stem for path in images.iterdir()], intrinsic, out / "mean")
 
 
 def truth(task: str, data: Path, out: Path) -> tuple[Path, Path]:
@@ -89,19 +88,19 @@ def score(task: str, out: Path, row: str, gt: Path, masks: Path) -> str:
 
 
 def draw(data: Path, out: Path) -> Image.Image:
-    """For some pictures of the third room: RGB; exact map, the two predictions of each intrinsic."""
-    pictures = sorted((data / "normal" / "images" / "val").iterdir())
+    """For some images of the third room: RGB; exact map, the two predictions of each intrinsic."""
+    images = sorted((data / "normal" / "images" / "val").iterdir())
     rows, columns = [], ["RGB", *(word for task in INTRINSICS for word in (f"{task}, exact", "mini world", "rooms"))]
-    for picture in [pictures[index] for index in SHOWN if index < len(pictures)]:
-        tiles = [np.asarray(Image.open(picture).convert("RGB"))]
+    for image in [images[index] for index in SHOWN if index < len(images)]:
+        tiles = [np.asarray(Image.open(image).convert("RGB"))]
         for task, intrinsic in INTRINSICS.items():
-            exact = np.load(data / task / "gt" / "val" / f"{picture.stem}.npy", allow_pickle=False)
+            exact = np.load(data / task / "gt" / "val" / f"{image.stem}.npy", allow_pickle=False)
             exact = -exact if intrinsic.kind == "depth" else exact  # near = large, as predictions are
             if intrinsic.kind == "colour":
                 exact = to_srgb(np.clip(exact / max(1, np.percentile(exact, 99)), 0, 1))
             maps = [exact]
             for row in ("mini", "rooms"):
-                path = out / row / task / "predicted" / f"{picture.stem}_{task}.npy"
+                path = out / row / task / "predicted" / f"{image.stem}_{task}.npy"
                 maps.append(np.load(path, allow_pickle=False))
             tiles += [next(iter(shown(values, intrinsic).values())) for values in maps]
         sized = [np.asarray(Image.fromarray(tile).resize((96, 96), Image.Resampling.BOX)) for tile in tiles]
@@ -113,7 +112,7 @@ def parse(argv: list[str] | None = None):
     parser = Parser(prog="python -m studies.rooms", description=__doc__)
     add = parser.add_argument
     add("--data", type=path_flag, default=Path("data/rooms"), help="what integrations.blender.rooms has written")
-    add("--out", type=path_flag, default=Path("runs/rooms"), help="LoRAs, maps, scores and picture")
+    add("--out", type=path_flag, default=Path("runs/rooms"), help="LoRAs, maps, scores and figure")
     add("--steps", type=int, default=300, help="of each training")
     args = parser.parse_args(argv)
     if not (args.data / "normal" / "images" / "val").is_dir():

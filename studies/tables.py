@@ -24,24 +24,24 @@ class Estimate:
 
 
 def headline(task: str) -> str:
-    """What the task's error is called."""
+    """Name of the task's error."""
     return next(iter(INTRINSICS[task].scores.values()))
 
 
 def matrix(results: list[dict]) -> np.ndarray:
-    """Errors of one setting: (seeds, pictures), NaN where a picture cannot be scored."""
+    """Errors of one setting: (seeds, images), NaN where an image cannot be scored."""
     return np.array([[np.nan if value is None else value for value in one["errors"]] for one in results], float)
 
 
 def resample(errors: np.ndarray, draws: int = DRAWS) -> np.ndarray:
-    """Bootstrap means (draws,) of errors (seeds, pictures): seeds and pictures are both drawn with replacement.
+    """Bootstrap means (draws,) of errors (seeds, images): seeds and images are both resampled with replacement.
 
-    The same draws for every setting with as many seeds and pictures, so that differences are paired.
+    The same draws for every setting with as many seeds and images, so that differences are paired.
     """
     rng = np.random.default_rng(0)
-    seeds, pictures = errors.shape
+    seeds, images = errors.shape
     rows = rng.integers(seeds, size=(draws, seeds))
-    columns = rng.integers(pictures, size=(draws, pictures))
+    columns = rng.integers(images, size=(draws, images))
     return np.array([np.nanmean(errors[np.ix_(row, column)]) for row, column in zip(rows, columns)])
 
 
@@ -51,7 +51,7 @@ def interval(values: np.ndarray) -> tuple[float, float]:
 
 
 def ratio(above: np.ndarray, below: np.ndarray) -> Estimate:
-    """Mean error over mean error, each (seeds, pictures), the draws paired; a reference may have one seed alone."""
+    """Mean error over mean error, each (seeds, images), the draws paired; a reference may have one seed alone."""
     above, below = np.broadcast_arrays(above, below)
     low, high = interval(resample(above) / resample(below))
     return Estimate(float(np.nanmean(above) / np.nanmean(below)), low, high)
@@ -71,13 +71,13 @@ def groups(results: list[dict], *keys: str) -> dict[tuple, list[dict]]:
     return found
 
 
-def shown(results: list[dict], digits: int = 3) -> str:
+def format_results(results: list[dict], digits: int = 3) -> str:
     """Mean with its interval."""
     return with_interval(matrix(results), digits)
 
 
 def with_interval(errors: np.ndarray, digits: int = 3) -> str:
-    """Mean with its interval, of errors (seeds, pictures)."""
+    """Mean with its interval, of errors (seeds, images)."""
     low, high = interval(resample(errors))
     return f"{np.nanmean(errors):.{digits}g} [{low:.{digits}g}, {high:.{digits}g}]"
 

@@ -1,15 +1,15 @@
-"""What tiles cost and whether they show: peak memory of a large picture, and steps where a tile begins or ends.
+"""Peak memory of a large image in tiles, and the steps in the map at tile borders.
 
     python -m studies.tiles                                                     # mini-sd
     python -m studies.tiles --lora path/to/lora --base sd15.safetensors --tile 512 --scenes 0
 
-memory  the largest resident memory of `inference_sd_single.py` on one picture of --size with --tile, and on one of a
+memory  the largest resident memory of `inference_sd_single.py` on one image of --size with --tile, and on one of a
         tile's size: the whole process, with PyTorch, the base, and reading and writing of files
-seams   unseen rendered scenes of two by three tiles, predicted in tiles and at once: the largest step of the map from
-        one pixel to the next where a tile begins or ends, as a ratio to the largest step on the same lines, and
-        anywhere, of the map predicted at once; the median over the scenes with the 5th and the 95th percentile
+seams   unseen rendered scenes of two by three tiles, predicted in tiles and as a whole: the largest step of the map
+        from one pixel to the next where a tile begins or ends, as a ratio to the largest step on the same lines, and
+        anywhere, of the map predicted as a whole; the median over the scenes with the 5th and the 95th percentile
 
-The picture for the memory is random but smooth.
+The image for the memory is random but smooth.
 """
 
 import os
@@ -30,20 +30,20 @@ from utils.inference.tiles import starts
 UNSEEN = 50_000  # seed of the first scene, of no training
 
 
-def smooth_picture(size: tuple[int, int]) -> Image.Image:
+def smooth_image(size: tuple[int, int]) -> Image.Image:
     """Random colours; `size` is (width, height)."""
     coarse = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
 
 
-def peak(picture: Path, *words: object) -> float:
-    """GB of resident memory that inference of this picture takes at most."""
+def peak(image: Path, *words: object) -> float:
+    """GB of resident memory that inference of this image takes at most."""
     with tempfile.TemporaryDirectory() as out:
         command = [
             sys.executable,
             ROOT / "inference_sd_single.py",
             "--input_dir",
-            picture,
+            image,
             "--output_dir",
             out,
             *words,
@@ -51,7 +51,7 @@ def peak(picture: Path, *words: object) -> float:
         child = subprocess.Popen([str(word) for word in command], stdout=subprocess.DEVNULL)
         _, status, usage = os.wait4(child.pid, 0)
     if status:
-        sys.exit(f"error: inference of {picture} failed")
+        sys.exit(f"error: inference of {image} failed")
     return usage.ru_maxrss * 1024 / 1e9
 
 
@@ -66,7 +66,7 @@ def steps(values: np.ndarray, lines: tuple[list[int], list[int]]) -> tuple[float
 
 
 def borders(length: int, tile: int, overlap: int, step: int) -> list[int]:
-    """Where tiles begin or end on a side, without its own ends."""
+    """Positions where tiles begin or end on a side, without its own ends."""
     begins = starts(length, tile, overlap, step, wrap=False)
     return sorted({place for begin in begins for place in (begin, begin + tile)} - {0, length})
 
@@ -92,25 +92,25 @@ def main() -> None:
         "normal", "depth", "albedo", "shading")], help="the first one's memory, all of their seams")  # fmt: skip
     add("--base", type=expand, help="its base model (default: as the LoRA's file says)")
     add("--tile", type=int, default=64, help="side of a tile in pixels (64)")
-    add("--size", type=parse_size, default=parse_size("4096x3072"), help="of the large picture (4096x3072)")
+    add("--size", type=parse_size, default=parse_size("4096x3072"), help="size of the large image (4096x3072)")
     add("--scenes", type=int, default=20, help="for the seams (20); 0: memory alone")
     args = parser.parse_args()
     base = ["--pretrained_model_name_or_path", args.base] if args.base else []
 
     with tempfile.TemporaryDirectory() as folder:
-        picture, one = Path(folder) / "large.png", Path(folder) / "tile.png"
-        smooth_picture(args.size).save(picture)
-        smooth_picture((args.tile, args.tile)).save(one)
+        image, one = Path(folder) / "large.png", Path(folder) / "tile.png"
+        smooth_image(args.size).save(image)
+        smooth_image((args.tile, args.tile)).save(one)
         words = ["--lora", args.lora[0], *base, "--tile", args.tile, "--device", "cpu"]
-        large, small = (peak(file, *words) for file in (picture, one))
+        large, small = (peak(file, *words) for file in (image, one))
     print(f"memory: {large:.2f} GB, one tile {small:.2f} GB, ratio {large / small:.2f}", flush=True)
     for lora in args.lora if args.scenes else []:
         for overlap in (args.tile // 4, args.tile // 2):
             found = seams(Path(lora), args.tile, overlap, args.scenes, device="cpu")
             low, middle, high = np.percentile(found, [5, 50, 95], axis=0)
-            shown = ", ".join(f"{m:.2f} [{a:.2f}, {b:.2f}]" for a, m, b in zip(low, middle, high))
+            ratios = ", ".join(f"{m:.2f} [{a:.2f}, {b:.2f}]" for a, m, b in zip(low, middle, high))
             print(
-                f"seams: {Path(lora).name}, overlap {overlap}: to the same lines and to anywhere {shown}", flush=True
+                f"seams: {Path(lora).name}, overlap {overlap}: to the same lines and to anywhere {ratios}", flush=True
             )
 
 

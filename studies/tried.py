@@ -1,10 +1,10 @@
-"""What was tried: averaged weights (--ema_decay), predicting a residual, beginning at another intrinsic's LoRA.
+"""Variants of the recipe: averaged weights (--ema_decay), predicting a residual, starting at another LoRA.
 
     python -m studies.tried
 
-Each against the usual recipe, on the same seeds, labels and unseen pictures: a LoRA of rank 8 on all layers of
-mini-sd, t = 400, 100 steps of 8 labels. The table goes into docs/training.md. Every result is kept in --work;
-interrupted, the same command goes on.
+Each is compared with the usual recipe on the same seeds, labels and unseen images: a LoRA of rank 8 on all layers of
+mini-sd, t = 400, 100 steps of 8 labels. The table is written to docs/training.md. Every result is kept in
+--work, and the same command continues an interrupted study.
 """
 
 import argparse
@@ -36,7 +36,7 @@ Errors = Sequence[float | None]
 
 
 class Residual(SingleStep):
-    """The UNet predicts what the picture's latents have more than the map's: unet(z, t, c) = z - z0, z = s E(rgb)."""
+    """The UNet predicts the image's latents minus the map's: unet(z, t, c) = z - z0, z = s E(rgb)."""
 
     def latents(self, unet: nn.Module, rgb: Tensor, noise: Tensor | None = None) -> Tensor:
         return self.vae.config.scaling_factor * rgb - super().latents(unet, rgb)
@@ -44,7 +44,7 @@ class Residual(SingleStep):
 
 @dataclass
 class Bench:
-    """What all trainings share."""
+    """Parts shared by all trainings."""
 
     base: Base
     data: Path

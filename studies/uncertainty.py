@@ -1,12 +1,12 @@
-"""Does the uncertainty of several predictions say where a map is wrong? Of normals, on pictures with measured ones.
+"""Does the uncertainty of several predictions show where a map is wrong? For normals, on images with ground truth.
 
     python -m studies.uncertainty --lora runs/ar-normal --data DIODE
     python -m studies.uncertainty --lora miniworld/mini-loras/augunet/normal --data DIODE --members 5
 
---lora is of AugUNet, whose members begin with other noise, or of an autoregressive generator, whose tokens are sampled
-at --temperature. Printed are the mean angle of one prediction (autoregressive: by the likeliest tokens), that of the
-members' mean direction, and Spearman's rho of uncertainty and error over a picture's pixels, each with its 95 %
-bootstrap interval over pictures. A sheet shows some pictures.
+--lora is a LoRA of AugUNet, whose members start from different noise, or of an autoregressive generator, whose tokens
+are sampled at --temperature. Prints the mean angle of one prediction (autoregressive: by the likeliest tokens), that
+of the members' mean direction, and Spearman's rho of uncertainty and error over an image's pixels, each with its 95 %
+bootstrap interval over images. A sheet shows some of the images.
 """
 
 import argparse
@@ -40,11 +40,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(prog="python -m studies.uncertainty", description=__doc__)
     add = parser.add_argument
     add("--lora", type=expand, required=True, help="of normals, by AugUNet or an autoregressive generator")
-    add("--data", type=path_flag, required=True, help="DIODE-like tree; its validation pictures are predicted")
-    add("--members", type=int, default=8, help="predictions of each picture")
-    add("--temperature", type=float, default=1.0, help="of an autoregressive generator's tokens")
-    add("--images", type=int, default=100, help="pictures")
-    add("--sheet", type=path_flag, default=Path("output/uncertainty.png"), help="picture of some of them")
+    add("--data", type=path_flag, required=True, help="DIODE-like tree; its validation images are predicted")
+    add("--members", type=int, default=8, help="predictions of each image")
+    add("--temperature", type=float, default=1.0, help="temperature of an autoregressive generator's tokens")
+    add("--images", type=int, default=100, help="images to predict")
+    add("--sheet", type=path_flag, default=Path("output/uncertainty.png"), help="image file with some of them")
     return parser.parse_args(argv)
 
 
@@ -53,32 +53,32 @@ def main(argv: list[str] | None = None) -> None:
     job = describe(args.lora, read_lora(args.lora).metadata.get("method"))
     if job.method not in ("augunet", "autoregressive") or job.intrinsic is not NORMAL:
         raise InputError(
-            f"--lora={args.lora}: {job.intrinsic.name} by {job.method}; normals by AugUNet or tokens wanted"
+            f"--lora={args.lora}: {job.intrinsic.name} by {job.method}; a LoRA for normals by AugUNet or tokens needed"
         )
     items = scenes(args.data, "normal", "val", job.trained_at)[: args.images]
     one = [found["normal"] for found in predictions(network(job, 1, 0.0), items)]
     merged = [found["normal"] for found in predictions(network(job, args.members, args.temperature), items)]
     errors = [[error(found, item) for found, item in zip(each, items, strict=True)] for each in (one, merged)]
     rho = [agreement(found, item) for found, item in zip(merged, items, strict=True)]
-    print(f"{job.name}: {job.method}, {len(items)} pictures, {args.members} members")
+    print(f"{job.name}: {job.method}, {len(items)} images, {args.members} members")
     for title, values in (("one", errors[0]), ("merged", errors[1])):
         print(f"mean angle, {title}: {with_interval(np.array([values]))} degrees")
     print(f"Spearman's rho of uncertainty and error: {with_interval(np.array([rho]), 2)}")
     args.sheet.parent.mkdir(parents=True, exist_ok=True)
     chosen = np.linspace(0, len(items) - 1, min(SHOWN, len(items))).astype(int)
-    picture([items[i] for i in chosen], [one[i] for i in chosen], [merged[i] for i in chosen]).save(args.sheet)
+    draw_sheet([items[i] for i in chosen], [one[i] for i in chosen], [merged[i] for i in chosen]).save(args.sheet)
     print(f"{' | '.join(COLUMNS)}: {args.sheet}")
 
 
 def network(job: Job, members: int, temperature: float) -> Network:
-    """The LoRA's own generator, which predicts each picture `members` times and merges."""
+    """The LoRA's own generator, which predicts each image `members` times and merges."""
     if job.method == "augunet":
         return Predictor(job.name, ensemble_size=members, batch_size=10, resolution=job.trained_at)
     return TokenPredictor(job, torch.device("cpu"), torch.float32, 20, temperature, members)
 
 
 def predictions(predict: Network, items: Sequence[dict]) -> list[dict[str, Prediction]]:
-    """Of every item's picture, `batch_size` at a time."""
+    """Predictions of all items, `batch_size` at a time."""
     found = []
     for first in range(0, len(items), predict.batch_size):
         some = items[first : first + predict.batch_size]
@@ -103,7 +103,7 @@ def agreement(found: Prediction, item: dict) -> float:
     return spearman(found.uncertainty.numpy()[item["valid"][0].numpy()], angles(found, item))
 
 
-def picture(items: Sequence[dict], one: Sequence[Prediction], merged: Sequence[Prediction]) -> Image.Image:
+def draw_sheet(items: Sequence[dict], one: Sequence[Prediction], merged: Sequence[Prediction]) -> Image.Image:
     rows = []
     for item, first, both in zip(items, one, merged, strict=True):
         assert both.uncertainty is not None

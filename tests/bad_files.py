@@ -1,4 +1,4 @@
-"""Files that are broken in every way we could think of: name -> content."""
+"""Broken files of many kinds: name -> content."""
 
 import functools
 import io
@@ -17,7 +17,7 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
 
 
 def encoded(kind: str, image: Image.Image | None = None, **options) -> bytes:
-    """A good picture in some format."""
+    """A good image in some format."""
     buffer = io.BytesIO()
     (image or Image.fromarray(PIXELS)).save(buffer, kind, **options)
     return buffer.getvalue()
@@ -31,7 +31,7 @@ def chunk(name: bytes, data: bytes) -> bytes:
 def png(
     width: int = 32, height: int = 24, depth: int = 8, colour: int = 2, *more: int, body: bytes | None = None
 ) -> bytes:
-    """A PNG with the header as told and with rows for 32x24 pixels, or with `body` between header and end."""
+    """A PNG with the given header and with rows for 32x24 pixels, or with `body` between header and end."""
     compression, filters, interlace = more or (0, 0, 0)
     header = struct.pack(">IIBBBBB", width, height, depth, colour, compression, filters, interlace)
     rows = zlib.compress(b"".join(b"\0" + row.tobytes() for row in PIXELS))
@@ -73,7 +73,7 @@ def malicious_npy() -> bytes:
 
 @functools.cache
 def pictures() -> dict[str, bytes]:
-    """Files with a picture's name that hold no picture."""
+    """Files with an image's name that are not images."""
     good, jpeg, webp = encoded("PNG"), encoded("JPEG"), encoded("WEBP")
     tif, bmp = encoded("TIFF"), encoded("BMP")
     half = lambda content, share=0.5: content[: int(len(content) * share)]  # noqa: E731
@@ -143,7 +143,7 @@ def pictures() -> dict[str, bytes]:
 
 @functools.cache
 def arrays() -> dict[str, bytes]:
-    """Contents of a .npy file that is no array of numbers, whatever is expected in it."""
+    """Contents of .npy files that are not an array of numbers, whatever is expected."""
     good = io.BytesIO()
     np.save(good, np.ones((24, 32, 3), np.float32))
     good, several = good.getvalue(), io.BytesIO()
@@ -153,7 +153,7 @@ def arrays() -> dict[str, bytes]:
         **{f"cut at {size}": good[:size] for size in (0, 1, 6, 8, 10, 40, 127, 128, 5000)},
         "zeros": bytes(4000),
         "text": b"1 2 3\n" * 100,
-        "picture": encoded("PNG"),
+        "an image": encoded("PNG"),
         "archive of arrays": several.getvalue(),
         "half an archive": several.getvalue()[:200],
         "pickle": malicious_pickle(),

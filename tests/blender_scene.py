@@ -1,4 +1,4 @@
-"""What the tests in a real Blender share: a small scene, its export, and running a program there."""
+"""Shared by the tests in a real Blender: a small scene, its export, and running a program there."""
 
 import os
 import subprocess

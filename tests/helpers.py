@@ -1,4 +1,4 @@
-"""What several tests use: the project's root, its scripts, ways to run them, and readers of what a run wrote."""
+"""Shared by the tests: the project's root, its scripts, ways to run them, and readers of a run's files."""
 
 import contextlib
 import functools
@@ -75,7 +75,7 @@ def run_here(script: str, words: list[str], sampler_steps: int | None = 2) -> No
 
 @contextlib.contextmanager
 def sampled_in(steps: int | None) -> Iterator[None]:
-    """AugUNet's validation samples in this many steps, where nobody asks for a number; None: as it is.
+    """Steps of AugUNet's sampler in validation unless a flag sets them; None: the default.
 
     Training does not depend on them, and at the default of 25 they take nine tenths of a short run.
     """
@@ -105,7 +105,7 @@ def fork(
     cwd: Path = ROOT,
     sampler_steps: int | None = 2,
 ) -> subprocess.CompletedProcess:
-    """What `python(*words)` does, or `launch` with several processes, in forks of a process that is already warm.
+    """Like `python(*words)`, or `launch` with several processes, in forks of a process that is already warm.
 
     Each has its own arguments, environment, output and exit status, and is a training's rank where there are several;
     when one fails, the others are ended. Use `python` or `launch` where imports, the end of the interpreter or the

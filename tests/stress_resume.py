@@ -138,12 +138,12 @@ def wait(ids: list[int], seconds: float) -> list[int | None]:
 
 
 def is_building(output: Path) -> bool:
-    """Whether a cache of latents is begun and not complete."""
+    """True while a cache of latents is incomplete."""
     return any(0 in file.read_bytes() for file in output.glob("latent_cache/*/done.bin"))
 
 
 def is_saving(output: Path) -> bool:
-    """Whether a checkpoint is begun and not complete."""
+    """True while a checkpoint is incomplete."""
     return bool(list(output.glob(checkpoint.ASIDE.format("*"))))
 
 
@@ -213,7 +213,7 @@ def differences(a: dict[str, object], b: dict[str, object]) -> list[str]:
 def stress(case: str, world: Path, folder: Path, kills: int, chance: random.Random) -> tuple[int, int, int]:
     """Run a case whole and with `kills` kills; (kills, of these in saving a checkpoint, in building the cache).
 
-    A run that gets to its end is compared and, if kills are left, begun anew.
+    A run that ends is compared and, if kills are left, started again.
     """
     name = case.replace(" ", "-")
     whole, log = folder / f"{name}-whole", folder / f"{name}.log"

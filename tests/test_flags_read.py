@@ -1,4 +1,4 @@
-"""A flag that is accepted is applied: every flag is read somewhere, and what would be read by nothing is refused."""
+"""Every accepted flag is applied: it is read somewhere, and a flag that nothing would read is refused."""
 
 import ast
 import importlib
@@ -35,8 +35,8 @@ def flag_of(call: ast.Call) -> str | None:
 
 
 def names_read(tree: ast.AST) -> set[str]:
-    """What a module reads by name: attributes, fields of dataclasses, and strings, as getattr and tables have them;
-    not what it gives to a parser's methods.
+    """Names that a module reads: attributes, fields of dataclasses, and strings, as in getattr and tables;
+    not arguments of a parser's methods.
     """
     told = {
         id(word)
@@ -132,7 +132,7 @@ TRAINING = "--pretrained_model_name_or_path miniworld/mini-sd --train_data_dir a
 
 
 def parsed(command: str, words: list[str], tmp_path: Path) -> object:
-    """What the command's parser makes of the words."""
+    """The words, parsed by the command's parser."""
     if command == "pseudo_label":
         return pseudo_label.parse([*words, "--input_dir", str(tmp_path), "--output_dir", str(tmp_path / "out")])
     if command == "evaluate":

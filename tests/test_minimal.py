@@ -1,4 +1,4 @@
-"""minimal.py computes what the real script computes, and its file is read by everything else."""
+"""minimal.py computes the same losses as the real script, and its file loads everywhere else."""
 
 import subprocess
 import sys
@@ -42,7 +42,7 @@ def test_its_losses_are_those_of_the_real_script_on_the_same_data(flags, bases, 
     assert len({round(loss, 4) for loss in real.values()}) == steps, "losses that do not change prove nothing"
 
 
-def test_it_trains_and_predicts_as_its_docstring_says(bases, diode, tmp_path):
+def test_it_trains_and_predicts_as_in_its_docstring(bases, diode, tmp_path):
     def run(*words):
         done = subprocess.run(
             [sys.executable, ROOT / "minimal.py", *map(str, words)], capture_output=True, text=True, timeout=300

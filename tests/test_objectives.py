@@ -103,7 +103,7 @@ def test_the_schedule_ends_in_pure_noise():
 
 
 def three_branch(unet, z_t, cond, t, method, image_guidance=1.0):
-    """InstructPix2Pix's equation 3 as it stands, with all three evaluations."""
+    """InstructPix2Pix's equation 3 unchanged, with all three evaluations."""
     nothing = torch.zeros_like(cond)
     ask = lambda c, text: unet(torch.cat([z_t, c], 1), t, text.expand(len(z_t), -1, -1)).sample  # noqa: E731
     neither, image, both = ask(nothing, EMPTY), ask(cond, EMPTY), ask(cond, PROMPT)
@@ -158,7 +158,9 @@ def test_a_samples_drawing_does_not_depend_on_its_batch(vae):
         alone = torch.cat([method.predict(unet, rgb[i : i + 1], generators(5, i, 1)) for i in range(3)])
         again = method.predict(unet, rgb, generators(5, 0, 3))
     torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-4)
-    assert torch.equal(together, again)  # rescaling works alike on every call (the released sampler's second differs)
+    assert torch.equal(
+        together, again
+    )  # rescaling works the same on every call (the released sampler's second differs)
 
 
 def test_posterior_sample_and_mode(vae, batch):

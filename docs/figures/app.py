@@ -1,4 +1,4 @@
-"""Takes the screenshots of the app: docs/app.jpg and docs/app_narrow.jpg.
+"""Takes the screenshots of the app's page: docs/app.jpg and docs/app_narrow.jpg.
 
     python -m app --port 7993 &
     python docs/figures/app.py http://127.0.0.1:7993

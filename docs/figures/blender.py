@@ -1,4 +1,4 @@
-"""Draws docs/blender.jpg: a picture of the living room from Blender, and its exact maps, as the export writes them.
+"""Draws docs/blender.jpg: an image of the living room from Blender, and its exact maps, as the export writes them.
 
 python docs/figures/blender.py --bpy_python .bpy/bin/python [--rooms data/rooms]
 """
@@ -52,7 +52,7 @@ def main() -> None:
 def draw(data: Path, stem: str) -> None:
     figure, axes = plt.subplots(1, 5, figsize=(15, 2.5), dpi=90)
     figure.subplots_adjust(0.003, 0.01, 0.997, 0.9, 0.02)
-    tiles = {"rendered picture": np.asarray(Image.open(data / "normal" / "images" / f"{stem}.png").convert("RGB"))}
+    tiles = {"rendered image": np.asarray(Image.open(data / "normal" / "images" / f"{stem}.png").convert("RGB"))}
     for task, intrinsic in INTRINSICS.items():
         if intrinsic.kind == "colour":
             tiles[TITLES[task]] = np.asarray(Image.open(data / task / "labels" / f"{stem}.png").convert("RGB"))

@@ -1,11 +1,11 @@
-"""Takes a picture of a page without a browser around it: docs/report.png and docs/tensorboard.png.
+"""Takes a screenshot of a page without the browser around it: docs/report.png and docs/tensorboard.png.
 
     tensorboard --logdir runs/normal/logs &
     python docs/figures/screenshot.py docs/tensorboard.png 1200x1126+243+64 "http://localhost:6006/?smoothing=0#timeseries"
     python docs/figures/screenshot.py docs/report.png 1200x1500 "file://$PWD/report/index.html"
 
 Needs Chromium and `pip install websocket-client`. TensorBoard's settings are closed first, and its curves get the time
-to be drawn; `&tagFilter=train_loss%7Cval` in the address chooses cards.
+to be drawn. `&tagFilter=train_loss%7Cval` in the address chooses cards.
 """
 
 import argparse

@@ -1,1 +1,1 @@
-"""Training data from Blender scenes: pictures with exact normals, depth, albedo, shading and masks."""
+"""Training data from Blender scenes: images with exact normals, depth, albedo, shading and masks."""

@@ -1,4 +1,4 @@
-"""A picture's passes by the compositor of Blender 4.2 to 4.5, or by the other one that Blender 5.0 brought."""
+"""An image's render passes, with the compositor of Blender 4.2 to 4.5 or the new one of Blender 5.0."""
 
 from pathlib import Path
 
@@ -44,7 +44,7 @@ def _empty_tree(scene):
 
 
 def _final(tree):
-    """The socket of the picture that the render result shows."""
+    """The socket of the image that the render result shows."""
     if not FIVE:
         return tree.nodes.new("CompositorNodeComposite").inputs["Image"]
     tree.interface.new_socket("Image", in_out="OUTPUT", socket_type="NodeSocketColor")

@@ -1,13 +1,13 @@
-"""Training data from a Blender scene: pictures with exact normals, depth, albedo, shading and masks.
+"""Training data from a Blender scene: images with exact normals, depth, albedo, shading and masks.
 
     python -m integrations.blender.export scene.blend --out data --cameras 40 --bpy_python .bpy/bin/python
     python -m dataloaders check --dataset folder --train_data_dir data/normal
     accelerate launch sd_single_diode_pseudo_normal.py --dataset folder --train_data_dir data/normal ...
 
-writes data/<normal|depth|albedo|shading>/{images,labels,gt,masks}/<scene>_<number>.*; the pictures are the same files.
+writes data/<normal|depth|albedo|shading>/{images,labels,gt,masks}/<scene>_<number>.*; the images are the same files.
 The same command again renders what is missing; the same seed gives the same cameras and noise. Run it from the
-project's folder. What renders is a Blender from 4.2 on, or `bpy`, Blender as a Python package, in an environment of
-its own: python3.11 -m venv .bpy && .bpy/bin/pip install "bpy==4.2.*"
+project's folder. It renders with Blender 4.2 or newer, or with `bpy`, Blender as a Python package, in its own
+environment: python3.11 -m venv .bpy && .bpy/bin/pip install "bpy==4.2.*"
 """
 
 import hashlib
@@ -26,7 +26,7 @@ RECORD, RENDER = "blender.json", Path(__file__).with_name("render.py")
 
 
 def settle(out: Path, wanted: dict) -> None:
-    """Write what the bytes depend on into `out`; InputError where it holds data of other settings."""
+    """Write everything that the bytes depend on into `out`; InputError if it contains data of other settings."""
     file = out / RECORD
     if file.is_file() and (found := {"blender": "4.2", **json.loads(file.read_text())}) != wanted:  # once the only one
         changed = [key for key in wanted if found.get(key) != wanted[key]]
@@ -39,8 +39,8 @@ def parse(argv: list[str] | None = None):
     parser = Parser(prog="python -m integrations.blender.export", description=__doc__)
     add = parser.add_argument
     add("scene", type=path_flag, help="a .blend file")
-    add("--out", type=path_flag, required=True, help="folder to write, or to go on with")
-    add("--cameras", type=int, default=40, help="pictures: from places inside the scene's box that see something")
+    add("--out", type=path_flag, required=True, help="folder to write or continue")
+    add("--cameras", type=int, default=40, help="images: from places inside the scene's box with a view of a surface")
     add("--from_file", action="store_true", help="the cameras that are in the file, by name, up to --cameras of them")
     add("--size", default="512x512", help="width x height in pixels (default: 512x512)")
     add("--samples", type=int, default=128, help="paths per pixel; noise goes into albedo's and shading's labels too")
@@ -62,7 +62,7 @@ def parse(argv: list[str] | None = None):
 
 
 def count_pictures(args) -> tuple[int, str]:
-    """How many pictures there will be, and Blender's version; InputError where the file has no camera to take."""
+    """How many images there will be, and Blender's version; InputError if the file has no usable camera."""
     version, here = examine(args.bpy_python, args.scene)
     if args.from_file and here == 0:
         raise InputError(f"{args.scene}: holds no camera; leave --from_file out")
@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> int:
     job["stems"] = [stem for stem in missing if not (raw / f"{stem}.npz").is_file()]
     if job["stems"]:
         (raw / "job.json").write_text(json.dumps(job))
-        note(f"rendering {len(job['stems'])} of {count} pictures")
+        note(f"rendering {len(job['stems'])} of {count} images")
         done = start(args.bpy_python, RENDER, raw / "job.json")
         (raw / "blender.log").write_text(done.stdout + done.stderr)
         for line in done.stdout.splitlines():
@@ -98,7 +98,7 @@ def main(argv: list[str] | None = None) -> int:
     for stem in missing:
         convert(raw / f"{stem}.npz", args.out, stem)
     shutil.rmtree(raw)
-    print(f"{count} pictures in {args.out}; next: python -m dataloaders check --dataset folder --train_data_dir "
+    print(f"{count} images in {args.out}; next: python -m dataloaders check --dataset folder --train_data_dir "
         f"{args.out / TASKS[0]}")  # fmt: skip
     return 0
 

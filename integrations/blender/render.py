@@ -3,7 +3,7 @@ else of this project is imported here, because bpy brings its own numpy.
 
     python render.py JOB.json       {"scene", "raw", "stems", "seed", "size", "samples", "from_file"}
 
-Each picture is rendered twice with Cycles on the CPU: with all samples for picture, albedo and shading; and with one
+Each image is rendered twice with Cycles on the CPU: with all samples for image, albedo and shading; and with one
 sample in the middle of each pixel for normals and depth, which an average over a pixel's area would falsify at edges.
 """
 
@@ -16,13 +16,18 @@ import bpy
 import numpy as np
 from mathutils import Matrix, Vector
 
-sys.path.insert(0, str(Path(__file__).parent))  # Blender, other than Python, does not look beside the file it runs
+sys.path.insert(
+    0, str(Path(__file__).parent)
+)  # Blender, other than Python, does not search the folder of the file it runs
 from compositor import COLOUR, GEOMETRY, render
 from state import defaults, metres, printable, take_over
 
 FIELD_OF_VIEW, TRIES, RAYS = 60.0, 500, 8  # degrees; cameras tried; rays along each side of the test grid
 LISTED = 20  # settings that the note names
-NEAREST, SEEN = 0.05, 0.7  # of the box's diagonal that must be free ahead; share of the rays that must hit something
+NEAREST, SEEN = (
+    0.05,
+    0.7,
+)  # share of the box's diagonal that must be free ahead; share of the rays that must hit a surface
 
 
 def main(job: dict) -> None:
@@ -61,7 +66,7 @@ def main(job: dict) -> None:
 
 
 def set_up(scene, width: int, height: int, seed: int) -> None:
-    """Cycles on the CPU, on top of Blender's defaults; the file's light and materials stay. The picture is sRGB
+    """Cycles on the CPU, on top of Blender's defaults; the file's light and materials stay. The image is sRGB
     without a film look, so that it is albedo times shading where surfaces are diffuse.
     """
     scene.render.engine, scene.cycles.device = "CYCLES", "CPU"
@@ -75,7 +80,7 @@ def set_up(scene, width: int, height: int, seed: int) -> None:
 
 
 def place(scene, rng: np.random.Generator, number: int) -> Matrix:
-    """A camera inside the box of all visible meshes, that looks at its middle and sees something, with room ahead.
+    """A camera inside the box of all visible meshes, that looks at its middle and at a surface, with free space ahead.
 
     Position: uniform in the box's inner 80 % in plan, between 30 and 80 % of its height. Target: uniform in its middle
     half. The first of TRIES is taken that sees surfaces on SEEN of its rays, none nearer than NEAREST.

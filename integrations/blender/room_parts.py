@@ -1,7 +1,7 @@
 """Pieces that the rooms of `room_scenes.py` are made of: materials, solids and walls. Runs in a Python that has `bpy`.
 
-Metres, z up. A piece stands with its middle at `at` (x, y), turned by `turn` degrees about z; what it is made of are
-procedural materials, whose patterns are in the object's own coordinates, so that no file is needed.
+Metres, z up. A piece has its middle at `at` (x, y) and is turned by `turn` degrees about z. Materials are procedural,
+with patterns in the object's own coordinates, so that no file is needed.
 """
 
 import math
@@ -77,7 +77,7 @@ class Piece:
         return self._finish(made, bevel)
 
     def rod(self, foot, radius, height, made, top: float | None = None):
-        """A cylinder that stands on `foot`; with `top` a cone, that radius at its upper end."""
+        """A cylinder on `foot`; with `top` a cone, that radius at its upper end."""
         place = self._place(foot[0], foot[1], foot[2] + height / 2)
         radii = {"radius1": radius, "radius2": radius if top is None else top}
         bpy.ops.mesh.primitive_cone_add(vertices=48, depth=height, location=place, **radii)

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import bpy
 
-sys.path.insert(0, str(Path(__file__).parent))  # Blender, other than Python, does not look beside the file it runs
+sys.path.insert(
+    0, str(Path(__file__).parent)
+)  # Blender, other than Python, does not search the folder of the file it runs
 from room_furniture import chair, lamp, picture, plant, shelf, sofa, standing_lamp, table
 from room_parts import Piece, material, room
 

@@ -1,11 +1,11 @@
-"""Three furnished rooms, rendered as training data: two to train on, the third held out whole.
+"""Three furnished rooms, rendered as training data: two for training, the third held out.
 
     python -m integrations.blender.rooms --out data/rooms --bpy_python .bpy/bin/python
     accelerate launch sd_single_diode_pseudo_normal.py --dataset folder --train_data_dir data/rooms/normal ...
 
 builds the rooms as .blend files (`room_scenes.py`), renders each with `integrations.blender.export`, and lays them out
 as <out>/<normal|depth|albedo|shading>/{images,labels,gt,masks}/<train|val>/<room>_<number>.*: `val` is the room that
-no training picture shows. The same command again goes on with what is missing.
+no training image shows. The same command again renders what is missing.
 """
 
 import os
@@ -27,9 +27,9 @@ ROOMS = {"living": "train", "bedroom": "train", "study": "val"}
 def parse(argv: list[str] | None = None):
     parser = Parser(prog="python -m integrations.blender.rooms", description=__doc__)
     add = parser.add_argument
-    add("--out", type=path_flag, required=True, help="folder to write, or to go on with")
-    add("--train", type=int, default=100, help="pictures of the first two rooms together, an even number")
-    add("--val", type=int, default=20, help="pictures of the third room")
+    add("--out", type=path_flag, required=True, help="folder to write or continue")
+    add("--train", type=int, default=100, help="images of the first two rooms together, an even number")
+    add("--val", type=int, default=20, help="images of the third room")
     add("--size", default="256x256", help="width x height in pixels (default: 256x256)")
     add("--samples", type=int, default=6, help="paths per pixel")
     add("--bpy_python", default=sys.executable, help="a Python with bpy (default: this one)")
@@ -40,7 +40,7 @@ def parse(argv: list[str] | None = None):
 
 
 def build(folder: Path, bpy_python: str) -> None:
-    """The .blend files; those of an earlier call stay, because the export refuses to go on with other bytes."""
+    """The .blend files; those of an earlier call are kept, because the export does not continue with other bytes."""
     if all((folder / f"{room}.blend").is_file() for room in ROOMS):
         return
     make_folder(folder, "--out")

@@ -35,7 +35,7 @@ def start(blender: str, program: Path | str, argument: Path) -> subprocess.Compl
 
 
 def no_bpy(blender: str) -> InputError:
-    """What is said of a Python without `bpy`."""
+    """Error message for a Python without `bpy`."""
     return InputError(f"--bpy_python={blender}: has no bpy; {INSTALL}, then --bpy_python .bpy/bin/python")
 
 

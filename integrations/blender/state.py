@@ -1,4 +1,4 @@
-"""A render state of our own: of a stranger's .blend only the content is kept, and nothing that bends what is rendered.
+"""A defined render state: only the content of a .blend is kept, and no setting that changes the rendered maps.
 
 Every setting of the groups below is set to the value of Blender's factory settings, unless KEPT names it, so that a
 setting of a future version is reset too. What changes a map and is part of the content is refused.
@@ -138,7 +138,7 @@ def _view_layer(scene):
 
 
 def _check_holdouts(layer) -> None:
-    """Refuse surfaces that are black in the image and have a depth, or the other way round."""
+    """Refuse objects that are black in the image but have a depth, or the reverse."""
     stack = [layer.layer_collection]
     while stack:
         one = stack.pop()

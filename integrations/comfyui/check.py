@@ -1,4 +1,4 @@
-"""Runs the shipped workflows and nodes in the real ComfyUI, without a screen, and compares them with this project.
+"""Runs the shipped workflows and nodes in the real ComfyUI, headless, and compares them with this project.
 
     make comfyui COMFYUI_DIR=path/to/ComfyUI                  # its Python: COMFYUI_PYTHON=path/to/python, if another
 
@@ -57,7 +57,7 @@ def random_lora(path: Path, task: str, seed: int, timestep: int, size: int, kind
 
 
 def lay_out(size: int) -> None:
-    """Models, LoRAs, the picture and the pack of nodes, where ComfyUI looks for them."""
+    """Models, LoRAs, the image and the pack of nodes, where ComfyUI looks for them."""
     for folder in ("models/checkpoints", "models/loras", "input", "output", "custom_nodes"):
         (WORK / folder).mkdir(parents=True, exist_ok=True)
     file = WORK / "models" / "checkpoints" / CHECKPOINT
@@ -100,7 +100,7 @@ def call(path: str, body: Mapping | None = None) -> dict:
 
 
 def post(graph: workflows.Graph) -> dict:
-    """Run a workflow; the history's entry, whatever became of it."""
+    """Run a workflow; return the history's entry, also after an error."""
     try:
         number = call("prompt", {"prompt": graph})["prompt_id"]
     except urllib.error.HTTPError as error:
@@ -120,7 +120,7 @@ def saved(entry: dict) -> list[Path]:
 
 
 def in_comfyui(comfyui: Path, python: str, size: int) -> tuple[dict[str, np.ndarray], str]:
-    """Name -> what ComfyUI made of it, and the sentence with which the pack refuses a LoRA that does not fit."""
+    """Name -> ComfyUI's result, and the message with which the pack refuses a LoRA that does not fit."""
     settings, found = {"checkpoint": CHECKPOINT, "size": size}, {}
     server = start(comfyui, python)
     try:
@@ -168,7 +168,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser(description=__doc__)
     parser.add_argument("--comfyui_dir", type=path_flag, help="the folder that holds ComfyUI's main.py")
     parser.add_argument("--python", default=sys.executable, help="a Python that has ComfyUI's requirements")
-    parser.add_argument("--size", type=int, default=128, help="of the square pictures in pixels, a multiple of 64")
+    parser.add_argument("--size", type=int, default=128, help="side of the square images in pixels, a multiple of 64")
     args = parser.parse_args(argv)
     if args.comfyui_dir is None or not (args.comfyui_dir / "main.py").is_file():
         raise InputError(f"--comfyui_dir={args.comfyui_dir}: no main.py there; {WHERE}")

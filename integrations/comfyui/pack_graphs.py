@@ -4,7 +4,7 @@ from integrations.comfyui.workflows import Graph
 
 
 def pack_graph(checkpoint: str, lora: str, image: str) -> Graph:
-    """Load, predict, and save: the shown picture, a 16-bit PNG and an EXR; a relit picture where it is of normals."""
+    """Load, predict, and save: the displayed image, a 16-bit PNG and an EXR, and for normals a relit image."""
     base = {"ckpt_name": checkpoint}
     said = {"lora_name": lora, "task": "as the file says", "prompt": "", "timestep": -1}
     axes = {"frame": "opencv (x right, y down, z forward)", "invert": False}

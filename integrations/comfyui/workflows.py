@@ -1,4 +1,4 @@
-"""ComfyUI workflows that predict intrinsics with stock nodes alone: one UNet pass at one timestep, without noise.
+"""ComfyUI workflows that predict intrinsics with stock nodes only: one UNet pass at one timestep, without noise.
 
     python -m integrations.comfyui.workflows        # writes workflows/<intrinsic>.json, in the format of ComfyUI's API
 

@@ -12,7 +12,7 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What needs the running server or a browser is slow: they take ten seconds to start."""
+    """Mark tests that need the running server or a browser as slow: those take ten seconds to start."""
     for item in items:
         if {"served", "page"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)

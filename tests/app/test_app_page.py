@@ -29,7 +29,7 @@ def photograph() -> bytes:
 
 @pytest.fixture(scope="module")
 def maps(photograph) -> dict:
-    """What the LoRAs predict of it, without the app."""
+    """The LoRAs' predictions of it, without the app."""
     from utils.inference import Predictor
 
     predict = Predictor([SHIPPED / name for name in INTRINSICS], device="cpu")
@@ -62,7 +62,7 @@ def options(page) -> list[str]:
 
 
 def picture(page, side: str) -> np.ndarray:
-    """The pixels of the slider's left or right picture, (H,W,3)."""
+    """The pixels of the slider's left or right image, (H,W,3)."""
     script = f"""() => {{
       const image = document.querySelector("#compare img.{side}");
       const [width, height] = [image.naturalWidth, image.naturalHeight];
@@ -89,7 +89,7 @@ def as_array(found: list) -> np.ndarray:
 
 
 def screen(page) -> np.ndarray:
-    """The slider as it is on the screen, scaled to the picture's size, (H,W,3)."""
+    """The slider as it is on the screen, scaled to the image's size, (H,W,3)."""
     shot = Image.open(io.BytesIO(page.locator("#compare .frame").screenshot())).convert("RGB")
     return np.asarray(shot.resize(SIZE, Image.Resampling.BOX)).astype(float)
 
@@ -221,7 +221,7 @@ def test_an_example_is_there_from_the_start_and_another_can_be_taken(page):
 
 
 def bomb(width: int, height: int) -> bytes:
-    """A PNG of a few bytes that says it has these sides."""
+    """A PNG of a few bytes whose header gives these sides."""
     chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", zlib.compress(b"\0" * 999))]
     packed = (
         struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

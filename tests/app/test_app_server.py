@@ -1,4 +1,4 @@
-"""The app's command line and server: who may ask, what it serves, and what it leaves behind."""
+"""The app's command line and server: permitted requests, served files, and cleaning up."""
 
 import socket
 from pathlib import Path

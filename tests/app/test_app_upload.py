@@ -1,4 +1,4 @@
-"""What the app takes in: pictures as they are, and nothing that only looks like one."""
+"""Uploads to the app: images are accepted unchanged, and files that only look like images are refused."""
 
 import os
 

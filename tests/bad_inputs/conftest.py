@@ -23,7 +23,7 @@ def no_code_is_run():
 
 @pytest.fixture
 def tree(diode, tmp_path):
-    """A DIODE of one training picture, 96x72, and the stem of it."""
+    """A DIODE of one training image, 96x72, and the stem of it."""
     root = tmp_path / "DIODE"
     meta = json.loads((diode / "diode_meta.json").read_text())
     scene, scans = next(iter(meta["train"]["indoors"].items()))

@@ -1,4 +1,4 @@
-"""LoRA files that are cut, hold something else, or fit another model: refused before a layer is touched."""
+"""LoRA files that are truncated, contain something else, or fit another model: refused before a layer is changed."""
 
 import copy
 import io
@@ -43,7 +43,7 @@ def lora_files(state: dict) -> dict[str, tuple[str, bytes, str]]:
     files |= {f".bin cut at {size}": ("x.bin", as_bin(state)[:size], unreadable) for size in (0, 4, 100, 5000)}
     raw = {
         "text": b"this is a text\n" * 20,
-        "picture": encoded("PNG"),
+        "an image": encoded("PNG"),
         "zeros": bytes(1000),
         "page": b"<!doctype html><title>404</title>",
         "pointer": b"version https://git-lfs.github.com/spec/v1\n",
@@ -55,7 +55,7 @@ def lora_files(state: dict) -> dict[str, tuple[str, bytes, str]]:
     files |= {f"{name} named .bin": ("x.bin", content, unreadable) for name, content in raw.items()}
     headers = {
         "header of 2^60 bytes": (2**60).to_bytes(8, "little") + b"{}",
-        "header is no json": header(b"{not json"),
+        "header is not json": header(b"{not json"),
         "header is a list": header(b"[]"),
         "offsets outside": header(b'{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}'),
         "offsets that overlap": header(

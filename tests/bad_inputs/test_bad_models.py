@@ -32,7 +32,7 @@ def model_files() -> dict[str, dict[str, bytes | None]]:
         pickled = f"{part}/{'pytorch_model' if part == 'text_encoder' else weights}.bin"
         cases |= {f"{part}: {name}": {config: content} for name, content in {
             "no config": None, "empty config": b"", "cut config": b'{"_class_name": "U', "config is a list": b"[]",
-            "config is no text": b"\xff\xfe\x00", "config is a pickle": malicious_pickle(),
+            "config is not text": b"\xff\xfe\x00", "config is a pickle": malicious_pickle(),
         }.items()}  # fmt: skip
         cases |= {f"{part}: {name}": {file: content} for name, content in {
             "no weights": None, "empty weights": b"", "text for weights": b"text" * 99, "pickle for weights":
@@ -126,7 +126,7 @@ STATES = {
     "text": b"text",
     "empty": b"",
     "a part of it": part_of_it(),
-    "picture": encoded("PNG"),
+    "an image": encoded("PNG"),
     "cut": None,
 }
 

@@ -1,4 +1,4 @@
-"""Broken pictures among good ones, through the inference script."""
+"""Broken images among good ones, through the inference script."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.bad_input
 @pytest.fixture(scope="module")
 def inference(weights, tmp_path_factory):
     """(input folder, output folder, status, stderr) of one run on all of them."""
-    home = tmp_path_factory.mktemp("pictures")
+    home = tmp_path_factory.mktemp("images")
     folder, out = home / "in", home / "out"
     folder.mkdir()
     for name, content in {**pictures(), **dict.fromkeys(GOOD, encoded("PNG"))}.items():
@@ -29,7 +29,7 @@ def inference(weights, tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", [*pictures(), *LINKS])
-def test_a_bad_picture_is_named_with_its_cure(name, inference):
+def test_a_bad_image_is_named_with_the_fix(name, inference):
     folder, out, _, stderr = inference
     shown = InputError(str(folder / name)).args[0]
     lines = [line for line in stderr.splitlines() if line.strip().startswith(f"{shown}: ")]

@@ -1,4 +1,4 @@
-"""Pictures, labels and ground truth of the data set that are not what their names say."""
+"""Images, labels and ground truth of a data set whose content does not match their names."""
 
 import os
 import re
@@ -25,7 +25,7 @@ def reader(folder: str, suffix: str):
 
 @pytest.mark.parametrize("name", LABELS)
 @pytest.mark.parametrize(("folder", "suffix"), IMAGES)
-def test_a_file_that_is_no_picture(folder, suffix, name, tree):
+def test_a_file_that_is_not_an_image(folder, suffix, name, tree):
     root, stem = tree
     path = root / folder / f"{stem}{suffix}"
     put(path, pictures()[name])

@@ -1,4 +1,4 @@
-"""Data sets that lack something, name what is not there, or lie elsewhere than the flags say."""
+"""Data sets that lack files, list missing ones, or are in another place than the flags name."""
 
 import json
 import os
@@ -92,7 +92,7 @@ MANIFESTS = {
     "deep": b"[" * 100_000,
     "no unicode": b'{"image": "\xff\xfe", "label": "a"}',
     "utf-16": '{"image": "a.png", "label": "a.png"}'.encode("utf-16"),
-    "a picture": encoded("PNG"),
+    "an image": encoded("PNG"),
     "a pickle": b"\x80\x04N.",
     "no label": b'{"image": "a.png"}',
     "an unknown key": b'{"image": "a.png", "label": "a.png", "Split": "val"}',
@@ -191,7 +191,7 @@ def test_an_empty_split_through_a_script(name, words, tree):
     main_refused(SCRIPT, words, "no training images under .*normals")
 
 
-def test_a_scene_type_that_has_no_pictures(words):
+def test_a_scene_type_without_images(words):
     main_refused(SCRIPT, [*words, "--scene_types", "outdoor"], "no training images")
 
 

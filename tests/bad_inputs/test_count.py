@@ -7,7 +7,7 @@ import pytest
 from helpers import ROOT
 
 
-def test_the_docs_say_how_many_bad_inputs_are_tried(request):
+def test_the_docs_state_the_number_of_bad_inputs(request):
     tried = [item for item in request.session.items if item.get_closest_marker("bad_input")]
     if {item.path for item in tried} != set(Path(__file__).parent.glob("test_bad_*.py")):
         pytest.skip("only a part of the bad inputs was collected")

@@ -1,4 +1,4 @@
-"""Any bytes at all: a reader returns something, or says in one line that it cannot, naming the file."""
+"""Random bytes: a reader returns something, or raises a one-line error that names the file."""
 
 import copy
 import io
@@ -28,7 +28,7 @@ def mutated(content: bytes, changes: list[tuple[int, int]], cut: int | None) -> 
 
 
 def either(path: Path, content: bytes, read) -> None:
-    """`read` returns something, or says in one line that it cannot, naming the file."""
+    """`read` returns something, or raises a one-line error that names the file."""
     path.write_bytes(content)
     with time_limit():
         try:

@@ -17,7 +17,7 @@ from utils.system import atomic
 from utils.training import checkpoint
 
 TOKEN = "hf_" + "NeverToBeSeenAnywhere" + "x" * 13
-KEY = "0123456789abcdef" * 2 + "01234567"  # of the length that wandb asks for
+KEY = "0123456789abcdef" * 2 + "01234567"  # with the length of a wandb key
 SOURCES = [path for path in ROOT.rglob("*.py") if not {".venv", ".interop"} & set(path.relative_to(ROOT).parts)]
 DEMANDED = {  # call -> keyword and the value that it must have
     "torch.load": ("weights_only", True),
@@ -29,7 +29,7 @@ FORBIDDEN = {"pickle.load", "pickle.loads", "pickle.Unpickler", "yaml.load", "ya
 
 
 def violations(source: str) -> list[str]:
-    """Calls in Python source that could run what a file says."""
+    """Calls in Python source that could run code from a file."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if not isinstance(node, ast.Call):
@@ -104,7 +104,7 @@ def test_a_malicious_file_is_refused_by_every_loader(make, tmp_path):
 
 
 def test_tokens_and_files_stay_where_they_belong(flags, tmp_path):
-    """A run with every tracker and both tokens set: no file of it holds one, and none lies outside its folders."""
+    """A run with every tracker and both tokens set: none of its files has one, and none is outside its folders."""
     home, output = tmp_path / "home", tmp_path / "output"
     home.mkdir()
     script = "sd_single_diode_pseudo_normal.py"

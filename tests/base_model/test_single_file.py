@@ -234,7 +234,7 @@ def test_missing_file_wrong_folder_and_wrong_file_have_sentences_of_their_own(sm
 def test_training_and_inference_take_a_file(small, sizes, flags, diode, tmp_path):
     """The same LoRA, to the bit, as from the folder; its metadata names the file, and inference finds it.
 
-    Maps differ in the last bits: where weights lie in a mapped file, at which alignment, changes the order of sums.
+    Maps differ in the last bits: the alignment of weights in a mapped file changes the order of sums.
     """
     script, (folder, file) = "sd_single_diode_pseudo_normal.py", small["sd1"]
     for name, base in (("folder", folder), ("file", file)):

@@ -1,4 +1,4 @@
-"""What is there for speed changes no result: compiled code, and the two sides of every benchmark."""
+"""Optimisations change no result: compiled code, and the two sides of every benchmark."""
 
 import json
 import shutil
@@ -53,13 +53,13 @@ def test_compiled_inference_draws_the_same(small, tmp_path, capsys):
     unet = load_base(str(small)).unet
     add_lora(unet, 2)
     save_lora(unet, tmp_path / "lora", {"method": "single-step", "task": "albedo", "resolution": 32})
-    (tmp_path / "pictures").mkdir()
+    (tmp_path / "images").mkdir()
     for index, colour in enumerate(["red", "teal", "olive"]):
-        Image.new("RGB", (40, 32), colour).save(tmp_path / "pictures" / f"{index}.png")
+        Image.new("RGB", (40, 32), colour).save(tmp_path / "images" / f"{index}.png")
     drawn = []
     for more in ([], ["--compile"]):
         out = tmp_path / f"out{len(more)}"
-        words = ["--lora", tmp_path / "lora", "--input_dir", tmp_path / "pictures", "--output_dir", out, *more]
+        words = ["--lora", tmp_path / "lora", "--input_dir", tmp_path / "images", "--output_dir", out, *more]
         words += ["--center_crop"]
         inference_sd_single.main([str(w) for w in (*words, "--pretrained_model_name_or_path", small)])
         drawn.append(np.stack([np.asarray(Image.open(file)) for file in sorted(out.rglob("*.png"))]).astype(int))
@@ -68,17 +68,17 @@ def test_compiled_inference_draws_the_same(small, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("place", "cure"),
+    ("place", "fix"),
     [("/env/torch/__init__.py", r"apt install g\+\+"), ("/my env/torch/__init__.py", "path with a space")],
 )
-def test_what_cannot_be_compiled_is_said(place, cure, monkeypatch):
+def test_a_failing_compiler_is_reported_with_a_fix(place, fix, monkeypatch):
     from torch._inductor import config
 
     monkeypatch.setenv("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")
     monkeypatch.setattr(compute, "TORCH", place)
     torch._dynamo.reset()
     broken = config.patch({"cpp.cxx": ("no-such-compiler",)})
-    with broken, pytest.raises(InputError, match=rf"--compile: this machine cannot .*{cure}"):
+    with broken, pytest.raises(InputError, match=rf"--compile: this machine cannot .*{fix}"):
         compute.compile_unet(torch.nn.Linear(2, 2), torch.device("cpu"))
 
 
@@ -111,7 +111,7 @@ def test_what_grows_is_measured_by_real_runs(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("module", ["train_step", "inference"])
-def test_a_benchmark_runs_as_its_documentation_says(module, bases, tmp_path):
+def test_a_benchmark_runs_as_documented(module, bases, tmp_path):
     words = ["--base", bases["sd15"], "--resolution", 32, "--batch", 2, "--rounds", 1]
     words += ["--output", tmp_path / "numbers.json"]
     done = python("-m", f"benchmarks.{module}", *words)
@@ -131,7 +131,7 @@ def test_both_sides_of_the_training_benchmark_train_the_same(bases, monkeypatch)
 
 
 def test_both_sides_of_the_inference_benchmark_draw_the_same(bases, tmp_path, monkeypatch):
-    """To one grey level: so a fused LoRA draws what a LoRA beside the weights does."""
+    """To one grey level: so a fused LoRA predicts the same as a separate one."""
     words = ["--base", str(bases["sd15"]), "--resolution", "32", "--batch", "3", "--images", "5"]
     args = inference.parser().parse_args(words)
     drawn = []

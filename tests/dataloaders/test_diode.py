@@ -108,7 +108,7 @@ def test_wrong_shapes_name_the_file(tree, suffix, array, message):
         dataset[0]
 
 
-def test_labels_must_cover_the_picture(tree):
+def test_labels_must_cover_the_image(tree):
     dataset = normals(tree)
     path = tree / "pseudo" / "normal" / f"{dataset.stems[0]}.png"
     Image.new("RGB", (96, 50)).save(path)
@@ -121,7 +121,7 @@ def test_labels_must_cover_the_picture(tree):
 
 
 def test_centre_square_labels_line_up(tree):
-    """A label of the centre square trains the same target as the label of the whole picture."""
+    """A label of the centre square trains the same target as the label of the whole image."""
     dataset = normals(tree)
     path = tree / "pseudo" / "normal" / f"{dataset.stems[0]}.png"
     whole = dataset[0]["target"]
@@ -150,7 +150,7 @@ def test_wrong_folder_is_named(diode):
         normals(diode, scene_types=("indoor",))
 
 
-def test_pictures_that_meta_does_not_list(tree):
+def test_images_missing_from_meta(tree):
     meta = json.loads((tree / "diode_meta.json").read_text())
     scan = next(iter(next(iter(meta["val"]["indoors"].values())).values()))
     dropped = len(scan)
@@ -226,7 +226,7 @@ def test_depth_has_no_gap(gap):
 
 @pytest.mark.parametrize("kept", [0, 1])
 def test_another_gap_is_an_error(gap, kept):
-    """Another scan without normals; or the known one with one file of several, which is no gap of DIODE's."""
+    """Another scan without normals; or the known one with one file of several, which is not DIODE's gap."""
     tree, _ = gap
     if kept:
         (tree / "normals" / KNOWN_GAP).mkdir()

@@ -1,4 +1,4 @@
-"""Albedo and shading: exact truth where it is given, and a loud stand-in where it is not."""
+"""Albedo and shading: exact truth if it is given, and a reported substitute if not."""
 
 import json
 import shutil
@@ -42,13 +42,13 @@ def test_truth_is_linear_and_fits_the_label(diode, task):
     assert (shown - item["target"]).abs().max() < 0.03
 
 
-def test_picture_is_albedo_times_shading(diode):
+def test_the_image_is_albedo_times_shading(diode):
     albedo, shading = (dataset(diode, task, truth=True)[5] for task in KINDS)
     product = albedo["gt"] * shading["gt"]
     assert np.abs(to_linear(albedo["rgb"].double().numpy() / 2 + 0.5) - product.numpy()).max() < 0.01
 
 
-def test_without_truth_the_label_stands_in_and_says_so(diode):
+def test_without_truth_validation_uses_the_label_and_reports_it(diode):
     train = dataset(diode, "albedo", truth=False)
     assert not train.measured and "PSEUDO LABELS" in train.notes[0]
     item = train[3]
@@ -103,7 +103,7 @@ def test_a_folder_without_truth_is_refused(diode):
 
 
 def test_written_values_are_what_the_evaluator_reads(diode, tmp_path):
-    """--npy writes sRGB codes: `--pred_space srgb --gt_space linear` scores a perfect drawing as perfect."""
+    """--npy writes sRGB codes: `--pred_space srgb --gt_space linear` scores a perfect prediction as perfect."""
     import evaluate
 
     train = dataset(diode, "albedo", truth=True)

@@ -1,4 +1,4 @@
-"""Labels in another convention end a training before it starts, and `check` with status 1; right ones cost nothing."""
+"""Labels in another convention end a training before it starts, and `check` with status 1. Correct ones pass."""
 
 import json
 import shutil

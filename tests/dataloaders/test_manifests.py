@@ -1,4 +1,4 @@
-"""Manifests and folders from other systems: read where they are unambiguous, named by line where they are not."""
+"""Manifests and folders from other systems: read if they are unambiguous, otherwise refused with the line."""
 
 import json
 import unicodedata

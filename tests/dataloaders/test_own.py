@@ -45,7 +45,7 @@ def opened(root, intrinsic=NORMAL, fraction=0.25, seed=3, **options):
 
 
 def manifest(root, **more) -> Path:
-    """The same samples as `own`'s folder, as a manifest beside it."""
+    """The same samples as `own`'s folder, as a manifest."""
     lines = []
     for sample in folder_samples(root):
         relative = [

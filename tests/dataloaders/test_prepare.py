@@ -1,4 +1,4 @@
-"""DIODE's archives: verified, unpacked safely, gone on with; and the check of what lies on disk."""
+"""DIODE's archives: verified, unpacked safely, and continued; and the check of files on disk."""
 
 import io
 import json
@@ -74,7 +74,7 @@ def test_the_md5_sums_are_diodes():
     }
 
 
-def test_interrupted_runs_go_on(diode, archives, tmp_path, monkeypatch, capsys):
+def test_interrupted_runs_continue(diode, archives, tmp_path, monkeypatch, capsys):
     place, left = preparation._place, [40]
 
     def tiring(*args):
@@ -103,7 +103,7 @@ GOOD = "val/indoors/scene_00001/scan_00002/00001_00002_indoors_000_000.png"
 def pack(path, *members):
     """(name, content or type of link) -> an archive of them, after one good file."""
     with tarfile.open(path, "w:gz") as tar:
-        for name, what in ((GOOD, "picture"), *members):
+        for name, what in ((GOOD, "image"), *members):
             info = tarfile.TarInfo(name)
             if isinstance(what, str):
                 info.size = len(what)
@@ -210,7 +210,7 @@ def test_check_of_a_good_tree_from_the_command_line(diode):
     assert done.returncode == 2 and "no such folder; --root is" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_check_knows_what_the_list_knows(diode, tmp_path, capsys):
+def test_check_and_the_list_agree(diode, tmp_path, capsys):
     tree = shutil.copytree(diode, tmp_path / "DIODE")
     gone = next((tree / "depths" / "train").rglob("*.png"))
     gone.unlink()

@@ -1,4 +1,4 @@
-"""Every relative link, anchor and picture in the project's Markdown points at something that exists."""
+"""Every relative link, anchor and image in the project's Markdown points at something that exists."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("", "docs", "benchmarks", "miniworld/mini-sd", "miniworld/mini-ip2p", "miniworld/mini-loras",
            "miniworld/mini-gan", "miniworld/mini-ar", "miniworld/mini-teacher")  # fmt: skip
 PAGES = sorted(page for folder in FOLDERS for page in (ROOT / folder).glob("*.md"))
-PICTURES = sorted(path for path in (ROOT / "docs").iterdir() if path.suffix in (".png", ".jpg", ".svg"))
+IMAGES = sorted(path for path in (ROOT / "docs").iterdir() if path.suffix in (".png", ".jpg", ".svg"))
 FENCE = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"!?\[[^\]]*\]\(([^()\s]+(?:\([^()\s]*\))?)\)")
 
@@ -36,7 +36,7 @@ def anchors(text: str) -> set[str]:
 
 
 def problem(page: Path, target: str) -> str | None:
-    """What is wrong with a link of `page`, or None. Links to the web are not followed."""
+    """The problem with a link of `page`, or None. Links to the web are not followed."""
     if re.match(r"[a-z]+:", target):
         return None
     path, _, anchor = unquote(target).partition("#")
@@ -66,10 +66,10 @@ def test_every_page_can_be_reached_from_the_readme(page):
     assert page in seen
 
 
-@pytest.mark.parametrize("picture", PICTURES, ids=lambda picture: picture.name)
-def test_every_picture_is_shown_somewhere_and_is_small(picture):
-    assert any(picture.name in target for page in PAGES for target in links(page.read_text()))
-    assert picture.stat().st_size < 310_000
+@pytest.mark.parametrize("image", IMAGES, ids=lambda image: image.name)
+def test_every_image_is_used_on_a_page_and_is_small(image):
+    assert any(image.name in target for page in PAGES for target in links(page.read_text()))
+    assert image.stat().st_size < 310_000
 
 
 def test_a_wrong_link_is_found():
@@ -81,5 +81,5 @@ def test_a_wrong_link_is_found():
     assert anchors("# A b\n## Your own: data!\n## A b\n") == {"a-b", "your-own-data", "a-b-1"}
 
 
-def test_the_readme_is_read_in_a_minute():
+def test_the_readme_has_at_most_180_lines():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 180

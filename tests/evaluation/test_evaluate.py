@@ -164,7 +164,7 @@ def test_black_pixels_of_png_normals_are_unknown(tmp_path, run):
     assert result["metrics"]["mean"] == pytest.approx(np.degrees(np.arccos(1 / np.sqrt(3))), rel=1e-5)
 
 
-def test_npy_is_preferred_to_png_and_said(tmp_path, run):
+def test_npy_is_preferred_to_png_with_a_note(tmp_path, run):
     save(tmp_path / "gt/a_normal.npy", normals())
     save(tmp_path / "pred/a_normal.npy", normals(5))
     save(tmp_path / "pred/a_normal.png", encode(normals(50)))
@@ -399,7 +399,7 @@ def test_predictions_of_the_centre_square(tmp_path, run):
     assert result["pixels"] == 24 * 24 and result["metrics"]["mean"] == 0 and result["warnings"] == []
     result, text = run("--by_stem")
     assert result["metrics"]["mean"] > 10 and "WARNING: 1 predictions do not have the proportions" in text
-    save(tmp_path / "pred/a_normal.npy", gt)  # the whole picture: cropped like the truth
+    save(tmp_path / "pred/a_normal.npy", gt)  # the whole image: cropped like the truth
     result, _ = run("--by_stem", "--center_crop")
     assert result["pixels"] == 24 * 24 and result["metrics"]["mean"] == 0 and result["warnings"] == []
     turning = np.concatenate([normals(angle, (24, 1)) for angle in range(0, 64, 2)], axis=1)
@@ -484,7 +484,7 @@ def test_the_diode_protocol_scores_scene_types_and_eroded_masks(diode, run, fail
     assert "1 have none" in message and one.name.replace("_depth_mask", "_depth") in message
 
 
-def test_diode_normals_are_opengl_unless_told(diode, run, fail):
+def test_diode_normals_are_opengl_by_default(diode, run, fail):
     result, _ = run("--gt_dir", diode / "normals")
     assert result["settings"]["gt_frame"] == "opengl" and result["metrics"]["mean"] == pytest.approx(0, abs=1e-4)
     assert [row["row"] for row in result["rows"]] == ["all", "indoors", "outdoor"]
@@ -596,7 +596,7 @@ def test_albedo_is_scored_in_the_colour_space_that_is_named(tmp_path, run, fail)
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.uint16])
-def test_pictures_scale_to_one(kind, tmp_path):
+def test_images_scale_to_one(kind, tmp_path):
     ends = np.array([[0, np.iinfo(kind).max]], kind)
     assert read_prediction(save(tmp_path / "a.png", ends), "colour").values.tolist() == [[0, 1]]
 
@@ -653,7 +653,7 @@ def test_whdr_reads_iiw_judgements(tmp_path, run, fail):
     (lambda pixels, path: Image.fromarray(pixels).save(path, format="JPEG"), "is a JPEG"),
     (lambda pixels, path: Image.fromarray(pixels).save(path, transparency=(0, 0, 0)), "a transparent colour"),
 ], ids=["rgba", "palette", "jpeg", "a transparent colour"])  # fmt: skip
-def test_pictures_that_would_be_read_wrongly(write, words, tmp_path):
+def test_images_that_would_be_read_wrongly(write, words, tmp_path):
     write(encode(random_normals()), tmp_path / "a.png")
     with pytest.raises(ValueError, match=words):
         read_array(tmp_path / "a.png")

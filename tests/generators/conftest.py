@@ -34,7 +34,7 @@ def teacher_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def ar_folder(tmp_path_factory) -> Path:
-    """Pictures of 32 px as 8 x 8 tokens of 16."""
+    """Images of 32 px as 8 x 8 tokens of 16."""
     torch.manual_seed(2)
     folder = tmp_path_factory.mktemp("ar")
     blocks = {"down_block_types": ("DownEncoderBlock2D",) * 3, "up_block_types": ("UpDecoderBlock2D",) * 3}
@@ -48,7 +48,7 @@ def ar_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def janus_folder(tmp_path_factory) -> Path:
-    """Janus' own class, tiny: pictures of 32 px as 8 x 8 tokens of 16."""
+    """Janus' own class, tiny: images of 32 px as 8 x 8 tokens of 16."""
     torch.manual_seed(3)
     folder = tmp_path_factory.mktemp("janus")
     text = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}

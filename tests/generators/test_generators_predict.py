@@ -62,7 +62,7 @@ def test_a_gan_draws_pictures_and_their_maps(gan_loras, tmp_path, capsys):
 
 
 def test_the_maps_are_of_the_pictures_that_are_drawn(gan_loras, gan_folder, tmp_path):
-    """Without its LoRA the network draws the picture of the same w; with it, the file's map."""
+    """Without its LoRA the network draws the image of the same w, with it the map in the file."""
     from generators.pixel_prediction import generate
 
     run(inference_gan, "--lora", gan_loras[1], "--num_imgs", 1, "--output_dir", tmp_path, "--seed", 7, "--npy")
@@ -93,7 +93,7 @@ def test_a_transformer_predicts_what_its_objective_does(ar_lora, ar_folder, tmp_
     for name, size in (("a", (48, 40)), ("b", (33, 64))):
         pixels = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(source / f"{name}.png")
-    (tmp_path / "in" / "no.png").write_bytes(b"no picture")
+    (tmp_path / "in" / "no.png").write_bytes(b"not an image")
     assert run(inference_ar, "--lora", lora, "--input_dir", tmp_path / "in", "--output_dir", tmp_path, "--npy") == 1
     assert "no.png" in capsys.readouterr().err
     base = load_autoregressive(str(ar_folder))
@@ -124,7 +124,7 @@ def test_sampled_tokens_depend_on_seed_and_name_alone(ar_lora, tmp_path):
 
     first = maps("one", "--temperature", 1)
     alone = maps("two", "--temperature", 1, "--batch_size", 1)
-    np.testing.assert_allclose(alone, first, atol=1)  # a CPU may decode two at once with other roundings
+    np.testing.assert_allclose(alone, first, atol=1)  # a CPU may round differently when decoding two together
     other = maps("three", "--temperature", 1, "--seed", 5)
     assert np.abs(first[0] - first[1]).max() > 10 and np.abs(first - other).max() > 10
     likeliest = maps("four")

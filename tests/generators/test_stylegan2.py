@@ -1,4 +1,4 @@
-"""StyleGAN2's generator: the reference's pictures, public weights, folders, and a LoRA on its affine layers."""
+"""StyleGAN2's generator: the reference's images, public weights, folders, and a LoRA on its affine layers."""
 
 import pickle
 from pathlib import Path

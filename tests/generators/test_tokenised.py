@@ -1,4 +1,4 @@
-"""Pictures that become tokens once: the same losses, the same set, and no pixel decoded in a step."""
+"""Images that become tokens once: the same losses, the same set, and no pixel decoded in a step."""
 
 import pickle
 

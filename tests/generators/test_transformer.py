@@ -1,4 +1,4 @@
-"""The transformer over pictures' tokens: what it reads, in which order, and how a label is completed."""
+"""The transformer over images' tokens: what it reads, in which order, and how a label is completed."""
 
 import pytest
 import torch
@@ -32,7 +32,7 @@ def test_every_label_token_reads_the_picture(network, pair, positions):
     other = picture.clone()
     other[:, 3] = (other[:, 3] + 1) % CODES
     change = (network(picture, label, positions) - network(other, label, positions)).abs().amax((0, 2))
-    assert (change > 1e-6).all(), "positions that begin again must not hide the picture"
+    assert (change > 1e-6).all(), "positions that begin again must not hide the image"
 
 
 @pytest.mark.parametrize("positions", ["again", "on"])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.conventions import shots
+from studies.conventions import shots
 from utils.errors import InputError
 from utils.inference import Prediction, check_conventions
 from utils.intrinsics import DEPTH, INTRINSICS, NORMAL

@@ -37,7 +37,7 @@ def test_astray_members_do_not_move_the_depth():
     merged, doubt = merge(torch.stack([*good, grey(-truth)]), DEPTH)
     assert np.corrcoef(merged[0].flatten(), truth.flatten())[0, 1] > 0.999
     inverted = align(torch.stack([truth, 0.7 * truth, truth, -truth]))[3]
-    assert inverted.std() < 1e-6  # it is in error: neither turned around nor left inverted
+    assert inverted.std() < 1e-6  # it is in error: not turned around and not left inverted
     hole = truth.clone()
     hole[25:35, 25:35] = 3.0
     merged, doubt = merge(torch.stack([*good, grey(truth), grey(hole)]), DEPTH)
@@ -78,6 +78,6 @@ def test_colours_merge_to_the_median(task):
     torch.testing.assert_close(merged[0], torch.full((4, 4), 0.15))
 
 
-def test_uncertainty_pictures_share_one_scale():
+def test_uncertainty_images_share_one_scale():
     doubt = torch.tensor([[0.0, 22.5], [45.0, 90.0]])
     assert uncertainty_picture(doubt, NORMAL).tolist() == [[0, 128], [255, 255]]

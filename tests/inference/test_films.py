@@ -174,7 +174,7 @@ def test_a_transparent_animation_is_read_on_white(tmp_path):
     assert found[:8].min() == 255 and np.abs(found[24:48, 24:72] - (200, 120, 60)).max() <= 8
 
 
-def test_an_interlaced_film_is_named_with_the_cure(tmp_path, capsys):
+def test_an_interlaced_film_is_named_with_the_fix(tmp_path, capsys):
     first(film(tmp_path / "a.mp4", chart(), "yuv420p", tags="tff=1", count=4))
     assert "interlaced" in (said := capsys.readouterr().err) and "ffmpeg -i" in said and "bwdif" in said
 

@@ -1,4 +1,4 @@
-"""Single-step inference: the released script's pixels, every kind of picture, bad files, several processes."""
+"""Single-step inference: the released script's pixels, every kind of image, bad files, several processes."""
 
 import json
 import shlex
@@ -42,7 +42,7 @@ def weights(bases, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pictures")
+    folder = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     for i, (width, height) in enumerate([(96, 72), (72, 96), (64, 64), (130, 100), (96, 72)]):
         coarse = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8))
@@ -51,7 +51,7 @@ def pictures(tmp_path_factory):
 
 
 def released(base, state: dict, picture: Image.Image, task: str, prompt: str) -> np.ndarray:
-    """What the released inference computes, from its description: the LoRA beside the weights, a picture at a time."""
+    """The released inference, from its description: the LoRA separate from the weights, an image at a time."""
     unet = UNet2DConditionModel.from_pretrained(base, subfolder="unet")
     vae = AutoencoderKL.from_pretrained(base, subfolder="vae")
     tokenizer = CLIPTokenizer.from_pretrained(base, subfolder="tokenizer")
@@ -139,7 +139,7 @@ def test_depth_npy_is_not_clamped_and_batches_agree(weights, pictures, tmp_path,
         assert shown.shape == (64, 64) and np.corrcoef(shown.ravel(), one.ravel())[0, 1] > 0.99
 
 
-def test_every_kind_of_picture_and_one_bad_file(weights, tmp_path, capsys):
+def test_every_kind_of_image_and_one_bad_file(weights, tmp_path, capsys):
     folder = tmp_path / "in"
     folder.mkdir()
     rgb = np.random.default_rng(1).integers(0, 256, (64, 80, 3), dtype=np.uint8)
@@ -149,7 +149,7 @@ def test_every_kind_of_picture_and_one_bad_file(weights, tmp_path, capsys):
     Image.fromarray(rgb[..., 0].astype(np.uint16) * 257).save(folder / "d.tif")
     Image.fromarray(np.dstack([rgb, rgb[..., 0]])).save(folder / "e.PNG")
     Image.fromarray(rgb).quantize(16).save(folder / "f.png")
-    (folder / "bad.jpeg").write_bytes(b"\xff\xd8 this is no picture")
+    (folder / "bad.jpeg").write_bytes(b"\xff\xd8 this is not an image")
     (folder / "notes.txt").write_text("left alone")
     assert predict("--lora", weights / "ours", "--input_dir", folder, "--output_dir", tmp_path / "out") == 1
     said = capsys.readouterr()
@@ -158,7 +158,7 @@ def test_every_kind_of_picture_and_one_bad_file(weights, tmp_path, capsys):
     assert written == [f"{letter}_normal.png" for letter in "abcdef"]
 
 
-def test_two_processes_share_the_pictures(weights, pictures, tmp_path):
+def test_two_processes_share_the_images(weights, pictures, tmp_path):
     words = ["--lora", weights / "ours", "--input_dir", pictures, "--device", "cpu"]
     one_thread = {"OMP_NUM_THREADS": "1"}  # what torchrun gives each process; the order of sums depends on it
     fork(SCRIPT, *words, "--output_dir", tmp_path / "two", processes=2, env=one_thread)
@@ -183,7 +183,7 @@ def test_a_mistake_is_named(words, message, weights, tmp_path, monkeypatch):
         inference_sd_single.main(["--lora", str(weights / "ours"), *words])
 
 
-def test_the_default_lora_is_the_released_one_and_its_absence_says_which_there_are():
+def test_the_default_lora_is_the_released_one_and_its_absence_lists_the_others():
     done = python(SCRIPT, check=False)
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
     assert "error: pretrained_weights/sd_single_depth_pytorch_model.bin: no such LoRA file" in done.stderr

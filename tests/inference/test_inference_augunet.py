@@ -43,7 +43,7 @@ def weights(bases, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pictures(diode, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pictures")
+    folder = tmp_path_factory.mktemp("images")
     for i, path in enumerate(sorted((diode / "depths" / "val").rglob("*.png"))[:4]):
         shutil.copy(path, folder / f"p{i}.png")
     return folder
@@ -71,7 +71,7 @@ def read(out, i, task="normal", kind="predicted"):
 
 @torch.no_grad()
 def members(bases, weights, pictures, i, count=1, **options) -> torch.Tensor:
-    """Picture i's drawings (N,3,32,32) by the objective itself."""
+    """Image i's drawings (N,3,32,32) by the objective itself."""
     base = widened(bases)
     load_attn_procs(base.unet, weights / "ours")
     scheduler = zero_snr_scheduler(base.scheduler)
@@ -93,7 +93,7 @@ def test_drawings_are_the_samplers(bases, weights, pictures, tmp_path):
     assert not (tmp_path / "plain" / "normal" / "uncertainty").exists()
 
 
-def test_neither_batch_nor_neighbours_nor_processes_matter_but_the_seed_does(weights, pictures, tmp_path):
+def test_only_the_seed_matters_not_batch_neighbours_or_processes(weights, pictures, tmp_path):
     env = {"OMP_NUM_THREADS": "1"}
     words = ["--lora", weights / "ours", "--input_dir", pictures, "--npy", *STEPS, "--center_crop", "--device", "cpu"]
     fork(SCRIPT, *words, "--output_dir", tmp_path / "two", processes=2, env=env)
@@ -124,7 +124,7 @@ def test_noise_depends_on_the_subfolder_but_not_on_the_place_of_the_folder(weigh
     assert np.abs(flat - tree).mean() > 0.05
 
 
-def test_noise_differs_by_seed_picture_and_member():
+def test_noise_differs_by_seed_image_and_member():
     first = [torch.randn(4, generator=noise_of(*key)) for key in ((1, "a", 0), (2, "a", 0), (1, "b", 0), (1, "a", 1))]
     assert all((first[0] - other).abs().min() > 1e-3 for other in first[1:])
     assert torch.equal(first[0], torch.randn(4, generator=noise_of(1, "a", 0)))

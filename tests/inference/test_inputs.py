@@ -1,4 +1,4 @@
-"""Which files --input_dir stands for."""
+"""The files selected by --input_dir."""
 
 from pathlib import Path
 
@@ -65,7 +65,7 @@ def test_the_folder_of_the_maps_is_refused_as_input(tmp_path):
             find_inputs(tmp_path / folder, tmp_path)
 
 
-def test_links_to_folders_are_followed_once_and_dead_ones_are_told(tmp_path):
+def test_links_to_folders_are_followed_once_and_dead_ones_reported(tmp_path):
     tree(tmp_path, "data/a.jpg", "in/b.jpg")
     (tmp_path / "in/link").symlink_to(tmp_path / "data")
     (tmp_path / "in/again").symlink_to(tmp_path / "in")

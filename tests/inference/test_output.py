@@ -1,4 +1,4 @@
-"""--formats, --frame, --invert_depth and the numbers of a mesh: what is in the files, as other readers see it."""
+"""--formats, --frame, --invert_depth and the numbers of a mesh: the files' content, read by other readers."""
 
 import importlib.util
 import io
@@ -53,7 +53,7 @@ def decoded(path) -> np.ndarray:
 
 
 @pytest.mark.parametrize("task", INTRINSICS)
-def test_sixteen_bits_hold_the_values_and_say_what_they_mean(task, tmp_path):
+def test_sixteen_bits_contain_the_values_and_their_meaning(task, tmp_path):
     one, path = prediction(INTRINSICS[task]), tmp_path / f"a_{task}.png"
     write(one, path, Output(("png", "png16")))
     deep = tmp_path / f"a_{task}_16bit.png"
@@ -138,7 +138,7 @@ def test_flags_that_cannot_work_are_refused_before_anything_is_loaded(words, exp
             parse(words)
 
 
-def test_a_missing_package_is_named_with_its_cure(monkeypatch):
+def test_a_missing_package_is_named_with_the_fix(monkeypatch):
     found = importlib.util.find_spec
     monkeypatch.setattr("utils.inference.output.find_spec", lambda name: None if name == "OpenEXR" else found(name))
     with pytest.raises(InputError, match=r"--formats=exr: the package OpenEXR is not installed: pip install OpenEXR"):

@@ -107,7 +107,7 @@ def test_sources_of_one_name_are_kept_apart(photographs, tmp_path):
     assert sorted(found.pictures.values()) == ["other/a.jpg", "photos/a.jpg", "photos/sub/<b>&.png"]
 
 
-def test_mistakes_are_told_before_torch_is_imported(photographs, tmp_path):
+def test_mistakes_are_reported_before_torch_is_imported(photographs, tmp_path):
     program = (
         "import sys, predict\n"
         "for words in (['{0}', '--lora', 'nromal'], ['{0}x'], ['{0}', '--colours', 'red'], []):\n"

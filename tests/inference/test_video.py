@@ -1,4 +1,4 @@
-"""Videos: frames in order and upright, one range of depth for a clip, going on after a kill, times and sound kept."""
+"""Videos: frames in order and upright, one range of depth for a clip, continued after a kill, times and sound kept."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -44,7 +44,7 @@ def film(path: Path, codec: str = "ffv1", sound: bool = False, size: tuple[int, 
 
 
 def turned(path: Path) -> Path:
-    """A film whose file says, as a phone's does, that it is to be turned by 90 degrees to the right."""
+    """A film tagged, like a phone's, to be turned by 90 degrees to the right."""
     content = bytearray(film(path, "libx264", size=(64, 48)).read_bytes())
     place = content.index(b"tkhd") + 4 + 40  # version, flags, times, id, duration, reserved, layer, volume
     assert content[place : place + 4] == b"\x00\x01\x00\x00"
@@ -93,7 +93,7 @@ def test_a_film_of_maps_has_the_sources_times_and_sound(tmp_path):
     assert np.abs(np.asarray(last).astype(int) - written).mean() < 4
 
 
-def test_depth_is_scaled_once_for_the_clip_and_a_broken_run_goes_on(tmp_path, capsys):
+def test_depth_is_scaled_once_for_the_clip_and_a_broken_run_continues(tmp_path, capsys):
     source = film(tmp_path / "a.mkv")
     folder = predict("depth", source, tmp_path / "out", "--batch_size", 4, "--formats", "png,png16")
     values = np.stack([np.load(folder / f"{i:06d}_depth.npy") for i in range(6)])

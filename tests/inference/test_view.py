@@ -84,7 +84,7 @@ def test_normals_come_back_with_length_one_and_a_ramp_as_a_ramp():
 ])  # fmt: skip
 @pytest.mark.parametrize("intrinsic", [NORMAL, ALBEDO, DEPTH])
 def test_tiles_of_a_known_map_merge_into_it(shape, size, overlap, wrap, intrinsic):
-    """Cut and merged again a map is what it was; a depth although every tile has a scale and shift of its own."""
+    """A map cut into tiles and merged is unchanged, also a depth whose tiles have different scales and shifts."""
     if not wrap:  # a window larger than the image is for images that repeat
         size = (min(size[0], shape[0]), min(size[1], shape[1]))
     truth = smooth(*shape)
@@ -176,7 +176,7 @@ MISSED = "missed by the normals: 0.80 against 0.51; a tile's own map has an edge
     "task", [pytest.param("normal", marks=pytest.mark.xfail(strict=True, reason=MISSED)), "depth", "albedo"]
 )
 def test_tiles_of_the_network_leave_no_seam_on_a_smooth_image(task):
-    """The largest step where a window begins or ends is at most the largest of the same image predicted at once."""
+    """The largest step where a window begins or ends is at most the largest of the same image predicted as a whole."""
     y, x = np.mgrid[0:128, 0:192]
     image = Image.fromarray(np.stack([x, y, (x + y) / 2], axis=2).astype(np.uint8))
     whole, tiled = (
@@ -229,7 +229,7 @@ def test_a_tile_that_covers_the_image_changes_nothing_by_diffusion_either():
 
 @pytest.mark.parametrize("wrap", [False, True])
 def test_tiles_begin_with_one_noise_image(monkeypatch, wrap):
-    """Where two tiles overlap, both begin with the same noise; with wrapping also across the image's edges."""
+    """Two overlapping tiles begin with the same noise there, with wrapping also across the image's edges."""
     predict = diffusion(tile=64, overlap=32, resolution=96, wrap=wrap)
     seen, through = [], predict._mirrored
 
@@ -262,7 +262,7 @@ def test_wrapped_normals_by_diffusion_fit_together_at_their_edges():
     assert steps[1][0] <= steps[1][1] and steps[1][0] < steps[0][0]
 
 
-def test_flips_make_diffusion_treat_both_sides_alike():
+def test_flips_make_diffusion_treat_both_sides_the_same():
     """The mirrored image with the mirrored noise gets the mirrored normals; without flips it does not."""
     rgb = torch.from_numpy(np.array(photograph(64, 64))).permute(2, 0, 1)[None] / 127.5 - 1
     eps, signs = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0)), torch.tensor([-1.0, 1, 1])

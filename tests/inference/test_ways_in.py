@@ -1,4 +1,4 @@
-"""One image, every way in: the same maps; and images larger than the memory, from the script's point of view."""
+"""One image gives the same maps by every input; and images larger than the memory, in the script."""
 
 import numpy as np
 import pytest
@@ -71,7 +71,7 @@ def test_tensors_of_both_orders_and_floats_give_the_same_maps(predictor, tmp_pat
         predictor(first.float() / 127.5 - 1)
 
 
-def test_maps_that_do_not_fit_into_memory_name_the_file_and_the_cure(tmp_path, monkeypatch, capsys):
+def test_maps_that_do_not_fit_into_memory_name_the_file_and_the_fix(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(engines, "LARGE", 700)
     monkeypatch.setattr(engines, "MAP_BYTES", 10**12)
     Image.fromarray(RGB).save(tmp_path / "a.png")

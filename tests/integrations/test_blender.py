@@ -36,7 +36,7 @@ def test_depth_and_normals_are_those_of_geometry(filed):
 
 
 @needs_bpy
-def test_albedo_is_the_material_and_the_picture_is_albedo_times_shading(filed):
+def test_albedo_is_the_material_and_the_image_is_albedo_times_shading(filed):
     albedo, shading, valid = truth(filed, "albedo"), truth(filed, "shading"), truth(filed, "albedo", folder="masks")
     _, up = floor(valid.shape)
     is_floor = (truth(filed, "normal") @ up > 0.9999) & valid & (np.arange(48)[:, None] > 36)

@@ -1,4 +1,4 @@
-"""The add-on in a real Blender, from its zip: maps come in with the numbers they have, and onto what they light."""
+"""The add-on in a real Blender, from its zip: maps are loaded with their values and applied to surfaces."""
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from utils.maps.conventions import to_srgb
 
 @needs_bpy
 def test_true_maps_come_in_and_light_a_plane_as_cycles_has_them(session, filed, tmp_path):
-    """Ground truth -> our PNGs -> the add-on -> a plane before the camera -> Cycles, against Cycles of the scene."""
+    """Ground truth -> our PNGs -> the add-on -> a plane facing the camera -> Cycles, against Cycles of the scene."""
     valid = truth(filed, "normal", folder="masks") & truth(filed, "albedo", folder="masks")
     for task, values in (("normal", truth(filed, "normal")), ("albedo", 2 * to_srgb(truth(filed, "albedo")) - 1)):
         map = torch.from_numpy(values.astype(np.float32)).permute(2, 0, 1)
@@ -105,31 +105,31 @@ settings.folder, settings.cameras, settings.width, settings.height, settings.sam
 bpy.ops.intrinsic_lora.export(wait=True)
 print(json.dumps([part("running").Running.message]))
 """
-    (said,) = session(program, ROOT, ROOT / ".venv" / "bin" / "python", tmp_path / "data")
-    assert said == f"training data in {tmp_path / 'data'}"
+    (messages,) = session(program, ROOT, ROOT / ".venv" / "bin" / "python", tmp_path / "data")
+    assert messages == f"training data in {tmp_path / 'data'}"
     assert len(list((tmp_path / "data" / "albedo" / "labels").glob("room_*.png"))) == 2
 
 
 @needs_bpy
-def test_what_is_missing_is_said_in_one_line(session, tmp_path):
+def test_missing_settings_are_reported_in_one_line(session, tmp_path):
     program = """
 predict, settings = bpy.ops.intrinsic_lora.predict, scene.intrinsic_lora
-said = [refused(predict)]
+messages = [refused(predict)]
 settings.image = bpy.data.images.new("a", 8, 8)
-said += [refused(predict)]
+messages += [refused(predict)]
 chosen.project = sys.argv[3]
-said += [refused(predict)]
+messages += [refused(predict)]
 chosen.python, chosen.flags = sys.argv[4], "--lora /no/lora"
-said += [refused(predict)]
+messages += [refused(predict)]
 settings.source = "RENDER"
-said += [refused(predict), refused(bpy.ops.intrinsic_lora.plane), refused(bpy.ops.intrinsic_lora.export)]
-print(json.dumps(said))
+messages += [refused(predict), refused(bpy.ops.intrinsic_lora.plane), refused(bpy.ops.intrinsic_lora.export)]
+print(json.dumps(messages))
 """
     bare = tmp_path / "project"
     bare.mkdir()
     (bare / "predict.py").symlink_to(ROOT / "predict.py")
-    said = session(program, bare, ROOT / ".venv" / "bin" / "python")
+    messages = session(program, bare, ROOT / ".venv" / "bin" / "python")
     wanted = ["choose an image", "Project is not the folder", "run make install in", "/no/lora", "render first"]
     wanted += ["choose, or predict", "is not relative"]
-    for line, words in zip(said[:6], wanted[:6], strict=True):
+    for line, words in zip(messages[:6], wanted[:6], strict=True):
         assert words in line and "Traceback" not in line

@@ -1,4 +1,4 @@
-"""What of the add-on and the rooms needs no Blender: the zip, the job that runs beside Blender, wrong flags."""
+"""Parts of the add-on and the rooms that need no Blender: the zip, the job in parallel to Blender, wrong flags."""
 
 import importlib.util
 import os
@@ -37,7 +37,7 @@ def until(condition, seconds: float = 20) -> bool:
     return condition()
 
 
-def test_the_same_files_make_the_same_zip_and_the_manifest_lies_at_its_top(tmp_path):
+def test_the_same_files_make_the_same_zip_with_the_manifest_at_its_top(tmp_path):
     pack(tmp_path / "a.zip")
     os.utime(ADDON / "panel.py")
     pack(tmp_path / "b.zip")
@@ -69,7 +69,7 @@ def test_a_jobs_progress_is_the_bar_in_its_output_or_a_count(job, tmp_path):
     ("import sys; print('error: no such LoRA', file=sys.stderr); sys.exit(2)", "no such LoRA"),
     ("raise ValueError('defect')", "it failed; its output: "),
 ])  # fmt: skip
-def test_a_job_that_fails_says_why(job, program, why, tmp_path):
+def test_a_failing_job_reports_the_reason(job, program, why, tmp_path):
     running = job([sys.executable, "-c", program], ROOT, tmp_path / "log.txt")
     assert until(running.ended) and running.error().startswith(why)
 

@@ -273,7 +273,7 @@ def test_a_setting_of_the_file_does_not_reach_the_maps(kind, rendered):
 
 @needs_bpy
 @pytest.mark.parametrize("kind", REFUSED)
-def test_what_can_be_neither_kept_nor_reset_is_refused(kind, rendered):
+def test_settings_that_cannot_be_kept_or_reset_are_refused(kind, rendered):
     folder, lines = rendered
     (line,) = lines[kind]
     wanted = REFUSED[kind][1].replace("\n", "\\n").replace("\x1b", "\\x1b")

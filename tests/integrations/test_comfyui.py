@@ -94,6 +94,6 @@ def test_the_pack_stands_alone():
     assert {"PublisherId", "DisplayName"} <= project["tool"]["comfy"].keys()
 
 
-def test_without_comfyui_the_check_says_where_to_get_it():
+def test_without_comfyui_the_check_names_its_source():
     done = python("-m", "integrations.comfyui.check", check=False)
     assert done.returncode == 2 and "git clone https://github.com/comfyanonymous/ComfyUI" in done.stderr

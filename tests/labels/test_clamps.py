@@ -1,4 +1,4 @@
-"""What a teacher does not know, or clamps, does not decide the range of a label."""
+"""Unknown and clamped values of a teacher do not set the range of a label."""
 
 import json
 
@@ -160,7 +160,7 @@ def test_the_record_counts_what_was_left_out(depths, stand_in, tmp_path, capsys)
     assert made["out_of_range"]["1"] == made["out_of_range"]["2"]
     assert "2 images have pixels whose depth is unknown or clamped" in capsys.readouterr().out
     (tmp_path / "out" / "2.png").unlink()
-    status, again = stand_in([depths[0], sky, depths[0]])  # the record keeps what it knows of labels that are there
+    status, again = stand_in([depths[0], sky, depths[0]])  # the record keeps its entries of existing labels
     assert list(again["out_of_range"]) == ["1", "2"]
 
 

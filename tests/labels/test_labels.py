@@ -80,7 +80,7 @@ def test_the_test_scene_shows_floor_wall_and_sphere():
 
 @pytest.mark.parametrize("frame", sorted(FRAMES.keys() - {"blender"}))  # that one swaps axes
 def test_flipped_axes_are_found(frame):
-    """A teacher whose axes are `frame`, taken for opengl: noticed unless they are alike, with the flag for it."""
+    """A teacher whose axes are `frame`, taken for opengl: found, with the right flag, unless the two are the same."""
     truth, _ = scene_normals()
     noise = np.random.default_rng(0).normal(0, 0.15, truth.shape)
     as_drawn = convert_frame(to_frame(truth + noise, frame), "opengl")  # drawn in `frame`, converted as if opengl
@@ -104,7 +104,7 @@ def test_a_single_flipped_axis_is_named():
     assert found["verdict"] == "flipped" and found["flip"] == "x" and found["degrees_flipped"] < 1e-3
     noise = np.random.default_rng(0).normal(size=truth.shape)
     assert check_normals(noise, truth, scene.valid)["verdict"] == "unclear"
-    hint = check_normals(0.9 * noise - truth, truth, scene.valid)  # mostly noise: the better flip is no evidence
+    hint = check_normals(0.9 * noise - truth, truth, scene.valid)  # mostly noise: the better flip is not evidence
     assert hint["verdict"] == "unclear" and hint["degrees"] > 110
 
 

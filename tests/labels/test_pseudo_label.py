@@ -158,7 +158,7 @@ def test_depth_anything_is_taken_as_what_it_predicts(teachers, pictures, tmp_pat
 
 
 def direct(folder, kind, picture, name, seed=1234) -> np.ndarray:
-    """What the library's pipeline draws from the same noise."""
+    """The output of the library's pipeline from the same noise."""
     pipe = kind.from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
     return pipe(Image.open(picture), generator=[noise_of(seed, name, 0)]).prediction
@@ -221,7 +221,7 @@ def test_wrong_teachers_are_named(teachers, pictures, tmp_path, task, teacher, m
 
 @pytest.mark.parametrize("teacher", ["zoe", "metric"])
 @pytest.mark.parametrize(("units", "said"), [("AVX2", True), ("AVX512", False)])
-def test_bfloat16_labels_and_is_said_where_emulated(
+def test_bfloat16_labels_with_a_note_if_emulated(
     units, said, teacher, teachers, pictures, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: units)
@@ -235,7 +235,7 @@ def test_a_pipeline_that_cannot_compute_in_bfloat16_is_named(teachers, pictures,
         label("normal", teachers / "normals", pictures, tmp_path / "out", "--dtype", "bf16")
 
 
-def test_runs_go_on_and_processes_share(teachers, pictures, tmp_path, capsys):
+def test_runs_continue_and_processes_share(teachers, pictures, tmp_path, capsys):
     more = ("--ensemble_size", 3, "--skip_self_check")
     label("normal", teachers / "normals", pictures, tmp_path / "one", *more)
     words = ["--task", "normal", "--input_dir", pictures, "--output_dir", tmp_path / "two", "--device", "cpu", *more]
@@ -254,7 +254,7 @@ def test_runs_go_on_and_processes_share(teachers, pictures, tmp_path, capsys):
     assert (tmp_path / "one" / "0.png").read_bytes() != (tmp_path / "two" / "0.png").read_bytes()
 
 
-def test_unreadable_pictures_are_listed(teachers, pictures, tmp_path, capsys):
+def test_unreadable_images_are_listed(teachers, pictures, tmp_path, capsys):
     (pictures / "0.png").write_bytes(b"no picture")
     with pytest.raises(SystemExit):
         label("normal", teachers / "normals", pictures, tmp_path / "out", "--skip_self_check")
@@ -283,7 +283,7 @@ def test_ground_truth_becomes_labels_that_train(diode, tmp_path, task):
         assert off.mean() < 0.08, "holes or sky are filled wrongly"
 
 
-def test_ground_truth_knows_two_tasks(diode, tmp_path):
+def test_ground_truth_is_for_two_tasks(diode, tmp_path):
     with pytest.raises(InputError, match="DIODE measures no albedo"):
         label("albedo", None, diode, tmp_path)
     with pytest.raises(InputError, match="either --teacher NAME or --from ground_truth"):

@@ -112,7 +112,7 @@ def test_an_older_spelling_is_read(key):
     ("time_embedding.linear_2", "time_embedding_linear_2"),
     ("up_blocks.0.upsamplers.0.conv", "up_blocks_0_upsamplers_0_conv"),
 ])  # fmt: skip
-def test_a_layer_beyond_attention_is_spelt_alike(module, kohya_name):
+def test_a_layer_beyond_attention_has_the_same_spelling(module, kohya_name):
     assert make_key(module, "up", "peft") == f"unet.{module}.lora_B.weight"
     assert make_key(module, "up", "kohya") == f"lora_unet_{kohya_name}.lora_up.weight"
     for old in (f"unet.{module}.lora.up.weight", f"base_model.model.{module}.lora_B.default.weight"):
@@ -172,7 +172,7 @@ def test_a_converted_file_draws_the_same(tmp_path):
         assert torch.equal(draw(tmp_path / f"{to}.bin"), expected)
 
 
-def test_kohyas_alpha_scales_and_survives_where_it_can_be_said():
+def test_kohyas_alpha_scales_and_survives_in_formats_that_store_it():
     state = to_format(parse_layers(tiny_state(), "x"), "kohya")
     assert all(value == 4 for key, value in state.items() if key.endswith(".alpha"))
     halved = {key: value / 2 if key.endswith(".alpha") else value for key, value in state.items()}
@@ -281,7 +281,7 @@ def test_a_file_that_names_a_weight_twice_is_refused():
 
 
 @pytest.mark.parametrize(("text_width", "label"), [(768, "Stable Diffusion 1"), (1024, "Stable Diffusion 2")])
-def test_inspect_knows_the_base_model_by_its_widths(text_width, label, tmp_path):
+def test_inspect_recognises_the_base_model_by_its_widths(text_width, label, tmp_path):
     state = rank8(text_width, dtype=torch.float16)
     save_file(state, tmp_path / "x.safetensors")
     facts = describe(tmp_path / "x.safetensors")
@@ -294,7 +294,7 @@ def test_inspect_knows_the_base_model_by_its_widths(text_width, label, tmp_path)
 
 
 @pytest.mark.parametrize(("text_width", "label"), [(768, "Stable Diffusion 1"), (1024, "Stable Diffusion 2")])
-def test_inspect_knows_the_base_model_of_a_lora_on_all_layers(text_width, label, tmp_path):
+def test_inspect_recognises_the_base_model_of_a_lora_on_all_layers(text_width, label, tmp_path):
     shapes = layer_shapes(text_width)
     assert sd_layers(text_width) == shapes
     save_file(random_state(shapes, "peft", torch.bfloat16, rank=1), tmp_path / "x.safetensors")

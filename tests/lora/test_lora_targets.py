@@ -218,7 +218,7 @@ def test_kohyas_alpha_scales_convolutions_too():
 
 
 @pytest.mark.parametrize(("choice", "noted"), [("time", True), ("attention,conv", False)])
-def test_converting_to_kohya_says_which_loader_leaves_layers_out(choice, noted, tmp_path, capsys):
+def test_converting_to_kohya_names_the_loader_that_leaves_layers_out(choice, noted, tmp_path, capsys):
     save_lora(with_random_lora(base(), parse_targets(choice)), tmp_path, {})
     main(["convert", str(tmp_path), str(tmp_path / "kohya.safetensors"), "--format", "kohya"])
     assert ("leaves time_embedding out" in capsys.readouterr().out) == noted
@@ -317,7 +317,7 @@ def test_fused_it_is_the_same_function_without_its_layers(choice):
 
 
 @pytest.mark.parametrize("choice", ["conv", "all"])
-def test_fused_pictures_are_equal_to_a_grey_level(choice):
+def test_fused_images_are_equal_to_a_grey_level(choice):
     torch.manual_seed(5)
     vae, prompt, rgb = build_vae().eval(), torch.randn(1, 7, 64), torch.rand(1, 3, 64, 64) * 2 - 1
     unet, pictures = with_random_lora(base(), parse_targets(choice)), []

@@ -1,4 +1,4 @@
-"""Codings of depth: exact there and back, known to all who read them, and undone in all that is written."""
+"""Codings of depth: exact in both directions, recorded with the labels, and undone in all output."""
 
 import json
 from dataclasses import replace
@@ -100,7 +100,7 @@ def test_a_linear_map_is_returned_as_it_is():
     torch.testing.assert_close(batch[1], coded)
 
 
-def test_the_record_says_the_coding_and_labels_are_not_mixed(labels, diode):
+def test_the_record_has_the_coding_and_labels_are_not_mixed(labels, diode):
     for coding, folder in labels.items():
         record = json.loads((folder / "provenance.json").read_text())
         assert record["depth_coding"] == coding
@@ -148,7 +148,7 @@ def trained(labels, diode, bases, tmp_path_factory) -> Path:
     return output
 
 
-def test_the_lora_says_its_coding_and_there_is_no_file_that_cannot(trained):
+def test_the_lora_records_its_coding_and_no_file_lacks_it(trained):
     with safe_open(trained / SAFETENSORS, "pt") as file:
         metadata = file.metadata()
     assert metadata["depth_coding"] == "log" and "log10(1 + 9 u)" in metadata["polarity"]
@@ -212,7 +212,7 @@ def test_default_records_are_unchanged():
 
 
 def test_no_bin_loses_the_coding(tmp_path):
-    """Neither on the hub nor by convert: a file without metadata would be read as linear."""
+    """On the hub and by convert, because a file without metadata would be read as linear."""
     unet = build_unet(channels=(32, 64, 64))
     load_attn_procs(unet, random_lora(unet))
     for coding in ("linear", "log"):

@@ -67,7 +67,7 @@ def test_triangles_face_the_camera_and_do_not_cross_jumps():
     assert len(geometry.triangles(floor)) == len(whole)  # a floor that reaches 12 m away is one surface
 
 
-def test_a_constant_map_lies_at_near():
+def test_a_constant_map_is_at_near():
     assert (geometry.metres(np.ones((4, 4), np.float32), 2, 5) == 2).all()
 
 

@@ -1,4 +1,4 @@
-"""Reading pictures and cropping them."""
+"""Reading images and cropping them."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
     (768, 1024, Crop(682, 512, 85, 0, 512)),
     (512, 512, Crop(512, 512, 0, 0, 512)),
     (515, 512, Crop(512, 515, 0, 2, 512)),  # offset round(1.5): Python rounds half to even
-    (100, 50, Crop(512, 1024, 0, 256, 512)),  # small pictures grow
+    (100, 50, Crop(512, 1024, 0, 256, 512)),  # small images grow
 ])  # fmt: skip
 def test_centre_crop_geometry(width, height, expected):
     assert Crop.of(width, height, 512) == expected
@@ -32,8 +32,8 @@ def test_pixels_become_values_from_minus_one_to_one():
     np.testing.assert_allclose(tensor.permute(1, 2, 0).numpy(), pixels / 127.5 - 1, atol=1e-6)
 
 
-def test_arrays_follow_the_picture():
-    """A picture and an array that hold the same coordinates stay together through resize and crop."""
+def test_arrays_follow_the_image():
+    """An image and an array that hold the same coordinates stay together through resize and crop."""
     rows, columns = np.mgrid[0:80, 0:120]
     picture = Image.fromarray(np.stack([rows, columns, rows], axis=2).astype(np.uint8))
     crop = Crop.of(120, 80, 40, np.random.default_rng(3))
@@ -82,9 +82,9 @@ def test_sixteen_bit_labels_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["empty.png", "text.png", "cut.png", "absent.png"])
-def test_a_bad_picture_names_itself(name, tmp_path):
+def test_a_bad_image_is_named(name, tmp_path):
     (tmp_path / "empty.png").touch()
-    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.png").write_text("not an image")
     Image.fromarray(noise(50, 50)).save(tmp_path / "cut.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:2000])
     with pytest.raises(InputError, match=name):

@@ -126,7 +126,7 @@ def test_depth_in_whole_numbers_needs_a_unit_and_gets_it_in_every_format(tmp_pat
         read_truth(save_npy(np.uint8)(tmp_path / "a", METRES), "depth", units_per_metre=10)
 
 
-def test_depth_along_minus_z_is_refused_with_its_cure(tmp_path):
+def test_depth_along_minus_z_is_refused_with_the_fix(tmp_path):
     with pytest.raises(InputError, match=r"a\.npy: depth is negative on 768 of 768 pixels.*negate it"):
         read_truth(save_npy()(tmp_path / "a", -METRES), "depth")
     some = METRES.copy()

@@ -162,7 +162,7 @@ def test_arrays_and_tensors_are_the_same_image(name):
     (Image.fromarray(DEEP.astype(np.int32) * 2), "I pixels have no known white"),
     (Image.fromarray(GREY.astype(np.int32)), "I pixels up to 255 may have 8 or 16 bits"),
 ])  # fmt: skip
-def test_values_without_a_known_meaning_are_refused_with_the_cure(image, reason):
+def test_values_without_a_known_meaning_are_refused_with_the_fix(image, reason):
     with pytest.raises(InputError, match=reason):
         upright_rgb(image)
 
@@ -282,7 +282,7 @@ def test_a_thumbnail_in_front_is_not_taken_for_the_image(tmp_path):
 # Transparency -------------------------------------------------------------------------------------------------------
 
 
-def test_what_lies_under_transparent_pixels_does_not_decide(tmp_path, capsys):
+def test_colours_under_transparent_pixels_have_no_effect(tmp_path, capsys):
     hidden = np.dstack([RGB, np.where(ALPHA == 0, 0, 255).astype(np.uint8)])
     clean = hidden.copy()
     clean[hidden[..., 3] == 0] = 0

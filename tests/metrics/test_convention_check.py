@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from benchmarks.conventions import disparity, shots
+from studies.conventions import disparity, shots
 from utils.intrinsics import ALBEDO, DEPTH, INTRINSICS, NORMAL
 from utils.maps.conventions import convert_frame, to_frame, to_srgb, unit_vectors
 from utils.maps.depth_coding import encode_far
@@ -38,7 +38,7 @@ def test_right_labels_are_left_alone(scenes, task):
     assert of_labels(INTRINSICS[task], scenes[task]) == []
 
 
-def test_each_of_48_axes_is_told_from_the_others(scenes):
+def test_each_of_48_axes_is_distinguished(scenes):
     """Values that must be read as new = old[order] * signs are recognised as such, from one frame and another."""
     for index, (order, signs) in enumerate(ALL_AXES):
         inverse = np.argsort(order)
@@ -112,7 +112,7 @@ def test_wrong_depth_is_named(scenes, change, key):
     assert [one.key for one in found] == [key] and found[0].sure
 
 
-def test_disparity_is_told_from_depth_both_ways(scenes):
+def test_disparity_and_depth_are_distinguished(scenes):
     made = [disparity(shot) for shot in scenes["depth"]]
     found = of_labels(DEPTH, made)
     assert [one.key for one in found] == [("linear", "disparity")] and found[0].sure

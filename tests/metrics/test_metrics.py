@@ -1,4 +1,4 @@
-"""Closed forms and invariances of the scores: what must come out whatever code computes it."""
+"""Closed forms and invariances of the scores, independent of the implementation."""
 
 import math
 
@@ -297,7 +297,7 @@ def test_ssim_is_the_published_sum():
 
 def test_masked_ssim_renormalises_its_windows():
     valid = np.random.default_rng(4).random((30, 30)) > 0.5
-    flat = 2 * 0.3 * 0.6 + 1e-4, 0.3**2 + 0.6**2 + 1e-4  # constant pictures: only the luminance term is not 1
+    flat = 2 * 0.3 * 0.6 + 1e-4, 0.3**2 + 0.6**2 + 1e-4  # constant images: only the luminance term is not 1
     found = ssim(np.full((30, 30), 0.3), np.full((30, 30), 0.6), valid)
     assert found == pytest.approx(flat[0] / flat[1], rel=1e-9)
 
@@ -338,7 +338,7 @@ def test_whdr_by_hand():
         (1, 2, "1", 4.0),  # wrong
         (0, 3, "1", 50.0),  # not opaque
         (0, 1, "2", 0.0),  # no weight
-        (0, 1, "2", -5.0),  # nor this
+        (0, 1, "2", -5.0),  # this neither
         (0, 1, None, None),  # no verdict
     )
     assert whdr(albedo, said) == pytest.approx(6 / 10)

@@ -42,7 +42,7 @@ def unseen(world) -> list[dict]:
 
 
 def error(drawn, samples: list[dict]) -> float:
-    """Mean angular error in degrees of maps (N,3,64,64), per picture."""
+    """Mean angular error in degrees of maps (N,3,64,64), per image."""
     return float(np.mean([score_normals(x, s["gt"], s["valid"])["mean"] for x, s in zip(drawn, samples)]))
 
 
@@ -81,11 +81,11 @@ def test_a_shipped_lora_predicts_at_once(world, tmp_path, monkeypatch, capsys, n
     task = Path(name).name
     intrinsic = INTRINSICS[task]
     val = labelled(world, "val", intrinsic)
-    Path("pictures").mkdir()
+    Path("images").mkdir()
     count = 8 if script is inference_augunet else len(val)  # 25 passes each, not one
     for stem in val.stems[:count]:
-        shutil.copy(val.rgb_path(stem), "pictures")
-    words = ["--lora", str(SHIPPED / name), "--input_dir", "pictures", "--output_dir", "."]
+        shutil.copy(val.rgb_path(stem), "images")
+    words = ["--lora", str(SHIPPED / name), "--input_dir", "images", "--output_dir", "."]
     script.main([*words, "--center_crop", "--npy", "--batch_size", "8"])
     assert "was trained on" not in capsys.readouterr().out
     errors, score = [], score_of(intrinsic, "diode")

@@ -56,7 +56,7 @@ SIDE, COUNT = 16, 24
 
 @pytest.fixture(scope="module")
 def pairs():
-    """Pictures (COUNT,SIDE,SIDE,3) and captions, straight from the stream."""
+    """Images (COUNT,SIDE,SIDE,3) and captions, straight from the stream."""
     rgb, captions = zip(*islice(scenes.stream(0, SIDE), COUNT))
     return np.stack(rgb), list(captions)
 
@@ -73,7 +73,7 @@ def tiny_data(vae, parts: Parts, pairs, folder: Path) -> generator.Latents:
 
 
 def tiny_stage(name: str, folder: Path, pairs, steps: int = 6):
-    """One of the stages, on few pictures of few pixels; its weights are a function of its name."""
+    """One of the stages, on few images of few pixels; its weights are a function of its name."""
     torch.manual_seed(0)
     vae, parts = build_mini_vae((8, 8, 8), 4), tiny_parts()
     settings = {"steps": steps, "learning_rate": 1e-3, "log_every": 1, "save_every": 2, "sheet_every": 1000}
@@ -91,7 +91,7 @@ def tiny_stage(name: str, folder: Path, pairs, steps: int = 6):
     return editor_stage(build_editor(parts.unet), parts, vae, pairs[0], data, folder / name, 4, True, **settings)
 
 
-# What the trainings see
+# Training data
 
 
 def test_the_cache_is_the_stream(tmp_path, monkeypatch):
@@ -114,7 +114,7 @@ def count_calls(function):
 
 
 def test_no_stage_can_see_a_map(tmp_path, monkeypatch):
-    """All stages, also those that train a generator on, run on scenes that are but a picture and a caption."""
+    """All stages, including further training, run on scenes with only an image and a caption."""
 
     def bare(*args):
         scene = render(*args)
@@ -156,7 +156,7 @@ def test_no_stage_can_see_a_map(tmp_path, monkeypatch):
         pretrain.main([str(word) for word in (*words, *velocity_words, "--velocity_from", on, "--out", velocity)])
 
 
-def test_the_vae_sees_pieces_of_pictures(pairs, monkeypatch):
+def test_the_vae_is_trained_on_crops(pairs, monkeypatch):
     monkeypatch.setattr("miniworld.pretraining.vae.vary", lambda rgb, rng: rgb)
     rgb = to_tensor(pairs[0]) * 2 - 1
     for side in (SIDE // 2, SIDE):
@@ -178,8 +178,8 @@ def test_enlarged_latents_are_the_same_vae(pairs):
     torch.testing.assert_close(reconstruct(vae, rgb), drawn, atol=1e-5, rtol=1e-4)
 
 
-def test_recoloured_pictures_are_not_maps():
-    """Neither the VAE's nor the editor's pictures come near the normals or the depth of their scenes."""
+def test_recoloured_images_are_not_maps():
+    """The images of VAE and editor are not close to the normals or the depth of their scenes."""
     found = [scenes.render(seed, kind, 64, 64) for seed in range(12) for kind in ("room", "yard")]
     rgb = to_tensor(np.stack([scene.rgb for scene in found]))
     varied = recolour(rgb, Generator().manual_seed(0))
@@ -190,7 +190,7 @@ def test_recoloured_pictures_are_not_maps():
             assert (pictures - maps).abs().mean(dim=(1, 2, 3)).min() > 0.08
 
 
-def test_the_unet_sees_pictures_latents_and_captions(tmp_path, pairs):
+def test_the_unet_is_trained_on_latents_of_images_and_captions(tmp_path, pairs):
     torch.manual_seed(0)
     vae, parts = build_mini_vae((8, 8, 8), 4).requires_grad_(False), tiny_parts()
     data = tiny_data(vae, parts, pairs, tmp_path)
@@ -217,11 +217,11 @@ def test_the_unet_sees_pictures_latents_and_captions(tmp_path, pairs):
     assert source.values.max() < 1e-6
     empty = (told == data.empty).all(dim=1)
     assert 0.04 < empty.double().mean() < 0.18  # one in ten
-    assert torch.equal(told[~empty], data.tokens[source.indices[~empty]])  # each picture with its own caption
+    assert torch.equal(told[~empty], data.tokens[source.indices[~empty]])  # each image with its own caption
 
 
 def test_the_editors_condition_keeps_its_place():
-    """Conditions are re-coloured, never turned: edges stay where they are in the picture to draw."""
+    """Conditions are re-coloured, never turned: their edges match those of the target image."""
     rgb = np.zeros((32, 64, 64, 3), np.uint8)
     rgb[:, :, 40:] = 255
     shown = editor.conditions(rgb, Generator().manual_seed(0))
@@ -236,7 +236,7 @@ def test_the_editors_condition_keeps_its_place():
 
 @pytest.fixture
 def tiny_folder(tmp_path) -> Path:
-    """A generator's folder beside an editor's, with random weights."""
+    """A generator's folder next to an editor's, with random weights."""
     torch.manual_seed(0)
     parts = tiny_parts()
     save_generator(tmp_path / "mini-sd", parts, build_mini_vae((8, 8, 8), 4))
@@ -268,7 +268,7 @@ def test_the_velocity_stage_descends_the_error_of_v_on_a_schedule_that_ends_in_n
 @pytest.mark.parametrize("velocity", [False, True])
 @pytest.mark.parametrize("guidance", [1, 3])
 def test_the_sampler_finds_what_an_exact_prediction_points_at(velocity, guidance):
-    """An oracle that knows the one picture there is, by noise and by velocity from pure noise on."""
+    """An oracle for the only image, predicting noise, and velocity from pure noise."""
     parts = build_generator()
     scheduler = zero_snr_scheduler(parts.scheduler) if velocity else parts.scheduler
     z0 = torch.randn(2, 4, 8, 8, generator=Generator().manual_seed(1))
@@ -386,7 +386,7 @@ def test_a_longer_run_shares_the_steps_before_the_descent(tmp_path, pairs):
 # Measuring
 
 
-def test_sliced_wasserstein_tells_scenes_from_what_is_not():
+def test_sliced_wasserstein_separates_scenes_from_other_images():
     rgb = torch.stack([to_tensor(scenes.render(seed, "room").rgb[None])[0] for seed in range(64)]) * 2 - 1
     here, there = rgb[:32], rgb[32:]
     same = sliced_wasserstein(here, there)
@@ -406,7 +406,7 @@ def test_the_report_replaces_its_own_part_of_the_card(tmp_path):
     assert card.read_text() == f"by hand\n{BEGIN}\n\nnewer\n\n{END}\nmore\n"
 
 
-# What is shipped
+# The shipped weights
 
 
 @pytest.fixture(scope="module")
@@ -424,8 +424,8 @@ def test_the_shipped_vae_passes_its_gates(shipped):
 
 
 @pytest.mark.slow
-def test_the_shipped_generator_draws_what_it_is_told(shipped):
-    """Ground and walls have the colours asked for. (The sky's are not learnt yet: it is blue whatever one says.)"""
+def test_the_shipped_generator_follows_its_caption(shipped):
+    """Ground and walls have the colours asked for. (The sky's are not learned yet: it is always blue.)"""
     shipped.set_progress_bar_config(disable=True)
     settings = {"num_images_per_prompt": 2, "num_inference_steps": 12, "guidance_scale": 3.0, "output_type": "np"}
 
@@ -450,7 +450,7 @@ def test_the_shipped_words_cover_captions_and_prompts(shipped):
 
 
 @pytest.mark.slow
-def test_the_shipped_editor_reads_its_picture(shipped):
+def test_the_shipped_editor_uses_its_image(shipped):
     pipeline = StableDiffusionInstructPix2PixPipeline.from_pretrained(MINI_IP2P, safety_checker=None)
     maps, _, captions = unseen_scenes(seed=6, count=16)
     parts = Parts(shipped.tokenizer, shipped.text_encoder, shipped.unet, shipped.scheduler)

@@ -19,7 +19,7 @@ SHORT = {"learning_rate": 2e-3, "warmup": 1, "log_every": 1, "save_every": 2, "s
 
 @pytest.fixture(scope="module")
 def maps(tmp_path_factory) -> np.ndarray:
-    """8 scenes of 32 px: pictures and labels (8,5,32,32,3)."""
+    """8 scenes of 32 px: images and labels (8,5,32,32,3)."""
     folder = tmp_path_factory.mktemp("maps")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(teacher, "CHUNK", 8)
@@ -46,7 +46,7 @@ def test_each_players_loss_has_gradients_for_itself_alone(networks):
         assert moved and moved <= {id(p) for p in network.parameters()}, name
 
 
-def test_r1_is_the_squared_slope_at_real_pictures(networks):
+def test_r1_is_the_squared_slope_at_real_images(networks):
     _, discriminator = networks
     real = torch.rand(4, 3, 32, 32) * 2 - 1
     found = gan.gan_losses(discriminator, real.clone(), torch.zeros_like(real), regularised=True)["r1"]
@@ -55,13 +55,13 @@ def test_r1_is_the_squared_slope_at_real_pictures(networks):
     assert torch.allclose(found, gan.LAZY * gan.GAMMA / 2 * slope.square().sum((1, 2, 3)).mean())
 
 
-def test_the_discriminator_sees_how_pictures_of_a_group_differ():
+def test_the_discriminator_uses_differences_within_a_group():
     same = torch.rand(1, 2, 4, 4).expand(8, -1, -1, -1)
     assert deviation(same).max() < 1e-3 < deviation(torch.rand(8, 2, 4, 4)).min()
     assert Discriminator({4: 8, 8: 8})(torch.rand(8, 3, 8, 8)).shape == (8,)
 
 
-def test_a_gans_pretraining_goes_on_to_the_same_bits(maps, monkeypatch, tmp_path):
+def test_a_gans_pretraining_resumes_to_the_same_bits(maps, monkeypatch, tmp_path):
     monkeypatch.setattr(gan, "CHANNELS", {4: 8, 8: 8, 16: 8, 32: 8})
 
     def trained(folder, *lengths: int) -> dict:
@@ -76,7 +76,7 @@ def test_a_gans_pretraining_goes_on_to_the_same_bits(maps, monkeypatch, tmp_path
     assert all(torch.equal(whole[key], cut[key]) for key in whole)
 
 
-def test_a_teacher_learns_and_its_folder_labels_pictures_of_any_size(maps, monkeypatch, tmp_path):
+def test_a_teacher_learns_and_its_folder_labels_images_of_any_size(maps, monkeypatch, tmp_path):
     torch.manual_seed(0)
     network = teacher.build_teacher(32)
     stage = teacher.teacher_stage(network, maps, tmp_path / "work", 8, steps=12, **SHORT)

@@ -258,7 +258,7 @@ def test_scenes_vary():
     assert len(captions) > 35
 
 
-def test_stream_is_pictures_and_captions_and_resumes():
+def test_the_stream_has_images_and_captions_and_resumes():
     stream, later = scenes.stream(5, size=32), scenes.stream(5, size=32, start=3)
     items = [next(stream) for _ in range(5)]
     for rgb, caption in items:

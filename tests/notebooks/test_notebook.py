@@ -31,7 +31,7 @@ def test_it_is_kept_without_outputs():
 
 @pytest.fixture(scope="module")
 def executed(tmp_path_factory):
-    """(folder with a LoRA per task, the picture and the arrays, outputs by cell id); made once."""
+    """(folder with a LoRA per task, the image and the arrays, outputs by cell id); made once."""
     made = []
 
     def build(flags, diode):

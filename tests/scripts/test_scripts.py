@@ -47,7 +47,7 @@ def test_a_script_runs_and_leaves_what_it_promises(script, flags, whole):
         assert (folder / SAFETENSORS).is_file() and (folder / CONV_IN).is_file() == multi_step
     from_bin = torch.load(output / BIN, weights_only=True)
     assert all(torch.equal(from_bin[key], value) for key, value in lora(output).items())
-    assert any(value.abs().max() > 0 for key, value in lora(output).items() if ".up." in key), "nothing was learnt"
+    assert any(value.abs().max() > 0 for key, value in lora(output).items() if ".up." in key), "nothing was learned"
     with safe_open(output / SAFETENSORS, framework="pt") as file:
         metadata = file.metadata()
     assert metadata["task"] == SCRIPTS[script] and metadata["steps"] == "4" and metadata["resolution"] == "32"

@@ -25,14 +25,14 @@ def test_a_ratio_of_constants_is_certain():
     assert over(row(2, 3, 5), "mean").text == "2.50 [2.50, 2.50]"
 
 
-def test_pictures_that_are_hard_for_both_do_not_widen_the_interval():
+def test_images_that_are_hard_for_both_do_not_widen_the_interval():
     hard = row(1, 1, 1)
     hard["errors"]["trained"] = [[1.0, 10.0, 100.0]] * 2
     hard["errors"]["mean"] = [[2.0, 20.0, 200.0]]
     assert over(hard, "mean").text == "2.00 [2.00, 2.00]"
 
 
-def test_families_that_are_not_asked_again_stay_and_other_studies_go(tmp_path):
+def test_families_not_asked_again_are_kept_and_other_studies_removed(tmp_path):
     write_page({"gan": {"normal": row(2, 3, 5)}}, {}, STUDY, tmp_path)
     text = write_page({"ar": {"depth": row(1, 2, 4)}, "gan": {"albedo": row(1, 1, 1)}}, {}, STUDY, tmp_path)
     known = json.loads((tmp_path / "generators.json").read_text())["answers"]

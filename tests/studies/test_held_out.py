@@ -1,4 +1,4 @@
-"""The references that a LoRA on a GAN or an autoregressive generator is seen beside."""
+"""The references for a LoRA on a GAN or an autoregressive generator."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def test_a_linear_readout_finds_what_is_linear_and_the_mean_does_not():
     assert linear_readout(train, unseen, "normal").mean() < 1 < mean_label(train, unseen, "normal").mean()
 
 
-def test_errors_are_per_picture():
+def test_errors_are_per_image():
     unseen = items(3, 3)
     found = errors(torch.stack([item["target"] for item in unseen]), unseen, NORMAL)
     assert found.shape == (3,) and found.max() == pytest.approx(0, abs=0.1)

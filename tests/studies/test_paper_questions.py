@@ -87,7 +87,7 @@ def test_kinds_of_layers_are_compared_at_equally_many_parameters():
 
 
 def test_a_place_that_the_lora_does_not_have_is_no_setting(base):
-    with pytest.raises(ValueError, match="lies in self-attention"):
+    with pytest.raises(ValueError, match="is in self-attention"):
         place_lora(make_unet(base, Setting()), Setting(targets="conv", where="self-attention"))
 
 

@@ -9,7 +9,7 @@ from utils.errors import InputError
 
 @pytest.fixture
 def data(tmp_path):
-    """One held-out picture of 256 pixels: columns of 0 and 1 in turns; one pixel that is not valid."""
+    """One held-out image of 256 pixels: columns of 0 and 1 in turns; one pixel that is not valid."""
     values = np.repeat(np.tile([0.0, 1.0], 128)[None, :, None], 256, 0).repeat(3, -1).astype(np.float32)
     valid = np.ones((256, 256), bool)
     valid[5, 9] = False

@@ -1,4 +1,4 @@
-"""What was tried: that each is what its name says, and that the command writes its table."""
+"""Variants of the recipe: each is what its name promises, and the command writes its table."""
 
 import shutil
 from dataclasses import replace
@@ -25,7 +25,7 @@ def bench(tmp_path_factory):
     return Bench(base, root, tmp_path_factory.mktemp("work"), Recipe(3, 2, "no", 32))
 
 
-def test_a_residual_and_the_networks_output_are_the_pictures_latents_together(bench):
+def test_a_residual_plus_the_networks_output_is_the_images_latents(bench):
     base, z = bench.base, torch.randn(2, 4, 8, 8)
     both = [kind(base.vae, base.encode_prompt("surface normal"), 400) for kind in (Residual, SingleStep)]
     with torch.no_grad():

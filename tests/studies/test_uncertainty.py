@@ -42,7 +42,7 @@ def test_the_command_on_tokens(diode, ar_folder, tmp_path, capsys):
     ]
     uncertainty.main([str(word) for word in words])
     printed = capsys.readouterr().out
-    assert "autoregressive, 3 pictures, 3 members" in printed and "Spearman's rho" in printed
+    assert "autoregressive, 3 images, 3 members" in printed and "Spearman's rho" in printed
     assert (tmp_path / "a.png").stat().st_size > 1000
 
 

@@ -1,4 +1,4 @@
-"""What is set outside the flags, in variables or in accelerate's file: refused, overruled with a note, or reported."""
+"""Settings outside the flags, in variables or accelerate's file: refused, overruled with a note, or reported."""
 
 import re
 import shutil
@@ -183,7 +183,7 @@ def test_compile_is_not_silently_switched_off(flags, tmp_path, monkeypatch):
 
 
 def test_accelerates_file_is_named_and_its_processes_are_started(flags, tmp_path):
-    """What the file asks for: two processes, which the launcher does not start on a CPU, and dynamo."""
+    """Two processes in the file, which the launcher does not start on a CPU, and dynamo."""
     file = tmp_path / "accelerate.yaml"
     text = "compute_environment: LOCAL_MACHINE\ndistributed_type: 'NO'\nnum_machines: 1\nnum_processes: 2\n"
     file.write_text(text + "mixed_precision: 'no'\nuse_cpu: true\ndynamo_config:\n  dynamo_backend: EAGER\n")

@@ -1,4 +1,4 @@
-"""bfloat16 on a CPU that emulates it: said, with the cure."""
+"""bfloat16 on a CPU that emulates it: a note with the fix."""
 
 import subprocess
 import sys
@@ -21,7 +21,7 @@ def test_a_cpu_held_to_avx2_is_known_as_slow():
 @pytest.mark.parametrize(("units", "precision", "said"), [
     ("AVX2", "bf16", True), ("AVX2", "no", False), ("AVX512", "bf16", False),
 ])  # fmt: skip
-def test_a_training_says_so(units, precision, said, flags, tmp_path, capsys, monkeypatch):
+def test_a_training_reports_it(units, precision, said, flags, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: units)
     run_here(SCRIPT, flags(SCRIPT, tmp_path / "run", "--max_train_steps", 1, "--mixed_precision", precision))
     out = "".join(capsys.readouterr())

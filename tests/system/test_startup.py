@@ -1,4 +1,4 @@
-"""What a command says before it works, it says without PyTorch, which takes seconds to import."""
+"""Messages before the work starts do not need PyTorch, which takes seconds to import."""
 
 import subprocess
 import sys

@@ -119,7 +119,7 @@ def test_every_epoch_sees_every_sample_once_in_another_order():
     assert len({tuple(epoch) for epoch in epochs}) == 9
 
 
-def test_a_resumed_stream_goes_on_where_it_stopped():
+def test_a_resumed_stream_continues_where_it_stopped():
     whole = first(12, samples=7, batch_size=2, seed=3)
     assert first(5, samples=7, batch_size=2, seed=3, start=14) == whole[7:]
 

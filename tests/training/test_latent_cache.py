@@ -71,7 +71,7 @@ def test_a_chunk_is_encoded_in_pieces(train_set, vae, tmp_path, monkeypatch):
             torch.testing.assert_close(pieces[index][name], whole[index][name], rtol=1e-4, atol=1e-5)
 
 
-def test_the_cache_holds_what_the_vae_says(train_set, vae, tmp_path):
+def test_the_cache_contains_the_vaes_output(train_set, vae, tmp_path):
     cache = cached_latents(train_set, vae, tmp_path)
     for index in (0, 23):
         sample = train_set[index]
@@ -82,7 +82,7 @@ def test_the_cache_holds_what_the_vae_says(train_set, vae, tmp_path):
             torch.testing.assert_close(item[name], expected[name][0], rtol=1e-4, atol=1e-5)
 
 
-def test_the_target_is_still_drawn_anew_from_its_posterior(train_set, vae, tmp_path):
+def test_the_target_is_still_sampled_in_every_step(train_set, vae, tmp_path):
     """Over many draws, cached latents have the posterior's mean and deviation."""
     from utils.latents import training_latents
     from utils.noise import generators
@@ -117,7 +117,7 @@ def test_whatever_changes_a_latent_makes_another_cache(train_set, vae, diode, ba
     assert key(vae=load_base(str(bases["sd21"])).vae) == 1
     path = train_set.label_path(train_set.stems[4])
     status = path.stat()
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))  # the label was written anew
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))  # the label was written again
     try:
         assert key() == 1
     finally:
@@ -141,7 +141,9 @@ def test_the_decoder_does_not_matter(train_set, vae, tmp_path):
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_a_killed_build_goes_on_where_it_was(train_set, vae, diode, bases, tmp_path, tmp_path_factory, monkeypatch):
+def test_a_killed_build_continues_where_it_stopped(
+    train_set, vae, diode, bases, tmp_path, tmp_path_factory, monkeypatch
+):
     words = ("-c", BUILD, diode, bases["sd15"], tmp_path, 0, 1, 0.3)
     process = start_fork(words, tmp_path_factory.mktemp("output"))
     deadline = time.time() + 100

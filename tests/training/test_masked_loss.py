@@ -96,7 +96,7 @@ def test_the_value_is_the_mean_of_the_images_means_over_their_cells():
 
 
 @pytest.mark.parametrize("method", ["single", "augunet"])
-def test_what_lies_under_the_mask_does_not_count(method, bases):
+def test_masked_pixels_do_not_count(method, bases):
     """The label's latents under the mask change nothing, and get no gradient; those of a valid cell do both."""
     objective, unet = objective_of(method, bases)
     side = 32 // 2 ** (len(objective.vae.config.block_out_channels) - 1)
@@ -154,7 +154,7 @@ def test_two_processes_train_what_one_trains(flags, tmp_path):
         assert distance(tmp_path / other, tmp_path / "one") < 1e-3 * moved
 
 
-def test_where_all_is_valid_the_flag_does_nothing_and_says_so(diode, own_flags, tmp_path, capsys):
+def test_with_all_pixels_valid_the_flag_does_nothing_and_reports_it(diode, own_flags, tmp_path, capsys):
     root = half_masked(diode, tmp_path / "own", np.ones((72, 96), np.uint8))
     run_here(SINGLE, own_flags(root, tmp_path / "plain", "--max_train_steps", 3))
     run_here(SINGLE, own_flags(root, tmp_path / "masked", "--max_train_steps", 3, "--masked_loss"))

@@ -1,4 +1,4 @@
-"""What may go wrong while a run goes on: damaged checkpoints, full disks, signals, NaN, other circumstances, ranks."""
+"""Failures during a run: damaged checkpoints, full disks, signals, NaN, changed settings, ranks."""
 
 import json
 import math
@@ -196,7 +196,10 @@ def test_a_second_signal_ends_at_once():
         "print('ready', flush=True); time.sleep(60); print('first', signals.stop_requested(), flush=True)\n"
         "time.sleep(60)"
     )
-    for launched, expected in ((False, True), (True, False)):  # under a launcher the echo of the first is no second
+    for launched, expected in (
+        (False, True),
+        (True, False),
+    ):  # under a launcher an echo of the first is not a second signal
         env = {key: value for key, value in os.environ.items() if key != "RANK"} | ({"RANK": "0"} if launched else {})
         with subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, env=env) as process:
             process.stdout.readline()
@@ -358,7 +361,7 @@ def test_another_base_task_and_labels_are_refused(flags, diode, bases, tmp_path,
         run_here(SCRIPT, words)
 
 
-def test_force_resume_goes_on_and_says_what_changed(flags, tmp_path, whole, capsys):
+def test_force_resume_continues_and_lists_the_changes(flags, tmp_path, whole, capsys):
     shutil.copytree(whole(flags), tmp_path / "run")
     words = ["--max_train_steps", 5, *RESUME, "--seed", 5, "--train_batch_size", 3, "--force_resume"]
     run_here(SCRIPT, flags(SCRIPT, tmp_path / "run", *words))
@@ -395,7 +398,7 @@ def test_another_number_of_processes(flags, tmp_path, whole, capsys):
 
 
 def test_one_ranks_failure_ends_all_with_its_error_on_top(flags, diode, tmp_path):
-    """A picture that only rank 1 reads is cut: rank 0 would wait for it."""
+    """An image that only rank 1 reads is truncated: rank 0 would wait for it."""
     tree = shutil.copytree(diode, tmp_path / "DIODE")
     names = Diode(NORMAL, tree / "normals", tree / "pseudo/normal", "train", resolution=32).stems
     fixed = np.random.default_rng([1234, 24]).permutation(24)[:4].tolist()  # read by every rank, for validation

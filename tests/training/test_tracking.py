@@ -73,7 +73,7 @@ class Wandb(BaseHTTPRequestHandler):
 
 
 def upload(output) -> dict:
-    """What a server knows of a run after `wandb sync`: given, config, streams (lists of JSON lines), files."""
+    """A run on the server after `wandb sync`: given, config, streams (lists of JSON lines), files."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Wandb)
     server.url = f"http://127.0.0.1:{server.server_port}"
     server.run = {"given": {}, "config": {}, "streams": {}, "files": {}}
@@ -149,7 +149,7 @@ def test_wandb_panels_have_the_stems_as_captions(name, split, flags, killed):
     assert all(run["files"][file][:4] == b"\x89PNG" for file in panel["filenames"])
 
 
-def test_wandb_config_says_what_the_run_was_made_with(flags, killed):
+def test_wandb_config_describes_the_run(flags, killed):
     output, run = killed(flags)
     config = {key: entry["value"] for key, entry in run["config"].items()}
     assert run["given"]["displayName"] == "a name" and run["given"]["project"] == "shapes"
@@ -186,7 +186,7 @@ def test_tensorboard_shows_the_same(flags, killed):
     output, _ = killed(flags)
     board = EventAccumulator(str(output / "logs" / "shapes"), size_guidance={"images": 0, "scalars": 0})
     board.Reload()
-    assert len(list((output / "logs" / "shapes").iterdir())) == 2, "a file per start, and no runs beside them"
+    assert len(list((output / "logs" / "shapes").iterdir())) == 2, "a file per start, and no other runs"
     shown = {name: {event.step: event.value for event in board.Scalars(name)} for name in board.Tags()["scalars"]}
     for record in records(output):
         step = record.pop("step")
@@ -201,7 +201,7 @@ def test_tensorboard_shows_the_same(flags, killed):
 
 
 def test_a_run_with_parts_not_uploaded_stays_offline(flags, killed, tmp_path, monkeypatch, capsys):
-    """Otherwise the later part would stand in front of the earlier one in wandb."""
+    """Otherwise the later part would come before the earlier one in wandb."""
     output, _ = killed(flags)
     assert wandb_run.not_uploaded(output) == []  # `wandb sync` has left its mark
     copy = shutil.copytree(output, tmp_path / "run", symlinks=True)
@@ -343,7 +343,7 @@ def test_wandb_goes_offline_without_network():
     assert mode == "offline" and "cannot be reached" in reason and time.monotonic() - started < 10
 
 
-def test_wandb_goes_online_when_it_can():
+def test_wandb_is_online_when_possible():
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}"
         assert wandb_run.wandb_mode({"WANDB_API_KEY": "x" * 40, "WANDB_BASE_URL": url}) == ("online", "")
@@ -372,7 +372,7 @@ def test_metrics_past_the_checkpoint_are_dropped(tmp_path):
     ({"step": 4, "val/train/mean": 1.0}, {(3, "loss"), (4, "loss"), (4, "val/train/mean")}),
     ({"step": 4, "grad_norm": 1.0}, {(3, "loss")}),  # killed while validating: wandb never got the step
 ])  # fmt: skip
-def test_what_wandb_is_not_told_twice(tmp_path, last, dropped):
+def test_nothing_is_logged_to_wandb_twice(tmp_path, last, dropped):
     lines = [*({"step": step, "loss": 0.5} for step in (1, 2, 3, 4)), last]
     (tmp_path / tracking.METRICS).write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert tracking.forget_after(tmp_path, 2, validation_steps=4) == dropped

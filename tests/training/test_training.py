@@ -159,7 +159,7 @@ def test_mistakes_end_in_one_line(flags, tmp_path, change, message):
     assert re.match(r"(\S+: )?error: ", last) and re.search(message, last) and "Traceback" not in done.stderr
 
 
-def test_a_corrupt_picture_names_itself_from_a_worker(flags, diode, tmp_path):
+def test_a_corrupt_image_is_named_from_a_worker(flags, diode, tmp_path):
     tree = shutil.copytree(diode, tmp_path / "DIODE")
     for path in (tree / "depths" / "train").rglob("*.png"):
         path.write_bytes(path.read_bytes()[:100])
@@ -184,7 +184,7 @@ def test_the_seed_chooses_the_training_images(flags, tmp_path):
     (["--validation_steps", 2], [0, 2, 3]),
 ])  # fmt: skip
 def test_validation_can_be_switched_off(words, validated, flags, tmp_path, capsys):
-    """All of it, or the first one; the LoRA lies in the output folder all the same, and a resumed run goes on."""
+    """All validation, or only the first. The LoRA is in the output folder either way, and a resumed run continues."""
     shared = flags(SINGLE, tmp_path / "run", *words, "--checkpointing_steps", 1)
     run_here(SINGLE, [*shared, "--max_train_steps", "2"])
     run_here(SINGLE, [*shared, "--max_train_steps", "3", "--resume_from_checkpoint", "latest"])

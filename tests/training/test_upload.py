@@ -131,7 +131,7 @@ def test_the_token_goes_to_the_hub_alone(flags, uploaded):
     assert not [path for path in output.rglob("*") if path.is_file() and b"hf_secret" in path.read_bytes()]
 
 
-def test_the_card_tells_what_the_run_was(flags, uploaded):
+def test_the_card_describes_the_run(flags, uploaded):
     hub, output, _ = uploaded(SINGLE, flags)
     text = hub.files["README.md"].decode()
     card = ModelCard(text)
@@ -147,7 +147,7 @@ def test_the_card_tells_what_the_run_was(flags, uploaded):
     assert "Measured after step 3." in text and "![indoors](validation/indoors.png)" in text
 
 
-def test_a_protocol_says_what_was_measured():
+def test_the_protocol_is_on_the_card():
     plain = partial(score_depth, protocol="plain")
     normals = "Angles in degrees between the predicted normals and gt, both in the label's frame."
     assert described(score_normals) == normals
@@ -218,7 +218,7 @@ def after(i):
     assert len(run_card(text, kept, hub, bases["sd21"].parent, tmp_path)) == 2
 
 
-def test_a_hub_that_is_down_is_told_once_and_costs_nothing(flags, tmp_path):
+def test_a_hub_that_is_down_is_reported_once_and_costs_nothing(flags, tmp_path):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         words = ["--max_train_steps", 4, "--checkpointing_steps", 1, "--push_to_hub", "--hub_token", "hf_secret"]
@@ -229,7 +229,7 @@ def test_a_hub_that_is_down_is_told_once_and_costs_nothing(flags, tmp_path):
     assert (tmp_path / "run" / BIN).is_file() and (tmp_path / "run" / "hub" / "README.md").is_file()
 
 
-def test_the_first_failure_is_told_once(tmp_path, capsys, monkeypatch):
+def test_the_first_failure_is_reported_once(tmp_path, capsys, monkeypatch):
     from utils.training.upload import Uploads
 
     uploads = Uploads(tmp_path, "me/run", None, {}, "")
@@ -270,7 +270,7 @@ def test_the_card_states_the_base_models_licence(base, licence):
 
 
 @pytest.mark.parametrize(("method", "says"), [("gan", "load_gan"), ("autoregressive", "TokenPrediction")])
-def test_a_card_of_another_generator_says_how_that_is_loaded(method, says):
+def test_a_card_of_another_generator_describes_its_loading(method, says):
     metadata = {"base_model": "some/generator", "task": "depth", "method": method, "prompt": ""}
     metadata |= {"positions": "again", "decoding": "at_once"}
     text = model_card("me/lora", metadata, {}, "", [])

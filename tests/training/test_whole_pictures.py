@@ -1,4 +1,4 @@
-"""--crop none: whole pictures in batches of one shape, each step a function of seed and step alone."""
+"""--crop none: whole images in batches of one shape, each step a function of seed and step alone."""
 
 import itertools
 import re
@@ -30,7 +30,7 @@ SINGLE, AUG = "sd_single_diode_pseudo_normal.py", "augunet_diode_pseudo_normal.p
 
 @pytest.fixture(scope="module")
 def own(diode, tmp_path_factory) -> Path:
-    """12 images as a folder of one's own, every third of them cut to portrait, with masks and truth alike."""
+    """12 images as a folder of one's own, every third of them cut to portrait, with masks and truth."""
     root = tmp_path_factory.mktemp("own")
     world = Diode(NORMAL, diode / "normals", diode / "pseudo" / "normal", "train")
     for folder in ("images", "labels", "gt"):
@@ -77,7 +77,7 @@ def test_whole_sizes_keep_the_aspect_in_steps_that_the_vae_takes(size, side, exp
     assert crop.array(values).shape == expected
 
 
-def test_the_header_tells_the_size_upright(tmp_path, monkeypatch):
+def test_the_header_gives_the_upright_size(tmp_path, monkeypatch):
     image, exif = Image.new("RGB", (40, 30)), Image.Exif()
     exif[0x0112] = 6
     image.save(tmp_path / "turned.jpg", exif=exif)
@@ -88,7 +88,7 @@ def test_the_header_tells_the_size_upright(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:  # a PNG that cannot be turned is not decoded
         patch.setattr(PngImagePlugin.PngImageFile, "load", None)
         assert size_of(tmp_path / "plain.png") == (40, 30)
-    (tmp_path / "no.png").write_bytes(b"no picture")
+    (tmp_path / "no.png").write_bytes(b"not an image")
     with pytest.raises(InputError, match=r"no.png: not a readable picture"):
         size_of(tmp_path / "no.png")
 
@@ -133,7 +133,7 @@ def test_nothing_is_dropped_for_ever_and_nothing_is_seen_too_often():
         for index in samples:
             assert abs(seen[index] - 40) <= max(1, 4 / len(samples)), (index, seen[index])
     early = Counter(index for batch in steps(30) for index, _ in batch)
-    assert set(early) == set(range(20))  # the lonely picture too: it has a group in every fourth pass
+    assert set(early) == set(range(20))  # the single image of its shape too: it has a group in every fourth pass
 
 
 def test_each_bucket_is_reshuffled_and_so_is_the_order_of_shapes():
@@ -212,7 +212,7 @@ def test_the_diffusing_unet_takes_them_too(words, tmp_path):
     assert len(losses(tmp_path)) == 1 and "val/val/mean" in records(tmp_path)[-1]
 
 
-def test_the_cache_holds_what_the_vae_says(own, bases, tmp_path):
+def test_the_cache_contains_the_vaes_output(own, bases, tmp_path):
     vae = load_base(str(bases["sd15"])).vae
     train, _ = open_folder(folder_samples(own), NORMAL, 0.2, 0, resolution=32, whole=True)
     cache = cached_or_not(train, vae, tmp_path)

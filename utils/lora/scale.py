@@ -1,6 +1,6 @@
 """The scale of a LoRA's layers: W becomes W + scale * up @ down. Standard library only, so that it can be copied.
 
-Where the tools that write LoRA files keep it (rank r is the tensors' own; docs/lora_formats.md has the same table):
+Where the tools that write LoRA files keep it (rank r is the tensors' own):
     alpha tensors            sd-scripts, LyCORIS, OneTrainer, diffusers of 2023: alpha / r of each layer
     lora_adapter_metadata    diffusers from 0.34: peft's LoraConfig as JSON in the header, keys after "unet." or bare
     adapter_config.json      peft's save_pretrained: the same LoraConfig, in a file next to adapter_model.*

@@ -13,7 +13,7 @@ COLOUR_SPACE = {"normal": "Non-Color", "depth": "Non-Color", "albedo": "sRGB", "
 
 
 def write_picture(image, scene, path: Path) -> None:
-    """`image` as an 8-bit sRGB PNG without alpha. The render result is written as it is shown, view transform and all.
+    """`image` as an 8-bit sRGB PNG without alpha. The render result is written as displayed, with its view transform.
 
     ValueError where there are no pixels.
     """
@@ -73,6 +73,6 @@ def load_map(path: Path, task: str):
 
 
 def load_maps(folder: Path, stem: str) -> dict:
-    """Task -> image, of the maps that predict.py has written of one picture."""
+    """Task -> image, of the maps written by predict.py for one image."""
     found = {task: folder / task / "predicted" / f"{stem}_{task}_16bit.png" for task in TASKS}
     return {task: load_map(path, task) for task, path in found.items() if path.is_file()}

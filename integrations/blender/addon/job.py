@@ -1,4 +1,4 @@
-"""A command that runs beside Blender: progress from its output, its end, and stopping it. Imports no bpy."""
+"""A command that runs in parallel to Blender: its progress, its end, and stopping it. Does not import bpy."""
 
 import os
 import re
@@ -11,7 +11,7 @@ LEFT_OUT = ("PYTHONPATH", "PYTHONHOME")  # Blender's, which another Python must 
 
 
 class Job:
-    """`words` as a process of its own in the folder `cwd`, its output in the file `log`.
+    """Run `words` as a separate process in the folder `cwd`, with its output in the file `log`.
 
     count: done so far, of `total`, where the output does not say it; None: percentages in the output are the progress.
     """

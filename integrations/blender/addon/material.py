@@ -3,7 +3,8 @@
 The maps' normals are in the camera's axes: x right, y up, z toward the viewer (`--frame opengl`). The Normal Map node
 reads its image in the surface's tangent axes. On a plane that faces the camera squarely, with the image upright on it,
 the two are the same, so lamps light the plane as they would light what the image shows. On another surface the map is
-right as far as that surface was seen head-on: for a photographed wall or floor, not for a room around a sphere.
+right as far as that surface was photographed head-on: for a photographed wall or floor, not for a room around a
+sphere.
 """
 
 import bpy
@@ -52,7 +53,7 @@ def _node(tree, kind: str, name: str, place: tuple[float, float]):
 
 
 def material_of(thing):
-    """The active material of an object, made where there is none."""
+    """The active material of an object, created if it has none."""
     if thing.active_material is None:
         thing.active_material = bpy.data.materials.new("Intrinsic LoRA")
     return thing.active_material

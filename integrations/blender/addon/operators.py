@@ -1,4 +1,4 @@
-"""What the panel's buttons do."""
+"""The operators behind the panel's buttons."""
 
 import tempfile
 from pathlib import Path

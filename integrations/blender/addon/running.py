@@ -1,4 +1,4 @@
-"""The one job at a time, looked after by a timer: Blender's window stays free while it runs."""
+"""The running job, one at a time, polled by a timer so that Blender stays responsive."""
 
 import time
 from collections.abc import Callable
@@ -21,7 +21,7 @@ class Running:
 
 
 def begin(job: Job, finish: Callable[[], str]) -> None:
-    """Look after `job`; when it has succeeded, `finish` takes its files in and says what became of them."""
+    """Poll `job`; when it has succeeded, `finish` reads its files and returns a message about them."""
     Running.job, Running.finish, Running.message, Running.failed = job, finish, "starting", False
     bpy.app.timers.register(look, first_interval=INTERVAL)
 
@@ -47,7 +47,7 @@ def look() -> float | None:
 
 
 def wait() -> None:
-    """Until the job has ended: for scripts, and Blender without a window, whose timers do not run."""
+    """Wait until the job has ended: for scripts, and Blender without a window, whose timers do not run."""
     while look() is not None:
         time.sleep(INTERVAL)
 

@@ -1,4 +1,4 @@
-"""What the user sets: in the add-on's preferences where the project is, in the scene what to predict and export."""
+"""User settings: the project's folder in the add-on's preferences, what to predict and export in the scene."""
 
 import os
 import shlex

@@ -118,7 +118,7 @@ def layers(state: dict[str, Any], config: dict[str, Any] | None, name: str) -> d
     """Keys of any format -> {module: (down, up, scale)}: W becomes W + scale up down. A module's name has dots, in
     kohya's files underscores. config: see `adapter_config`.
 
-    ValueError for keys that are not a UNet's LoRA, which ComfyUI would leave out with no more than a line in its log.
+    ValueError for keys that are not a UNet's LoRA, which ComfyUI would leave out with only a line in its log.
     """
     name, parts = clean(name), {}
     if texts := [key for key in state if _TEXT_ENCODER.match(key)]:

@@ -18,7 +18,7 @@ CATEGORY, FROM_FILE = "intrinsic", "as the file says"
 
 
 class LoadIntrinsicLora:
-    """The LoRA in the model, with its prompt encoded and its timestep set, as its header says."""
+    """The LoRA in the model, with its prompt encoded and its timestep set from its header."""
 
     RETURN_TYPES, RETURN_NAMES, FUNCTION, CATEGORY = ("INTRINSIC",), ("intrinsic",), "load", CATEGORY
 
@@ -48,7 +48,7 @@ class LoadIntrinsicLora:
 
 
 class PredictIntrinsic:
-    """One UNet pass for each image: the whole picture, its map at the picture's own size, and the map's latents."""
+    """One UNet pass for each image: the whole image, its map at the image's own size, and the map's latents."""
 
     RETURN_TYPES, FUNCTION, CATEGORY = ("IMAGE", "INTRINSIC_MAP", "LATENT"), "predict", CATEGORY
     RETURN_NAMES = ("image", "map", "latent")
@@ -118,7 +118,7 @@ class SaveMap:
 
 
 class Relight:
-    """The picture under a distant light from elsewhere: image times Lambert's shading of predicted normals."""
+    """The image under a distant light from elsewhere: image times Lambert's shading of predicted normals."""
 
     RETURN_TYPES, FUNCTION, CATEGORY = ("IMAGE",), "relight", CATEGORY
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks import conventions
+from studies import conventions
 
 
 @pytest.mark.parametrize("task", ["normal", "depth"])

@@ -1,12 +1,12 @@
 """The convention check's false alarms and detections, on rendered scenes and mini-loras' predictions.
 
-    python -m benchmarks.conventions
+    python -m studies.conventions
 
 Each row is one set of maps with their truth: correct ones (exact labels, labels with strong noise or blur,
 predictions of trained and untrained LoRAs, constants, flat scenes), where any finding is a false alarm, and the same
-maps in another convention, where the finding must be that one. Subsets of 1, 4 and 16 images are drawn from each; a
-cell is the share of subsets with a (right) finding, and in brackets that of sure ones. Writes the tables in
-docs/evaluation.md.
+maps in another convention, where the finding must be that one. Subsets of 1, 4 and 16 images are drawn from each. A
+cell is the share of subsets with a (right) finding, and in brackets that of sure ones. With --docs docs, writes the
+tables in docs/evaluation.md.
 """
 
 import argparse
@@ -20,10 +20,10 @@ from PIL import Image, ImageFilter
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from benchmarks.tables import table
 from miniworld.demo_steps import ROOT
 from miniworld.pretraining.report import write_card
 from miniworld.render.diode_tree import Settings, list_samples, sample_arrays
+from studies.tables import table
 from utils.cli import Parser, path_flag
 from utils.errors import run
 from utils.inference import Predictor
@@ -200,7 +200,7 @@ def evidence_of(task: str, scenes: list[Shot]) -> list[Evidence]:
 def rates(
     task: str, evidence: list[Evidence], right: Callable[[Finding], bool] = lambda finding: True, draws: int = 200
 ) -> list[str]:
-    """For each of SIZES: how often a finding comes that is `right`, and in brackets a sure one."""
+    """For each of SIZES: the share of subsets with a finding that is `right`, and in brackets with a sure one."""
     rng = np.random.default_rng(1)
     cells = []
     for size in SIZES:
@@ -223,7 +223,7 @@ def false_alarms(rows: list[list[str]]) -> str:
 
 
 def detected(rows: list[list[str]]) -> str:
-    """Wrong maps by what they are made from: exact labels, predictions."""
+    """Wrong maps by their source: exact labels, predictions."""
     cells = {(row[0], *row[1].rsplit(", ", 1)): " / ".join(row[2:]) for row in rows}
     names = list(dict.fromkeys((task, name) for task, name, _ in cells))
     kinds = ("labels", "predictions")
@@ -232,7 +232,7 @@ def detected(rows: list[list[str]]) -> str:
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="python -m benchmarks.conventions", description=__doc__)
+    parser = Parser(prog="python -m studies.conventions", description=__doc__)
     add = parser.add_argument
     add("--images", type=int, default=96, help="scenes of each task, in three worlds")
     add("--tasks", nargs="+", choices=list(INTRINSICS), default=list(INTRINSICS), help="which intrinsics")
