@@ -14,7 +14,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
-from utils.training.training_set import TrainingSet
+from utils.training.data import TrainingSet
 
 from generators.transformer import Positions, Tokens, choose, load_autoregressive
 from utils.errors import InputError, note

@@ -53,7 +53,7 @@ class Base:
         return self
 
     def timestep(self, number: int | None = None) -> int:
-        """The timestep of a single step: `number`, or the last of the schedule, T-1. InputError if it is not in it."""
+        """A single step's timestep: `number`, or the schedule's last, T-1. InputError if the schedule lacks it."""
         last = self.scheduler.config.num_train_timesteps - 1
         if number is not None and not 0 <= number <= last:
             raise InputError(f"--timestep={number}: the schedule of {self.name} has 0 to {last}")

@@ -17,6 +17,7 @@ import math
 import os
 import random
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -36,31 +37,6 @@ from utils.training.data import TrainingSet, buckets_of
 
 CHUNK = 32  # samples read, written and marked together
 PIXELS = 4 * 512**2  # encoded in one pass: a training batch of 4, so that the cache needs no more memory
-
-
-class OneShape:
-    """The samples `indices` of a training set, all of one shape, with the attributes that the latent cache needs."""
-
-    def __init__(self, train_set: TrainingSet, indices: list[int]):
-        self.train_set, self.indices = train_set, indices
-        self.stems = [train_set.stems[index] for index in indices]
-        self.shapes = [train_set.shapes[index] for index in indices]
-        self.resolution, self.masked, self.whole = train_set.resolution, train_set.masked, train_set.whole
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int) -> dict:
-        return self.train_set[self.indices[index]]
-
-    def rgb_path(self, stem: str) -> Path:
-        return self.train_set.rgb_path(stem)
-
-    def label_path(self, stem: str) -> Path:
-        return self.train_set.label_path(stem)
-
-    def mask_paths(self, stem: str) -> list[Path]:
-        return self.train_set.mask_paths(stem)
 
 
 class ByShape(Dataset):
@@ -134,10 +110,11 @@ def cached_or_not(
         return train_set
     try:
         if train_set.whole:
-            parts = [OneShape(train_set, indices) for indices in buckets_of(train_set.shapes).values()]
-            return ByShape(
-                [(cached_latents(part, vae, cache_dir, workers, rank, world), part.indices) for part in parts]
-            )
+            parts = [
+                (cached_latents(train_set, vae, cache_dir, workers, rank, world, indices), indices)
+                for indices in buckets_of(train_set.shapes).values()
+            ]
+            return ByShape(parts)
         return cached_latents(train_set, vae, cache_dir, workers, rank, world)
     except OSError as error:
         note(f"no latent cache, every step encodes its images: {cache_dir}: {error.strerror} (--cache_dir)")
@@ -145,57 +122,58 @@ def cached_or_not(
 
 
 def cached_latents(
-    train_set: TrainingSet | OneShape,
+    train_set: TrainingSet,
     vae: AutoencoderKL,
     cache_dir: Path,
     workers: int = 0,
     rank: int = 0,
     world: int = 1,
+    indices: Sequence[int] | None = None,
 ) -> CachedLatents:
-    """The cache of `train_set`, after what was missing of it has been built.
+    """The cache of the samples `indices`, which have one shape (default: of all samples); missing latents are encoded.
 
     Each of `world` processes begins with its own share. Raises OSError: the disk is full or cannot be written.
     """
-    about = cache_key(train_set, vae)
+    images = ImagesAndLabels(train_set, indices)
+    stems, side = [train_set.stems[index] for index in images.indices], train_set.shapes[images.indices[0]]
+    about = cache_key(train_set, stems, side, vae)
     folder = cache_dir / hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
-    height, width = (side // 2 ** (len(vae.config.block_out_channels) - 1) for side in train_set.shapes[0])
+    height, width = (pixels // 2 ** (len(vae.config.block_out_channels) - 1) for pixels in side)
     shape = (vae.config.latent_channels, height, width)
     folder.mkdir(parents=True, exist_ok=True)
-    reserve(folder / "latents.bin", len(train_set) * len(NAMES) * math.prod(shape) * vae.dtype.itemsize)
+    reserve(folder / "latents.bin", len(stems) * len(NAMES) * math.prod(shape) * vae.dtype.itemsize)
     if train_set.masked:
-        reserve(folder / "masks.bin", len(train_set) * height * width)
-    reserve(folder / "done.bin", len(train_set))
+        reserve(folder / "masks.bin", len(stems) * height * width)
+    reserve(folder / "done.bin", len(stems))
     draft = folder / f"about.{os.getpid()}"
     counts = {name: len(about[name]) for name in ("files", "masks") if name in about}
     draft.write_text(json.dumps({**about, **counts}, indent=1))
     draft.replace(folder / "about.json")
-    cache = CachedLatents(folder, train_set.stems, shape, vae.dtype, train_set.masked)
-    build(cache, train_set, vae, workers, rank, world)
+    cache = CachedLatents(folder, stems, shape, vae.dtype, train_set.masked)
+    build(cache, images, max(1, PIXELS // math.prod(side)), vae, workers, rank, world)
     return cache
 
 
 def build(
-    cache: CachedLatents, train_set: TrainingSet | OneShape, vae: AutoencoderKL, workers: int, rank: int, world: int
+    cache: CachedLatents, images: Dataset, size: int, vae: AutoencoderKL, workers: int, rank: int, world: int
 ) -> None:
     """Encode the missing samples: this process's share first, then what is left of the others'. Each process shuffles
-    its chunks, so that two runs that fill the same cache seldom encode the same chunk.
+    its chunks, so that two runs that fill the same cache seldom encode the same chunk. size: images in one pass.
     """
     files, shuffled = cache.open("r+"), random.Random(os.getpid())
     chunks = np.array_split(np.arange(len(cache)), -(-len(cache) // CHUNK))
     shares = [chunks[(rank + turn) % world :: world] for turn in range(world)]
     chunks = [chunk for share in shares for chunk in shuffled.sample(share, len(share))]
     missing = [chunk for chunk in chunks if not files.done[chunk].all()]
-    loader = DataLoader(
-        ImagesAndLabels(train_set), batch_sampler=missing, num_workers=workers, worker_init_fn=signals.ignore
-    )
-    images = sum(map(len, missing))
-    bar = tqdm(total=images, desc="encoding latents", unit="image", disable=rank > 0 or not missing)
+    loader = DataLoader(images, batch_sampler=missing, num_workers=workers, worker_init_fn=signals.ignore)
+    total = sum(map(len, missing))
+    bar = tqdm(total=total, desc="encoding latents", unit="image", disable=rank > 0 or not missing)
     for chunk, batch in zip(missing, loader):
         if files.done[chunk].all():  # another process has encoded it in the meantime
             bar.update(len(chunk))
             continue
         mask = batch.pop("mask", None)
-        stacked = encode(vae, batch, max(1, PIXELS // math.prod(train_set.shapes[0])), bar)
+        stacked = encode(vae, batch, size, bar)
         files.values[chunk] = stacked.view(torch.int16 if stacked.element_size() == 2 else torch.int32).numpy()
         files.values.flush()
         if files.masks is not None and mask is not None:
@@ -223,16 +201,16 @@ def encode(vae: AutoencoderKL, batch: dict[str, Tensor], size: int, bar: tqdm) -
 
 
 class ImagesAndLabels(Dataset):
-    """A training set without its ground truth."""
+    """The samples `indices` of a training set (default: all) without their ground truth."""
 
-    def __init__(self, train_set: TrainingSet | OneShape):
-        self.train_set = train_set
+    def __init__(self, train_set: TrainingSet, indices: Sequence[int] | None = None):
+        self.train_set, self.indices = train_set, range(len(train_set)) if indices is None else indices
 
     def __len__(self) -> int:
-        return len(self.train_set)
+        return len(self.indices)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        sample = self.train_set[index]
+        sample = self.train_set[self.indices[index]]
         return {name: sample[name] for name in ("rgb", "target", "mask") if name in sample}
 
 
@@ -253,19 +231,19 @@ def reserve(path: Path, size: int) -> None:
         draft.unlink(missing_ok=True)
 
 
-def cache_key(train_set: TrainingSet | OneShape, vae: AutoencoderKL) -> dict:
-    """Everything that a latent depends on, ready for JSON."""
+def cache_key(train_set: TrainingSet, stems: Sequence[str], shape: tuple[int, int], vae: AutoencoderKL) -> dict:
+    """Everything that the latents of these samples depend on, ready for JSON."""
     files, masks = [], []
-    for stem in train_set.stems:
+    for stem in stems:
         files += [signature(path) for path in (train_set.rgb_path(stem), train_set.label_path(stem))]
         masks += [signature(path) for path in (train_set.mask_paths(stem) if train_set.masked else ())]
     about = {
         "reading": READING,
         "vae": weights_hash(vae),
         "dtype": str(vae.dtype),
-        "data": type(train_set.train_set if isinstance(train_set, OneShape) else train_set).__name__,
+        "data": type(train_set).__name__,
         "resolution": train_set.resolution,
-        "crop": f"none, {train_set.shapes[0]}" if train_set.whole else "centre",
+        "crop": f"none, {shape}" if train_set.whole else "centre",
         "files": files,
     }
     # the rule is part of the key: older caches count the cells of labels without a value
