@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from utils.errors import InputError, note
 from utils.inference.engine import Adapter, Engine
-from utils.inference.job import Job, describe
+from utils.inference.job import Job, describe, find_base
 from utils.inference.prediction import Prediction
 from utils.inference.view import View
 from utils.lora import fuse_lora, load_attn_procs
@@ -175,8 +175,12 @@ def _add_loras(
 
 
 def _widen(unet: nn.Module, job: Job, augment_from: str | None) -> None:
-    """AugUNet's conv_in: the one the LoRA brings along, or made anew as in training."""
+    """AugUNet's conv_in: the one the LoRA brings along, or made again as in training, from the donor in its header."""
     if unet.config.in_channels == unet.config.out_channels:
-        widen_conv_in(unet, load_donor(augment_from or DONOR))
+        stated = job.lora.metadata.get("augment_from")
+        stated = None if stated in (None, "None") else find_base(stated, job.lora.path)
+        if None not in (augment_from, stated) and Path(str(augment_from)) != Path(str(stated)):
+            note(f"{job.name} was trained with the conv_in of {stated}, predicting with that of {augment_from}")
+        widen_conv_in(unet, load_donor(augment_from or stated or DONOR))
     elif augment_from:
         raise InputError(f"--augment_from: {job.name} has its own conv_in.safetensors; leave the flag out")

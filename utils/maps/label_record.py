@@ -1,7 +1,8 @@
 """Records that travel with maps, compared with the use that is made of the maps.
 
     provenance.json     in or above a folder of labels: what pseudo_label.py writes
-    PNG text chunks     of every map that inference writes: task, and frame, polarity or colour space
+    file headers        of every .png and .exr that inference writes: task, and frame, polarity or colour space; an
+                        .npy has none, so what stands for it is the header of the map next to it
 
 Labels are read as this project's: normals x right, y down, z forward; depth near = white; albedo and shading
 sRGB-coded.
@@ -18,6 +19,7 @@ from PIL import Image
 
 from utils.errors import InputError
 from utils.intrinsics import Intrinsic
+from utils.maps.deep import read_exr
 from utils.maps.frames import FRAMES
 
 PROVENANCE = "provenance.json"  # in a folder of labels
@@ -58,7 +60,7 @@ def training_use(intrinsic: Intrinsic) -> Use:
 def check_record(folders: Iterable[Path], use: Use) -> list[str]:
     """Compare the records of the maps in `folders` with `use`; notes on what else they state.
 
-    Each folder's record is the header of its first .png if that is of our inference, else the provenance.json nearest
+    Each folder's record is the header of its first .png or .exr if that is of our inference, else the provenance.json nearest
     above it; maps without a record are taken at the user's word. Raises InputError, with the cure, for a contradiction
     or for a record that cannot be read.
     """
@@ -108,18 +110,29 @@ def check_facts(facts: Mapping[str, str], use: Use, where: Path | str) -> list[s
 
 
 def header_of(folder: Path) -> tuple[Path, dict[str, str]] | None:
-    """(file, text chunks) of the first .png in or below `folder`; None where it is not of our inference."""
+    """(file, header's text) of the first .png in or below `folder`, else of the first .exr; None where it is not of our
+    inference.
+    """
     for place, folders, files in os.walk(folder):
         folders.sort()
-        if names := sorted(name for name in files if name.lower().endswith(".png")):
-            path = Path(place, names[0])
-            try:
-                with Image.open(path) as image:
-                    text = dict(getattr(image, "text", {}))
-            except Exception:  # not an image: whoever reads it will name it
-                return None
-            return (path, text) if text.get("software", "").startswith(SOFTWARE) else None
+        for ending in (".png", ".exr"):
+            if names := sorted(name for name in files if name.lower().endswith(ending)):
+                path = Path(place, names[0])
+                text = _text_of(path)
+                return (path, text) if text.get("software", "").startswith(SOFTWARE) else None
     return None
+
+
+def _text_of(path: Path) -> dict[str, str]:
+    """The text in a map's header; {} where it cannot be read: whoever reads the map will name it."""
+    try:
+        if path.suffix.lower() == ".exr":
+            text = read_exr(path)[1]
+            return {key: value for key, value in text.items() if key != "colour_space"}  # linear light, and read as such
+        with Image.open(path) as image:
+            return dict(getattr(image, "text", {}))
+    except Exception:
+        return {}
 
 
 def _check_provenance(path: Path, use: Use) -> list[str]:
