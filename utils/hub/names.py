@@ -43,12 +43,17 @@ def check_base(name: str, revision: str | None = None) -> None:
 
     A revision of what lies here is no error, but a note: the released scripts accept it.
     """
-    if revision is not None and Path(name).exists():
-        note(f"--revision={revision} means nothing for {name}, which lies here, not on the hub")
+    note_revision(name, revision)
     if is_single_file(name):
         check_file(Path(name))
     elif not is_folder(name):
         require(SUCCESSORS.get(name, name), revision)
+
+
+def note_revision(name: str, revision: str | None) -> None:
+    """A note where a base model that is here is given a revision, which only models on the hub have."""
+    if revision is not None and Path(name).exists():
+        note(f"--revision={revision} means nothing for {name}, which lies here, not on the hub")
 
 
 def is_folder(name: str) -> bool:

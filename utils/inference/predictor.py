@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.errors import InputError, note
+from utils.hub.names import note_revision
 from utils.inference.engine import Adapter, Engine
 from utils.inference.job import Job, describe, find_base
 from utils.inference.prediction import Prediction
@@ -60,7 +61,10 @@ class Predictor(Engine):
         loras = [lora] if isinstance(lora, (str, Path)) else list(lora)
         known_base = None if base is None else str(base)
         self.jobs = [describe(one, method, task, prompt, known_base, depth_coding) for one in loras]
-        loaded = load_base(_one_base(self.jobs), revision)
+        name = _one_base(self.jobs)
+        if base is None:  # else `check_base` has looked at it
+            note_revision(name, revision)
+        loaded = load_base(name, revision)
         for job in self.jobs:
             _note_other_base(job, loaded)
         place = pick_device(device)
@@ -78,6 +82,8 @@ class Predictor(Engine):
                 known = AugUNet(loaded.vae, *prompts, schedule, steps=steps, guidance_scale=guidance_scale)
             else:
                 t = _timestep(loaded, job) if timestep is None else loaded.timestep(timestep)
+                if timestep is not None and job.timestep not in (None, timestep):
+                    note(f"{job.name} was trained at timestep {job.timestep}, predicting at {timestep}")
                 known = SingleStep(loaded.vae, loaded.encode_prompt(job.prompt), t)
             weights = {name: weight.to(place, dtype_of(dtype)) for name, weight in weights.items()}
             conv_in = None if conv_in is None else conv_in.to(place, dtype_of(dtype))

@@ -117,7 +117,7 @@ def _are_pefts_own(keys: object) -> bool:
 
 
 def brings_conv_in(path: str | Path, metadata: Mapping[str, str]) -> bool:
-    """Whether the CONV_IN next to a LoRA belongs to it: where its header names another method, it is another LoRA's."""
+    """Whether the CONV_IN next to a LoRA belongs to it: if its header names another method, it does not."""
     return metadata.get("method", "augunet") == "augunet" and (Path(path).parent / CONV_IN).is_file()
 
 

@@ -151,11 +151,15 @@ def load_attn_procs(unet: nn.Module, source: str | Path | LoraFile | Mapping[str
     if any(strip_wrappers(str(key)) != str(key) for key in state):
         note(f"{name}: its keys carry the names of wrappers (torch.compile, DDP or FSDP); it is read without them")
     if all(layer.scale == 0 for layer in layers.values()):
-        note(f"{name}: states scale 0, so loading it changes nothing (alpha 0 by {next(iter(layers.values())).stated})")
+        note(
+            f"{name}: states scale 0, so loading it changes nothing (alpha 0 by {next(iter(layers.values())).stated})"
+        )
     targets = _declared(layers, metadata, name)
     made_for = f" (it was made for {metadata['base_model']})" if "base_model" in metadata else ""
     if metadata.get("method") == "single-step" and _is_widened(unet):
-        raise InputError(f"{name}: made for a UNet whose conv_in is its own, and this one's is widened; load the base again")
+        raise InputError(
+            f"{name}: made for a UNet whose conv_in is its own, and this one's is widened; load the base again"
+        )
     wanted = layers_of(unet, targets)
     spared = _spared(wanted, layers, source)
     _match(layers, {name: layer for name, layer in wanted.items() if name not in spared}, targets, name, made_for)

@@ -164,8 +164,10 @@ def _peft(config: Mapping, place: str) -> Iterable[Record]:
         )
     if not any(key in config for key in ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora")):
         if nested := [key for key, value in config.items() if isinstance(value, Mapping)]:
-            raise ValueError(f"{place}: its settings are inside {nested[0][:60]!r}, where neither peft nor diffusers "
-                             "writes them; write them at the top, as peft's LoraConfig.to_dict() gives them")  # fmt: skip
+            raise ValueError(
+                f"{place}: its settings are inside {nested[0][:60]!r}, where neither peft nor diffusers writes them; "
+                "write them at the top, as peft's LoraConfig.to_dict() gives them"
+            )
         return
     alphas, ranks = (_patterns(config.get(key), f"{place}: {key}") for key in ("alpha_pattern", "rank_pattern"))
     alpha, rank = _number(config.get("lora_alpha"), f"{place}: lora_alpha"), _number(config.get("r"), f"{place}: r")

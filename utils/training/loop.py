@@ -66,6 +66,8 @@ def start(settings: Settings) -> tuple[Accelerator, Path | None]:
         raise InputError(f"{wanted}: {error}") from None
     check_accelerator(accelerator, run, precision)
     environment.set_tf32(run.allow_tf32)
+    if run.allow_tf32 and accelerator.device.type != "cuda":
+        note(f"--allow_tf32 means nothing on {accelerator.device.type}: TF32 is of NVIDIA GPUs")
     set_seed(run.seed)
     transformers.utils.logging.disable_progress_bar()  # one bar: the training's
     atomic.make_folder(run.output_dir, "--output_dir")
