@@ -55,6 +55,10 @@ def main(argv: list[str] | None = None) -> int:
             "predict.py writes one page and runs in one process; inference_sd_single.py shares images out"
         )
     predictor = Predictor(loras, **wanted(args, state.device))
+    if args.colours != "opengl" and not any(job.intrinsic.kind == "normals" for job in predictor.jobs):
+        raise InputError(
+            f"--colours={args.colours}: means nothing without normals, whose colours it sets; leave it out"
+        )
     page = Page(inputs.pictures, args.colours, args.output, args.center_crop)
     failed = predict_all(inputs.pictures, state, predictor, args.output_dir, args.output, page.add)
     path = page.write(args.output_dir, predictor.jobs)

@@ -9,6 +9,7 @@ folder that is removed at the end. Needs Gradio 6: pip install "gradio>=6,<7".
 """
 
 import argparse
+from collections.abc import Sequence
 from importlib.util import find_spec
 
 from utils.base_model.names import check_base
@@ -16,9 +17,11 @@ from utils.cli import Parser, above_zero, expand
 from utils.errors import InputError, run
 from utils.inference.job import BASES, ROOT, SHIPPED, check_lora
 from utils.intrinsics import INTRINSICS
+from utils.lora.files import read_arrays
 
 EXAMPLES = ROOT / "examples"
 DIFFUSING = SHIPPED / "augunet" / "normal"
+DIFFUSION = {"steps": 25, "seed": 1234}  # flags of LoRAs that diffuse, and their defaults
 TOYS = "for the toys mini-sd and mini-sd-2, trained on rendered rooms: far from Stable Diffusion's quality"
 
 
@@ -33,8 +36,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--dtype", choices=["fp32", "fp16", "bf16"], default="fp32", help="compute dtype")
     add("--device", help="such as cuda:1 or cpu (default: a GPU if there is one)")
     add("--resolution", type=int, help="short side in pixels of what the network sees (default: the training's)")
-    add("--steps", type=int, default=25, help="sampler steps of LoRAs that diffuse")
-    add("--seed", type=int, default=1234, help="seed of LoRAs that diffuse")
+    add("--steps", type=int, default=DIFFUSION["steps"], help="sampler steps of LoRAs that diffuse")
+    add("--seed", type=int, default=DIFFUSION["seed"], help="seed of LoRAs that diffuse")
     add("--port", type=int, help="port of the page (default: the first free one from 7860)")
     add("--share", action="store_true", help="also give the page a public address through Gradio's servers: anyone "
         "who knows it can use this computer for predictions")  # fmt: skip
@@ -45,6 +48,15 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+def refuse_unread(args: argparse.Namespace, loras: Sequence[str]) -> None:
+    """InputError for --steps and --seed where no LoRA diffuses."""
+    for name, default in DIFFUSION.items():
+        if getattr(args, name) == default:
+            continue
+        if all(read_arrays(lora)[0].metadata.get("method", "single-step") == "single-step" for lora in loras):
+            raise InputError(f"--{name} means nothing for these LoRAs, which take one step; leave it out")
+
+
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     if find_spec("gradio") is None:
@@ -52,6 +64,7 @@ def main(argv: list[str] | None = None) -> None:
     loras = args.lora or [str(folder) for folder in [*(SHIPPED / name for name in INTRINSICS), DIFFUSING]]
     for lora in loras:
         check_lora(lora)
+    refuse_unread(args, loras)
     if args.pretrained_model_name_or_path is not None:
         check_base(args.pretrained_model_name_or_path, args.revision)
 

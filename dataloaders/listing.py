@@ -65,7 +65,7 @@ def folder_samples(root: Path, label_root: Path | None = None) -> list[Sample]:
         raise InputError(
             f"{roots['rgb'] / strays[0]}: images/ has train/ and val/, so every image must be in one of them"
         )
-    return [
+    samples = [
         Sample(
             _stem(path, roots["rgb"]), path, files["label"].get(stem, roots["label"] / f"{stem}.png"),
             files["gt"].get(stem), _mask_of(stem, files["gt"].get(stem), files["mask"].get(stem), roots["gt"]),
@@ -73,6 +73,8 @@ def folder_samples(root: Path, label_root: Path | None = None) -> list[Sample]:
         )
         for stem, path in files["rgb"].items()
     ]  # fmt: skip
+    _refuse_copies(samples)
+    return samples
 
 
 def manifest_samples(path: Path) -> list[Sample]:
@@ -89,7 +91,17 @@ def manifest_samples(path: Path) -> list[Sample]:
         raise InputError(f"{path}: lists no sample")
     if len({sample.split is None for sample in samples.values()}) > 1:
         raise InputError(f"{path}: some lines have a split and some have none; give it to all or to none")
+    _refuse_copies(list(samples.values()))
     return list(samples.values())
+
+
+def _refuse_copies(samples: list[Sample]) -> None:
+    """InputError where an image is given as its own label."""
+    if same := [sample for sample in samples if sample.rgb == sample.label]:
+        raise InputError(
+            f"{same[0].rgb}: is both image and label ({len(same)} of {len(samples)} samples are like that, the first "
+            f"is {same[0].stem}); pass the labels' own files or folder"
+        )
 
 
 def split_samples(samples: list[Sample], fraction: float, seed: int) -> dict[str, list[Sample]]:

@@ -14,7 +14,6 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
-from utils.training.data import TrainingSet
 
 from generators.transformer import Positions, Tokens, choose, load_autoregressive
 from utils.errors import InputError, note
@@ -28,6 +27,7 @@ from utils.maps.depth_coding import linear_map
 from utils.maps.images import Crop
 from utils.noise import noise_of
 from utils.system.compute import warn_of_slow_bf16
+from utils.training.data import TrainingSet
 
 Decoding = Literal["one_by_one", "at_once"]
 BATCH = 16  # images, and as many labels, that are encoded together

@@ -52,6 +52,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--sheet", type=path_flag, default=Path("docs/mini_ar.jpg"), help="sheet of samples")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="rendering processes")
+    parser.only("workers vae_from", lambda a: not a.report, "with --report, which trains nothing")
     return parser.parse_args(argv)
 
 

@@ -36,6 +36,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_flags(parser, Path("miniworld/mini-gan"), steps=6500, batch=16, scenes=65536)
     parser.add_argument("--sheet", type=path_flag, default=Path("docs/mini_gan.jpg"), help="sheet of samples")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="rendering processes")
+    parser.only("workers", lambda a: not a.report, "with --report, which trains nothing")
     return parser.parse_args(argv)
 
 

@@ -34,6 +34,7 @@ from utils.metrics.normals import angular_error
 
 COLUMNS = ["RGB", "ground truth", "one", "merged", "uncertainty"]
 SHOWN, ZOOM = 6, 2
+TEMPERATURE = 1.0
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -42,7 +43,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--lora", type=expand, required=True, help="of normals, by AugUNet or an autoregressive generator")
     add("--data", type=path_flag, required=True, help="DIODE-like tree; its validation images are predicted")
     add("--members", type=int, default=8, help="predictions of each image")
-    add("--temperature", type=float, default=1.0, help="temperature of an autoregressive generator's tokens")
+    add("--temperature", type=float, default=TEMPERATURE, help="temperature of an autoregressive generator's tokens")
     add("--images", type=int, default=100, help="images to predict")
     add("--sheet", type=path_flag, default=Path("output/uncertainty.png"), help="image file with some of them")
     return parser.parse_args(argv)
@@ -55,6 +56,8 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(
             f"--lora={args.lora}: {job.intrinsic.name} by {job.method}; a LoRA for normals by AugUNet or tokens needed"
         )
+    if job.method == "augunet" and args.temperature != TEMPERATURE:
+        raise InputError("--temperature means nothing for AugUNet, whose members differ in their noise; leave it out")
     items = scenes(args.data, "normal", "val", job.trained_at)[: args.images]
     one = [found["normal"] for found in predictions(network(job, 1, 0.0), items)]
     merged = [found["normal"] for found in predictions(network(job, args.members, args.temperature), items)]

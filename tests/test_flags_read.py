@@ -5,7 +5,11 @@ import importlib
 from pathlib import Path
 
 import pytest
+import torch
+from helpers import run_here
 
+import app
+import predict
 import pseudo_label
 from dataloaders.check import main as check
 from utils.cli import Parser
@@ -125,6 +129,9 @@ RULES = [  # command, words that are needed, the flag that means nothing among t
     ("miniworld.pretrain", "", "--velocity_steps 3"),
     ("studies.paper_questions", "--data a", "--train 3"),
     ("inference_ar", "--lora a", "--seed 3"),
+    ("miniworld.pretrain_gan", "--report", "--workers 3"),
+    ("miniworld.pretrain_ar", "--report", "--workers 3"),
+    ("miniworld.pretrain_ar", "--report", "--vae_from a"),
     ("gan_pseudo", "--task normal --pretrained_model_name_or_path a --teacher b --validation_steps 0",
      "--num_val_imgs 3"),
 ]  # fmt: skip
@@ -207,3 +214,45 @@ def test_flags_of_marigold_are_refused_for_other_teachers(flag, tmp_path):
     pseudo_label.refuse_unread(args, "MarigoldDepthPipeline")
     with pytest.raises(InputError, match=f"--{flag} means nothing for a ZoeDepth, only for Marigold"):
         pseudo_label.refuse_unread(args, "ZoeDepth")
+
+
+LORAS = ROOT / "miniworld" / "mini-loras"
+
+
+@pytest.mark.parametrize(("name", "default"), [("steps", 25), ("seed", 1234)])
+def test_flags_of_diffusion_are_refused_in_the_app_where_no_lora_diffuses(name, default):
+    words = [f"--{name}", "3"]
+    with pytest.raises(InputError, match=f"^--{name} means nothing for these LoRAs, .*; leave it out$"):
+        app.refuse_unread(app.parse(words), [str(LORAS / "depth")])
+    app.refuse_unread(app.parse(words), [str(LORAS / "depth"), str(LORAS / "augunet" / "normal")])
+    app.refuse_unread(app.parse([f"--{name}", str(default)]), [str(LORAS / "depth")])
+
+
+def test_the_colours_of_normals_are_refused_where_there_are_none(tmp_path):
+    words = ["--lora", str(LORAS / "depth"), "--output_dir", str(tmp_path), "--colours", "opencv", "--device", "cpu"]
+    with pytest.raises(InputError, match=r"^--colours=opencv: means nothing without normals"):
+        predict.main([str(ROOT / "examples" / sorted(path.name for path in (ROOT / "examples").glob("*.[jp]*g"))[0]),
+                      *words])  # fmt: skip
+
+
+def test_the_revision_of_a_base_that_is_here_is_a_note(capsys):
+    from utils.inference import Predictor
+
+    Predictor(LORAS / "depth", device="cpu")
+    assert "--revision" not in capsys.readouterr().out
+    Predictor(LORAS / "depth", device="cpu", revision="main")
+    assert "--revision=main means nothing for " in capsys.readouterr().out
+
+
+def test_tf32_without_an_nvidia_gpu_is_a_note(flags, tmp_path, monkeypatch, capsys):
+    script = "sd_single_diode_pseudo_normal.py"
+    run_here(script, flags(script, tmp_path / "run", "--max_train_steps", 1, "--allow_tf32"))
+    found = "--allow_tf32 means nothing on cpu" in capsys.readouterr().out
+    assert found != torch.cuda.is_available()
+
+
+def test_the_temperature_of_tokens_is_refused_for_augunet():
+    from studies.uncertainty import main
+
+    with pytest.raises(InputError, match=r"^--temperature means nothing for AugUNet"):
+        main(["--lora", str(LORAS / "augunet" / "normal"), "--data", "a", "--temperature", "0.5"])

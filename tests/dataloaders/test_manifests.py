@@ -103,3 +103,12 @@ def test_two_files_that_differ_in_capitals_are_two_samples(data):
         Image.fromarray(np.zeros((4, 6, 3), np.uint8)).save(data / folder / "A.png")
     assert {"a", "A"} < {sample.stem for sample in folder_samples(data)}
     assert len(manifest_samples(written(data, f"{line('a')}\n{line('A')}".encode()))) == 2
+
+
+def test_an_image_as_its_own_label_is_refused(data):
+    listed = written(data, "\n".join([*map(line, NAMES[1:]), line(label="images/a.png")]).encode())
+    with pytest.raises(InputError, match=r"images/a\.png: is both image and label \(1 of 4 samples"):
+        check(["--dataset", "manifest", "--manifest", str(listed)])
+    words = ["--dataset", "folder", "--train_data_dir", str(data), "--pseudo_root", str(data / "images")]
+    with pytest.raises(InputError, match=r"is both image and label \(4 of 4 samples"):
+        check(words)

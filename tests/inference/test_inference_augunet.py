@@ -7,14 +7,18 @@ import pytest
 import torch
 from helpers import fork, random_lora
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import inference_augunet
 import inference_sd_single
 from utils.base_model.stable_diffusion import load_base, load_donor, widen_conv_in
 from utils.errors import InputError
+from utils.inference import Predictor
 from utils.inference.ensemble import merge
 from utils.intrinsics import INTRINSICS
 from utils.lora import load_attn_procs, save_lora
+from utils.lora.__main__ import convert
+from utils.lora.inspection import describe
 from utils.maps.images import Crop, read_rgb
 from utils.noise import noise_of
 from utils.objectives import AugUNet, zero_snr_scheduler
@@ -172,3 +176,45 @@ def test_a_lora_of_the_other_method_names_its_script(bases, weights, pictures, t
         draw(weights, pictures, tmp_path / "out", "--lora", tmp_path / "single")
     with pytest.raises(InputError, match=r"made for augunet: run inference_augunet\.py"):
         inference_sd_single.main(["--lora", str(weights / "ours"), "--input_dir", str(pictures)])
+
+
+def test_a_conv_in_of_another_lora_is_neither_loaded_nor_copied(bases, weights, tmp_path, capsys):
+    """A single-step LoRA in the folder of an AugUNet's."""
+    base = load_base(str(bases["sd21"]))
+    load_attn_procs(base.unet, random_lora(base.unet))
+    save_lora(base.unet, tmp_path, {"method": "single-step", "base_model": base.name, "task": "normal"})
+    shutil.copy(weights / "ours" / "conv_in.safetensors", tmp_path)
+    fresh = load_base(str(bases["sd21"]))
+    load_attn_procs(fresh.unet, tmp_path)
+    assert fresh.unet.config.in_channels == fresh.unet.conv_in.in_channels == 4
+    convert(tmp_path, tmp_path / "out" / "x.safetensors", "peft")
+    assert not (tmp_path / "out" / "conv_in.safetensors").exists()
+    assert not describe(tmp_path)["conv_in"] and describe(weights / "ours")["conv_in"]
+    with pytest.raises(InputError, match="this one's is widened; load the base again"):
+        load_attn_procs(widened(bases).unet, tmp_path)
+
+
+def test_a_conv_in_that_is_not_the_bases_is_a_warning_and_nan_is_refused(bases, weights, tmp_path, capsys):
+    shutil.copytree(weights / "ours", tmp_path / "own")
+    state = load_file(tmp_path / "own" / "conv_in.safetensors")
+    save_file({key: value.half() for key, value in state.items()}, tmp_path / "own" / "conv_in.safetensors")
+    load_attn_procs(load_base(str(bases["sd21"])).unet, tmp_path / "own")
+    assert "warning" not in "".join(capsys.readouterr())
+    save_file({key: torch.randn_like(value) for key, value in state.items()}, tmp_path / "own" / "conv_in.safetensors")
+    load_attn_procs(load_base(str(bases["sd21"])).unet, tmp_path / "own")
+    assert "its first 4 channels are not those of this base model's conv_in" in "".join(capsys.readouterr())
+    save_file({key: value * float("nan") for key, value in state.items()}, tmp_path / "own" / "conv_in.safetensors")
+    with pytest.raises(InputError, match=r"conv_in.safetensors: holds NaN or infinity"):
+        load_attn_procs(load_base(str(bases["sd21"])).unet, tmp_path / "own")
+
+
+def test_without_its_conv_in_the_donor_in_the_header_makes_it_again(bases, weights, tmp_path, capsys):
+    folder, base = tmp_path / "lora", widened(bases)
+    load_attn_procs(base.unet, torch.load(weights / "bare.bin"))
+    metadata = {"task": "normal", "method": "augunet", "resolution": 32, "augment_from": bases["ip2p"]}
+    save_lora(base.unet, folder, metadata | {"base_model": base.name})
+    (folder / "conv_in.safetensors").unlink()
+    assert torch.equal(Predictor(folder).unet.conv_in.weight, base.unet.conv_in.weight)
+    shutil.copytree(bases["ip2p"], tmp_path / "donor")
+    Predictor(folder, augment_from=str(tmp_path / "donor"))
+    assert f"was trained with the conv_in of {bases['ip2p']}, predicting with that of" in capsys.readouterr().out

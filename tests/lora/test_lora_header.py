@@ -13,6 +13,7 @@ import inference_sd_single
 from miniworld.pretraining.random_sd import build_unet
 from utils.errors import InputError, note, one_line, print_list, warn
 from utils.evaluation.report.text import as_text
+from utils.inference import Predictor
 from utils.inference.job import describe
 from utils.lora import load_attn_procs
 from utils.lora.__main__ import main
@@ -107,3 +108,16 @@ def test_every_way_of_printing_escapes_and_no_text_begins_a_line_of_its_own(caps
     card = model_card("a/b", GOOD | {"note": HOSTILE, "timestep": "400"}, {}, "", [])
     assert "fake line" in card and not re.search("^error: fake", card, re.M) and "\x1b" not in card
     assert one_line(one_line(HOSTILE)) == one_line(HOSTILE)
+
+
+def test_another_prompt_or_timestep_than_the_headers_is_noted(tmp_path, capsys):
+    path = lora_with(tmp_path)
+    assert describe(path, prompt="surface normal").closing == describe(path).closing == ()
+    assert "was trained with the prompt 'surface normal', predicting with 'a'" in describe(path, prompt="a").closing[0]
+    lora = SHIPPED.parents[1] / "depth"
+    stated = describe(lora).timestep
+    assert stated is not None
+    Predictor(lora, device="cpu", timestep=stated)
+    assert "was trained at timestep" not in capsys.readouterr().out
+    Predictor(lora, device="cpu", timestep=0)
+    assert f"was trained at timestep {stated}, predicting at 0" in capsys.readouterr().out

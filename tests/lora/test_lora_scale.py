@@ -287,6 +287,18 @@ CONTRADICTIONS = {
     "DoRA": (header(r=4, lora_alpha=4, use_dora=True), None, "DoRA"),
     "bias": (header(r=4, lora_alpha=4, lora_bias=True), None, "lora_bias"),
     "PiSSA": (header(r=4, lora_alpha=4, init_lora_weights="pissa_niter_4"), None, "init_lora_weights=pissa.*base"),
+    "settings one level down": ({HEADER: json.dumps({"unet": {"r": 4, "lora_alpha": 2}})}, None, "inside 'unet'"),
+    "adapters by name": ({HEADER: json.dumps({"default": {"r": 4, "lora_alpha": 2}})}, None, "inside 'default'"),
+    **{
+        f"a pattern that never ends: {pattern}": (
+            header(r=4, lora_alpha=4, alpha_pattern={pattern: 1}), None, "repetitions that could take for ever",
+        )
+        for pattern in (
+            "(.+)+x", r"(\\w+\\.?)*x", "(.|.){40}x", ".*.*.*.*.*.*.*.*x", r"\d+" * 12, "a?" * 40, "(.|a)" * 40,
+            "(?:[^x]+|y)+?z",
+        )
+    },
+    "a truth value for alpha": ({}, True, "alpha is not one finite number"),
     "LoHa": (header(peft_type="LOHA", r=4), None, "a LOHA adapter"),
 }  # fmt: skip
 
@@ -342,6 +354,74 @@ def test_pefts_file_without_its_config_is_refused_and_never_written(tmp_path):
     save_file(tensors(layers, "peft"), tmp_path / "x.safetensors")
     with pytest.raises(InputError, match="name another one"):
         convert(tmp_path / "x.safetensors", tmp_path / "o" / "adapter_model.safetensors", "peft")
+
+
+def test_a_renamed_file_of_peft_is_read_with_its_config_or_a_note(tmp_path, capsys):
+    layers = random_layers((4,), ATTENTION)
+    source, scales = stated_by_config("file", "")(layers, tmp_path)
+    renamed = (source / "adapter_model.safetensors").rename(source / "mine.safetensors")
+    unet = base()
+    load_attn_procs(unet, renamed)
+    assert distance(unet, merged(layers, scales)) < 1e-4
+    assert {row["stated_by"] for row in describe(renamed)["scales"]} == {"adapter_config.json"}
+    assert "note" not in capsys.readouterr().out
+    (source / "adapter_config.json").unlink()
+    load_attn_procs(base(), renamed)
+    assert "which states the scale in adapter_config.json only" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("pattern", [
+    r"down_blocks\.\d+\.attentions\.\d+\..*\.to_q", "to_q|to_k|to_out.0", r"(down|up)_blocks.*(to_q|to_k)",
+    r"^mid_block\.attentions\.0\.transformer_blocks\.0\.attn1\.to_q", "[a-z_]+blocks.*to_[qk]",
+    r"(?:up|down)_blocks\.[0-3]\..+?to_v",
+])  # fmt: skip
+def test_patterns_as_people_write_them_are_read(pattern):
+    stated = scale_records(header(r=4, lora_alpha=8, alpha_pattern={pattern: 4}))
+    assert {scale_of(name, 4, None, stated)[0] for name in layers_of(base(), ATTENTION)} == {1, 2}
+
+
+def test_a_pipelines_header_with_peft_prefix_states_the_scale():
+    about = {HEADER: json.dumps({"base_model.model.r": 4, "base_model.model.lora_alpha": 2})}
+    assert scale_of("mid_block.attentions.0.to_q", 4, None, scale_records(about))[0] == 0.5
+
+
+def test_loading_a_lora_of_scale_0_is_noted(tmp_path, capsys):
+    save_file(tensors(random_layers((4,), ATTENTION), "peft"), tmp_path / "x.safetensors", header(r=4, lora_alpha=0))
+    load_attn_procs(base(), tmp_path / "x.safetensors")
+    assert "states scale 0, so loading it changes nothing" in capsys.readouterr().out
+
+
+def test_files_that_are_no_lora_file_are_refused_with_what_to_do(tmp_path):
+    state = tensors(random_layers((4,), ATTENTION), "peft")
+    part = "adapter_model-00001-of-00002.safetensors"
+    (tmp_path / "parts").mkdir()
+    save_file(state, tmp_path / "parts" / part)
+    (tmp_path / "parts" / "adapter_model.safetensors.index.json").write_text("{}")
+    (tmp_path / "other").mkdir()
+    save_file(state, tmp_path / "other" / "mine.safetensors")
+    (tmp_path / "pointer.safetensors").write_text("version https://git-lfs.github.com/spec/v1\nsize 9\n")
+    (tmp_path / "page.safetensors").write_text("<!DOCTYPE html>")
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "module.bin")
+    for name, message in {
+        "parts": r"its LoRA is in 1 parts .*save the LoRA as one file",
+        f"parts/{part}": "save the LoRA as one file",
+        "parts/adapter_model.safetensors.index.json": "save the LoRA as one file",
+        "other": "; pass the file: mine.safetensors",
+        "pointer.safetensors": "not a readable LoRA file .*git lfs pull",
+        "page.safetensors": "not a readable LoRA file .*a web page",
+        "module.bin": "not a pickle of tensors alone",
+    }.items():
+        for door in (lambda path: load_attn_procs(base(), path), describe):
+            with pytest.raises(InputError, match=message):
+                door(tmp_path / name)
+
+
+def test_an_ending_in_capitals_is_the_same_ending(tmp_path):
+    layers = random_layers((4,), ATTENTION)
+    save_file(tensors(layers, "peft"), tmp_path / "X.SAFETENSORS")
+    unet = base()
+    load_attn_procs(unet, tmp_path / "X.SAFETENSORS")
+    assert distance(unet, merged(layers, dict.fromkeys(layers, 1.0))) < 1e-4
 
 
 def test_a_lora_of_sd_scripts_leaves_time_embedding_alone(tmp_path):

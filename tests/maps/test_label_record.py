@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from helpers import run_here
 
 import evaluate
@@ -12,7 +13,7 @@ import pseudo_label
 from utils.errors import InputError
 from utils.inference.output import Output
 from utils.inference.prediction import Prediction
-from utils.inference.write import metadata
+from utils.inference.write import metadata, write
 from utils.intrinsics import ALBEDO, DEPTH, INTRINSICS, NORMAL, SHADING, depth_coded
 from utils.maps.conventions import to_frame
 from utils.maps.frames import AXES
@@ -173,4 +174,36 @@ def test_maps_of_other_programs_have_no_say(tmp_path):
     assert check_record([tmp_path], training_use(NORMAL)) == []
     save_png(tmp_path / "a.png", pixels, {"task": "depth", **ABOUT})
     with pytest.raises(InputError, match=r"a.png: maps of depth, not of normal"):
+        check_record([tmp_path], training_use(NORMAL))
+
+
+def written(folder, name, intrinsic, output):
+    """Maps as inference writes them: <folder>/<name>.png and so on."""
+    write(Prediction(intrinsic, torch.rand(3, 8, 8), None, {}), folder / f"{name}.png", output)
+
+
+@pytest.mark.parametrize("formats", [("exr",), ("png16",), ("npy", "exr"), ("npy", "png16"), ("exr", "png16")])
+def test_every_format_with_a_header_is_compared(formats, tmp_path):
+    written(tmp_path / "n", "a_normal", NORMAL, Output(formats=formats, frame="opengl"))
+    written(tmp_path / "d", "a_depth", DEPTH, Output(formats=formats, invert_depth=True))
+    written(tmp_path / "c", "a_albedo", ALBEDO, Output(formats=formats))
+    with pytest.raises(InputError, match="normal in opengl, not opencv"):
+        check_record([tmp_path / "n"], training_use(NORMAL))
+    with pytest.raises(InputError, match="near = black, not white"):
+        check_record([tmp_path / "d"], training_use(DEPTH))
+    with pytest.raises(InputError, match="maps of albedo, not of shading"):
+        check_record([tmp_path / "c"], training_use(SHADING))
+    assert check_record([tmp_path / "c"], training_use(ALBEDO)) == []  # an EXR is linear, and is read as that
+
+
+def test_maps_of_several_intrinsics_below_one_folder_are_told_apart(tmp_path):
+    for intrinsic in INTRINSICS.values():
+        written(tmp_path / intrinsic.name / "predicted", f"a_{intrinsic.name}", intrinsic, Output(formats=("png16",)))
+        assert check_record([tmp_path], training_use(intrinsic)) == []
+
+
+def test_a_photograph_next_to_a_map_does_not_hide_its_header(tmp_path):
+    written(tmp_path, "a_normal", NORMAL, Output(formats=("exr",), frame="opengl"))
+    save_png(tmp_path / "a.png", np.zeros((8, 8, 3), np.uint8))
+    with pytest.raises(InputError, match=r"a_normal.exr: normal in opengl, not opencv"):
         check_record([tmp_path], training_use(NORMAL))

@@ -43,12 +43,17 @@ def check_base(name: str, revision: str | None = None) -> None:
 
     A revision of a local model only gets a note: the released scripts accept it.
     """
-    if revision is not None and Path(name).exists():
-        note(f"--revision={revision} means nothing for {name}, which is a local model")
+    note_revision(name, revision)
     if is_single_file(name):
         check_file(Path(name))
     elif not is_folder(name):
         require(SUCCESSORS.get(name, name), revision)
+
+
+def note_revision(name: str, revision: str | None) -> None:
+    """Note that a revision has no effect on a local base model."""
+    if revision is not None and Path(name).exists():
+        note(f"--revision={revision} means nothing for {name}, which is a local model")
 
 
 def is_folder(name: str) -> bool:

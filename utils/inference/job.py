@@ -104,6 +104,8 @@ def describe(
     if trained_for not in (None, intrinsic.name):
         closing.append(f"{lora} was trained for {trained_for}, predicting {intrinsic.name} because of --task")
         own_prompt = intrinsic.prompt
+    elif prompt is not None and metadata.get("prompt", prompt) != prompt:
+        closing.append(f"{lora} was trained with the prompt {own_prompt!r}, predicting with {prompt!r}")
     trained_on = find_base(metadata["base_model"], file.path) if "base_model" in metadata else None
     model = base or trained_on or BASES.get(made_for)
     if model is None:

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from utils.base_model.stable_diffusion import Base, load_base, load_donor, widen_conv_in
 from utils.errors import InputError, note
+from utils.base_model.names import note_revision
 from utils.inference.engine import Adapter, Engine
-from utils.inference.job import Job, describe
+from utils.inference.job import Job, describe, find_base
 from utils.inference.prediction import Prediction
 from utils.inference.view import View
 from utils.lora import fuse_lora, load_attn_procs
@@ -59,7 +60,10 @@ class Predictor(Engine):
         loras = [lora] if isinstance(lora, (str, Path)) else list(lora)
         known_base = None if base is None else str(base)
         self.jobs = [describe(one, method, task, prompt, known_base, depth_coding) for one in loras]
-        loaded = load_base(_one_base(self.jobs), revision)
+        name = _one_base(self.jobs)
+        if base is None:  # else `check_base` has looked at it
+            note_revision(name, revision)
+        loaded = load_base(name, revision)
         for job in self.jobs:
             _note_other_base(job, loaded)
         place = pick_device(device)
@@ -77,6 +81,8 @@ class Predictor(Engine):
                 known = AugUNet(loaded.vae, *prompts, schedule, steps=steps, guidance_scale=guidance_scale)
             else:
                 t = _timestep(loaded, job) if timestep is None else loaded.timestep(timestep)
+                if timestep is not None and job.timestep not in (None, timestep):
+                    note(f"{job.name} was trained at timestep {job.timestep}, predicting at {timestep}")
                 known = SingleStep(loaded.vae, loaded.encode_prompt(job.prompt), t)
             weights = {name: weight.to(place, dtype_of(dtype)) for name, weight in weights.items()}
             conv_in = None if conv_in is None else conv_in.to(place, dtype_of(dtype))
@@ -174,8 +180,12 @@ def _add_loras(
 
 
 def _widen(unet: nn.Module, job: Job, augment_from: str | None) -> None:
-    """AugUNet's conv_in: the one the LoRA brings along, or made anew as in training."""
+    """AugUNet's conv_in: the one the LoRA brings along, or made again as in training, from the donor in its header."""
     if unet.config.in_channels == unet.config.out_channels:
-        widen_conv_in(unet, load_donor(augment_from or DONOR))
+        stated = job.lora.metadata.get("augment_from")
+        stated = None if stated in (None, "None") else find_base(stated, job.lora.path)
+        if None not in (augment_from, stated) and Path(str(augment_from)) != Path(str(stated)):
+            note(f"{job.name} was trained with the conv_in of {stated}, predicting with that of {augment_from}")
+        widen_conv_in(unet, load_donor(augment_from or stated or DONOR))
     elif augment_from:
         raise InputError(f"--augment_from: {job.name} has its own conv_in.safetensors; leave the flag out")

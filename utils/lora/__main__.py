@@ -5,7 +5,7 @@ from pathlib import Path
 
 from utils.cli import Parser, path_flag
 from utils.errors import InputError, note, run
-from utils.lora.files import CONV_IN, PEFT, read_lora
+from utils.lora.files import CONV_IN, PEFT, brings_conv_in, read_lora
 from utils.lora.inspection import describe, table
 from utils.lora.keys import FORMATS, header_of, parse_layers, to_format, without_text_encoder
 
@@ -49,7 +49,7 @@ def convert(source: Path, out: Path, to: str, drop_text_encoder: bool = False) -
     except InputError as error:
         raise InputError(f"{file}: {error}") from None
     conv_in, conv_in_out = Path(file).parent / CONV_IN, out.parent / CONV_IN
-    travels = conv_in.is_file() and conv_in_out.resolve() != conv_in.resolve()
+    travels = brings_conv_in(file, metadata) and conv_in_out.resolve() != conv_in.resolve()
     if travels and conv_in_out.exists() and conv_in_out.read_bytes() != conv_in.read_bytes():
         raise InputError(f"{conv_in_out}: belongs to another LoRA; convert into another folder")
     try:

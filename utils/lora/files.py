@@ -1,14 +1,17 @@
 """LoRA files: their names, and reading them. torch is imported only for tensors, and for files that are pickles."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from utils.errors import InputError
-from utils.lora.scale import CONFIG, HEADER
+from utils.errors import InputError, note
+from utils.lora.keys import split_key
+from utils.lora.scale import CONFIG, HEADER, STATED
+from utils.lora.targets import ALL, kind_of
 from utils.system.network import download, looks_like_one
 
 if TYPE_CHECKING:
@@ -25,6 +28,10 @@ _NUMPY = {  # safetensors' names of types -> numpy's and torch's; bf16, which nu
 }  # fmt: skip
 
 _TYPES = {name: both[1] for name, both in _NUMPY.items()} | {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
+
+
+_SHARD = re.compile(r"-\d{5}-of-\d{5}\.")
+_JOIN = "save the LoRA as one file (save_pretrained with a larger max_shard_size)"
 
 
 class LoraFile(NamedTuple):
@@ -49,7 +56,7 @@ def read_lora(path: str | Path) -> LoraFile:
 
     path = _find(path)
     try:
-        if path.suffix == ".safetensors":
+        if path.suffix.lower() == ".safetensors":
             with safe_open(path, framework="pt") as file:
                 state = {key: _widened(file.get_tensor(key)) for key in file.keys()}  # noqa: SIM118
                 metadata = file.metadata() or {}
@@ -59,7 +66,7 @@ def read_lora(path: str | Path) -> LoraFile:
                 state = {key: _widened(value) for key, value in state.items()}
     except Exception as error:  # each format has its own zoo of exceptions; all mean the same to the caller
         raise _unreadable(path, error) from None
-    return LoraFile(state, metadata | _config(path, metadata), str(path))
+    return LoraFile(state, metadata | _config(path, metadata, state), str(path))
 
 
 def _widened(value: object) -> object:
@@ -68,9 +75,13 @@ def _widened(value: object) -> object:
     return value.float() if dtype.startswith("torch.float8") else value  # type: ignore[attr-defined]
 
 
-def _config(path: Path, metadata: Mapping[str, str]) -> dict[str, str]:
-    """{CONFIG: its text} for a file of peft's save_pretrained, whose scale stands only there; else {}."""
-    if path.name not in PEFT:
+def _config(path: Path, metadata: Mapping[str, str], keys: object) -> dict[str, str]:
+    """{CONFIG: its text} for a file of peft's save_pretrained, whose scale stands only there; else {}.
+
+    Such a file is known by its name, or by its keys where it was renamed: then a note where there is no CONFIG.
+    """
+    renamed = path.name not in PEFT
+    if renamed and not _are_pefts_own(keys):
         return {}
     config = path.with_name(CONFIG)
     try:
@@ -80,9 +91,34 @@ def _config(path: Path, metadata: Mapping[str, str]) -> dict[str, str]:
     except OSError:
         if HEADER in metadata:
             return {}
+        if renamed:
+            if not any(key in metadata for key in (*STATED, "method")):
+                note(
+                    f"{path}: has the keys of peft, which states the scale in {CONFIG} only; it is not next to the "
+                    "file, so scale 1 is taken"
+                )
+            return {}
         raise InputError(
             f"{path}: {CONFIG} is not next to it, and only that states the scale; copy it from where the LoRA is from"
         ) from None
+
+
+def _are_pefts_own(keys: object) -> bool:
+    """Whether all weights are of a UNet's layers, under the keys of peft's save_pretrained, without alpha tensors."""
+    if not isinstance(keys, Mapping) or not keys:
+        return False
+    for key in map(str, keys):
+        split = split_key(key)
+        if not key.startswith("base_model.model.") or split is None or kind_of(split[0]) not in ALL:
+            return False
+        if split[1] == "alpha":
+            return False
+    return True
+
+
+def brings_conv_in(path: str | Path, metadata: Mapping[str, str]) -> bool:
+    """Whether the CONV_IN next to a LoRA belongs to it: if its header names another method, it does not."""
+    return metadata.get("method", "augunet") == "augunet" and (Path(path).parent / CONV_IN).is_file()
 
 
 def read_arrays(path: str | Path) -> tuple[LoraFile, dict[str, str]]:
@@ -92,7 +128,7 @@ def read_arrays(path: str | Path) -> tuple[LoraFile, dict[str, str]]:
     A .safetensors file is read without importing torch, unless it holds rare types such as fp8.
     """
     path, types = _find(path), {}
-    if path.suffix == ".safetensors":
+    if path.suffix.lower() == ".safetensors":
         from safetensors import deserialize
 
         try:
@@ -105,7 +141,7 @@ def read_arrays(path: str | Path) -> tuple[LoraFile, dict[str, str]]:
         if all(entry["dtype"] in _NUMPY for _, entry in entries):
             arrays = {key: _array(entry) for key, entry in entries}
             metadata = header.get("__metadata__", {})
-            return LoraFile(arrays, metadata | _config(path, metadata), str(path)), types
+            return LoraFile(arrays, metadata | _config(path, metadata, arrays), str(path)), types
     state, metadata, name = read_lora(path)
     if isinstance(state, Mapping):  # else it is no LoRA, which `parse_layers` says
         tensors = {key: value for key, value in state.items() if hasattr(value, "numpy")}
@@ -137,10 +173,17 @@ def _find(path: str | Path) -> Path:
         if not found:
             below = sorted({str(file.parent) for name in NAMES for file in path.glob(f"*/{name}")})
             hint = f"; {', '.join(below[:4])} {'does' if len(below) == 1 else 'do'}" if below else ""
+            others = sorted(file.name for file in path.glob("*.safetensors") if file.name != CONV_IN)
+            if any(_SHARD.search(name) for name in others):
+                hint = f"; its LoRA is in {len(others)} parts ({others[0]}): {_JOIN}"
+            elif others and not below:
+                hint = f"; pass the file: {', '.join(others[:4])}"
             raise InputError(f"{path}: holds neither {SAFETENSORS} nor {BIN}{hint}")
         path = found[0]
     if not path.is_file():
         raise InputError(f"{path}: no such LoRA file")
+    if path.suffix.lower() == ".json" or _SHARD.search(path.name):
+        raise InputError(f"{path}: not a whole LoRA file, but the list of its parts, a part or settings; {_JOIN}")
     return path
 
 
@@ -152,4 +195,13 @@ def _array(entry: dict) -> np.ndarray:
 
 
 def _unreadable(path: Path, error: Exception) -> InputError:
-    return InputError(f"{path}: not a readable LoRA file ({' '.join(str(error).split())[:200]})")
+    reason = " ".join(str(error).split())[:200]
+    with path.open("rb") as file:
+        start = file.read(64)
+    if start.startswith(b"version https://git-lfs"):
+        reason = "a pointer of Git LFS: git lfs pull fetches the file itself"
+    elif start.lstrip()[:5].lower() in (b"<!doc", b"<html"):
+        reason = "a web page: download the file itself"
+    elif "weights only load failed" in reason.lower():  # torch's text tells how to run the code in the file
+        reason = "not a pickle of tensors alone; others could run code and are never opened"
+    return InputError(f"{path}: not a readable LoRA file ({reason})")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.errors import InputError, one_line
-from utils.lora.files import CONV_IN, read_arrays
+from utils.lora.files import CONV_IN, brings_conv_in, read_arrays
 from utils.lora.keys import Layer, key_format, parse_layers, split_module, strip_wrappers, without_text_encoder
 from utils.lora.sd_layers import guess_base
 from utils.lora.targets import kind_of, kinds_of
@@ -49,7 +49,7 @@ def describe(source: Path) -> dict:
         "attention_layers": len({split_module(module)[0] for module in layers if kind_of(module) == "attention"}),
         **_share(layers),
         "fits": guess_base(layers),
-        "conv_in": (Path(file).parent / CONV_IN).is_file(),
+        "conv_in": brings_conv_in(file, metadata),
         "not_finite": sorted(module for module, norm in norms.items() if not math.isfinite(norm)),
         "norm": total_norm(norms.values()),
         "kinds": [

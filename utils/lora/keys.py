@@ -217,7 +217,7 @@ def _layer(module: str, weights: dict, name: str, records: Sequence[Record]) -> 
     alpha, rank = weights.get("alpha"), down.shape[0]
     if alpha is not None:
         value = alpha.reshape(-1)[0].item() if math.prod(alpha.shape) == 1 else math.nan
-        if not isinstance(value, (int, float)) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
             raise InputError(f"{name}: {module}: its alpha is not one finite number")
         alpha = float(value)
     scale, stated = scale_of(module, rank, alpha, records, max(down.shape[2:], default=1))

@@ -11,8 +11,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from utils.errors import InputError, note
-from utils.lora.files import BIN, CONV_IN, SAFETENSORS, LoraFile, read_lora
+from utils.errors import InputError, note, warn
+from utils.lora.files import BIN, CONV_IN, SAFETENSORS, LoraFile, brings_conv_in, read_lora
 from utils.lora.keys import Layer, key_format, make_key, parse_layers, split_key, strip_wrappers
 from utils.lora.scale import rank_record
 from utils.lora.targets import ATTENTION, KINDS, kind_of, kinds_of, module_pattern, parse_targets
@@ -144,13 +144,22 @@ def load_attn_procs(unet: nn.Module, source: str | Path | LoraFile | Mapping[str
         source, conv_in = LoraFile(source, {}, "state dict"), None
     else:
         source = source if isinstance(source, LoraFile) else read_lora(source)
-        conv_in = _read_conv_in(unet, Path(source.path).parent / CONV_IN)
+        own = brings_conv_in(source.path, source.metadata)
+        conv_in = _read_conv_in(unet, Path(source.path).parent / CONV_IN) if own else None
     state, metadata, name = source
     layers = parse_layers(state, name, metadata)
     if any(strip_wrappers(str(key)) != str(key) for key in state):
         note(f"{name}: its keys carry the names of wrappers (torch.compile, DDP or FSDP); it is read without them")
+    if all(layer.scale == 0 for layer in layers.values()):
+        note(
+            f"{name}: states scale 0, so loading it changes nothing (alpha 0 by {next(iter(layers.values())).stated})"
+        )
     targets = _declared(layers, metadata, name)
     made_for = f" (it was made for {metadata['base_model']})" if "base_model" in metadata else ""
+    if metadata.get("method") == "single-step" and _is_widened(unet):
+        raise InputError(
+            f"{name}: made for a UNet whose conv_in is its own, and this one's is widened; load the base again"
+        )
     wanted = layers_of(unet, targets)
     spared = _spared(wanted, layers, source)
     _match(layers, {name: layer for name, layer in wanted.items() if name not in spared}, targets, name, made_for)
@@ -259,9 +268,7 @@ def _is_widened(unet: nn.Module) -> bool:
     return hasattr(unet, "conv_in") and unet.conv_in.in_channels != unet.config.out_channels
 
 
-def _read_conv_in(unet: nn.Module, path: Path) -> nn.Conv2d | None:
-    if not path.is_file():
-        return None
+def _read_conv_in(unet: nn.Module, path: Path) -> nn.Conv2d:
     old = unet.conv_in
     try:
         state = load_file(path)
@@ -269,4 +276,18 @@ def _read_conv_in(unet: nn.Module, path: Path) -> nn.Conv2d | None:
         new.load_state_dict(state)
     except Exception as error:
         raise InputError(f"{path}: does not fit this UNet's conv_in ({' '.join(str(error).split())[:200]})") from None
-    return new.to(old.weight).requires_grad_(False)
+    if not all(torch.isfinite(weight).all() for weight in state.values()):
+        raise InputError(f"{path}: holds NaN or infinity; copy it again from where the LoRA is from")
+    new = new.to(old.weight).requires_grad_(False)
+    own = old.in_channels  # those are the base's own; the others read the image
+    if not _is_widened(unet) and not _close(new.weight[:, :own], old.weight):
+        warn(
+            f"{path}: its first {own} channels are not those of this base model's conv_in: it belongs to another base "
+            "or another LoRA, and maps will be wrong unless the base was fine-tuned"
+        )
+    return new
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    """Equal, but for what a file in half precision has lost."""
+    return one.shape == other.shape and bool((one - other).abs().max() <= 0.02 * other.abs().max())

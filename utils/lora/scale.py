@@ -25,6 +25,7 @@ STATED = (HEADER, CONFIG, "ss_network_alpha", "ss_network_args", "ot_config", *A
 NO_RECORD = "no record of a scale"
 TOLERANCE = 5e-3  # relative; alpha tensors may be bf16, which has 8 bits
 _COMPONENT = re.compile(r"(unet|transformer|text_encoder(_\d)?|prior|controlnet)\.")
+_OWN = ("unet.", "base_model.model.")  # before the keys of the network that is loaded here
 _NOT_A_NUMBER = ("", "none", "null", "dynamic", "mixed")  # what sd-scripts' resize and merge tools write
 _VARIES = {"block_dims", "block_alphas", "conv_block_dims", "conv_block_alphas", "dim_from_weights", "preset"}
 _MORE = (  # settings of LoraConfig with which up @ down is not all that the adapter adds
@@ -32,6 +33,8 @@ _MORE = (  # settings of LoraConfig with which up @ down is not all that the ada
     "monteclora_config", "velora_config", "trainable_token_indices",
 )  # fmt: skip
 _WRAPPERS = re.compile(r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|(?<![\w.])module)\\?\.")
+_LONGEST = 300  # characters of a layer's name: real ones have about 80
+_REPEATS, _GROUPS, _CHOICES = 3, 4, 40  # of a regular expression, which comes from a stranger and must end soon
 _CHANGED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # initialisations that subtract from the base weights
 
 
@@ -87,6 +90,8 @@ def scale_of(
 
 def _matching(patterns: Mapping[re.Pattern, float], module: str, default: float | None) -> float | None:
     """The value of the first pattern that matches, as peft's `get_pattern_key` finds it."""
+    if patterns and len(module) > _LONGEST:
+        raise ValueError(f"{module[:60]}...: the name of a layer has {len(module)} characters")
     return next((value for pattern, value in patterns.items() if pattern.match(module)), default)
 
 
@@ -140,8 +145,8 @@ def rank_record(ranks: Mapping[str, int], prefix: str) -> dict[str, str]:
 
 def _peft(config: Mapping, place: str) -> Iterable[Record]:
     """peft's LoraConfig, of a pipeline with one component's name before every key."""
-    if any(key.startswith("unet.") for key in config):
-        config = {key.removeprefix("unet."): value for key, value in config.items() if key.startswith("unet.")}
+    if prefix := next((word for word in _OWN if any(key.startswith(word) for key in config)), None):
+        config = {key.removeprefix(prefix): value for key, value in config.items() if key.startswith(prefix)}
     else:
         config = {key: value for key, value in config.items() if not _COMPONENT.match(key)}
     if str(config.get("peft_type") or "LORA") != "LORA":
@@ -158,6 +163,11 @@ def _peft(config: Mapping, place: str) -> Iterable[Record]:
             "it with peft (save_pretrained with path_initial_model_for_weight_conversion)"
         )
     if not any(key in config for key in ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora")):
+        if nested := [key for key, value in config.items() if isinstance(value, Mapping)]:
+            raise ValueError(
+                f"{place}: its settings are inside {nested[0][:60]!r}, where neither peft nor diffusers writes them; "
+                "write them at the top, as peft's LoraConfig.to_dict() gives them"
+            )
         return
     alphas, ranks = (_patterns(config.get(key), f"{place}: {key}") for key in ("alpha_pattern", "rank_pattern"))
     alpha, rank = _number(config.get("lora_alpha"), f"{place}: lora_alpha"), _number(config.get("r"), f"{place}: r")
@@ -224,6 +234,8 @@ def _patterns(value: object, key: str) -> dict[re.Pattern, float]:
         raise ValueError(f"{key}: not a table of layers ({str(value)[:60]!r})")
     patterns = {}
     for name, number in value.items():
+        if _may_not_end(name):
+            raise ValueError(f"{key}: {name[:60]!r} has repetitions that could take for ever; name the layers in full")
         try:
             pattern = re.compile(rf"(.*\.)?({_WRAPPERS.sub('', name)})$")
         except (re.error, RecursionError, OverflowError):
@@ -231,3 +243,18 @@ def _patterns(value: object, key: str) -> dict[re.Pattern, float]:
         if (stated := _number(number, f"{key}: {name[:60]}")) is not None:
             patterns[pattern] = stated
     return patterns
+
+
+def _may_not_end(pattern: str) -> bool:
+    """Whether matching could take more than seconds: a repeated group, or more repetitions or choices than any list of
+    layers needs. A layer's name, or the end of one, has none of them.
+    """
+    plain = re.sub(r"\\d[*+](?!\\d)", "", pattern)  # numbers end at the next dot
+    plain = re.sub(r"\[\^?\]?[^\]]*\]", "x", re.sub(r"\\.", "x", plain, flags=re.DOTALL))
+    plain, groups = re.sub(r"(?<=[*+?}])[?+]", "", plain), plain.count("(")  # lazy and possessive ones count once
+    return (
+        bool(re.search(r"\)[*+{]", plain))
+        or len(re.findall(r"(?<!\()[*+?{]", plain)) > _REPEATS
+        or groups > _GROUPS
+        or (groups > 1 and plain.count("|") > _CHOICES)
+    )

@@ -1,7 +1,8 @@
 """Records that travel with maps, compared with the use that is made of the maps.
 
     provenance.json     in or above a folder of labels: what pseudo_label.py writes
-    PNG text chunks     of every map that inference writes: task, and frame, polarity or colour space
+    file headers        of every .png and .exr that inference writes: task, and frame, polarity or colour space; an
+                        .npy has none, so what stands for it is the header of the map next to it
 
 Labels are read as this project's: normals x right, y down, z forward; depth near = white; albedo and shading
 sRGB-coded.
@@ -10,18 +11,20 @@ sRGB-coded.
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
 from utils.errors import InputError
-from utils.intrinsics import Intrinsic
+from utils.intrinsics import INTRINSICS, Intrinsic
+from utils.maps.deep import read_exr
 from utils.maps.frames import FRAMES
 
 PROVENANCE = "provenance.json"  # in a folder of labels
 OLDER = {"depth_coding": "linear"}  # what older records did not need to state
+SIXTEEN = "_16bit"  # utils.maps.files, which imports more than a record needs
 SOFTWARE = "intrinsic-lora"  # how our files' "software" begins
 HEADERS = 3  # folders of which one file's header is read
 
@@ -58,14 +61,14 @@ def training_use(intrinsic: Intrinsic) -> Use:
 def check_record(folders: Iterable[Path], use: Use) -> list[str]:
     """Compare the records of the maps in `folders` with `use`; notes on what else they state.
 
-    Each folder's record is the header of its first .png if that is of our inference, else the provenance.json nearest
-    above it; maps without a record are taken at the user's word. Raises InputError, with the cure, for a contradiction
-    or for a record that cannot be read.
+    Each folder's record is the header of its first .png or .exr if our inference wrote that, else the provenance.json
+    nearest above it; maps without a record are taken at the user's word. Raises InputError, with the cure, for a
+    contradiction or for a record that cannot be read.
     """
     notes: list[str] = []
     seen: set[Path] = set()
     for number, folder in enumerate(folders):
-        header = header_of(folder) if number < HEADERS else None
+        header = header_of(folder, use.intrinsic.name) if number < HEADERS else None
         if header is not None:
             notes += check_facts(header[1], use, header[0])
             continue
@@ -107,19 +110,45 @@ def check_facts(facts: Mapping[str, str], use: Use, where: Path | str) -> list[s
     return []
 
 
-def header_of(folder: Path) -> tuple[Path, dict[str, str]] | None:
-    """(file, text chunks) of the first .png in or below `folder`; None where it is not of our inference."""
+def header_of(folder: Path, task: str | None = None) -> tuple[Path, dict[str, str]] | None:
+    """(file, header's text) of the first .png or .exr in or below `folder` that our inference wrote; None where it
+    wrote neither the first .png nor the first .exr.
+
+    task: maps that have another intrinsic's name count only where there are no others.
+    """
+    tails = tuple(f"_{name}" for name in INTRINSICS if name != task) if task else ()
+    others: list[Path] = []
     for place, folders, files in os.walk(folder):
         folders.sort()
-        if names := sorted(name for name in files if name.lower().endswith(".png")):
-            path = Path(place, names[0])
-            try:
-                with Image.open(path) as image:
-                    text = dict(getattr(image, "text", {}))
-            except Exception:  # not an image: whoever reads it will name it
-                return None
-            return (path, text) if text.get("software", "").startswith(SOFTWARE) else None
+        maps = [Path(place, name) for name in sorted(files) if name.lower().endswith((".png", ".exr"))]
+        own = [path for path in maps if not path.stem.removesuffix(SIXTEEN).removesuffix("_pred").endswith(tails)]
+        if own:
+            return _first_of_ours(own)
+        others = others or maps
+    return _first_of_ours(others)
+
+
+def _first_of_ours(maps: Sequence[Path]) -> tuple[Path, dict[str, str]] | None:
+    for ending in (".png", ".exr"):
+        path = next((path for path in maps if path.suffix.lower() == ending), None)
+        text = {} if path is None else _text_of(path)
+        if path is not None and text.get("software", "").startswith(SOFTWARE):
+            return path, text
     return None
+
+
+def _text_of(path: Path) -> dict[str, str]:
+    """The text in a map's header; {} where it cannot be read: whoever reads the map will name it."""
+    try:
+        if path.suffix.lower() == ".exr":
+            text = read_exr(path)[1]
+            return {
+                key: value for key, value in text.items() if key != "colour_space"
+            }  # linear light, and read as such
+        with Image.open(path) as image:
+            return dict(getattr(image, "text", {}))
+    except Exception:
+        return {}
 
 
 def _check_provenance(path: Path, use: Use) -> list[str]:

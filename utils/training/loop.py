@@ -62,6 +62,8 @@ def start(settings: Settings) -> tuple[Accelerator, Path | None]:
     processes.keep_process_group()
     check_accelerator(accelerator, settings, precision)
     environment.set_tf32(settings.allow_tf32)
+    if settings.allow_tf32 and accelerator.device.type != "cuda":
+        note(f"--allow_tf32 has no effect on {accelerator.device.type}: TF32 is a feature of NVIDIA GPUs")
     set_seed(settings.seed)
     transformers.utils.logging.disable_progress_bar()  # one bar: the training's
     atomic.make_folder(output_dir, "--output_dir")
