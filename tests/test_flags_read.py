@@ -247,7 +247,7 @@ def test_the_revision_of_a_base_that_is_here_is_a_note(capsys):
 def test_tf32_without_an_nvidia_gpu_is_a_note(flags, tmp_path, monkeypatch, capsys):
     script = "sd_single_diode_pseudo_normal.py"
     run_here(script, flags(script, tmp_path / "run", "--max_train_steps", 1, "--allow_tf32"))
-    found = "--allow_tf32 means nothing on cpu" in capsys.readouterr().out
+    found = "--allow_tf32 has no effect on cpu" in capsys.readouterr().out
     assert found != torch.cuda.is_available()
 
 
