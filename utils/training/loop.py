@@ -28,7 +28,7 @@ from utils.system.compute import compile_unet, warn_of_slow_bf16
 from utils.training import checkpoint, tracking, upload
 from utils.training.cache import ByShape, CachedLatents, cached_or_not
 from utils.training.data import BucketBatches, EndlessBatches, TrainingSet, describe_buckets, masked_share
-from utils.training.settings import Settings, validates
+from utils.training.settings import Settings
 from utils.training.state import TrainingState, shared_settings
 from utils.training.validation import Samples, Validation
 
@@ -261,6 +261,13 @@ def train(
         uploads.finish(state.step)
     signals.forget()
     atomic.unlock(output_dir)
+
+
+def validates(settings: Settings, step: int, max_steps: int) -> bool:
+    """True if the LoRA of this step is validated: every `validation_steps`, and the last; 0: never."""
+    if not settings.validation_steps or (step == 0 and settings.no_first_validation):
+        return False
+    return step >= max_steps or step % settings.validation_steps == 0
 
 
 def begin_records(settings: Settings, step: int | None) -> set[tuple[int, str]]:

@@ -124,10 +124,3 @@ BEFORE = {  # values of checkpoints that are older than the setting; a NOTED one
     "crop": "square",
     "ema_decay": 0.0,
 }
-
-
-def validates(settings: Settings, step: int, max_steps: int) -> bool:
-    """True if the LoRA of this step is validated: every `validation_steps`, and the last; 0: never."""
-    if not settings.validation_steps or (step == 0 and settings.no_first_validation):
-        return False
-    return step >= max_steps or step % settings.validation_steps == 0
