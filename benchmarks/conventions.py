@@ -20,7 +20,6 @@ from PIL import Image, ImageFilter
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from benchmarks.tables import table
 from miniworld.demo_steps import ROOT
 from miniworld.pretraining.report import write_card
 from miniworld.render.diode_tree import Settings, list_samples, sample_arrays
@@ -229,6 +228,12 @@ def detected(rows: list[list[str]]) -> str:
     kinds = ("labels", "predictions")
     lines = [(task, name, *(cells.get((task, name, kind), "") for kind in kinds)) for task, name in names]
     return table(("task", "convention", "of exact labels", "of mini-loras' predictions"), lines)
+
+
+def table(head: tuple[str, ...], rows: list[list[str]]) -> str:
+    """Markdown."""
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:

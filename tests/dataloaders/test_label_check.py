@@ -17,12 +17,22 @@ from utils.errors import InputError
 from utils.intrinsics import DEPTH, NORMAL
 
 SCRIPTS = {task: f"sd_single_diode_pseudo_{task}.py" for task in ("normal", "depth", "albedo", "shading")}
+
+
+def normals_like(a):
+    n = a / 127.5 - 1 + np.linspace(-0.5, 0.5, a.shape[1])[:, None] * (1, 0, -1)
+    return np.round(127.5 * (n / np.linalg.norm(n, axis=2, keepdims=True) + 1)).astype(np.uint8)
+
+
 WRONG = {
     "opengl": ("normal", lambda a: np.stack([a[..., 0], 255 - a[..., 1], 255 - a[..., 2]], -1), "those of opengl"),
     "bgr": ("normal", lambda a: a[..., ::-1], "BGR"),
     "shifted": ("normal", lambda a: 128 + a // 2, "shifted back"),
     "far white": ("depth", lambda a: 255 - a, "inverted"),
     "colours": ("depth", lambda a: np.stack([a[..., 0], 255 - a[..., 1], a[..., 2] // 2], -1), "have colours"),
+    "mirrored": ("normal", lambda a: a[:, ::-1], "mirroring left to right"),
+    "upside down": ("depth", lambda a: a[::-1], "mirroring top to bottom"),
+    "normals": ("albedo", lambda a: normals_like(a), "are normals"),
     "red and blue": ("albedo", lambda a: a[..., ::-1], "red and blue"),
 }
 
@@ -54,6 +64,17 @@ def test_wrong_labels_end_a_training_and_a_check(name, flags, diode, tmp_path, c
     assert main(["check", "--root", str(diode), "--pseudo_root", str(labels), "--task", task]) == 1
     text = capsys.readouterr().out
     assert "convention: " in text and words in text and "all good" not in text
+
+
+@pytest.mark.parametrize("task", SCRIPTS)
+def test_labels_under_the_names_of_other_images_end_a_training(task, flags, diode, tmp_path):
+    labels = changed(diode, tmp_path / "labels", task, lambda a: a)
+    files = sorted((labels / "train").rglob("*.png"))
+    contents = [path.read_bytes() for path in files]
+    for path, content in zip(files, contents[1:] + contents[:1]):
+        path.write_bytes(content)
+    with pytest.raises(InputError, match="exchanging the images of the labels .* sure.*name of another image"):
+        run_here(SCRIPTS[task], words_for(flags, task, tmp_path / "out", labels))
 
 
 def test_depth_for_the_script_of_normals_is_refused(flags, diode, tmp_path):
