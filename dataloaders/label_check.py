@@ -24,7 +24,7 @@ from utils.metrics.convention_check import (
     findings_of_labels,
     frame_of,
 )
-from utils.metrics.placement_check import Placed, fit_of, placed_of_label, placement_findings, unrelated
+from utils.metrics.placement_check import Placed, fit_of, in_pairs, placed_of_label, placement_findings, unrelated
 
 SAMPLES = 16  # read at the start of a training: seconds
 PLACES = {  # key of a finding on how labels lie -> what to do
@@ -40,9 +40,10 @@ def check_labels(dataset: Maps, skip: bool) -> None:
 
     Raises InputError where the labels surely have another convention; warns where it is only likely.
     """
-    if skip or os.environ.get("RANK", "0") != "0":
+    several = os.environ.get("WORLD_SIZE", "1") != "1"  # a scheduler's RANK alone does not make it so
+    if skip or (several and os.environ.get("RANK", "0") != "0"):
         return
-    for finding in label_findings(dataset, evenly(len(dataset), SAMPLES)):
+    for finding in label_findings(dataset, in_pairs(len(dataset), SAMPLES)):
         text = f"{folder_of(dataset)}: {describe(finding, dataset.intrinsic)}"
         if finding.sure and not known_disparity(finding, dataset):
             raise InputError(f"{text}; --skip_label_check trains on them as they are")
@@ -74,11 +75,6 @@ def evidence_of_item(dataset: Maps, index: int) -> tuple[Evidence, Placed | None
         evidence_of_label(dataset.intrinsic, label, truth, known),
         placed_of_label(dataset.intrinsic, label, truth, known),
     )
-
-
-def evenly(length: int, count: int) -> list[int]:
-    """Up to `count` numbers below `length`, evenly spaced."""
-    return np.unique(np.linspace(0, length - 1, min(length, count)).round().astype(int)).tolist()
 
 
 def known_disparity(finding: Finding, dataset: Maps) -> bool:

@@ -364,7 +364,7 @@ def _are_normals(v: np.ndarray) -> bool:
     n = 2 * v - 1
     length = np.linalg.norm(n, axis=1)
     directions = n / np.maximum(length, 1e-12)[:, None]
-    return bool((np.abs(length - 1) < 0.08).mean() > 0.9 and np.linalg.norm(directions.mean(axis=0)) < 0.97)
+    return bool((np.abs(length - 1) < 0.08).mean() > 0.75 and np.linalg.norm(directions.mean(axis=0)) < 0.97)
 
 
 def _positive(n: np.ndarray) -> bool:

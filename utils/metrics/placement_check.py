@@ -45,8 +45,8 @@ WAYS = {  # what puts a map right -> (rows reversed, columns reversed, rows and 
 VECTORS = " (vectors too)"
 AS_IS = ("as is",)
 GRID = 24  # positions a side at which the maps of different images are compared
-IMAGES = 24  # compared with one another, evenly spaced
-OTHERS, MOST_OTHERS = 0.5, 0.75  # share of images that fit another one's truth: likely, sure
+IMAGES = 24  # compared with one another, in pairs of neighbours
+OTHERS = 0.4  # share of images that fit another one's truth; of right maps none does, and the other may not be there
 RELATED = 8  # images from which maps that fit no truth at all are named
 DIFFERENT = 0.72  # share of the maps' errors that the truths of two images must at least differ by
 FLOORS = {"normals": 15.0, "depth": 0.15, "colour": 0.15}  # error of the best constant: below, images look the same
@@ -133,6 +133,14 @@ def placement_findings(seen: Sequence[Placed | None], fit: Fit, others: Sequence
     return [found]
 
 
+def in_pairs(length: int, count: int) -> list[int]:
+    """Up to `count` numbers below `length`: evenly spaced ones and the next of each, which may have its map."""
+    if length <= count:
+        return list(range(length))
+    starts = np.linspace(0, length - 2, count // 2).astype(int)
+    return np.unique([starts, starts + 1]).tolist()
+
+
 def unrelated(seen: Sequence[Placed | None], fit: Fit, intrinsic: Intrinsic) -> list[Finding]:
     """[] or the finding that maps fit their own truth no better than that of other images, whatever they are.
 
@@ -168,14 +176,13 @@ def _paired(usable: Sequence[Placed], fit: Fit, unit: str) -> Finding | None:
     agree = int(hits.sum())
     if agree < OTHERS * len(usable):
         return None
-    sure = len(usable) >= SURE_IMAGES and agree >= MOST_OTHERS * len(usable)
+    sure = len(usable) >= SURE_IMAGES and agree >= 3
     before, then = float(own.mean()), float(np.where(hits, after, own).mean())
     return Finding(("paired",), "exchanging the images", agree, len(usable), sure, before, then, unit)
 
 
 def _some(usable: Sequence[Placed]) -> list[Placed]:
-    places = np.linspace(0, len(usable) - 1, min(len(usable), IMAGES)).round().astype(int)
-    return [usable[place] for place in places]
+    return [usable[place] for place in in_pairs(len(usable), IMAGES)]
 
 
 def _table(usable: Sequence[Placed], fit: Fit) -> np.ndarray:
