@@ -109,8 +109,7 @@ def placed(fit: Fit, values: np.ndarray, truth: np.ndarray, known: np.ndarray) -
                 turned = turned[:, [1, 0, 2]] if exchange else turned
                 errors["placed", words + VECTORS] = _fitted(fit, turned, target)[0]
     grid = np.ix_(*(((np.arange(GRID) + 0.5) / GRID * side).astype(int) for side in (height, width)))
-    small = (np.float32(one[grid]) for one in (values, truth))
-    return Placed(errors, constant, *small, known[grid])
+    return Placed(errors, constant, values[grid].astype(np.float32), truth[grid].astype(np.float32), known[grid])
 
 
 def placement_findings(seen: Sequence[Placed | None], fit: Fit, others: Sequence[Finding]) -> list[Finding]:
@@ -215,7 +214,11 @@ def _fit_normals(values: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
     t = unit_vectors(truth)
     mean = np.nan_to_num(unit_vectors(t.mean(axis=0)))
     cosines = np.einsum("ij,ij->i", unit_vectors(values), t)
-    return tuple(float(np.degrees(np.arccos(np.clip(np.nan_to_num(c), -1, 1))).mean()) for c in (cosines, t @ mean))
+    return _mean_angle(cosines), _mean_angle(t @ mean)
+
+
+def _mean_angle(cosines: np.ndarray) -> float:
+    return float(np.degrees(np.arccos(np.clip(np.nan_to_num(cosines), -1, 1))).mean())
 
 
 def _fit_depth(values: np.ndarray, truth: np.ndarray, coding: str, domain: str) -> tuple[float, float]:
