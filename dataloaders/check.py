@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from dataloaders.base import Maps
 from dataloaders.diode import Diode
 from dataloaders.folder import FolderMaps
-from dataloaders.label_check import describe, evenly, folder_of, intrinsic_of, known_disparity, label_findings
+from dataloaders.label_check import describe, folder_of, intrinsic_of, known_disparity, label_findings
 from dataloaders.listing import Sample, folder_samples, manifest_samples
 from utils import __version__
 from utils.cli import Parser, above_zero, path_flag
@@ -34,6 +34,7 @@ from utils.maps.diode_names import KNOWN_GAP, lacks_known_gap, listed_samples
 from utils.maps.files import read_array, read_mask
 from utils.maps.frames import FRAMES
 from utils.maps.images import read_label, read_rgb, same_aspect
+from utils.metrics.placement_check import in_pairs
 
 CHANNELS = {"depth": (1,), "mask": (1, 3), "normal": (3,), "gt": (1, 3)}
 LISTED = 20  # problems written out
@@ -172,7 +173,7 @@ def check_conventions(
     good = [files for files in samples if "label" in files.paths and files.group not in bad]
     if not good:
         return []
-    good = [good[index] for index in evenly(len(good), LABELS)]
+    good = [good[index] for index in in_pairs(len(good), LABELS)]
     labels = [files.paths["label"] for files in good]
     intrinsic = intrinsic_of(labels, args.task)
     if intrinsic is None:

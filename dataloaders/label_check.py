@@ -24,8 +24,14 @@ from utils.metrics.convention_check import (
     findings_of_labels,
     frame_of,
 )
+from utils.metrics.placement_check import Placed, fit_of, in_pairs, placed_of_label, placement_findings, unrelated
 
 SAMPLES = 16  # read at the start of a training: seconds
+PLACES = {  # key of a finding on how labels lie -> what to do
+    "placed": "make them anew of the images as they are shown (EXIF orientation applied, no flips)",
+    "paired": "each has the name of another image: rename them, or make them anew",
+    "unrelated": "look at a few: are they of {task}, each of the image of its name, and do they lie on it?",
+}
 GREY = 3.5 / 255  # what rounding and JPEG leave between the channels of a grey label; shading has more
 
 
@@ -34,9 +40,10 @@ def check_labels(dataset: Maps, skip: bool) -> None:
 
     Raises InputError where the labels surely have another convention; warns where it is only likely.
     """
-    if skip or os.environ.get("RANK", "0") != "0":
+    several = os.environ.get("WORLD_SIZE", "1") != "1"  # a scheduler's RANK alone does not make it so
+    if skip or (several and os.environ.get("RANK", "0") != "0"):
         return
-    for finding in label_findings(dataset, evenly(len(dataset), SAMPLES)):
+    for finding in label_findings(dataset, in_pairs(len(dataset), SAMPLES)):
         text = f"{folder_of(dataset)}: {describe(finding, dataset.intrinsic)}"
         if finding.sure and not known_disparity(finding, dataset):
             raise InputError(f"{text}; --skip_label_check trains on them as they are")
@@ -50,20 +57,24 @@ def folder_of(dataset: Maps) -> str:
 
 def label_findings(dataset: Maps, indices: Iterable[int]) -> list[Finding]:
     """Findings from the labels of these samples, as the training would read them."""
-    return findings_of_labels(dataset.intrinsic, [evidence_of_item(dataset, index) for index in indices])
+    intrinsic = dataset.intrinsic
+    evidence, places = zip(*(evidence_of_item(dataset, index) for index in indices), strict=True)
+    fit = fit_of(intrinsic, intrinsic.coding, intrinsic.depth_coding)
+    found = placement_findings(places, fit, findings_of_labels(intrinsic, evidence))
+    return found or unrelated(places, fit, intrinsic)
 
 
-def evidence_of_item(dataset: Maps, index: int) -> Evidence:
+def evidence_of_item(dataset: Maps, index: int) -> tuple[Evidence, Placed | None]:
+    """(how well other conventions would fit a label, and other places)."""
     item = dataset[index]
     label = item["target"].permute(1, 2, 0).numpy()
     valid = item["valid"][0].numpy()
     truth = item["gt"].permute(1, 2, 0).numpy() if dataset.measured and valid.any() else None
-    return evidence_of_label(dataset.intrinsic, label, truth, valid if truth is not None else None)
-
-
-def evenly(length: int, count: int) -> list[int]:
-    """Up to `count` numbers below `length`, evenly spaced."""
-    return np.unique(np.linspace(0, length - 1, min(length, count)).round().astype(int)).tolist()
+    known = valid if truth is not None else None
+    return (
+        evidence_of_label(dataset.intrinsic, label, truth, known),
+        placed_of_label(dataset.intrinsic, label, truth, known),
+    )
 
 
 def known_disparity(finding: Finding, dataset: Maps) -> bool:
@@ -80,6 +91,8 @@ def describe(finding: Finding, intrinsic: Intrinsic) -> str:
 def _fix(finding: Finding, intrinsic: Intrinsic) -> str:
     """How labels are put right."""
     key = finding.key
+    if key[0] in PLACES:
+        return PLACES[key[0]].format(task=intrinsic.name)
     if intrinsic.kind == "normals":
         frame = frame_of(finding)
         if frame is not None:
@@ -103,6 +116,8 @@ def _fix(finding: Finding, intrinsic: Intrinsic) -> str:
                 "with --align disparity"
             )
         return "re-export them linear in depth, near = white"
+    if key == ("normals",):
+        return "pass labels of " + intrinsic.name + " (--pseudo_root), or train the script of normals"
     if key[-1] == "bgr":
         return "re-export them in RGB order (cv2.imwrite takes BGR)"
     return "re-export them sRGB-coded once (or the ground truth is not what it is read as: .npy linear, .png sRGB)"

@@ -17,12 +17,16 @@ from utils.errors import InputError
 from utils.intrinsics import DEPTH, NORMAL
 
 SCRIPTS = {task: f"sd_single_diode_pseudo_{task}.py" for task in ("normal", "depth", "albedo", "shading")}
+
+
 WRONG = {
     "opengl": ("normal", lambda a: np.stack([a[..., 0], 255 - a[..., 1], 255 - a[..., 2]], -1), "those of opengl"),
     "bgr": ("normal", lambda a: a[..., ::-1], "BGR"),
     "shifted": ("normal", lambda a: 128 + a // 2, "shifted back"),
     "far white": ("depth", lambda a: 255 - a, "inverted"),
     "colours": ("depth", lambda a: np.stack([a[..., 0], 255 - a[..., 1], a[..., 2] // 2], -1), "have colours"),
+    "mirrored": ("normal", lambda a: a[:, ::-1], "mirroring left to right"),
+    "upside down": ("depth", lambda a: a[::-1], "mirroring top to bottom"),
     "red and blue": ("albedo", lambda a: a[..., ::-1], "red and blue"),
 }
 
@@ -54,6 +58,22 @@ def test_wrong_labels_end_a_training_and_a_check(name, flags, diode, tmp_path, c
     assert main(["check", "--root", str(diode), "--pseudo_root", str(labels), "--task", task]) == 1
     text = capsys.readouterr().out
     assert "convention: " in text and words in text and "all good" not in text
+
+
+def test_normals_for_the_script_of_albedo_are_refused(flags, diode, tmp_path):
+    with pytest.raises(InputError, match="are normals"):
+        run_here(SCRIPTS["albedo"], words_for(flags, "albedo", tmp_path / "out", diode / "pseudo" / "normal"))
+
+
+@pytest.mark.parametrize("task", SCRIPTS)
+def test_labels_under_the_names_of_other_images_end_a_training(task, flags, diode, tmp_path):
+    labels = changed(diode, tmp_path / "labels", task, lambda a: a)
+    files = sorted((labels / "train").rglob("*.png"))
+    contents = [path.read_bytes() for path in files]
+    for path, content in zip(files, contents[1:] + contents[:1]):
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=r"exchanging the images of the labels .* sure.*name of another image"):
+        run_here(SCRIPTS[task], words_for(flags, task, tmp_path / "out", labels))
 
 
 def test_depth_for_the_script_of_normals_is_refused(flags, diode, tmp_path):
@@ -89,10 +109,13 @@ def test_only_the_first_process_reads(diode, tmp_path, monkeypatch):
     labels = changed(diode, tmp_path / "labels", *WRONG["far white"][:2])
     dataset = Diode(DEPTH, diode / "depths", labels, "train", resolution=32)
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     check_labels(dataset, skip=False)
-    monkeypatch.setenv("RANK", "0")
-    with pytest.raises(InputError, match="inverted"):
-        check_labels(dataset, skip=False)
+    for rank, world in (("0", "2"), ("1", "1")):  # the latter from a scheduler
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("WORLD_SIZE", world)
+        with pytest.raises(InputError, match="inverted"):
+            check_labels(dataset, skip=False)
 
 
 def test_few_images_are_a_warning_not_an_error(diode, tmp_path, capsys):

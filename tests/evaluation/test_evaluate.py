@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 import evaluate
+from benchmarks.conventions import shots
 from utils import __version__, errors
 from utils.evaluation import pairing, scoring
 from utils.evaluation.rules import Rules
@@ -725,3 +726,37 @@ def test_report_is_one_page_that_loads_nothing(tmp_path, run, task):
     titles = re.findall(r"<h3>(\w+) <span>(\S+) ·", page)
     names = [ranked[index]["name"].replace("<", "&lt;").replace(">", "&gt;") for index in (0, 1, -1)]
     assert titles == list(zip(("Best", "Median", "Worst"), names))
+
+
+@pytest.mark.parametrize("task", ["normal", "depth", "albedo"])
+def test_mirrored_and_exchanged_predictions_are_named_in_every_space_and_frame(task, tmp_path):
+    """The scores themselves do not change; colours are compared in linear light whatever the flags."""
+    scenes = shots(task, 5, (0,))
+    flags = [
+        "--task",
+        task,
+        "--gt_dir",
+        str(tmp_path / "gt"),
+        "--bootstrap",
+        "0",
+        "--output",
+        str(tmp_path / "m.json"),
+    ]
+    flags += ["--gt_space", "linear"] if task == "albedo" else []
+    for folder, order, flip in (("gt", 0, 1), ("right", 0, 1), ("mirrored", 0, -1), ("exchanged", 1, 1)):
+        (tmp_path / folder).mkdir()
+        for number in range(5):
+            shot = scenes[(number + order) % 5]
+            values = shot.truth[..., 0] if task == "depth" else shot.truth
+            values = values * np.where(shot.known, 1, np.nan).reshape(*shot.known.shape, *[1] * (values.ndim - 2))
+            values = values if folder == "gt" else np.nan_to_num(values, nan=0.5)
+            np.save(tmp_path / folder / f"{number}.npy", values[:, ::flip].astype(np.float32))
+    for folder, words in (
+        ("right", ""),
+        ("mirrored", "mirroring left to right"),
+        ("exchanged", "exchanging the images"),
+    ):
+        space = ["--pred_space", "linear"] if task == "albedo" else []
+        evaluate.main([*flags, *space, "--pred_dir", str(tmp_path / folder)])
+        warnings = json.loads((tmp_path / "m.json").read_text())["warnings"]
+        assert [words in line for line in warnings] == ([True] if words else []), (folder, warnings)

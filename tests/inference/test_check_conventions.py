@@ -26,6 +26,15 @@ def test_right_predictions_are_left_alone_and_wrong_ones_named(task):
     assert "likely" in check_conventions(prediction(task, wrong(scenes[0].label)), truths[0], known[0])[0]
 
 
+def test_a_mirrored_truth_and_exchanged_truths_are_named():
+    scenes = shots("normal", 4, (0,))
+    maps = [prediction("normal", shot.label) for shot in scenes]
+    (line,) = check_conventions(maps, [shot.truth[:, ::-1] for shot in scenes])
+    assert "mirroring left to right of the predicted normal maps" in line and "neither flipped" in line
+    (line,) = check_conventions(maps, [shot.truth for shot in scenes[1:] + scenes[:1]])
+    assert "exchanging the images" in line and "of its own image" in line
+
+
 def test_one_truth_for_each_prediction_of_one_intrinsic():
     flat = np.zeros((4, 4, 3))
     with pytest.raises(InputError, match="as many truths"):

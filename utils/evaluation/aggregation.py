@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from utils.metrics.convention_check import Evidence
+from utils.metrics.placement_check import Placed
 
 BINS_PER_DEGREE = 20
 ANGLE_BINS = 180 * BINS_PER_DEGREE + 1  # the last bin holds exactly 180
@@ -30,6 +31,7 @@ class ImageScore(NamedTuple):
     unknown: Mapping[str, int] = MappingProxyType({})  # reason -> pixels of the truth's file without a value
     truth_pixels: int = 0  # of that file, 0 where there is none
     median_depth: float | None = None  # metres, of the valid pixels
+    placed: Placed | None = None  # whether the prediction lies on its image
 
 
 def angle_bins(angles: np.ndarray) -> np.ndarray:

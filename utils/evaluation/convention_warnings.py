@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from utils.evaluation.aggregation import ImageScore
 from utils.evaluation.rules import Rules
+from utils.evaluation.scoring import placement_fit
 from utils.metrics.convention_check import (
     Finding,
     colour_findings,
@@ -12,6 +13,7 @@ from utils.metrics.convention_check import (
     normals_findings,
     true_frame_of,
 )
+from utils.metrics.placement_check import placement_findings
 
 
 def convention_warnings(scores: Sequence[ImageScore], rules: Rules) -> list[str]:
@@ -21,15 +23,32 @@ def convention_warnings(scores: Sequence[ImageScore], rules: Rules) -> list[str]
     if rules.intrinsic.kind == "normals":
         if wrong := normals_findings(truth, rules.gt_frame):
             return [one.text("the ground truth's normals", _normals_fix(one, rules)) for one in wrong]
-        found = normals_findings(evidence, rules.pred_frame)
+        found = on_their_images(normals_findings(evidence, rules.pred_frame), scores, rules)
         return [one.text("the predictions", _normals_fix(one, rules)) for one in found]
     if rules.intrinsic.kind == "depth":
         found = depth_findings(evidence, domain=rules.align, polarity=False)
+        found = on_their_images(found, scores, rules)
         return [one.text("the predictions", _depth_fix(one)) for one in found]
-    return [one.text("the predictions", _colour_fix(one, rules)) for one in colour_findings(evidence)]
+    found = on_their_images(colour_findings(evidence), scores, rules)
+    return [one.text("the predictions", _colour_fix(one, rules)) for one in found]
+
+
+def on_their_images(found: list[Finding], scores: Sequence[ImageScore], rules: Rules) -> list[Finding]:
+    """`found`, or that the predictions do not lie on their images where that explains them better."""
+    return placement_findings([score.placed for score in scores], placement_fit(rules), found)
+
+
+def _placement_fix(finding: Finding) -> str | None:
+    fixes = {
+        "placed": "predict the images as they are shown (EXIF orientation applied), and undo every flip of the input",
+        "paired": "each has the name of another image: rename them",
+    }
+    return fixes.get(finding.key[0])
 
 
 def _normals_fix(finding: Finding, rules: Rules) -> str:
+    if fix := _placement_fix(finding):
+        return fix
     pred = frame_of(finding)
     gt = true_frame_of(finding, rules.pred_frame, rules.gt_frame)
     flags = [f"--pred_frame {pred}"] if pred else []
@@ -42,6 +61,8 @@ def _normals_fix(finding: Finding, rules: Rules) -> str:
 
 
 def _depth_fix(finding: Finding) -> str:
+    if fix := _placement_fix(finding):
+        return fix
     domain = finding.key[-1]
     if domain in ("depth", "disparity"):
         return f"pass --align {domain}"
@@ -49,8 +70,12 @@ def _depth_fix(finding: Finding) -> str:
 
 
 def _colour_fix(finding: Finding, rules: Rules) -> str:
+    if fix := _placement_fix(finding):
+        return fix
     if finding.key == ("255",):
         return "divide them by 255"
+    if finding.key == ("normals",):
+        return f"pass predictions of {rules.intrinsic.name}"
     curve, order = finding.key
     flags = []
     if curve == "encode":  # what was decoded is linear already

@@ -15,6 +15,7 @@ from utils.metrics.colour import albedo_metrics, align_scale, whdr
 from utils.metrics.convention_check import PIXELS, Evidence, colour_evidence, depth_evidence, normals_evidence
 from utils.metrics.depth import align_depth, depth_metrics
 from utils.metrics.normals import angular_error, normal_metrics
+from utils.metrics.placement_check import Fit, fit_of, placed
 from utils.metrics.protocols import DEPTH_RULES, erode
 
 RELATIVE_BINS = 1001  # depth and colour errors: bins of 0.001, the last holds everything from 1 up
@@ -45,8 +46,18 @@ def score(
             raise NothingToScore(str(error)) from error
         errors = np.bincount(np.minimum(errors * 1000, RELATIVE_BINS - 1).astype(int), minlength=RELATIVE_BINS)
     evidence = gather(pred, gt, valid, rules)
+    on_image = placed(placement_fit(rules), np.atleast_3d(pred), np.atleast_3d(gt), valid)
     return ImageScore(
-        pair.name, pair.scene_type, pixels, valid.shape, values, errors.astype(np.uint32), kept, *evidence, distorted
+        pair.name,
+        pair.scene_type,
+        pixels,
+        valid.shape,
+        values,
+        errors.astype(np.uint32),
+        kept,
+        *evidence,
+        distorted,
+        placed=on_image,
     )
 
 
@@ -65,6 +76,14 @@ def gather(pred: np.ndarray, gt: np.ndarray, valid: np.ndarray, rules: Rules) ->
         return depth_evidence(pred, gt[..., 0]), None
     linear = convert_space(gt, rules.gt_space, "linear")
     return colour_evidence(convert_space(pred, rules.gt_space, rules.pred_space), linear, None, rules.pred_space), None
+
+
+def placement_fit(rules: Rules) -> Fit:
+    """The error of values and truth as they are scored, for `placed`."""
+    fit = fit_of(rules.intrinsic, rules.gt_space, domain=rules.align)
+    if rules.intrinsic.kind != "colour" or rules.gt_space == "linear":
+        return fit
+    return lambda values, truth: fit(values, convert_space(truth, rules.gt_space, "linear"))
 
 
 def compare(pred: np.ndarray, gt: np.ndarray, valid: np.ndarray, rules: Rules) -> tuple[np.ndarray, np.ndarray]:

@@ -17,6 +17,7 @@ from utils.metrics.convention_check import (
     normals_evidence,
     normals_findings,
 )
+from utils.metrics.placement_check import fit_of, placed, placement_findings
 
 
 @dataclass(frozen=True)
@@ -94,5 +95,16 @@ def check_conventions(
         found = depth_findings([depth_evidence(*one) for one in triples])
     else:
         found = colour_findings([colour_evidence(*one, intrinsic.coding) for one in triples])
+    fit = fit_of(intrinsic, intrinsic.coding)
+    lie = [
+        placed(fit, np.atleast_3d(one), np.atleast_3d(truth), _known(truth, where)) for one, truth, where in triples
+    ]
+    found = placement_findings(lie, fit, found)
     fix = "the truth has another convention than this function takes, or the labels of the LoRA's training had one"
+    if found and found[0].key[0] in ("placed", "paired"):
+        fix = "pass each truth with the prediction of its own image, neither flipped nor turned"
     return [one.text(f"the predicted {intrinsic.name} maps", fix) for one in found]
+
+
+def _known(truth: np.ndarray, known: np.ndarray | None) -> np.ndarray:
+    return np.ones(np.shape(truth)[:2], bool) if known is None else known

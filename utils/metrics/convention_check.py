@@ -188,7 +188,7 @@ def colour_evidence(
     "as is", "encode" (values were decoded once too often) or "decode"; order: "rgb" or "bgr".
     """
     p, g = _sample(np.atleast_3d(values), None if truth is None else np.atleast_3d(truth), known)
-    odd = ("255",) if space == "srgb" and np.percentile(p, 99) > 16 else ()
+    odd = ("255",) if space == "srgb" and np.percentile(p, 99) > 16 else ("normals",) if _are_normals(p) else ()
     if g is None or len(g) < 16 or odd:
         return Evidence({}, odd=odd)
     size = np.sqrt(np.square(g).mean())
@@ -212,7 +212,7 @@ def normals_findings(evidence: Sequence[Evidence], frame: str = "opencv") -> lis
     if odd := _odd_finding(evidence, ODD_NORMALS):
         return [odd]
     base = taken_for(frame)
-    found = _best(evidence, base, "degrees")
+    found = best_finding(evidence, base, "degrees")
     if found is None:
         odd = _odd_finding(evidence, {"length": "are far from unit length, all by the same factor"})
         return [odd] if odd else []
@@ -240,7 +240,7 @@ def depth_findings(
         sure = len(seen) >= SURE_IMAGES and agree >= SURE_AGREE * len(seen)
         change = f"are inverted: far is large (rank correlation with nearness {np.mean(seen):.2f})"
         found.append(Finding(("inverted",), change, agree, len(seen), sure))
-    if one := _best(evidence, (coding, domain), "(relative)"):
+    if one := best_finding(evidence, (coding, domain), "(relative)"):
         kind, affine_in = one.key
         coded = "" if kind == coding else f"undoing a {kind} coding" if kind != "linear" else "not undoing a coding"
         read = "" if affine_in == domain else f"reading {DOMAIN_WORDS[affine_in]} out"
@@ -249,9 +249,9 @@ def depth_findings(
 
 
 def colour_findings(evidence: Sequence[Evidence]) -> list[Finding]:
-    if odd := _odd_finding(evidence, {"255": "reach 255: they were not divided by it"}):
+    if odd := _odd_finding(evidence, ODD_COLOURS):
         return [odd]
-    found = _best(evidence, ("as is", "rgb"), "(relative)")
+    found = best_finding(evidence, ("as is", "rgb"), "(relative)")
     if found is None:
         return []
     curve, order = found.key
@@ -316,6 +316,11 @@ ODD_NORMALS = {
     "255": "reach 255: they were never decoded from 8 bits (n = 2 v / 255 - 1)",
 }
 
+ODD_COLOURS = {
+    "255": "reach 255: they were not divided by it",
+    "normals": "are normals: vectors of unit length, encoded as (n + 1) / 2",
+}
+
 
 def _sample(
     values: np.ndarray, truth: np.ndarray | None, known: np.ndarray | None
@@ -352,6 +357,16 @@ def _odd_normals(n: np.ndarray) -> tuple[str, ...]:
     return ("length",) if scaled and turning else ()
 
 
+def _are_normals(v: np.ndarray) -> bool:
+    """Whether colours (N,3) in [0,1] are encoded unit vectors of several directions."""
+    if v.shape[1] != 3 or not len(v) or (np.ptp(v, axis=1) > SPREAD).mean() < 0.25:
+        return False
+    n = 2 * v - 1
+    length = np.linalg.norm(n, axis=1)
+    directions = n / np.maximum(length, 1e-12)[:, None]
+    return bool((np.abs(length - 1) < 0.08).mean() > 0.75 and np.linalg.norm(directions.mean(axis=0)) < 0.97)
+
+
 def _positive(n: np.ndarray) -> bool:
     """Whether all of these vectors point into one octant, but for noise: a map of a scene never does, in any frame."""
     return bool((n >= -0.1).mean() > 0.95)
@@ -364,7 +379,7 @@ def _angles(n: np.ndarray, t: np.ndarray) -> np.ndarray:
     return np.nan_to_num(angles, nan=90.0).mean(axis=1)
 
 
-def _best(evidence: Sequence[Evidence], base: tuple, unit: str) -> Finding | None:
+def best_finding(evidence: Sequence[Evidence], base: tuple, unit: str) -> Finding | None:
     """The candidate that the images together prefer to `base`, by the rule of the module's docstring."""
     seen = [one for one in evidence if one.errors]
     if not seen:
