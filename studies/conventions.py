@@ -231,12 +231,6 @@ def detected(rows: list[list[str]]) -> str:
     return table(("task", "convention", "of exact labels", "of mini-loras' predictions"), lines)
 
 
-def table(head: tuple[str, ...], rows: list[list[str]]) -> str:
-    """Markdown."""
-    lines = [head, ("---",) * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(prog="python -m studies.conventions", description=__doc__)
     add = parser.add_argument

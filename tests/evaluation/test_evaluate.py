@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import evaluate
-from benchmarks.conventions import shots
+from studies.conventions import shots
 from utils import __version__, errors
 from utils.evaluation import pairing, scoring
 from utils.evaluation.rules import Rules

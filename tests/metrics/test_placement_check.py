@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from benchmarks.conventions import as_bytes, blurred, shots
+from studies.conventions import as_bytes, blurred, shots
 from utils.intrinsics import INTRINSICS, NORMAL
 from utils.metrics.convention_check import evidence_of_label, findings_of_labels
 from utils.metrics.placement_check import AS_IS, fit_of, placed_of_label, placement_findings, unrelated

@@ -7,9 +7,9 @@ from typing import overload
 import torch
 from torch import Tensor, nn
 
+from utils.base_model.names import note_revision
 from utils.base_model.stable_diffusion import Base, load_base, load_donor, widen_conv_in
 from utils.errors import InputError, note
-from utils.base_model.names import note_revision
 from utils.inference.engine import Adapter, Engine
 from utils.inference.job import Job, describe, find_base
 from utils.inference.prediction import Prediction
