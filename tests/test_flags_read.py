@@ -123,7 +123,7 @@ RULES = [  # command, words that are needed, the flag that means nothing among t
     ("miniworld.pretrain", "--report", "--unet_steps 3"),
     ("miniworld.pretrain", "--velocity_from miniworld/mini-sd --out x", "--vae_steps 3"),
     ("miniworld.pretrain", "", "--velocity_steps 3"),
-    ("benchmarks.paper_questions", "--data a", "--train 3"),
+    ("studies.paper_questions", "--data a", "--train 3"),
     ("inference_ar", "--lora a", "--seed 3"),
     ("gan_pseudo", "--task normal --pretrained_model_name_or_path a --teacher b --validation_steps 0",
      "--num_val_imgs 3"),
