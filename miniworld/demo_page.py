@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
+from utils.image_io.panels import CAPTION_HEIGHT, sheet, strip
 from utils.intrinsics import INTRINSICS, Intrinsic
-from utils.maps.pictures import CAPTION_HEIGHT, sheet, strip, truth_picture
 
 METHODS = ["single", "augunet"]
 SHOWN, GAP = (0, 3), 12  # of the page: which rows of each run (a room, a yard), pixels between them
@@ -48,7 +48,7 @@ def compare(samples: list[dict], intrinsic: Intrinsic, folder: Path, zoom: int =
         path = next(folder.glob(f"{Path(sample['stem']).name}_*.png"))
         picture = np.array(Image.open(path).convert("RGB"))
         prediction = torch.from_numpy(picture).permute(2, 0, 1) / 127.5 - 1
-        truth = truth_picture(sample["gt"], sample["valid"], intrinsic)
+        truth = intrinsic.map_kind.truth_panel(sample["gt"], sample["valid"])
         row = strip([sample["rgb"], truth, sample["target"], prediction])
         rows.append(row.resize((row.width * zoom, row.height * zoom), Image.Resampling.NEAREST))
     return sheet(rows, ["RGB", "ground truth", "label", "prediction"])

@@ -19,10 +19,10 @@ from utils.generators.gan_files import CONFIG, WEIGHTS, load_gan, save_gan
 from utils.generators.generated import Generated
 from utils.generators.stylegan2 import StyleGAN2
 from utils.intrinsics import INTRINSICS, Intrinsic
+from utils.kinds.alignment import linear_map
+from utils.kinds.base import score_of
 from utils.labels.teachers import load_teacher
 from utils.lora import load_attn_procs
-from utils.maps.depth_coding import linear_map
-from utils.metrics.scores import score_of
 
 HELD_OUT = 10_000  # seed of the generated pictures that no training sees
 BATCH = 20

@@ -21,10 +21,10 @@ from dataloaders.diode import Diode
 from miniworld.pretraining.generator import fingerprint
 from utils.errors import InputError
 from utils.intrinsics import INTRINSICS, Intrinsic
+from utils.kinds.base import score_of
 from utils.latents import moments
 from utils.lora import add_lora, parse_targets
 from utils.lora.layers import layers_of
-from utils.metrics.scores import score_of
 from utils.models import Base
 from utils.noise import generators
 from utils.objectives import SingleStep

@@ -28,12 +28,12 @@ from integrations.comfyui.pack_graphs import pack_graph
 from interop import full_size
 from utils.cli import Parser, path_flag
 from utils.errors import InputError, run
+from utils.image_io.panels import to_uint8
 from utils.inference import Predictor
 from utils.intrinsics import INTRINSICS
 from utils.lora.keys import make_key
 from utils.lora.layers import layers_of
 from utils.lora.targets import ALL, ATTENTION
-from utils.maps.pictures import to_uint8
 from utils.single_file.parts import CONFIGS
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -21,7 +21,7 @@ from miniworld.pretraining.stage import Stage, save_atomically
 from miniworld.pretraining.vae import save_sheet, to_tensor, vae_batch
 from utils.generators.ar_files import start_of
 from utils.generators.picture_tokens import PictureTransformer, VQTokens
-from utils.metrics.normals import angular_error
+from utils.kinds.normals import angular_error
 
 CODES = 1024
 WIDTH, LAYERS, HEADS = 128, 6, 4

@@ -8,10 +8,10 @@ from PIL import Image
 
 from miniworld.pretraining.gates import UNSEEN, Gate
 from miniworld.scenes import KINDS, render
+from utils.kinds.alignment import depth_metrics
+from utils.kinds.axes import convert_frame
+from utils.kinds.normals import angular_error
 from utils.labels.teachers import load_teacher
-from utils.maps.conventions import convert_frame
-from utils.metrics.depth import depth_metrics
-from utils.metrics.normals import angular_error
 
 SCENES = 100
 DEGREES, ABS_REL = 8.0, 0.05  # asked

@@ -13,7 +13,6 @@ from PIL import Image
 from utils.inference.app.panels import relit
 from utils.inference.job import SHIPPED
 from utils.intrinsics import INTRINSICS
-from utils.maps.colours import shown
 
 SIZE = (96, 72)
 PREDICTING = 120_000  # milliseconds
@@ -105,7 +104,7 @@ def test_an_upload_is_predicted_and_both_sides_show_every_map(page, photograph, 
     assert options(page) == TITLES
     pictures = {"image": np.asarray(Image.open(io.BytesIO(photograph)).convert("RGB"))}
     for one in maps.values():
-        pictures |= shown(one.values, one.intrinsic)
+        pictures |= one.intrinsic.map_kind.shown(one.values)
     for side in ("left", "right"):
         for title in TITLES:
             page.select_option(f"select.side-{side}", title)

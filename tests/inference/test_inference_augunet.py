@@ -11,10 +11,10 @@ from PIL import Image
 import inference_augunet
 import inference_sd_single
 from utils.errors import InputError
+from utils.image_io.images import Crop, read_rgb
 from utils.inference.ensemble import merge
 from utils.intrinsics import INTRINSICS
 from utils.lora import load_attn_procs, save_lora
-from utils.maps.images import Crop, read_rgb
 from utils.models import load_base, load_donor, widen_conv_in
 from utils.noise import noise_of
 from utils.objectives import AugUNet, zero_snr_scheduler

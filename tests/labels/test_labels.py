@@ -7,9 +7,10 @@ import pytest
 
 from miniworld.reference_room import room_with_sphere
 from utils.errors import InputError
+from utils.kinds.axes import convert_frame, to_frame
+from utils.kinds.frames import FRAMES
 from utils.labels.encoding import SKY_NORMAL, encode, fill, nearest, record, write_label
 from utils.labels.self_check import check_depth, check_normals, self_check
-from utils.maps.conventions import FRAMES, convert_frame, to_frame
 
 
 def test_labels_are_8_bit_linear_and_near_is_white():

@@ -26,8 +26,8 @@ from dataloaders.check import main as check
 from dataloaders.diode import Diode
 from miniworld.pretraining.random_sd import build_text_encoder, build_tokenizer, build_vae
 from utils.errors import InputError
+from utils.image_io.colour_space import to_srgb
 from utils.intrinsics import DEPTH, NORMAL
-from utils.maps.conventions import to_srgb
 from utils.noise import noise_of
 
 

@@ -17,10 +17,10 @@ from dataloaders.diode import Diode
 from dataloaders.folder import open_folder
 from dataloaders.listing import folder_samples
 from utils.errors import InputError
+from utils.image_io.images import Crop, size_of, whole_size
 from utils.intrinsics import NORMAL
 from utils.latents import NAMES, moments
 from utils.lora import SAFETENSORS
-from utils.maps.images import Crop, size_of, whole_size
 from utils.models import load_base
 from utils.training.batches import BucketBatches, buckets_of, described
 from utils.training.latent_cache import cached_or_not

@@ -8,10 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from utils.metrics.convention_check import Evidence
-
-BINS_PER_DEGREE = 20
-ANGLE_BINS = 180 * BINS_PER_DEGREE + 1  # the last bin holds exactly 180
+from utils.kinds.evidence import Evidence
+from utils.kinds.normals import BINS_PER_DEGREE, angle_bins
 
 
 class ImageScore(NamedTuple):
@@ -30,11 +28,6 @@ class ImageScore(NamedTuple):
     unknown: Mapping[str, int] = MappingProxyType({})  # reason -> pixels of the truth's file without a value
     truth_pixels: int = 0  # of that file, 0 where there is none
     median_depth: float | None = None  # metres, of the valid pixels
-
-
-def angle_bins(angles: np.ndarray) -> np.ndarray:
-    """Bin of each float32 angle in degrees, 0.05 wide; never decreasing in the angle."""
-    return (angles * np.float32(BINS_PER_DEGREE)).astype(np.int32)
 
 
 def metric_table(scores: Sequence[ImageScore]) -> tuple[list[str], np.ndarray]:

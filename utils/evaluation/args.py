@@ -6,22 +6,13 @@ from pathlib import Path
 
 from utils.cli import Parser, path_flag
 from utils.intrinsics import ALBEDO, INTRINSICS
-from utils.maps.frames import FRAMES
-from utils.metrics.depth_rules import DEPTH_RULES
+from utils.kinds.frames import FRAMES
 
-PROTOCOLS = {  # by kind of intrinsic; the first is the default
-    "normals": ("pooled", "per_image"),
-    "depth": tuple(DEPTH_RULES),
-    "colour": ("scale_aligned",),
-}
+PROTOCOLS = {one.kind: one.map_kind.protocols for one in INTRINSICS.values()}  # the first is the default
 ONLY_FOR = {  # flag -> the intrinsics that it means something for
-    flag: tuple(one.name for one in INTRINSICS.values() if one.kind == kind)
-    for kind, flags in {
-        "normals": ("pred_frame", "gt_frame"),
-        "depth": ("align", "gt_depth_scale"),
-        "colour": ("pred_space", "gt_space"),
-    }.items()
-    for flag in flags
+    flag: tuple(other.name for other in INTRINSICS.values() if flag in other.map_kind.evaluation_flags)
+    for one in INTRINSICS.values()
+    for flag in one.map_kind.evaluation_flags
 } | {"whdr": (ALBEDO.name,)}
 
 

@@ -7,14 +7,14 @@ from PIL import Image
 
 from utils.generators.ar_files import load_autoregressive
 from utils.generators.ar_objective import TokenPrediction
+from utils.image_io.images import Crop
 from utils.inference.engine import Prepared
 from utils.inference.ensemble import merge_batches
 from utils.inference.job import Job
 from utils.inference.prediction import Prediction
 from utils.intrinsics import Intrinsic
+from utils.kinds.alignment import linear_map
 from utils.lora import load_attn_procs
-from utils.maps.depth_coding import linear_map
-from utils.maps.images import Crop
 from utils.noise import noise_of
 from utils.system.precision import warn_of_slow_bf16
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from utils.errors import one_line
 from utils.hub.names import licence_of
+from utils.kinds.base import higher_is_better
 from utils.lora import BIN, CONV_IN, SAFETENSORS
-from utils.metrics.common import higher_is_better
 
 CONVENTIONS = ("frame", "polarity", "colour_space")  # metadata that says what a value means
 

@@ -7,12 +7,12 @@ from typing import Any
 from utils.cli import Parser, above_zero, expand
 from utils.errors import InputError
 from utils.hub.names import check_base
+from utils.image_io.files import VIDEOS
 from utils.inference.inputs import Inputs, find_inputs, output_names
 from utils.inference.job import BASES, check_lora
 from utils.inference.output import output_flags, output_of
 from utils.inference.view import View
 from utils.intrinsics import DEPTH_CODINGS, INTRINSICS
-from utils.maps.files import VIDEOS
 
 
 def inference_parser(description: str, lora: str, method: str) -> argparse.ArgumentParser:

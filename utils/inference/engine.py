@@ -11,17 +11,17 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from utils.errors import InputError
+from utils.image_io.images import Crop
+from utils.image_io.opening import LARGE
+from utils.image_io.panels import to_uint8
 from utils.inference import tiles
 from utils.inference.canvas import Canvas, up
 from utils.inference.ensemble import merge_batches
 from utils.inference.prediction import Prediction
 from utils.inference.view import View
 from utils.intrinsics import Intrinsic
+from utils.kinds.alignment import linear_map
 from utils.latents import mode
-from utils.maps.depth_coding import linear_map
-from utils.maps.images import Crop
-from utils.maps.opening import LARGE
-from utils.maps.pictures import to_uint8
 from utils.noise import gaussian, noise_of
 from utils.objectives import AugUNet, SingleStep, decode
 
@@ -215,7 +215,7 @@ class Engine:
 
     def _references(self, rgb: Tensor, noise: Noise, adapters: Sequence[Adapter]) -> Maps:
         """Depth of the whole image at the training's resolution, (1,H,W), which the tiles' depths are brought to."""
-        adapters = [adapter for adapter in adapters if adapter.intrinsic.kind == "depth"]
+        adapters = [adapter for adapter in adapters if adapter.intrinsic.map_kind.reference]
         if not adapters:
             return {}
         shape = (rgb.shape[-2], rgb.shape[-1])
@@ -230,15 +230,10 @@ class Engine:
         if not self.view.flip_tta:
             return plain
         mirrored = self._pass(rgb.flip(-1), None if eps is None else eps.flip(-1), adapters)
-        return {name: self._mean(plain[name], mirrored[name].flip(-1), name) for name in plain}
-
-    def _mean(self, plain: Tensor, mirrored: Tensor, name: str) -> Tensor:
-        """Of a map and a mirrored image's, turned back; normals as directions, x turned too."""
-        if self._adapter(name).intrinsic.kind == "normals":
-            mirrored = mirrored * torch.tensor([-1.0, 1.0, 1.0])[:, None, None]
-            plain, mirrored = (nn.functional.normalize(maps, dim=1, eps=1e-12) for maps in (plain, mirrored))
-            return nn.functional.normalize(plain + mirrored, dim=1, eps=1e-12)
-        return (plain + mirrored) / 2
+        return {
+            name: self._adapter(name).intrinsic.map_kind.mirrored_mean(plain[name], mirrored[name].flip(-1))
+            for name in plain
+        }
 
     def _pass(self, rgb: Tensor, eps: Tensor | None, adapters: Sequence[Adapter]) -> Maps:
         """One pass of the VAE's encoder for all adapters; each adapter's latents and its map (B,3,H,W)."""

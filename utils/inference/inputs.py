@@ -9,8 +9,8 @@ from pathlib import Path
 
 from utils.cli import nearest
 from utils.errors import InputError
+from utils.image_io.files import PICTURES, VIDEOS
 from utils.intrinsics import INTRINSICS
-from utils.maps.files import PICTURES, VIDEOS
 
 WRITTEN = ("predicted", "uncertainty")  # folders of maps, below <output_dir>/<task>/
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from utils.cli import nearest
 from utils.errors import InputError
 from utils.inference.view import View
-from utils.intrinsics import DEPTH, DEPTH_CODINGS, INTRINSICS, Intrinsic
+from utils.intrinsics import DEPTH, INTRINSICS, Intrinsic
 from utils.lora import SAFETENSORS, LoraFile, read_lora
 from utils.lora.files import NAMES, is_on_hub
 from utils.system.repositories import require
@@ -143,12 +143,12 @@ def find_coding(lora: str, metadata: Mapping[str, str], intrinsic: Intrinsic, wa
 
     Raises InputError where they contradict each other, for a coding unknown here, and for maps other than depth.
     """
-    if intrinsic.kind != "depth":
+    if len(intrinsic.map_kind.label_codings) == 1:
         if wanted is not None:
             raise InputError(f"--depth_coding: means nothing for {intrinsic.name}, only for depth; leave it out")
         return "linear"
     said = metadata.get("depth_coding", "linear" if "task" in metadata else None)
-    if said is not None and said not in DEPTH_CODINGS:
+    if said is not None and said not in intrinsic.map_kind.label_codings:
         raise InputError(f"{lora}: its depth has {said!r} coding, which this version does not know; take a newer one")
     if None not in (said, wanted) and said != wanted:
         raise InputError(f"--depth_coding={wanted}: {lora} was trained on {said} labels; leave the flag out")

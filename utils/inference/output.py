@@ -8,7 +8,7 @@ from typing import Any
 
 from utils.errors import InputError
 from utils.intrinsics import Intrinsic
-from utils.maps.frames import AXES
+from utils.kinds.frames import AXES
 
 FORMATS = ("png", "png16", "npy", "exr", "glb", "ply")
 MESHES = ("glb", "ply")  # made of depth alone
@@ -60,26 +60,20 @@ class Output:
 
     def check(self, intrinsics: Sequence[Intrinsic]) -> None:
         """InputError where a mesh, or a flag of depth or normals, is wanted and nothing predicts these."""
-        kinds = {intrinsic.kind for intrinsic in intrinsics}
-        for flag, given, kind in (
-            (f"--frame={self.frame}", self.frame != "opencv", "normals"),
-            ("--invert_depth", self.invert_depth, "depth"),
+        kinds = [intrinsic.map_kind for intrinsic in intrinsics]
+        names = ", ".join(intrinsic.name for intrinsic in intrinsics)
+        for name, flag, given, kind in (
+            ("frame", f"--frame={self.frame}", self.frame != "opencv", "normals"),
+            ("invert_depth", "--invert_depth", self.invert_depth, "depth"),
         ):
-            if given and kind not in kinds:
-                names = ", ".join(intrinsic.name for intrinsic in intrinsics)
+            if given and not any(name in one.output_flags for one in kinds):
                 raise InputError(f"{flag}: means nothing for {names}, only for {kind}; leave it out")
-        if self.meshes and all(intrinsic.kind != "depth" for intrinsic in intrinsics):
-            names = ", ".join(intrinsic.name for intrinsic in intrinsics)
+        if self.meshes and not any(one.has_surface for one in kinds):
             raise InputError(f"--formats={self.meshes[0]}: made of depth, and these LoRAs predict {names}")
 
     def convention(self, intrinsic: Intrinsic) -> tuple[str, str]:
         """(key, meaning) of the values that are written: the intrinsic's own, but for --frame and --invert_depth."""
-        key, meaning = intrinsic.convention
-        if intrinsic.kind == "normals":
-            return key, f"{self.frame} ({AXES[self.frame]})"
-        if intrinsic.kind == "depth" and self.invert_depth:
-            return key, meaning.replace("near = white", "near = black")
-        return key, meaning
+        return intrinsic.map_kind.convention(self)
 
     def said(self, intrinsics: Sequence[Intrinsic]) -> list[str]:
         """What the numbers in the files mean, a line each, where the user has chosen something."""

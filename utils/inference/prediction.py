@@ -8,15 +8,6 @@ from torch import Tensor
 
 from utils.errors import InputError
 from utils.intrinsics import Intrinsic
-from utils.maps.pictures import prediction_to_uint8, prediction_to_values
-from utils.metrics.convention_check import (
-    colour_evidence,
-    colour_findings,
-    depth_evidence,
-    depth_findings,
-    normals_evidence,
-    normals_findings,
-)
 
 
 @dataclass(frozen=True)
@@ -35,12 +26,12 @@ class Prediction:
     @property
     def values(self) -> np.ndarray:
         """float32. Normals: unit vectors (H,W,3). Depth: (H,W). Colours: (H,W,3), about [0,1], not clamped."""
-        return prediction_to_values(self.map, self.intrinsic)
+        return self.intrinsic.map_kind.values(self.map)
 
     @property
     def image(self) -> np.ndarray:
         """uint8 (H,W,3), depth (H,W), as the released script writes it."""
-        return prediction_to_uint8(self.map, self.intrinsic)
+        return self.intrinsic.map_kind.image8(self.map)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -78,7 +69,7 @@ def check_conventions(
 
     truths: in this project's conventions. Normals (H,W,3), x right, y down, z forward; depth (H,W) in metres, > 0
     where known; colours (H,W,3), linear. known: bool (H,W) for each, where the truth is measured (default:
-    everywhere). More images make the answer surer; see `utils.metrics.convention_check`.
+    everywhere). More images make the answer surer; see `utils.kinds.evidence`.
     """
     if isinstance(predictions, Prediction):
         predictions, truths = [predictions], [np.asarray(truths)]
@@ -88,11 +79,6 @@ def check_conventions(
     places = [None] * len(predictions) if known is None else known
     triples = list(zip([one.values for one in predictions], truths, places, strict=True))
     intrinsic = predictions[0].intrinsic
-    if intrinsic.kind == "normals":
-        found = normals_findings([normals_evidence(*one) for one in triples])
-    elif intrinsic.kind == "depth":
-        found = depth_findings([depth_evidence(*one) for one in triples])
-    else:
-        found = colour_findings([colour_evidence(*one, intrinsic.coding) for one in triples])
+    found = intrinsic.map_kind.value_findings(triples)
     fix = "the truth has another convention than this function takes, or the labels of the LoRA's training had one"
     return [one.text(f"the predicted {intrinsic.name} maps", fix) for one in found]

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from utils.errors import InputError, note
+from utils.image_io.rgb import AnyImage, upright_rgb
 from utils.inference.engine import Adapter, Engine
 from utils.inference.job import Job, describe
 from utils.inference.prediction import Prediction
 from utils.inference.view import View
 from utils.lora import fuse_lora, load_attn_procs
 from utils.lora.layers import layers_of, lora_targets
-from utils.maps.rgb import AnyImage, upright_rgb
 from utils.models import Base, dtype_of, load_base, load_donor, widen_conv_in
 from utils.objectives import AugUNet, SingleStep, zero_snr_scheduler
 from utils.system.compiling import compile_unet

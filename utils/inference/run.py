@@ -15,6 +15,9 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from utils.errors import InputError, note, one_line, print_list, warn
+from utils.image_io.diode_names import diode_root
+from utils.image_io.files import VIDEOS
+from utils.image_io.images import read_rgb
 from utils.inference.engine import Engine, Prepared
 from utils.inference.inputs import Inputs, output_names
 from utils.inference.job import Job
@@ -23,9 +26,6 @@ from utils.inference.prediction import Prediction
 from utils.inference.video import predict_video
 from utils.inference.write import write_prediction
 from utils.intrinsics import Intrinsic
-from utils.maps.diode_names import diode_root
-from utils.maps.files import VIDEOS
-from utils.maps.images import read_rgb
 from utils.system.atomic import make_folder
 from utils.system.processes import join
 
@@ -144,7 +144,7 @@ def what_next(args: argparse.Namespace, intrinsic: Intrinsic, folder: Path) -> s
     source = Path(args.input_dir)
     root = diode_root(source) if source.is_dir() else None
     readable = {"png", "npy"} & set(args.output.formats)
-    if root is not None and readable and intrinsic.kind in ("normals", "depth"):  # what DIODE itself has measured
+    if root is not None and readable and intrinsic.map_kind.in_diode:
         truth = root.joinpath(intrinsic.truth_folder, *source.resolve().relative_to(root).parts[1:])
         if next(truth.rglob(f"*{intrinsic.suffix}"), None):
             words = ["--task", intrinsic.name, "--pred_dir", str(folder), "--gt_dir", str(truth)]

@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from utils.intrinsics import Intrinsic
-from utils.maps.pictures import grey, unit_normals
 
 Window = tuple[slice, slice]  # rows, columns; where the image repeats, they may end beyond it
 
@@ -68,12 +67,7 @@ class Mosaic:
 
     def add(self, prediction: Tensor, window: Window, reference: Tensor | None = None) -> None:
         """A window's map (3,h,w). reference: of depth, a map (1,h,w) whose scale and shift it is brought to."""
-        if self.intrinsic.kind == "normals":
-            prediction = unit_normals(prediction)
-        elif self.intrinsic.kind == "depth":
-            prediction = grey(prediction)
-            if reference is not None:
-                prediction = aligned(prediction, reference)
+        prediction = self.intrinsic.map_kind.tile(prediction, reference)
         weighted = torch.cat([self.weights * prediction, self.weights[None]])
         rows, columns = (list(_pieces(part, side)) for part, side in zip(window, self.shape, strict=True))
         for above, part_above in rows:
@@ -85,15 +79,7 @@ class Mosaic:
     def merged(self) -> Tensor:
         """The map (3,H,W), computed in place; normals with length 1. Nothing can be added afterwards."""
         self.total /= self.weight.clamp_(min=1e-12)
-        return unit_normals(self.total) if self.intrinsic.kind == "normals" else self.total
-
-
-def aligned(values: Tensor, reference: Tensor) -> Tensor:
-    """a values + b, nearest to `reference` in the least-squares sense; a is not negative. Shapes must broadcast."""
-    x, y = values.double(), reference.double()
-    dx, dy = x - x.mean(), y - y.mean()
-    scale = ((dx * dy).mean() / dx.square().mean().clamp(min=1e-12)).clamp(min=0)
-    return (scale * dx + y.mean()).float()
+        return self.intrinsic.map_kind.untiled(self.total)
 
 
 def enlarged(values: Tensor, shape: tuple[int, int]) -> Tensor:

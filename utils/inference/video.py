@@ -15,14 +15,13 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from utils.errors import InputError, note, one_line
+from utils.image_io.files import SIXTEEN, png16, to_16_bits
+from utils.image_io.rgb import READING
 from utils.inference.engine import Adapter, Engine
 from utils.inference.output import Output
 from utils.inference.video_files import frames, join
 from utils.inference.write import write_prediction
 from utils.intrinsics import Intrinsic
-from utils.maps.deep import png16, to_16_bits
-from utils.maps.files import SIXTEEN
-from utils.maps.rgb import READING
 from utils.objectives import AugUNet
 from utils.system.atomic import make_folder, save_bytes, save_png, write_json
 from utils.system.atomic import replace as put
@@ -65,7 +64,7 @@ def predict_video(source: Path, engine: Engine, output_dir: str | Path, output: 
     note(f"{source}: {count} frames" + (f", {done} of them were there already" if done else ""))
     for name, folder in folders.items():
         pictures = [folder / f"{i:06d}_{name}.png" for i in range(count)]
-        if adapters[name].intrinsic.kind == "depth":
+        if adapters[name].intrinsic.map_kind.stretched:
             _scale(pictures, adapters[name].intrinsic, output, dict(adapters[name].facts))
         if joined:
             target = folder.with_name(f"{source.stem}_{name}.mp4")
@@ -75,7 +74,7 @@ def predict_video(source: Path, engine: Engine, output_dir: str | Path, output: 
 
 def _first_pass(intrinsic: Intrinsic, output: Output) -> Output:
     """What can be written before the clip's range is known: of depth no pictures, but the values."""
-    if intrinsic.kind != "depth":
+    if not intrinsic.map_kind.stretched:
         return output
     return replace(output, formats=("npy", *(name for name in output.formats if name == "exr")))
 

@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 
 from utils.errors import InputError, note, warn
-from utils.maps.colour_space import HDR, PRIMARIES, REFERENCE_WHITE, TRANSFERS, Chromaticities, Transfer, to_srgb8
-from utils.maps.opening import once
+from utils.image_io.colour_space import HDR, PRIMARIES, REFERENCE_WHITE, TRANSFERS, Chromaticities, Transfer, to_srgb8
+from utils.image_io.opening import once
 
 QUALITY = {  # of x264: 14 is hard to tell from the frames; colours as players expect them, and stated
     "crf": "14",

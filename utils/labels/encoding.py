@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from utils.errors import InputError
-from utils.maps.depth_coding import encode_far
-from utils.maps.label_record import OLDER, PROVENANCE
+from utils.kinds.alignment import encode_far
+from utils.kinds.label_record import OLDER, PROVENANCE
 from utils.system.atomic import save_npy, save_png, write_json
 from utils.system.provenance import versions
 
@@ -33,7 +33,7 @@ def encode(
 
     normal: 255 (n/2 + 0.5). depth: (far - d) / (far - near), disparity: (d - far) / (near - far), clipped, with near
     and far its 2nd and 98th percentile, of the `measured` pixels, bool (H,W), if given, else of `scene_pixels`; both
-    then coded, near = white, as `utils.maps.depth_coding` says. albedo, shading: 255 v.
+    then coded, near = white, as `utils.kinds.alignment` says. albedo, shading: 255 v.
 
     Normals shorter than VOID have no direction and get SKY_NORMAL, as the sky of measured normals does.
     Pixels of a depth that are not finite are as far as the farthest (black), but for infinite disparity, which is

@@ -11,8 +11,8 @@ from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
 from utils.errors import InputError, note, print_list
+from utils.kinds.label_record import PROVENANCE
 from utils.labels.encoding import DEPTHS, OUT_OF_RANGE, check_levels, encode, finish, record, scene_pixels, write_label
-from utils.maps.label_record import PROVENANCE
 
 FAR = "they do not decide near and far, and are as far, or near, as the scene is"
 BECOME = {"depth": FAR, "disparity": FAR, "normal": "they face the viewer"}

@@ -7,21 +7,13 @@ import numpy as np
 from PIL import Image
 
 from utils.errors import InputError, warn
-from utils.maps.conventions import convert_frame, to_frame
-from utils.metrics.convention_check import (
-    CLEAR,
-    depth_evidence,
-    depth_findings,
-    frame_of,
-    normals_evidence,
-    normals_findings,
-    taken_for,
-)
+from utils.kinds.alignment import CLEAR, depth_evidence, depth_findings
+from utils.kinds.axes import convert_frame, frame_of, normals_evidence, normals_findings, taken_for, to_frame
 
 
 def check_normals(predicted: np.ndarray, truth: np.ndarray, valid: np.ndarray, frame: str = "opencv") -> dict:
     """Compare normals (H,W,3), in the axes of `frame`, with the truth, x right, y down, z forward, under every other
-    convention (`utils.metrics.convention_check`).
+    convention (`utils.kinds.evidence`).
 
     verdict: "agrees"; "flipped" where flipped axes fit the truth, "another convention" where something else does;
     else "unclear". flip: the axes to negate, such as "yz"; change: the same, or what else, in words. degrees,

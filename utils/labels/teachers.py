@@ -31,9 +31,10 @@ from torch import Generator
 from torch.nn.functional import interpolate
 
 from utils.errors import InputError
+from utils.image_io.colour_space import to_srgb
+from utils.kinds.axes import convert_frame
 from utils.labels.supervised import ABOUT, load_supervised
 from utils.labels.teacher import Teacher, about, accept, depth_said
-from utils.maps.conventions import convert_frame, to_srgb
 from utils.system.repositories import require
 
 NAMED = {  # (task, --teacher) -> hub name

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from utils.errors import InputError, warn
-from utils.metrics.common import higher_is_better
+from utils.kinds.base import higher_is_better
 from utils.system.atomic import write_json
 from utils.tracking.metrics_file import BEST, read_metrics
 from utils.training import checkpoint

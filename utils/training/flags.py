@@ -3,7 +3,7 @@
 import argparse
 
 from utils.cli import Parser, expand
-from utils.maps.frames import FRAMES
+from utils.kinds.frames import FRAMES
 
 
 def needed_flags(group) -> None:

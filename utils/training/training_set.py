@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Protocol
 
 from utils.intrinsics import Intrinsic
-from utils.metrics.scores import Score
+from utils.kinds.base import Score
 
 
 class TrainingSet(Protocol):

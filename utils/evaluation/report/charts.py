@@ -1,32 +1,9 @@
 """The pixel errors of a whole result as SVG: a histogram and a cumulative curve, with the baseline's beside."""
 
-from typing import NamedTuple
-
 import numpy as np
 
-from utils.evaluation.aggregation import BINS_PER_DEGREE
 from utils.evaluation.report.text import BASELINE
-from utils.metrics.normals import NORMAL_THRESHOLDS
-
-
-class ErrorAxis(NamedTuple):
-    """How errors of a task are shown. per_unit: histogram bins per unit; bar: bins shown as one bar."""
-
-    label: str
-    unit: str
-    per_unit: int
-    bar: int
-    limit: float  # the last bin starts here and holds everything above
-    map_limit: float  # error maps saturate here
-    marks: tuple[float, ...]
-
-
-AXES = {
-    "normals": ErrorAxis("angular error", "°", BINS_PER_DEGREE, 20, 180.0, 60.0, NORMAL_THRESHOLDS),
-    "depth": ErrorAxis("relative error |p − g| / g", "", 1000, 10, 1.0, 0.5, (0.05, 0.1, 0.25)),
-    "colour": ErrorAxis("absolute error", "", 1000, 10, 1.0, 0.3, (0.05, 0.1, 0.25)),
-}
-
+from utils.kinds.base import ErrorAxis
 
 LEFT, TOP, WIDTH, HEIGHT = 52, 30, 430, 210
 

@@ -7,14 +7,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from utils.evaluation import maps, scoring
-from utils.evaluation.pairing import Pair
-from utils.evaluation.report.charts import AXES, ErrorAxis
+from utils.evaluation import scoring
+from utils.evaluation.pairs import Pair
 from utils.evaluation.report.text import number
-from utils.evaluation.rules import Rules
-from utils.maps.conventions import unit_vectors
-from utils.maps.images import read_rgb
-from utils.maps.pictures import data_uri
+from utils.image_io.images import read_rgb
+from utils.image_io.panels import data_uri
+from utils.kinds.base import ErrorAxis, Rules
 
 PICTURE_WIDTH = 420
 
@@ -44,29 +42,20 @@ def _example(kind: str, image: dict, headline: str, pair: Pair, rules: Rules, ph
         f"{image['pixels']:,} pixels</span></h3>"
     )
     if pair.gt is None:
-        pred, _ = maps.load_prediction(pair, rules, None)
+        pred, _ = scoring.load_prediction(pair, rules, None)
         figure = _figure(_colour_picture(pred[..., [0, -1, -1]] if pred.shape[2] == 1 else pred, None), "prediction")
         return f"{caption}<div class=figures>{figure}</div>"
-    truth = maps.load_truth(pair, rules)
+    truth = scoring.load_truth(pair, rules)
     gt, valid = truth.gt, truth.valid
-    pred, error = scoring.compare(maps.load_prediction(pair, rules, truth)[0], gt, valid, rules)
-    axis = AXES[rules.intrinsic.kind]
-    if rules.intrinsic.kind == "normals":
-        note = "RGB = (n + 1) / 2, x right, y down, z forward"
-        pictures = [(_colour_picture((unit_vectors(map_) + 1) / 2, valid), note) for map_ in (pred, gt)]
-    elif rules.intrinsic.kind == "depth":
-        near, far = np.percentile(gt[valid], [2, 98])
-        note = f"white {near:.2f} m, black {far:.2f} m"
-        span = max(far - near, 1e-9)
-        pictures = [(_colour_picture(np.repeat((far - m)[..., None] / span, 3, 2), valid), note) for m in (pred, gt)]
-    else:
-        note = f"shown in {rules.gt_space} as scored, clipped to [0, 1]"
-        pictures = [(_colour_picture(m if m.ndim == 3 else np.repeat(m[..., None], 3, 2), valid), note)
-                    for m in (pred, gt)]  # fmt: skip
-    figures = [_figure(picture, f"{name}<br><small>{note}</small>")
-               for name, (picture, note) in zip(("prediction", "ground truth"), pictures)]  # fmt: skip
+    pred, error = rules.kind.compare(scoring.load_prediction(pair, rules, truth)[0], gt, valid, rules)
+    maps, note = rules.kind.figures(pred, gt, valid, rules)
+    figures = [
+        _figure(_colour_picture(values, valid), f"{name}<br><small>{note}</small>")
+        for name, values in zip(("prediction", "ground truth"), maps)
+    ]
     if photo is not None:
         figures.insert(0, _figure(np.asarray(read_rgb(photo))[truth.window], "image"))
+    axis = rules.kind.axis
     figures.append(_figure(_error_picture(error, valid, axis), "error" + _colour_bar(axis)))
     return f"{caption}<div class=figures>{''.join(figures)}</div>"
 

@@ -6,19 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.evaluation.pairing import Pair
-from utils.evaluation.report.charts import AXES, charts
+from utils.evaluation.pairs import Pair
+from utils.evaluation.report.charts import charts
 from utils.evaluation.report.examples import examples
 from utils.evaluation.report.text import BASELINE, interval, number, plain
-from utils.evaluation.rules import Rules
 from utils.intrinsics import INTRINSICS
-from utils.metrics.common import higher_is_better
-
-UNITS = {  # of metrics, by kind of intrinsic
-    "normals": {"mean": "°", "median": "°", "rmse": "°", "below": "%"},
-    "depth": {"rmse": "m", "sq_rel": "m", "silog": "× 100"},
-    "colour": {"psnr": "dB"},
-}
+from utils.kinds.base import Rules, higher_is_better
 
 
 def write(
@@ -42,8 +35,7 @@ def write(
     parts += [f"<p class=small>{escape(note)}.</p>" for note in result["notes"]]
     counted = {name: counts for name, counts in errors.items() if counts is not None}
     if "prediction" in counted:
-        axis = AXES[rules.intrinsic.kind]
-        parts += ["<h2>Errors of all valid pixels</h2>", f"<div class=charts>{charts(axis, counted)}</div>"]
+        parts += ["<h2>Errors of all valid pixels</h2>", f"<div class=charts>{charts(rules.kind.axis, counted)}</div>"]
     parts += [
         f"<h2>Best, median and worst image by {escape(headline)}</h2>",
         examples(result, headline, pairs, rules, photos),
@@ -64,7 +56,7 @@ def _lead(result: dict) -> str:
 
 def _summary(result: dict) -> str:
     keys = list(result["metrics"])
-    units = UNITS[INTRINSICS[result["task"]].kind]
+    units = INTRINSICS[result["task"]].map_kind.units
     head = ""
     for key in keys:
         arrow = "↑" if higher_is_better(key) else "↓"

@@ -5,13 +5,13 @@ from typing import Any
 
 import gradio as gr
 
+from utils.image_io.files import PICTURES
 from utils.inference.app.files import FORMATS
 from utils.inference.app.handlers import Handlers, forget
 from utils.inference.app.models import Models
 from utils.inference.app.panels import compare
 from utils.inference.app.server import AGE
 from utils.inference.app.upload import read_upload
-from utils.maps.files import PICTURES
 
 HERE = Path(__file__).parent
 INTRO = """# Intrinsic images

@@ -6,12 +6,11 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
+from utils.image_io.panels import data_uri, small, to_byte
 from utils.inference.ensemble import uncertainty_picture
 from utils.inference.prediction import Prediction
 from utils.intrinsics import ALBEDO
-from utils.maps.colours import shown, to_byte
-from utils.maps.conventions import to_frame
-from utils.maps.pictures import data_uri, small
+from utils.kinds.axes import to_frame
 
 SIDE = 1024  # longest side of a picture in the slider, in pixels
 LIT_SIDE = 640  # and of the scene under the light, which is computed anew for every move
@@ -22,7 +21,7 @@ def compare(image: Image.Image, maps: Mapping[str, Prediction]) -> dict:
     """The slider's value: title -> picture of the image, every map and every uncertainty; what it begins with."""
     pictures = {"image": image}
     for prediction in maps.values():
-        panels = shown(prediction.values, prediction.intrinsic)
+        panels = prediction.intrinsic.map_kind.shown(prediction.values)
         pictures |= {title: Image.fromarray(pixels) for title, pixels in panels.items()}
         if prediction.uncertainty is not None:
             grey = uncertainty_picture(prediction.uncertainty, prediction.intrinsic)
@@ -53,7 +52,7 @@ def relit(maps: Mapping[str, Prediction]) -> dict | None:
         "albedo": None,
     }
     if ALBEDO.name in maps:
-        albedo = Image.fromarray(shown(maps[ALBEDO.name].values, ALBEDO)[ALBEDO.name])
+        albedo = Image.fromarray(ALBEDO.map_kind.shown(maps[ALBEDO.name].values)[ALBEDO.name])
         value["albedo"] = data_uri(albedo.resize(size[::-1], Image.Resampling.BOX), "PNG")
     return value
 

@@ -9,7 +9,6 @@ sRGB-coded.
 
 import json
 import os
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from PIL import Image
 
 from utils.errors import InputError
 from utils.intrinsics import Intrinsic
-from utils.maps.frames import FRAMES
+from utils.kinds.base import Contradiction
 
 PROVENANCE = "provenance.json"  # in a folder of labels
 OLDER = {"depth_coding": "linear"}  # what older records did not need to state
@@ -88,23 +87,11 @@ def check_facts(facts: Mapping[str, str], use: Use, where: Path | str) -> list[s
     if task is not None and task != intrinsic.name:
         _refuse(where, "task", f"maps of {task}, not of {intrinsic.name}", task, use)
     words = next((facts[key] for key in (intrinsic.convention[0], "convention") if facts.get(key)), "")
-    if intrinsic.kind == "depth":
-        coding = facts.get("depth_coding", "linear")
-        if coding != use.coding:
-            _refuse(where, "coding", f"these labels have {coding} depth, not {use.coding}", coding, use)
-        if "near = black" in words:
-            _refuse(where, "polarity", "depth with near = black, not white", "near = black", use)
-        if "disparity" in words and use.align == "depth":
-            _refuse(where, "align", "affine in disparity, not in depth", "disparity", use)
-        if "disparity" in words and use.align is None:
-            return [f"{where}: labels of disparity, so predictions will be too: evaluate.py --align disparity"]
-    stated = {"normals": _frame, "colour": _space}.get(intrinsic.kind, lambda words: None)(words)
-    name, wanted = {"normals": ("frame", use.frame), "colour": ("space", use.space)}.get(intrinsic.kind, ("", ""))
-    if stated is not None and FRAMES.get(stated, stated) != FRAMES.get(wanted, wanted):
-        _refuse(where, name, f"{intrinsic.name} in {stated}, not {wanted}", stated, use)
-    if words and stated is None and intrinsic.kind != "depth":
-        return [f"{where}: the {name} {words!r} is not known here; the maps are taken for {wanted}"]
-    return []
+    try:
+        return intrinsic.map_kind.check_record(words, facts, use, where)
+    except Contradiction as error:
+        _refuse(where, error.name, str(error), error.stated, use)
+        raise
 
 
 def header_of(folder: Path) -> tuple[Path, dict[str, str]] | None:
@@ -146,19 +133,6 @@ def _check_provenance(path: Path, use: Use) -> list[str]:
 
 def _refuse(where: Path | str, name: str, what: str, stated: str, use: Use) -> None:
     raise InputError(f"{where}: {what}: {use.cures[name].format(stated)}")
-
-
-def _frame(words: str) -> str | None:
-    """The frame that a convention names."""
-    names = "|".join(sorted(map(re.escape, FRAMES), key=len, reverse=True))
-    found = re.search(rf"\b({names})\b", words)
-    return found[1] if found else None
-
-
-def _space(words: str) -> str | None:
-    """srgb or linear, as a convention has it."""
-    words = words.lower()
-    return "srgb" if "srgb-coded" in words else "linear" if "linear" in words else None
 
 
 def record_above(folder: Path) -> dict:

@@ -1,6 +1,6 @@
 """Colours of other spaces to sRGB: primaries and transfer functions by their code points in ITU-T H.273.
 
-The codes are those of films and of PNG's cICP chunk. ICC profiles are converted by LittleCMS, in `utils.maps.rgb`.
+The codes are those of films and of PNG's cICP chunk. ICC profiles are converted by LittleCMS, in `utils.image_io.rgb`.
 """
 
 from __future__ import annotations
@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-
-from utils.maps.conventions import to_linear, to_srgb
 
 Transfer = Callable[[np.ndarray], np.ndarray]
 Chromaticities = tuple[float, float, float, float, float, float, float, float]  # xy of white, red, green, blue
@@ -56,6 +54,25 @@ TRANSFERS: dict[int, Transfer | None] = {  # None: taken for sRGB's, as players 
     18: _hlg,
 }  # fmt: skip
 HDR = {16: "PQ", 18: "HLG"}
+
+
+def to_linear(srgb: np.ndarray) -> np.ndarray:
+    """sRGB to linear light, IEC 61966-2-1; any shape, nominal range [0, 1], odd around 0."""
+    size = np.abs(srgb)
+    return np.sign(srgb) * np.where(size <= 0.04045, size / 12.92, ((size + 0.055) / 1.055) ** 2.4)
+
+
+def to_srgb(linear: np.ndarray) -> np.ndarray:
+    """Linear light to sRGB, the inverse of `to_linear`."""
+    size = np.abs(linear)
+    return np.sign(linear) * np.where(size <= 0.0031308, size * 12.92, 1.055 * size ** (1 / 2.4) - 0.055)
+
+
+def convert_space(image: np.ndarray, source: str, target: str) -> np.ndarray:
+    """`image` from colour space `source` to `target`, each srgb or linear."""
+    if source == target:
+        return image
+    return to_linear(image) if target == "linear" else to_srgb(image)
 
 
 def to_srgb8(pixels: np.ndarray, transfer: Transfer | None, primaries: Chromaticities | None) -> np.ndarray:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from utils.maps.opening import open_image
-from utils.maps.rgb import ORIENTATION, png_chunks, read_label, upright_rgb
+from utils.image_io.opening import open_image
+from utils.image_io.rgb import ORIENTATION, png_chunks, read_label, upright_rgb
 
 if TYPE_CHECKING:
     import torch
@@ -21,7 +21,7 @@ ORIENTED = {b"eXIf", b"iTXt", b"tEXt", b"zTXt"}  # the chunks of a PNG in which 
 
 
 def read_rgb(path: str | Path) -> Image.Image:
-    """Read any image file as upright 8-bit sRGB (`utils.maps.rgb.upright_rgb`). InputError names an unreadable one."""
+    """Read any image file as upright 8-bit sRGB (see `upright_rgb`). InputError names an unreadable one."""
     return upright_rgb(path)
 
 

@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
 from utils.errors import InputError, note, warn
-from utils.maps.colour_space import ADOBE_RGB, HDR, PRIMARIES, SRGB, TRANSFERS, Chromaticities, Transfer, to_srgb8
-from utils.maps.opening import once, open_image
+from utils.image_io.colour_space import ADOBE_RGB, HDR, PRIMARIES, SRGB, TRANSFERS, Chromaticities, Transfer, to_srgb8
+from utils.image_io.opening import once, open_image
 
 if TYPE_CHECKING:
     import torch
