@@ -24,9 +24,8 @@ from utils.errors import InputError, run
 from utils.generators.predict import TokenPredictor
 from utils.image_io.panels import sheet, strip, to_uint8
 from utils.inference import Predictor
-from utils.inference.ensemble import uncertainty_picture
 from utils.inference.job import Job, describe
-from utils.inference.prediction import Prediction
+from utils.inference.prediction import Prediction, uncertainty_picture
 from utils.inference.run import Network
 from utils.intrinsics import NORMAL
 from utils.kinds.normals import angular_error

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from utils.inference.ensemble import uncertainty_picture
+from utils.inference.prediction import uncertainty_picture
 from utils.intrinsics import DEPTH, INTRINSICS, NORMAL
 from utils.kinds.alignment import align_members
 

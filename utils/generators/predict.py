@@ -9,9 +9,8 @@ from utils.generators.ar_files import load_autoregressive
 from utils.generators.ar_objective import TokenPrediction
 from utils.image_io.images import Crop
 from utils.inference.engine import Prepared
-from utils.inference.ensemble import merge_batches
 from utils.inference.job import Job
-from utils.inference.prediction import Prediction
+from utils.inference.prediction import Prediction, merge_batches
 from utils.intrinsics import Intrinsic
 from utils.kinds.alignment import linear_map
 from utils.lora import load_attn_procs

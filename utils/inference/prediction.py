@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from utils.errors import InputError
@@ -82,3 +83,16 @@ def check_conventions(
     found = intrinsic.map_kind.value_findings(triples)
     fix = "the truth has another convention than this function takes, or the labels of the LoRA's training had one"
     return [one.text(f"the predicted {intrinsic.name} maps", fix) for one in found]
+
+
+def merge_batches(members: Sequence[Tensor], intrinsic: Intrinsic) -> tuple[Sequence[Tensor], Sequence[Tensor | None]]:
+    """Predictions (B,3,H,W) of the same images, one per member -> maps, uncertainties; None each of one member."""
+    if len(members) == 1:
+        return list(members[0]), [None] * len(members[0])
+    merged = [intrinsic.map_kind.merge(torch.stack(each)) for each in zip(*members, strict=True)]
+    return [one for one, _ in merged], [uncertainty for _, uncertainty in merged]
+
+
+def uncertainty_picture(uncertainty: Tensor, intrinsic: Intrinsic) -> np.ndarray:
+    """Uncertainty (H,W) -> uint8 (H,W): black = none, white = 45 degrees, or 0.5 of other units, or more."""
+    return (uncertainty / intrinsic.map_kind.uncertain).clamp(0, 1).mul(255).round().byte().numpy()

@@ -2,16 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import overload
 
 import torch
 from torch import Tensor, nn
 
 from utils.errors import InputError, note
-from utils.image_io.rgb import AnyImage, upright_rgb
 from utils.inference.engine import Adapter, Engine
 from utils.inference.job import Job, describe
-from utils.inference.prediction import Prediction
 from utils.inference.view import View
 from utils.lora import fuse_lora, load_attn_procs
 from utils.lora.layers import layers_of, lora_targets
@@ -88,26 +85,6 @@ class Predictor(Engine):
         own = {name: loaded.unet.get_submodule(name).weight.data for name in touched}
         sizes = {"batch_size": batch_size, "ensemble_size": ensemble_size, "seed": seed}
         super().__init__(loaded.vae, loaded.unet, adapters, View(**view), own=own, **sizes)
-
-    @overload
-    def __call__(self, images: AnyImage, names: Sequence[str] | None = None) -> dict[str, Prediction]: ...
-
-    @overload
-    def __call__(
-        self, images: list[AnyImage] | tuple[AnyImage, ...], names: Sequence[str] | None = None
-    ) -> list[dict[str, Prediction]]: ...
-
-    def __call__(self, images, names=None):
-        """Maps by name of the intrinsic; of a list of images, a list.
-
-        images: a file's path, a PIL image, an array or a tensor, as `upright_rgb` takes them. names: what AugUNet's
-        noise depends on besides the seed; default: the files' names, else empty.
-        """
-        if not isinstance(images, (list, tuple)):
-            return self([images], names)[0]
-        if names is None:
-            names = [Path(image).name if isinstance(image, (str, Path)) else "" for image in images]
-        return self.predict([self.prepare(upright_rgb(image)) for image in images], names)
 
 
 def pick_device(wanted: str | torch.device | None) -> torch.device:

@@ -4,14 +4,20 @@ Each window is encoded, predicted and decoded by itself, so that memory is one w
 maps, not the latents: what has to agree are values, namely depth's scale and shift, and the length of normals.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
+from tqdm.auto import tqdm
 
+from utils.inference.canvas import Canvas, up
 from utils.intrinsics import Intrinsic
 
+Maps = dict[str, Tensor]  # name of the intrinsic -> map (B,3,H,W)
+Noise = Callable[[int, int], Tensor]  # height and width of latents -> standard normal (B,4,h,w)
 Window = tuple[slice, slice]  # rows, columns; where the image repeats, they may end beyond it
 
 
@@ -85,6 +91,70 @@ class Mosaic:
 def enlarged(values: Tensor, shape: tuple[int, int]) -> Tensor:
     """A low-resolution depth (3,h,w) -> (1,*shape)."""
     return interpolate(values.mean(0)[None, None], size=shape, mode="bilinear", antialias=True)[0]
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Windows of `tile` pixels, None: of the image's size, that overlap by `overlap`, None: a quarter of a window.
+
+    wrap: the image repeats. factor: pixels per latent. multiple: of sides that the network takes. trained_at: side of
+    the LoRA's training images. batch_size: windows at the same time.
+    """
+
+    tile: int | None
+    overlap: int | None
+    wrap: bool
+    factor: int
+    multiple: int
+    trained_at: int
+    batch_size: int
+
+    @property
+    def least_overlap(self) -> int:
+        return (self.tile or self.trained_at) // 4 if self.overlap is None else self.overlap
+
+    def window(self, side: int) -> int:
+        """The length of a window on an image's side; the side's own where one window without wrapping covers it."""
+        if not self.wrap:
+            return min(side, self.tile or side)
+        return min(self.tile or 2 * side, side + min(up(max(self.least_overlap, 1), self.multiple), side))
+
+    def predict(
+        self, run: Callable[..., Maps], rgb: Tensor, eps: Tensor | None, noise: Noise, adapters: Sequence[Any]
+    ) -> Maps:
+        """rgb (1,3,H,W), eps (1,4,h,w) -> maps (1,3,H,W) by `run(rgb, eps, adapters)`, window by window, merged."""
+        shape = (rgb.shape[-2], rgb.shape[-1])
+        size = (self.window(shape[0]), self.window(shape[1]))
+        if size == shape:
+            return run(rgb, eps, adapters)
+        overlap = min(self.least_overlap, *(side // 2 for side in size))
+        places = list(windows(shape, size, overlap, self.factor, self.wrap))
+        mosaics = {one.intrinsic.name: Mosaic(shape, size, overlap, one.intrinsic) for one in adapters}
+        references = self.references(run, rgb, noise, adapters) if len(places) > 1 else {}
+        for first in tqdm(range(0, len(places), self.batch_size), desc="tiles", leave=False, delay=3):
+            chunk = places[first : first + self.batch_size]
+            pixels = torch.stack([cut(rgb[0], place) for place in chunk])
+            noises = None if eps is None else torch.stack([cut(eps[0], self.in_latents(place)) for place in chunk])
+            for name, maps in run(pixels, noises, adapters).items():
+                for place, one in zip(chunk, maps, strict=True):
+                    reference = cut(references[name], place) if name in references else None
+                    mosaics[name].add(one, place, reference)
+        return {name: mosaic.merged()[None] for name, mosaic in mosaics.items()}
+
+    def in_latents(self, window: Window) -> Window:
+        rows, columns = (slice(part.start // self.factor, part.stop // self.factor) for part in window)
+        return rows, columns
+
+    def references(self, run: Callable[..., Maps], rgb: Tensor, noise: Noise, adapters: Sequence[Any]) -> Maps:
+        """Depth of the whole image at the training's resolution, (1,H,W), which the tiles' depths are brought to."""
+        adapters = [adapter for adapter in adapters if adapter.intrinsic.map_kind.reference]
+        if not adapters:
+            return {}
+        shape = (rgb.shape[-2], rgb.shape[-1])
+        low = Canvas.of(shape, min(self.trained_at, *shape), self.multiple, wrap=True).inner
+        small = interpolate(rgb, size=low, mode="bilinear", antialias=True)
+        eps = noise(*(side // self.factor for side in low))
+        return {name: enlarged(maps[0], shape) for name, maps in run(small, eps, adapters).items()}
 
 
 def _pieces(part: slice, side: int) -> Iterator[tuple[slice, slice]]:

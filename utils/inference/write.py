@@ -9,9 +9,8 @@ from PIL import Image
 from utils import __version__
 from utils.image_io import geometry
 from utils.image_io.files import SIXTEEN, png16, to_16_bits, write_exr
-from utils.inference.ensemble import uncertainty_picture
 from utils.inference.output import FOV, Output
-from utils.inference.prediction import Prediction
+from utils.inference.prediction import Prediction, uncertainty_picture
 from utils.kinds.base import PROGRAM
 from utils.system.atomic import make_folder, save, save_bytes, save_npy, save_png
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from utils.intrinsics import DEPTH_CODINGS
+from utils.kinds.base import median, valid_values
 from utils.kinds.evidence import (
     AGREE,
     SPREAD,
@@ -281,23 +282,3 @@ def _ranks(values: np.ndarray) -> np.ndarray:
 def _range(values: np.ndarray) -> float:
     """1 for values in [0,1], 255 for those of 8 bits."""
     return 255.0 if values.size and values.max() > 2 else 1.0
-
-
-def valid_values(pred, gt, valid) -> tuple[np.ndarray, np.ndarray]:
-    """Values of both where valid, float64; ValueError on misfits, an empty mask, or NaN or inf inside the mask."""
-    pred, gt, valid = np.asarray(pred, np.float64), np.asarray(gt, np.float64), np.asarray(valid, bool)
-    if pred.shape != gt.shape or valid.shape != gt.shape[: valid.ndim] or gt.ndim - valid.ndim > 1:
-        raise ValueError(f"shapes do not fit: prediction {pred.shape}, ground truth {gt.shape}, mask {valid.shape}")
-    pred, gt = pred[valid], gt[valid]
-    if gt.size == 0:
-        raise ValueError("no valid pixel: the mask is empty")
-    for name, values in (("prediction", pred), ("ground truth", gt)):
-        if not np.isfinite(values).all():
-            raise ValueError(f"{name} is not finite on {np.count_nonzero(~np.isfinite(values))} valid values")
-    return pred, gt
-
-
-def median(members: Tensor) -> Tensor:
-    """Over the first axis; of an even number the mean of the middle two (torch.median would take the lower)."""
-    ordered, n = members.sort(0)[0], len(members)
-    return (ordered[(n - 1) // 2] + ordered[n // 2]) / 2

@@ -21,7 +21,6 @@ import numpy as np
 from utils.errors import InputError
 from utils.image_io.files import Raw, read_mask_named, read_npy, read_raw
 from utils.image_io.panels import black, grey, to_byte, to_uint8
-from utils.kinds.alignment import median
 from utils.kinds.evidence import Evidence, Finding
 
 if TYPE_CHECKING:
@@ -535,3 +534,23 @@ def require_values(bad: np.ndarray, what: str, codes: str = "") -> None:
     """NoValueError where any of the scored values is bad."""
     if bad.any():
         raise NoValueError(f"{what} on {np.count_nonzero(bad)} of {bad.size} scored values{codes}")
+
+
+def valid_values(pred, gt, valid) -> tuple[np.ndarray, np.ndarray]:
+    """Values of both where valid, float64; ValueError on misfits, an empty mask, or NaN or inf inside the mask."""
+    pred, gt, valid = np.asarray(pred, np.float64), np.asarray(gt, np.float64), np.asarray(valid, bool)
+    if pred.shape != gt.shape or valid.shape != gt.shape[: valid.ndim] or gt.ndim - valid.ndim > 1:
+        raise ValueError(f"shapes do not fit: prediction {pred.shape}, ground truth {gt.shape}, mask {valid.shape}")
+    pred, gt = pred[valid], gt[valid]
+    if gt.size == 0:
+        raise ValueError("no valid pixel: the mask is empty")
+    for name, values in (("prediction", pred), ("ground truth", gt)):
+        if not np.isfinite(values).all():
+            raise ValueError(f"{name} is not finite on {np.count_nonzero(~np.isfinite(values))} valid values")
+    return pred, gt
+
+
+def median(members: Tensor) -> Tensor:
+    """Over the first axis; of an even number the mean of the middle two (torch.median would take the lower)."""
+    ordered, n = members.sort(0)[0], len(members)
+    return (ordered[(n - 1) // 2] + ordered[n // 2]) / 2

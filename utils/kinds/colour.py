@@ -15,8 +15,7 @@ import numpy as np
 from utils.errors import InputError
 from utils.image_io.colour_space import convert_space, to_linear, to_srgb
 from utils.image_io.files import Raw, read_npy
-from utils.kinds.alignment import valid_values
-from utils.kinds.base import Contradiction, MapKind, Rules, every_channel, finite_rule
+from utils.kinds.base import Contradiction, MapKind, Rules, every_channel, finite_rule, valid_values
 from utils.kinds.evidence import Evidence, Finding, best_finding, odd_finding, sample
 
 if TYPE_CHECKING:

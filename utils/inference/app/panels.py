@@ -7,8 +7,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from utils.image_io.panels import data_uri, small, to_byte
-from utils.inference.ensemble import uncertainty_picture
-from utils.inference.prediction import Prediction
+from utils.inference.prediction import Prediction, uncertainty_picture
 from utils.intrinsics import ALBEDO
 from utils.kinds.axes import to_frame
 
