@@ -94,7 +94,7 @@ def main(argv: list[str] | None = None) -> None:
     pictures = find_pictures(args.input_dir, args.output_dir, args.splits.split(","), args.scene_types.split(","))
     start_missing()
 
-    from utils.labels.loop import label_all
+    from utils.labels.run import label_all
 
     state = join(args.device)
     described = {"task": args.task, "seed": args.seed, "steps": args.steps, "ensemble_size": args.ensemble_size}

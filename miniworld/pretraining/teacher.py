@@ -19,7 +19,7 @@ from miniworld.pretraining.stage import Stage
 from miniworld.pretraining.vae import save_sheet, to_tensor
 from miniworld.render.diode_tree import TASKS, encode_labels
 from miniworld.scenes import render
-from utils.labels.supervised import ABOUT, CHANNELS, MAPS, predict_maps
+from utils.labels.teachers import ABOUT, CHANNELS, MAPS, predict_maps
 
 PATCH, NAME, CHUNK = 2, "teacher", 256
 LAYERS = ("rgb", *TASKS)
@@ -92,7 +92,7 @@ def teacher_losses(maps: Tensor, labels: dict[str, Tensor]) -> dict[str, Tensor]
 
 
 def save_teacher(folder: Path, network: UNet2DModel, size: int) -> None:
-    """Write it, in fp16, as `utils.labels.supervised` reads it."""
+    """Write it, in fp16, as `utils.labels.teachers` reads it."""
     network.half().save_pretrained(folder)
     network.float()
     (folder / ABOUT).write_text(json.dumps({"patch": PATCH, "resolution": size}, indent=2) + "\n")

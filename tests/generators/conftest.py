@@ -10,7 +10,7 @@ from transformers import GenerationConfig, JanusConfig, JanusForConditionalGener
 
 from utils.generators.gan_files import save_gan
 from utils.generators.stylegan2 import StyleGAN2
-from utils.labels.supervised import ABOUT, MAPS
+from utils.labels.teachers import ABOUT, MAPS
 
 BLOCKS = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
 

@@ -18,7 +18,7 @@ from utils.labels.encoding import encode
 from utils.noise import generators
 
 FAR = 4.0  # relative depth, for scores: nearest 1, farthest 4
-Label = Callable[[Image.Image], np.ndarray]  # an RGB picture -> values as `utils.labels.teacher.Teacher` gives them
+Label = Callable[[Image.Image], np.ndarray]  # an RGB picture -> values as `utils.labels.teachers.Teacher` gives them
 
 
 class Generated(Dataset):

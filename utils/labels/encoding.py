@@ -29,7 +29,7 @@ EMPTY = 3.0  # octaves (a factor of 8) without depths between a scene and a nois
 def encode(
     quantity: str, values: np.ndarray, measured: np.ndarray | None = None, depth_coding: str = "linear"
 ) -> np.ndarray:
-    """Values as `utils.labels.teacher.Teacher` gives them -> the 8-bit label (H,W,3), rounded.
+    """Values as `utils.labels.teachers.Teacher` gives them -> the 8-bit label (H,W,3), rounded.
 
     normal: 255 (n/2 + 0.5). depth: (far - d) / (far - near), disparity: (d - far) / (near - far), clipped, with near
     and far its 2nd and 98th percentile, of the `measured` pixels, bool (H,W), if given, else of `scene_pixels`; both
