@@ -1,4 +1,4 @@
-"""What all data sets of intrinsic maps have in common: how files become items for training and validation."""
+"""The base of all data sets of intrinsic maps: files become items for training and validation."""
 
 import hashlib
 from collections import Counter
@@ -17,22 +17,22 @@ from utils.intrinsics import Intrinsic
 from utils.kinds.base import Known, Score, against_label, label_as_truth, score_of, shares
 
 LOOKED_AT = 16  # labels, for the share of unknown pixels
-PROBES = 8  # pictures and labels whose content goes into a fingerprint
+PROBES = 8  # images and labels whose content goes into a fingerprint
 
 
 class Maps(Dataset):
-    """Pictures, labels and ground truth by name; a subclass says which files they are and how truth is read.
+    """Images, labels and ground truth by name; a subclass says which files they are and how truth is read.
 
     Item `index`, or `(index, epoch)` where a new random crop is wanted each epoch, is a dict with
-        rgb, target  float32 (3,R,R) in [-1,1]: the picture and its pseudo label
+        rgb, target  float32 (3,R,R) in [-1,1]: the image and its pseudo label
         gt           float32 (C,R,R), measured values in the subclass's unit, arbitrary where not valid
         valid        bool (1,R,R), where gt is measured
         stem         str, the sample's name
         mask         bool (1,R,R), only where `masked`: the pixels that count in the loss
 
-    R,R is the picture's own shape, `shapes[index]`, where it is not cropped (whole).
+    R,R is the image's own shape, `shapes[index]`, where it is not cropped (whole).
 
-    Where `measured` is False there is no truth at all, and the label stands in for it (`label_as_truth`).
+    Where `measured` is False nothing is measured, and the label is used as truth (`label_as_truth`).
     """
 
     def __init__(
@@ -64,23 +64,23 @@ class Maps(Dataset):
         raise NotImplementedError
 
     def mask_paths(self, stem: str) -> list[Path]:
-        """The files that say which of a sample's pixels are valid."""
+        """The files that mark which of a sample's pixels are valid."""
         raise NotImplementedError
 
     @property
     def measured(self) -> bool:
-        """Whether gt is the truth, not the label."""
+        """True where gt is measured, False where it is the label."""
         return True
 
     @property
     def score(self) -> Score:
-        """What a prediction scores here: against ground truth, or, where nothing is measured, against the label."""
+        """The score of a prediction: against ground truth or, where nothing is measured, against the label."""
         score = score_of(self.intrinsic)
         return score if self.measured else against_label(score)
 
     @property
     def reference(self) -> str:
-        """What validation compares with, for the checkpoint's metadata."""
+        """The reference of the validation, for the checkpoint's metadata."""
         return "ground truth" if self.measured else "pseudo label"
 
     def __len__(self) -> int:
@@ -95,15 +95,15 @@ class Maps(Dataset):
 
     @cached_property
     def shapes(self) -> list[tuple[int, int]]:
-        """Height and width of every item; of whole pictures from the files' headers."""
+        """Height and width of every item; of whole images from the files' headers."""
         if not self.whole:
             return [(self.resolution, self.resolution)] * len(self)
         return [whole_size(*size_of(self.rgb_path(stem)), self.resolution) for stem in self.stems]
 
     @property
     def fingerprint(self) -> str:
-        """Which samples this is, in which order, how they are cropped, and what 8 of their pictures, labels and masks
-        hold (other labels go by the same names); not where they lie on disk.
+        """A digest of the samples, their order, how they are cropped, and the content of 8 of their images, labels and
+        masks (other labels have the same names). Where they are on disk does not matter.
         """
         crop = "none" if self.whole else str(self.center_crop)
         digest = hashlib.sha256("\n".join([*self.stems, crop]).encode(errors="surrogateescape"))
@@ -146,11 +146,11 @@ class Maps(Dataset):
             return valid
         if (mask.shape[1], mask.shape[0]) != size:
             path, found = self.mask_paths(stem)[0], f"{mask.shape[1]}x{mask.shape[0]}"
-            raise InputError(f"{path}: a {found} mask beside a {size[0]}x{size[1]} picture")
+            raise InputError(f"{path}: a {found} mask next to a {size[0]}x{size[1]} image")
         return torch.from_numpy(crop.array(mask))[None]
 
     def _truth(self, stem: str, size: tuple[int, int], crop: Crop) -> tuple[Tensor, Tensor]:
-        """gt float32 (C,R,R) and valid (1,R,R) of a picture of `size` (width, height)."""
+        """gt float32 (C,R,R) and valid (1,R,R) of an image of `size` (width, height)."""
         found = self.ground_truth(stem)
         if found is None:
             blank = torch.zeros(self.intrinsic.map_kind.truth_channels, *crop.window)
@@ -158,8 +158,8 @@ class Maps(Dataset):
         gt, valid = found
         if (gt.shape[1], gt.shape[0]) != size:
             raise InputError(
-                f"{self.truth_name(stem)}: {gt.shape[1]}x{gt.shape[0]} ground truth beside a {size[0]}x{size[1]} "
-                "picture"
+                f"{self.truth_name(stem)}: {gt.shape[1]}x{gt.shape[0]} ground truth next to a {size[0]}x{size[1]} "
+                "image"
             )
         values = torch.from_numpy(crop.array(gt).astype(np.float32)).permute(2, 0, 1).contiguous()
         return values, torch.from_numpy(crop.array(valid))[None]
@@ -169,12 +169,12 @@ class Maps(Dataset):
         raise NotImplementedError
 
     def _check_frame(self, path: Path, label: tuple[int, int], rgb: tuple[int, int]) -> None:
-        """A label shows the whole picture, or, being square (as Omnidata's are), the picture's centre square."""
+        """A label shows the whole image or, if it is square (as Omnidata's are), the image's centre square."""
         if same_aspect(label, rgb) or (label[0] == label[1] and self.center_crop and not self.whole):
             return
         flags = "--crop square and --center_crop" if self.whole else "--center_crop"
-        cure = f"labels of centre squares need {flags}" if label[0] == label[1] else "make the label anew"
-        raise InputError(f"{path}: a {label[0]}x{label[1]} label does not cover a {rgb[0]}x{rgb[1]} picture; {cure}")
+        cure = f"labels of centre squares need {flags}" if label[0] == label[1] else "make the label again"
+        raise InputError(f"{path}: a {label[0]}x{label[1]} label does not cover a {rgb[0]}x{rgb[1]} image; {cure}")
 
 
 def label_known(intrinsic: Intrinsic, label: Image.Image) -> Known:

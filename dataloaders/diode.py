@@ -6,8 +6,8 @@
     <root>/<any folder>/<same tree>/<stem>_<intrinsic>.npy              linear albedo, shading, ... DIODE has none
     <pseudo_root>/<same tree>/<stem>.png                                8-bit labels, the training target
 
-Ground truth is never a target: it is read along for validation. DIODE measures neither albedo nor shading: where no
-folder of measured values is given, the label stands in for them, and every score says so.
+Ground truth is never a target: it is read for validation only. DIODE measures no albedo and no shading: where no
+folder of measured values is given, the label takes their place, and the names of the scores show it.
 """
 
 import os
@@ -29,7 +29,7 @@ class Diode(Maps):
     Items are those of `Maps`, named <split>/<scene type>/<scene>/<scan>/<stem>. gt: `MapKind.read_diode`.
 
     Args:
-        root: the folder that holds the ground truth: DIODE's `normals/` or `depths/`, or one of the same tree beside
+        root: the folder that holds the ground truth: DIODE's `normals/` or `depths/`, or one of the same tree next to
             `depths/` or one deeper. For a colour also `depths/` itself: then nothing is measured (`measured`).
         pseudo_root: root of the labels' tree.
         split: "train" or "val".
@@ -40,7 +40,7 @@ class Diode(Maps):
         list_from: "meta" (diode_meta.json) or "disk" (every RGB file).
         skip_missing: leave out samples without label or ground truth instead of failing.
         masked: items have a mask: where there is truth or, if nothing is measured, `<stem>_depth_mask.npy`.
-        whole: pictures are not cropped; `resolution` is their short side.
+        whole: images are not cropped; `resolution` is their short side.
 
     Raises:
         InputError: nothing to read, or samples lack label or ground truth (count and three names in the message).
@@ -89,7 +89,7 @@ class Diode(Maps):
         return self.intrinsic.map_kind.read_diode(self.root / f"{stem}{self.intrinsic.suffix}")
 
     def mask(self, stem: str) -> np.ndarray | None:
-        """DIODE's own mask, where a colour is not measured: the sky has none, nor has glass."""
+        """DIODE's own mask, where a colour is not measured: sky and glass are outside it."""
         return None if self.measured else read_diode_mask(self.mask_paths(stem)[0])
 
     def mask_paths(self, stem: str) -> list[Path]:
@@ -120,9 +120,7 @@ class Diode(Maps):
             inside = [name for name in (self.intrinsic.truth_folder, "depths") if os.path.isdir(self.root / name)]
             raise InputError(f"--train_data_dir={self.root}: this is DIODE's root; pass {self.root / inside[0]}")
         if not os.path.isdir(self.rgb_root):
-            raise InputError(
-                f"{self.rgb_root}: no such folder; DIODE's pictures are read from depths/ beside normals/"
-            )
+            raise InputError(f"{self.rgb_root}: no such folder; DIODE's images are read from depths/ next to normals/")
         on_disk = [
             f"{path}/{name[:-4]}"
             for scene_type in scene_types
@@ -140,13 +138,13 @@ class Diode(Maps):
         extra = len(set(on_disk) - set(listed))
         if extra:
             self.notes.append(
-                f"{split}: {extra} pictures on disk are not in diode_meta.json ({len(listed)} are); "
+                f"{split}: {extra} images on disk are not in diode_meta.json ({len(listed)} are); "
                 "--list_from disk uses them too"
             )
         return sorted(listed)
 
     def _check(self, stems: list[str]) -> list[str]:
-        """Every sample must have its picture, label and ground truth; one directory listing per scan tells."""
+        """Every sample must have its image, label and ground truth; each scan is listed once."""
         missing: dict[str, list[str]] = {}
         for root, suffix in self._needed():
             seen: dict[str, set[str]] = {}
@@ -198,7 +196,7 @@ class Diode(Maps):
         return needed + ([(self.rgb_root, "_depth_mask.npy")] if self.masked and not self.measured else [])
 
     def _no_file(self, pattern: str, stems: list[str]) -> str:
-        cure = "is --pseudo_root the folder that holds train/ and val/?"
+        cure = "is --pseudo_root the folder that contains train/ and val/?"
         if pattern.endswith("_depth_mask.npy") and self.masked:
             cure = "--masked_loss has neither masks nor ground truth; leave it out"
         if pattern.endswith(self.intrinsic.suffix):

@@ -230,12 +230,12 @@ def bomb(width: int, height: int) -> bytes:
 
 
 HOSTILE = {
-    "a decompression bomb": ("photo.png", bomb(30000, 30000), "photo.png: not a readable picture (Image size"),
+    "a decompression bomb": ("photo.png", bomb(30000, 30000), "photo.png: not a readable image (Image size"),
     "one that Pillow would only warn of": ("a.png", bomb(10000, 10000), "a.png: 10000x10000 pixels, more than"),
     "more pixels than we take": ("a.png", bomb(5000, 5000), "a.png: 5000x5000 pixels, more than 16,000,000; scale it"),
-    "text": ("text.png", b"hello", "text.png: not a readable picture (cannot identify image file"),
-    "a way out of the folder": ("../../../evil.png", b"hello", "evil.png: not a readable picture"),
-    "markup": ("<img src=x onerror=alert(1)>.png", b"hello", "img src=x onerror=alert(1).png: not a readable picture"),
+    "text": ("text.png", b"hello", "text.png: not a readable image (cannot identify image file"),
+    "a way out of the folder": ("../../../evil.png", b"hello", "evil.png: not a readable image"),
+    "markup": ("<img src=x onerror=alert(1)>.png", b"hello", "img src=x onerror=alert(1).png: not a readable image"),
 }
 
 

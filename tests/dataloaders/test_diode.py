@@ -157,7 +157,7 @@ def test_pictures_that_meta_does_not_list(tree):
     scan.clear()
     (tree / "diode_meta.json").write_text(json.dumps(meta))
     listed = normals(tree, "val")
-    assert len(listed) == 10 - dropped and f"{dropped} pictures on disk" in listed.notes[-1]
+    assert len(listed) == 10 - dropped and f"{dropped} images on disk" in listed.notes[-1]
     assert len(normals(tree, "val", list_from="disk")) == 10
 
 

@@ -93,7 +93,7 @@ def test_unreadable_images_are_named_and_the_rest_is_shown(photographs, tmp_path
     (photographs / "bad.png").write_bytes(b"no image")
     assert run(photographs, "--lora", SHIPPED / "albedo", "--output_dir", tmp_path / "out") == 1
     said = capsys.readouterr()
-    assert "bad.png: not a readable picture" in said.err and "2 of 3 images predicted" in said.out
+    assert "bad.png: not a readable image" in said.err and "2 of 3 images predicted" in said.out
     assert "bad.png" not in (tmp_path / "out/index.html").read_text()
 
 

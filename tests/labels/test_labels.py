@@ -148,5 +148,5 @@ def test_labels_of_two_makings_are_not_mixed(tmp_path):
     assert json.loads((tmp_path / "provenance.json").read_text())["teacher"]["name"] == "b"
     write_label(tmp_path / "other" / "x.y", np.zeros((2, 2, 3), np.uint8), np.ones((2, 2)))
     assert sorted(path.name for path in (tmp_path / "other").iterdir()) == ["x.y.npy", "x.y.png"]
-    with pytest.raises(InputError, match="of unknown making"):
+    with pytest.raises(InputError, match="of unknown origin"):
         record(tmp_path / "other", described, False)

@@ -259,7 +259,7 @@ def test_diode_without_masks_is_refused(diode, tmp_path):
 
 def test_a_mask_of_another_size_is_refused(diode, tmp_path):
     root = half_masked(diode, tmp_path / "own", np.ones((96, 72), np.uint8))
-    with pytest.raises(InputError, match=r"masks/\d.npy: a 72x96 mask beside a 96x72 picture"):
+    with pytest.raises(InputError, match=r"masks/\d.npy: a 72x96 mask next to a 96x72 image"):
         open_folder(folder_samples(root), NORMAL, 0.2, 0, resolution=32, masked=True)
 
 

@@ -89,7 +89,7 @@ def test_the_header_tells_the_size_upright(tmp_path, monkeypatch):
         patch.setattr(PngImagePlugin.PngImageFile, "load", None)
         assert size_of(tmp_path / "plain.png") == (40, 30)
     (tmp_path / "no.png").write_bytes(b"no picture")
-    with pytest.raises(InputError, match=r"no.png: not a readable picture"):
+    with pytest.raises(InputError, match=r"no.png: not a readable image"):
         size_of(tmp_path / "no.png")
 
 

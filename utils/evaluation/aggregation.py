@@ -13,7 +13,7 @@ from utils.kinds.normals import BINS_PER_DEGREE, angle_bins
 
 
 class ImageScore(NamedTuple):
-    """What is kept of one image. errors: how many pixels fall in each bin of the task's error axis."""
+    """The score of one image. errors: how many pixels fall in each bin of the task's error axis."""
 
     name: str
     scene_type: str | None
@@ -26,7 +26,7 @@ class ImageScore(NamedTuple):
     truth_evidence: Evidence | None = None  # what the truth's own values show
     distorted: bool = False  # the prediction had other proportions than the truth
     unknown: Mapping[str, int] = MappingProxyType({})  # reason -> pixels of the truth's file without a value
-    truth_pixels: int = 0  # of that file, 0 where there is none
+    truth_pixels: int = 0  # of that file, 0 without one
     median_depth: float | None = None  # metres, of the valid pixels
 
 
@@ -170,6 +170,6 @@ def make_rows(
 
 
 def total_errors(scores: Sequence[ImageScore]) -> np.ndarray | None:
-    """Histogram of errors over all pixels of all images, int64; None if there are no pixel errors."""
+    """Histogram of errors over all pixels of all images, int64; None without pixel errors."""
     errors = [s.errors for s in scores if s.errors is not None]
     return np.array(errors).sum(axis=0, dtype=np.int64) if len(errors) == len(scores) else None

@@ -63,7 +63,7 @@ def parse_args(description: str, argv: list[str] | None = None) -> argparse.Name
     add("--erode", type=int, help="second row with masks shrunk by that many pixels (default: 5 for diode, else 0)")
     add("--diode_set", choices=("disk", "meta"), help="DIODE: all files found (default), or those in diode_meta.json")
     add("--bootstrap", type=int, default=1000, help="resamples of images for the intervals, 0 = none (default: 1000)")
-    add("--seed", type=int, default=0, help="of the bootstrap (default: 0)")
+    add("--seed", type=int, default=0, help="seed of the bootstrap (default: 0)")
     add("--workers", type=int, default=2, help="threads that read and score images (default: 2)")
     parser.only("seed", lambda a: a.bootstrap, "with --bootstrap 0")
     parser.only("image_dir", lambda a: a.report, "without --report")
@@ -81,7 +81,7 @@ def parse_args(description: str, argv: list[str] | None = None) -> argparse.Name
     if args.gt_dir is None and args.mask_dir is not None:
         parser.error("--mask_dir needs --gt_dir: judgements know no mask")
     if args.whdr is not None and args.center_crop:
-        parser.error("--whdr places its points in the whole picture: it cannot go with --center_crop")
+        parser.error("--whdr places its points in the whole image: it cannot go with --center_crop")
     if args.gt_depth_scale is not None and not 0 < args.gt_depth_scale < math.inf:
         parser.error("--gt_depth_scale must be a positive number of units per metre")
     if args.erode is None:

@@ -46,7 +46,7 @@ def find_maps(folder: Path, task: str, what: str, by_stem: bool = False) -> tupl
     tasks are passed over, and so is a bare `x.png` next to `x_depth.npy` when depth is not the task: that is the
     photograph. Of several files with one name the most explicit wins: `_<task>` before none, then by FORMATS.
     by_stem: names are the stems alone, without folders.
-    Raises InputError when there is no folder or no map in it.
+    Raises InputError for a missing folder, or one without maps.
     """
     if not folder.is_dir():
         raise InputError(f"{what}: no folder {folder}")
@@ -164,7 +164,7 @@ def find_pairs(args: argparse.Namespace, notes: list[str]) -> list[Pair]:
         root = diode_names.diode_root(args.gt_dir)
         listed = diode_names.listed_samples(root) if root else None
         if args.diode_set and not root:
-            raise InputError(f"--diode_set: no diode_meta.json beside the normals or depths folder {args.gt_dir}")
+            raise InputError(f"--diode_set: no diode_meta.json next to the normals or depths folder {args.gt_dir}")
         wanted = listed if args.diode_set == "meta" else None
         pairs, several, without_gt = pair_maps(
             args.task, args.pred_dir, args.gt_dir, args.mask_dir, wanted, args.by_stem

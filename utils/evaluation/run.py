@@ -85,7 +85,7 @@ def constant_prediction(pairs: list[Pair], args: argparse.Namespace, rules: Rule
 
 
 def describe_settings(args: argparse.Namespace, rules: Rules, pairs: list[Pair], scores: list) -> dict:
-    """Everything needed to say what the numbers mean."""
+    """Everything that gives the numbers their meaning."""
     masks = sum(pair.mask is not None for pair in pairs)
     inside = f"inside the mask for the {masks} of {len(pairs)} images that have one"
     rule = f"ground truth {rules.kind.known_rule}, and {inside}"
@@ -126,7 +126,7 @@ def make_rules(args: argparse.Namespace) -> Rules:
 
 
 def check_records(args: argparse.Namespace, rules: Rules) -> list[str]:
-    """Compare the records of predictions and truth with the flags; notes. InputError names the flag that cures."""
+    """Compare the records of predictions and truth with the flags; notes. InputError names the flag to pass."""
     notes = []
     for folder, role, frame, space in (
         (args.pred_dir, "pred", rules.pred_frame, rules.pred_space),

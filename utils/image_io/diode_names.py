@@ -27,7 +27,7 @@ def sample_of(gt: Path) -> str:
 
 
 def lacks_known_gap(normals: Path) -> bool:
-    """Whether a normals/ folder has no file of KNOWN_GAP, as DIODE's own has none."""
+    """True where a normals/ folder lacks all of KNOWN_GAP, as DIODE's own does."""
     return not any((normals / KNOWN_GAP).glob("*"))
 
 
@@ -40,11 +40,11 @@ def read_meta(root: Path) -> Meta:
         return meta
     except FileNotFoundError:
         raise InputError(
-            f"{path}: no such file; it belongs beside normals/ and depths/ (or use --list_from disk)"
+            f"{path}: no such file; it belongs next to normals/ and depths/ (or use --list_from disk)"
         ) from None
     except (ValueError, AttributeError, TypeError, OSError, RecursionError) as error:
         reason = " ".join(str(error).split())
-        raise InputError(f"{path}: not DIODE's list of names ({reason}); move it away to have it made anew") from None
+        raise InputError(f"{path}: not DIODE's list of names ({reason}); move it away to have it made again") from None
 
 
 def listed_samples(root: Path) -> set[str]:

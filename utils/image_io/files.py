@@ -114,7 +114,7 @@ def _read_png(path: Path) -> tuple[np.ndarray, dict[str, str]]:
         if image.format != "PNG":
             raise ValueError(f"is a {image.format} file with the name of a .png")
         with path.open("rb") as file:
-            depth, colour = file.read(26)[24:]  # of the IHDR chunk: Pillow does not tell
+            depth, colour = file.read(26)[24:]  # IHDR chunk, which Pillow does not expose
         if image.mode not in ("L", "RGB", "I;16", "I", "1"):
             advice = "save it as grey or RGB, without palette or alpha (transparent = unknown: as <stem>_mask.png)"
             raise ValueError(f"has mode {image.mode}: {advice}")
@@ -160,7 +160,7 @@ def to_16_bits(values: np.ndarray) -> np.ndarray:
 
 
 def write_exr(path: Path, values: np.ndarray, channels: Sequence[str], header: Mapping[str, str]) -> None:
-    """float32 (H,W) or (H,W,C) -> one-part OpenEXR, losslessly packed (ZIP). header: attributes beside the usual."""
+    """float32 (H,W) or (H,W,C) -> one-part OpenEXR, losslessly packed (ZIP). header: further attributes."""
     import OpenEXR  # optional: requirements-extra.txt
 
     planes = np.moveaxis(np.atleast_3d(values.astype(np.float32)), -1, 0)

@@ -26,7 +26,7 @@ def read_rgb(path: str | Path) -> Image.Image:
 
 
 def same_aspect(a: tuple[int, int], b: tuple[int, int]) -> bool:
-    """Whether two sizes have one shape, (width, height) each, up to one pixel of rounding."""
+    """True if two sizes have the same proportions, (width, height) each, up to one pixel of rounding."""
     return abs(a[0] * b[1] - a[1] * b[0]) <= max(*a, *b)
 
 
@@ -42,14 +42,14 @@ def size_of(path: str | Path) -> tuple[int, int]:
 
 
 def multiple_for(side: int) -> int:
-    """What the sides of whole pictures are multiples of: 64, which Stable Diffusion's VAE and UNet together can halve
+    """The sides of whole images are multiples of this: 64, which Stable Diffusion's VAE and UNet together can halve
     down to the UNet's last level; 8 for sides below 256, which rounding to 64 would bend too much.
     """
     return 64 if side >= 256 else 8
 
 
 def whole_size(width: int, height: int, side: int) -> tuple[int, int]:
-    """(height, width) of a whole picture whose short side becomes `side`, the long one the nearest multiple."""
+    """(height, width) of a whole image whose short side becomes `side`, the long one the nearest multiple."""
     multiple = multiple_for(side)
     long = round(side * max(width, height) / min(width, height) / multiple) * multiple
     return (long, side) if height > width else (side, long)
@@ -60,7 +60,7 @@ class Crop:
     """A resize of the short side to `side` and a square window, or none, the same for every map of one sample.
 
     `height`, `width`: after the resize; `top`, `left`: the window's corner in it; `side`: its size. All in pixels.
-    `all_of_it`: there is no window.
+    `all_of_it`: without a window.
     """
 
     height: int
@@ -88,7 +88,7 @@ class Crop:
 
     @classmethod
     def whole(cls, width: int, height: int, side: int) -> Crop:
-        """No window: the whole picture in its `whole_size`."""
+        """No window: the whole image in its `whole_size`."""
         height, width = whole_size(width, height, side)
         return cls(height, width, 0, 0, side, all_of_it=True)
 
@@ -98,7 +98,7 @@ class Crop:
         return (self.height, self.width) if self.all_of_it else (self.side, self.side)
 
     def picture(self, image: Image.Image) -> torch.Tensor:
-        """8-bit RGB picture -> float32 (3,*window) in [-1,1], resized bilinearly with antialiasing."""
+        """8-bit RGB image -> float32 (3,*window) in [-1,1], resized bilinearly with antialiasing."""
         image = image.resize((self.width, self.height), Image.Resampling.BILINEAR)
         rows, columns = self.window
         image = image.crop((self.left, self.top, self.left + columns, self.top + rows))

@@ -29,7 +29,7 @@ def once(say: Callable[[str], None], kind: str, text: str) -> None:
 
 
 def check_file(path: str | Path) -> None:
-    """A folder, a pipe (which would be waited for without end) or nothing at all is no file: InputError."""
+    """InputError unless it is a file: not a folder, nothing, or a pipe (reading which would never end)."""
     if not os.path.isfile(path):
         what = "not a file, or a link to none; replace or remove it" if os.path.lexists(path) else "no such file"
         raise InputError(f"{path}: {what}")
@@ -85,4 +85,4 @@ def check_size(path: str | Path, width: int, height: int) -> None:
 def unreadable(path: str | Path, error: Exception) -> InputError:
     """The error of a file that Pillow does not take, with Pillow's reason."""
     reason = " ".join(str(error).split()).replace(f" {str(path)!r}", "")[:200] or type(error).__name__
-    return InputError(f"{path}: not a readable picture ({reason}); replace or remove it")
+    return InputError(f"{path}: not a readable image ({reason}); replace or remove it")

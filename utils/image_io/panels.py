@@ -49,14 +49,14 @@ def grey(picture: Tensor) -> Tensor:
 
 
 def black(picture: Tensor) -> Tensor:
-    """A black picture of this one's size: what the ground-truth column shows where nothing is measured."""
+    """A black image of the same size: the ground-truth column where nothing is measured."""
     import torch
 
     return torch.full_like(picture, -1.0)
 
 
 def strip(pictures: list[Tensor]) -> Image.Image:
-    """Pictures (3,H,W) in [-1,1] side by side."""
+    """Images (3,H,W) in [-1,1] side by side."""
     return Image.fromarray(np.hstack([to_uint8(picture) for picture in pictures]))
 
 
@@ -87,7 +87,7 @@ def small(picture: Image.Image, side: int) -> Image.Image:
 
 
 def data_uri(picture: Image.Image, kind: str, **options: object) -> str:
-    """A picture as an address that holds it, for pages that load nothing. kind: PNG or JPEG; options: its writer's."""
+    """An image as a data URI, for pages that load nothing. kind: PNG or JPEG; options: for its encoder."""
     buffer = io.BytesIO()
     picture.save(buffer, kind, **options)
     return f"data:image/{kind.lower()};base64," + base64.b64encode(buffer.getvalue()).decode()

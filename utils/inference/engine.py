@@ -38,7 +38,7 @@ HELD_BYTES = 12  # per pixel of every further map, which waits for that
 class Adapter:
     """One LoRA on the base: what it predicts and how, and the side in pixels of its training images.
 
-    depth_coding: of the labels it has learnt; undone at once, so that all that follows is linear.
+    depth_coding: of the labels it was trained on; undone first, so that everything after it is linear.
     weights: the UNet's layers with the LoRA added, by module name, and conv_in, where the base serves several LoRAs;
     where there is one, it is in the UNet. facts: as `Prediction` has them.
     """
@@ -61,14 +61,14 @@ class Prepared:
     image: Image.Image
 
     def shown(self, shape: tuple[int, int]) -> Image.Image:
-        """What a map of `shape` (height, width) is a map of, at its size."""
+        """The image that a map of `shape` (height, width) belongs to, in its size."""
         if isinstance(self.canvas, Crop):
             return Image.fromarray(to_uint8(self.rgb))
         return self.image if self.image.size == shape[::-1] else self.image.resize(shape[::-1])
 
 
 class Engine:
-    """What the predictor and both inference scripts do once everything is loaded.
+    """Prediction with a loaded base and its LoRAs, for the predictor and both inference scripts.
 
     own: the base's own weights of the layers that any adapter replaces. The members of an ensemble begin with other
     noise, by (seed, name, member); a single step has no noise and no ensemble.
@@ -89,7 +89,7 @@ class Engine:
         self.vae, self.unet, self.adapters, self.view = vae, unet, list(adapters), view or View()
         self.batch_size, self.ensemble_size, self.seed = batch_size, ensemble_size, seed
         self.own, self._active = own or {}, self.adapters[0] if len(self.adapters) == 1 else None
-        self.factor = 2 ** (len(vae.config.block_out_channels) - 1)  # of the latents: 8 in Stable Diffusion
+        self.factor = 2 ** (len(vae.config.block_out_channels) - 1)  # pixels per latent: 8 in Stable Diffusion
         self.multiple = self.factor * 2 ** (len(unet.config.block_out_channels) - 1)  # so that all levels halve: 64
         self.trained_at = max(adapter.trained_at for adapter in self.adapters)
         self.tiling = None
@@ -108,12 +108,12 @@ class Engine:
 
     @property
     def intrinsics(self) -> list[Intrinsic]:
-        """What it predicts."""
+        """The intrinsics that it predicts."""
         return [adapter.intrinsic for adapter in self.adapters]
 
     @property
     def resolution(self) -> int | None:
-        """What the short side is brought to; None: images keep their size."""
+        """The length that the short side is resized to; None: images keep their size."""
         if self.view.resolution is not None:
             return self.view.resolution
         return None if self.view.tile else self.trained_at

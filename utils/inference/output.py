@@ -1,4 +1,4 @@
-"""Which files are written of a map, in which axes: as flags and keywords say it. Imports no torch."""
+"""The files that are written of a map, and their axes: flags and keywords. Imports no torch."""
 
 import argparse
 from collections.abc import Sequence
@@ -76,7 +76,7 @@ class Output:
         return intrinsic.map_kind.convention(self)
 
     def said(self, intrinsics: Sequence[Intrinsic]) -> list[str]:
-        """What the numbers in the files mean, a line each, where the user has chosen something."""
+        """The meaning of the numbers in the files, a line each, if the user has chosen something."""
         lines = []
         if self != Output():
             for one in intrinsics:
@@ -91,9 +91,9 @@ class Output:
 def output_flags(parser: argparse.ArgumentParser) -> None:
     """Formats and axes; `output_of` reads them."""
     add = parser.add_argument
-    add("--formats", metavar="LIST", help="of the maps: png (8 bits), png16, npy (float32), exr (float32; package "
-        "OpenEXR), of depth also glb (a surface; package trimesh) and ply (points); separated by commas (default: "
-        "png)")  # fmt: skip
+    add("--formats", metavar="LIST", help="formats of the maps: png (8 bits), png16, npy (float32), exr (float32; "
+        "package OpenEXR), of depth also glb (a surface; package trimesh) and ply (points); separated by commas "
+        "(default: png)")  # fmt: skip
     add("--npy", action="store_true", help="short for --formats png,npy: also write float32 maps: unit normals "
         "(H,W,3) with x right, y down, z forward; depth (H,W), near = large; albedo, shading (H,W,3), sRGB-coded, "
         "about [0,1]")  # fmt: skip
@@ -102,7 +102,7 @@ def output_flags(parser: argparse.ArgumentParser) -> None:
         "opencv)")  # fmt: skip
     add("--invert_depth", action="store_true", help="depth with near = small and black, in all files")
     add("--near", type=float, help="glb, ply: metres along the optical axis of the nearest pixel")
-    add("--far", type=float, help="glb, ply: the same of the farthest")
+    add("--far", type=float, help="glb, ply: metres along the optical axis of the farthest pixel")
     add("--fov", type=float, help=f"glb, ply: field of view across the map's width, in degrees (default: {FOV:g})")
 
 

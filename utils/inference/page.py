@@ -14,7 +14,7 @@ from utils.inference.output import Output
 from utils.inference.prediction import Prediction
 from utils.system.atomic import make_folder, replace
 
-SIDE = 1024  # longest side of a picture in the page, in pixels; the files beside it have them all
+SIDE = 1024  # longest side of an image in the page, in pixels; the files have the full size
 QUALITY = 90
 
 
@@ -57,7 +57,7 @@ class Page:
 
 
 def _section(number: int, name: str, pictures: Mapping[str, str], ratio: float) -> str:
-    """The compare-slider and, below it, all pictures, each a button that puts it on the right."""
+    """The compare slider and, below it, all images, each a button that puts it on the right."""
     titles = list(pictures)
     right = titles[min(1, len(titles) - 1)]
     name = escape(name)

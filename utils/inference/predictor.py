@@ -29,7 +29,7 @@ class Predictor(Engine):
     steps, guidance_scale, ensemble_size, seed, augment_from: of AugUNet's LoRAs, as inference_augunet.py has them.
     view: the fields of `View`, such as resolution=768, center_crop=True or tile=512.
 
-    Raises InputError where a file, the base or the device is not to be had, or they do not go together.
+    Raises InputError where a file, the base or the device is not available, or they do not fit together.
     """
 
     def __init__(
@@ -152,7 +152,7 @@ def _add_loras(
 
 
 def _widen(unet: nn.Module, job: Job, augment_from: str | None) -> None:
-    """AugUNet's conv_in: the one the LoRA brings along, or made anew as in training."""
+    """AugUNet's conv_in: the one that comes with the LoRA, or a new one as in training."""
     if unet.config.in_channels == unet.config.out_channels:
         widen_conv_in(unet, load_donor(augment_from or DONOR))
     elif augment_from:

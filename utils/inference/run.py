@@ -33,7 +33,7 @@ IO_THREADS = 4
 
 
 class Network(Protocol):
-    """What predicts: `Engine`, or another generator with its LoRA."""
+    """`Engine`, or another generator with its LoRA."""
 
     batch_size: int
 
@@ -62,7 +62,7 @@ def predict_inputs(args: argparse.Namespace, inputs: Inputs, state: PartialState
 
 
 def is_video(args: argparse.Namespace) -> bool:
-    """Whether --input_dir is a video."""
+    """True if --input_dir is a video."""
     return Path(args.input_dir).suffix.lower() in VIDEOS and Path(args.input_dir).is_file()
 
 
@@ -79,7 +79,7 @@ def predict_all(
     mine: file -> its name, which may have folders in front. Maps go to <output_dir>/<intrinsic>/predicted/,
     uncertainties to <output_dir>/<intrinsic>/uncertainty/, below the folders of the names. output: which files.
     also: called with every file and its maps, in order. Raises InputError where a file cannot be written, or a mesh
-    is wanted of what is no depth.
+    is wanted of a map that is not depth.
     """
     output.check(engine.intrinsics)
     targets = {intrinsic.name: output_names(mine, intrinsic.name) for intrinsic in engine.intrinsics}

@@ -1,7 +1,7 @@
 """Overlapping windows over an image, and their maps merged into one without a seam.
 
-Each window is encoded, predicted and decoded by itself, so that memory is one window's. What is merged are the decoded
-maps, not the latents: what has to agree are values, namely depth's scale and shift, and the length of normals.
+Each window is encoded, predicted and decoded by itself, so that memory is one window's. The decoded maps are merged,
+not the latents: it is values that have to agree, namely depth's scale and shift, and the length of normals.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +22,7 @@ Window = tuple[slice, slice]  # rows, columns; where the image repeats, they may
 
 
 def starts(length: int, size: int, overlap: int, step: int, wrap: bool) -> list[int]:
-    """Where windows of `size` begin on a side of `length`: evenly, at multiples of `step`, overlapping by `overlap`
+    """The starts of windows of `size` on a side of `length`: evenly, at multiples of `step`, overlapping by `overlap`
     at least. wrap: the side is a circle, and a window may run over its end, once around at most.
     """
     if wrap:
@@ -158,7 +158,7 @@ class Tiling:
 
 
 def _pieces(part: slice, side: int) -> Iterator[tuple[slice, slice]]:
-    """A window's part of a side that repeats -> (where a piece lies on the side, where in the window), per round."""
+    """A window's part of a side that repeats -> (where a piece is on the side, where in the window), per round."""
     for begin in range(part.start // side * side, part.stop, side):
         low, high = max(part.start, begin), min(part.stop, begin + side)
         yield slice(low - begin, high - begin), slice(low - part.start, high - part.start)

@@ -1,8 +1,8 @@
 """A video's frames through an engine: predicted with one setting, written one by one, joined to a video on demand.
 
 Two passes, both in constant memory. The first predicts every frame; the range of a depth is known only when all are,
-so its pictures wait for the second, and its float maps lie on the disk meanwhile. An interrupted run goes on with the
-first frame whose files are not there.
+so its 8-bit images wait for the second, and its float maps are kept on disk. An interrupted run continues with the
+first frame whose files are missing.
 """
 
 import json
@@ -39,7 +39,7 @@ def predict_video(source: Path, engine: Engine, output_dir: str | Path, output: 
     if output.meshes:
         raise InputError(f"--formats={output.meshes[0]}: of images only; leave it out for a video")
     if joined and "png" not in output.formats:
-        raise InputError("--video: made of the 8-bit pictures; add png to --formats")
+        raise InputError("--video: made of the 8-bit images; add png to --formats")
     adapters = {adapter.intrinsic.name: adapter for adapter in engine.adapters}
     folders = {name: Path(output_dir) / name / "predicted" / source.stem for name in adapters}
     for name, adapter in adapters.items():
@@ -73,7 +73,7 @@ def predict_video(source: Path, engine: Engine, output_dir: str | Path, output: 
 
 
 def _first_pass(intrinsic: Intrinsic, output: Output) -> Output:
-    """What can be written before the clip's range is known: of depth no pictures, but the values."""
+    """The output that can be written before the clip's range is known: of depth no images, but the values."""
     if not intrinsic.map_kind.stretched:
         return output
     return replace(output, formats=("npy", *(name for name in output.formats if name == "exr")))
@@ -85,9 +85,9 @@ def _is_there(path: Path, output: Output) -> bool:
 
 
 def _scale(pictures: list[Path], intrinsic: Intrinsic, output: Output, facts: dict[str, str]) -> None:
-    """The pictures of a clip's depths, from the values beside them, between the least and the largest of all frames.
+    """The 8-bit images of a clip's depths, from their float maps, between the least and the largest of all frames.
 
-    The values stay: they are what a later run goes on from, and no picture can give them back.
+    The values stay: a later run continues from them, and no image can give them back.
     """
     low, high = float("inf"), float("-inf")
     for path in pictures:
@@ -108,7 +108,7 @@ def _scale(pictures: list[Path], intrinsic: Intrinsic, output: Output, facts: di
 
 
 def _settings(source: Path, engine: Engine, output: Output, adapter: Adapter) -> dict:
-    """What the frames depend on, as JSON has it."""
+    """Everything that the frames depend on, as it comes back from JSON."""
     stat = source.stat()
     about = {
         "reading": READING,
@@ -125,12 +125,12 @@ def _settings(source: Path, engine: Engine, output: Output, adapter: Adapter) ->
 
 
 def _claim(folder: Path, about: dict) -> None:
-    """Begin `folder`, or go on in it. InputError where its frames were made otherwise."""
+    """Begin `folder`, or continue in it. InputError where its frames were made with other settings."""
     make_folder(folder, "--output_dir")
     path = folder / SETTINGS
     if not path.is_file():
         if any(folder.iterdir()):
-            raise InputError(f"{folder}: holds files of unknown making; name another --output_dir")
+            raise InputError(f"{folder}: holds files of unknown origin; name another --output_dir")
         write_json(path, about)
         return
     found = json.loads(path.read_text())

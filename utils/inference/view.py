@@ -1,4 +1,4 @@
-"""How images are cut and sized for the network, as flags and keywords say it. Imports no torch."""
+"""How images are cut and sized for the network: flags and keywords. Imports no torch."""
 
 import argparse
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ class View:
     resolution: pixels, a multiple of 8; None: the LoRA's own, with `tile` the image's. center_crop: the centre square
     of that side instead, as the released code and training do; maps keep that size. output_size: "input", or
     "network": maps stay as the network makes them. flip_tta: the mean with the mirrored image's prediction. tile,
-    overlap: windows of that many pixels, None: the image at once, a quarter of the tile. wrap: the image repeats, and
+    overlap: windows of that many pixels, None: the whole image, a quarter of the tile. wrap: the image repeats, and
     so do its maps.
     """
 
@@ -47,7 +47,7 @@ class View:
 def view_flags(parser: argparse.ArgumentParser) -> None:
     """How images are sized and cut; `view_of` reads them."""
     add = parser.add_argument
-    add("--resolution", type=int, help="short side in pixels, as the network sees it (default: the training's, else "
+    add("--resolution", type=int, help="short side in pixels, at the network's input (default: the training's, else "
         "512; with --tile the image's own)")  # fmt: skip
     add("--output_size", choices=["input", "network"], help="size of the maps: the image's own, or the network's "
         "(default: input; with --center_crop network)")  # fmt: skip
@@ -56,7 +56,7 @@ def view_flags(parser: argparse.ArgumentParser) -> None:
     add("--flip_tta", action="store_true", help="average with the prediction of the mirrored image; twice the time")
     add("--tile", type=int, metavar="N", help="predict windows of N pixels and merge them: for images too large for "
         "the memory, or finer than the base predicts well (a multiple of 64 for Stable Diffusion)")  # fmt: skip
-    add("--overlap", type=int, metavar="M", help="of the windows, at least, in pixels (default: a quarter of N)")
+    add("--overlap", type=int, metavar="M", help="least overlap of the windows, in pixels (default: a quarter of N)")
     add("--wrap", action="store_true", help="the image repeats, as textures do: left and right, top and bottom of "
         "the maps fit together")  # fmt: skip
 

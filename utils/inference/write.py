@@ -20,7 +20,7 @@ def write_prediction(
 ) -> None:
     """Write one map to `folder`/predicted/`name`, and its uncertainty, if it has one, to `folder`/uncertainty/.
 
-    name: of the 8-bit picture. image: RGB, of the map's size; of meshes only.
+    name: of the 8-bit file. image: RGB, of the map's size; for meshes only.
     """
     write(prediction, folder / "predicted" / name, output, image)
     if prediction.uncertainty is not None:
@@ -28,7 +28,7 @@ def write_prediction(
 
 
 def write(prediction: Prediction, path: Path, output: Output, image: Image.Image | None = None) -> None:
-    """Write one map in all formats beside `path`, <stem>.png: 8 bits as the released script does; <stem>_16bit.png;
+    """Write one map in all formats next to `path`, <stem>.png: 8 bits as the released script does; <stem>_16bit.png;
     <stem>.npy, .exr, .glb, .ply. See `write_prediction` for `image`.
     """
     make_folder(path.parent, "--output_dir")
@@ -54,7 +54,7 @@ def turn(prediction: Prediction, output: Output) -> Prediction:
 
 
 def metadata(prediction: Prediction, output: Output) -> dict[str, str]:
-    """What a file says of itself: task, meaning of the values, base, LoRA and its SHA-256, program."""
+    """Metadata of a file: task, meaning of the values, base, LoRA and its SHA-256, program."""
     key, meaning = output.convention(prediction.intrinsic)
     about = {"task": prediction.intrinsic.name, key: meaning}
     return about | dict(prediction.facts) | {"software": f"{PROGRAM} {__version__}"}
@@ -73,7 +73,7 @@ def write_meshes(prediction: Prediction, path: Path, output: Output, image: Imag
 
 
 def write_uncertainty(prediction: Prediction, path: Path) -> None:
-    """Write an uncertainty (H,W) as float32 .npy and as a picture of fixed scale (`uncertainty_picture`)."""
+    """Write an uncertainty (H,W) as float32 .npy and as an image of fixed scale (`uncertainty_picture`)."""
     if prediction.uncertainty is not None:
         make_folder(path.parent, "--output_dir")
         save_npy(path.with_suffix(".npy"), prediction.uncertainty.numpy())

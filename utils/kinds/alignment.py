@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 Values = TypeVar("Values", np.ndarray, "Tensor")
 LOG_RANGE = 9.0  # 1 + LOG_RANGE: far over near, where log coding is the logarithm of depth
-ROUNDS = 10  # of the alignment of ensembles; the members' scales settle in two or three
+ROUNDS = 10  # when an ensemble is aligned; the members' scales settle in two or three
 CLEAR = 0.5  # rank correlation from which brightness says where near is
 DOMAINS: dict[str, tuple[Callable, Callable]] = {  # what a prediction may be affine in: of depth, and back
     "depth": (lambda d: d, lambda t: t),

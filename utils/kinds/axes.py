@@ -185,7 +185,7 @@ def _odd_normals(n: np.ndarray) -> tuple[str, ...]:
 
 
 def _positive(n: np.ndarray) -> bool:
-    """Whether all of these vectors point into one octant, but for noise: a map of a scene never does, in any frame."""
+    """True if all of these vectors point into one octant, but for noise; a map of a scene never does, in any frame."""
     return bool((n >= -0.1).mean() > 0.95)
 
 

@@ -1,4 +1,4 @@
-"""What every kind of map offers. A kind is one module here: normals.py, depth.py, colour.py.
+"""The interface of every kind of map. A kind is one module here: normals.py, depth.py, colour.py.
 
 The record of an intrinsic (utils/intrinsics.py) names its kind, and `intrinsic.map_kind` is that module's `KIND` for
 the intrinsic. Whatever depends on the kind of a map is an attribute or a method of `MapKind`, so that no other module
@@ -104,7 +104,7 @@ class NoValueError(ValueError):
 
 
 class Contradiction(ValueError):
-    """The record of a map contradicts its use. name: of the cure, a key of `Use.cures`; stated: by the record."""
+    """The record of a map contradicts its use. name: key of `Use.cures`, the advice. stated: by the record."""
 
     def __init__(self, name: str, what: str, stated: str):
         super().__init__(what)
@@ -117,7 +117,7 @@ class MapKind:
     truth_channels: of measured values. protocols: of evaluate.py, the default first. evaluation_flags, output_flags:
     flags of evaluate.py and of inference that only this kind reads. label_codings: of --depth_coding. has_axes: the
     values have a camera frame. in_diode: DIODE measures it, with a mask in <stem>`diode_mask`; diode_gap: except for
-    one scan. label_is_truth: a label, decoded, can stand in for measured values. labels_have_gaps: 8-bit labels can
+    one scan. label_is_truth: a decoded label can take the place of measured values. labels_have_gaps: 8-bit labels can
     have pixels without a value. reference: tiles need a prediction of the whole image to agree with. stretched: 8-bit
     images span the least to the largest value of the map. has_surface: meshes can be made of it. fits_constant: the
     scores fit any constant to the truth. uncertain: the uncertainty that an image of it shows as white. axis: of
@@ -358,7 +358,7 @@ class MapKind:
         raise NotImplementedError
 
     def score_text(self, protocol: str) -> str:
-        """What `score` measures, in one line, for model cards."""
+        """One line on what `score` measures, for model cards."""
         raise NotImplementedError
 
     def label_truth(self, target: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
@@ -371,7 +371,7 @@ class MapKind:
         return False
 
     def protocol_rule(self, protocol: str) -> str:
-        """What the protocol adds to `known_rule`, in words that continue the sentence."""
+        """The protocol's addition to `known_rule`, in words that continue the sentence."""
         return ""
 
     def settings(self, rules: Rules) -> dict:
@@ -418,7 +418,7 @@ class MapKind:
         return values
 
     def constant(self, mean: np.ndarray) -> np.ndarray:
-        """The constant prediction of a mean of `summed` values. ValueError where there is none."""
+        """The constant prediction of a mean of `summed` values. ValueError where it has none."""
         return mean
 
     def figures(self, pred: np.ndarray, gt: np.ndarray, valid: np.ndarray, rules: Rules) -> tuple[list, str]:
@@ -454,7 +454,7 @@ class MapKind:
 
 @dataclass(frozen=True)
 class Score:
-    """What a prediction scores in validation. protocol: a depth data set's rules. on_label: gt is no measurement but
+    """The score of predictions in validation. protocol: a depth data set's rules. on_label: gt is not measured but is
     the decoded label, and every metric's name begins with label_.
 
     Called with the prediction (3,H,W), the data set's gt (C,H,W) and valid (1,H,W), it gives the metrics of that
@@ -473,18 +473,18 @@ class Score:
 
     @property
     def description(self) -> str:
-        """What it measures, in one line."""
+        """One line on what it measures."""
         text = self.kind.score_text(self.protocol)
         return f"Against the label, which is no measurement: {text}" if self.on_label else text
 
 
 def score_of(intrinsic: Intrinsic, protocol: str = "plain") -> Score:
-    """What a prediction of this intrinsic scores; `protocol` names a depth data set's rules (DEPTH_RULES)."""
+    """The score of this intrinsic's predictions; `protocol` names a depth data set's rules (DEPTH_RULES)."""
     return Score(intrinsic.map_kind, protocol)
 
 
 def against_label(score: Score) -> Score:
-    """`score` where gt is no measurement but the decoded label."""
+    """`score` where gt is not measured but is the decoded label."""
     return replace(score, on_label=True)
 
 
@@ -500,7 +500,7 @@ def label_as_truth(intrinsic: Intrinsic, target: Tensor, known: Tensor | None = 
 
 
 def higher_is_better(metric: str) -> bool:
-    """Whether more of the metric of this name is better: shares of good pixels, PSNR, SSIM; all others are errors.
+    """True if more of the metric of this name is better: shares of good pixels, PSNR, SSIM; all others are errors.
 
     A prefix `label_` (scored against a label, not against a measurement) changes nothing.
     """

@@ -404,7 +404,7 @@ def _sentinel(raw: np.ndarray, known: np.ndarray, units: float) -> float | None:
 
 
 def kitti_window(shape: tuple[int, int]) -> tuple[slice, slice]:
-    """The bottom centre 352 x 1216 of a picture of `shape`: KITTI's own benchmark crop. ValueError if smaller."""
+    """The bottom centre 352 x 1216 of an image of `shape`: KITTI's own benchmark crop. ValueError if smaller."""
     height, width = KITTI_CROP
     if shape[0] < height or shape[1] < width:
         raise ValueError(f"is {shape[0]}x{shape[1]}, smaller than KITTI's crop of 352x1216: use --protocol plain")

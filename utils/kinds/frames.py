@@ -1,4 +1,4 @@
-"""Camera frames of normals by name; imports nothing, so that command lines can offer them at once."""
+"""Camera frames of normals by name; imports nothing, so that command lines can list them without delay."""
 
 # For opencv's x (right), y (down), z (forward): which axis of the frame it is, from 1, and with which sign.
 FRAMES = {

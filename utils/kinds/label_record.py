@@ -27,7 +27,7 @@ HEADERS = 3  # folders of which one file's header is read
 
 @dataclass(frozen=True)
 class Use:
-    """What maps are taken for, and what to do where a record contradicts it.
+    """The assumed meaning of maps, and what to do where a record contradicts it.
 
     frame, space, coding, align: of normals, colours and depth. cures: what to do, by these names, "task" and
     "polarity"; "{}" stands for what the record states.
@@ -38,7 +38,7 @@ class Use:
     frame: str = "opencv"
     space: str = "srgb"
     coding: str = "linear"
-    align: str | None = None  # None: a training, to which disparity is no error
+    align: str | None = None  # None: a training, where disparity is allowed
 
 
 def training_use(intrinsic: Intrinsic) -> Use:
@@ -58,7 +58,7 @@ def check_record(folders: Iterable[Path], use: Use) -> list[str]:
     """Compare the records of the maps in `folders` with `use`; notes on what else they state.
 
     Each folder's record is the header of its first .png if that is of our inference, else the provenance.json nearest
-    above it; maps without a record are taken at the user's word. Raises InputError, with the cure, for a contradiction
+    above it; maps without a record are trusted. Raises InputError, with advice, for a contradiction
     or for a record that cannot be read.
     """
     notes: list[str] = []
@@ -136,7 +136,7 @@ def _refuse(where: Path | str, name: str, what: str, stated: str, use: Use) -> N
 
 
 def record_above(folder: Path) -> dict:
-    """The content of the provenance.json nearest above `folder`, or in it; {} if there is no readable one."""
+    """The content of the provenance.json nearest above `folder`, or in it; {} without a readable one."""
     for place in (folder, *folder.absolute().parents):
         try:
             found = json.loads((place / PROVENANCE).read_text())

@@ -239,7 +239,7 @@ class Normals(MapKind):
 
     def constant(self, mean: np.ndarray) -> np.ndarray:
         if not np.linalg.norm(mean) > 1e-6:
-            raise ValueError("the mean normal vanishes, there is no constant to predict")
+            raise ValueError("the mean normal vanishes, so no constant can be predicted")
         return unit_vectors(mean)
 
     def figures(self, pred: np.ndarray, gt: np.ndarray, valid: np.ndarray, rules: Rules) -> tuple[list, str]:

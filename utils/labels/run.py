@@ -1,4 +1,4 @@
-"""The loop that labels pictures: shared out over processes, going on where it was, recorded in provenance.json."""
+"""The loop that labels images: divided among processes, resumed where it stopped, recorded in provenance.json."""
 
 import os
 import sys
@@ -29,7 +29,7 @@ def label_all(
     overwrite: bool,
     depth_coding: str = "linear",
 ) -> None:
-    """Label every picture that has no label yet; exit with status 1 if one of any process failed.
+    """Label every image that has no label yet; exit with status 1 if any process failed on one.
 
     pictures: name -> file. predict: name -> values of `quantity` and where measured (`utils.labels.encoding.encode`).
     depth_coding: of depth and disparity. described: what provenance.json keeps, and what a later run into the same
@@ -71,5 +71,5 @@ def label_all(
     note(f"{output_dir}: {done} labelled, {there} were there, {len(failed)} failed")
     if failed:
         if state.is_main_process:
-            print_list(f"error: {len(failed)} pictures have no label:", failed, sys.stderr)
+            print_list(f"error: {len(failed)} images have no label:", failed, sys.stderr)
         sys.exit(1)

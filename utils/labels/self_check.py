@@ -1,4 +1,4 @@
-"""Does a teacher see what is there? It predicts one picture whose truth is known."""
+"""A check of teachers: they predict one image whose truth is known."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -59,11 +59,11 @@ class KnownScene(Protocol):
 def self_check(predict: Callable[[Image.Image], np.ndarray], quantity: str, frame: str, scene: KnownScene) -> dict:
     """Let the teacher predict `scene` and compare; InputError if its axes, channels or depths have another convention.
 
-    predict(picture) -> values of `quantity`; frame: what its normals were converted from.
+    predict(image) -> values of `quantity`; frame: what its normals were converted from.
     """
     values, size = predict(Image.fromarray(scene.rgb)), scene.depth.shape
     if values.shape[:2] != size:
-        raise InputError(f"the teacher predicts {values.shape[:2]} for a picture of {size}")
+        raise InputError(f"the teacher predicts {values.shape[:2]} for an image of {size}")
     if quantity == "normal":
         found = check_normals(to_frame(values, frame), convert_frame(scene.normal, "opengl"), scene.valid, frame)
         if found["verdict"] not in ("agrees", "unclear"):

@@ -1,6 +1,6 @@
 """Models that predict pseudo labels, behind one call, each with its conventions turned into this project's.
 
-What they predict, by their documentation:
+Their predictions, by their documentation:
     Marigold depth      affine-invariant, 0 = near plane, 1 = far plane; or disparity, as its config says
     Marigold normals    unit vectors, x right, y up, z toward the viewer (opengl)
     Marigold IID        `target_properties` of the config names each target's colour space: appearance's albedo is
@@ -8,7 +8,7 @@ What they predict, by their documentation:
     ZoeDepth, GLPN, DepthPro, metric Depth Anything    depth in metres
     relative Depth Anything, DPT (MiDaS)               disparity up to scale and shift: no depth can be had from it
 
-What they do with what they do not know, in the libraries' code:
+How they fill in unknown pixels, in the libraries' code:
     DepthPro            inverse depth is clamped to 1e-4: sky is at exactly 10,000 m
     ZoeDepth            bin centres are clipped to the configured depths, 10 or 80 m
     GLPN, metric Depth Anything    a sigmoid times the largest depth: near it, but hardly ever at it
@@ -62,10 +62,10 @@ MAPS = 10
 
 @dataclass(frozen=True)
 class Teacher:
-    """predict: RGB picture and its noise, one generator per member of the ensemble -> values of one task:
+    """predict: RGB image and its noise, one generator per member of the ensemble -> values of one task:
 
-    normal (H,W,3) unit, x right, y down, z forward; depth (H,W), far = large; disparity (H,W), near = large; albedo
-    and shading (H,W,3), sRGB-coded in [0,1]. `about` says who it is, `conventions` what it said before and says now.
+    normal (H,W,3) unit, x right, y down, z forward; depth (H,W), far = large; disparity (H,W), near = large. Albedo
+    and shading (H,W,3), sRGB-coded in [0,1]. `about` identifies it, `conventions` has its own and this project's.
     """
 
     predict: Callable[[Image.Image, list[Generator]], np.ndarray]
@@ -75,7 +75,7 @@ class Teacher:
 
 
 def about(name: str, revision: str | None, kind: str) -> dict[str, str]:
-    """Who a teacher is: name, class, revision; of a folder a digest of its file names, sizes and configurations."""
+    """A teacher's name, class and revision; of a folder a digest of its file names, sizes and configurations."""
     who = {"name": name, "class": kind, "revision": revision or "main"}
     if Path(name).is_dir():
         digest = hashlib.sha256()
@@ -120,7 +120,7 @@ def load_teacher(
     name = NAMED.get((task, teacher), teacher)
     if not Path(name).is_dir() and name.count("/") != 1:
         known = ", ".join(alias for each, alias in NAMED if each == task)
-        raise InputError(f"--teacher {teacher}: no such folder, nor owner/model; named for {task}: {known}")
+        raise InputError(f"--teacher {teacher}: no such folder, and not owner/model; named for {task}: {known}")
     if (Path(name) / ABOUT).is_file():
         return load_supervised(name, task, device, dtype)
     where: dict[str, str | bool | None] = {"revision": revision, "token": None}
@@ -144,7 +144,7 @@ def load_teacher(
         pipe = PIPELINES[task].from_pretrained(name, torch_dtype=dtype, **where).to(device)
     except InputError:
         raise
-    except Exception as error:  # OSError, HTTP errors, SafetensorError, missing files, ...: not to be had
+    except Exception as error:  # OSError, HTTP errors, SafetensorError, missing files, ...: not available
         raise InputError(f"--teacher {name}: cannot be loaded: {' '.join(str(error).split())[:300]}") from None
     pipe.set_progress_bar_config(disable=True)
 
@@ -186,7 +186,7 @@ def _marigold(task: str, call: Callable, pipe, who: dict[str, str], frame: str, 
     space = properties[task].get("prediction_space", "srgb")
     scaled = bool(properties[task].get("up_to_scale", False))
     if space not in ("srgb", "linear"):
-        raise InputError(f"{who['name']}: its {task} is in {space!r}, of which there is no conversion to sRGB")
+        raise InputError(f"{who['name']}: its {task} is in {space!r}, which is not converted to sRGB")
 
     def colours(picture: Image.Image, noise: list[Generator]) -> np.ndarray:
         values = call(picture, noise)[names.index(task)]
@@ -239,7 +239,7 @@ def _transformers_depth(
 
 
 def predict_maps(network: diffusers.UNet2DModel, rgb: Tensor, patch: int) -> Tensor:
-    """Pictures (B,3,H,W) in [-1,1] -> maps (B,10,H,W), not clamped, normals not of unit length."""
+    """Images (B,3,H,W) in [-1,1] -> maps (B,10,H,W), not clamped, normals not of unit length."""
     inside = network(F.pixel_unshuffle(rgb, patch), torch.zeros(len(rgb), device=rgb.device)).sample
     return F.pixel_shuffle(inside, patch)
 
@@ -251,9 +251,9 @@ def load_supervised(name: str, task: str, device: torch.device, dtype: torch.dty
     <folder>/config.json, diffusion_pytorch_model.safetensors     the network, timestep always 0
     <folder>/intrinsics.json                                      {"patch": 2, "resolution": 64}
 
-    A picture (3,H,W) in [-1,1] goes in, and its maps (10,H,W) come out: normal 0 to 2, x right, y down, z forward; depth
-    3, near = 1, far = -1, linear, affine-invariant; albedo 4 to 6 and shading 7 to 9, sRGB-coded in [-1,1]. Inside,
-    patches of `patch` x `patch` pixels are channels, which makes it `patch`^2 times as cheap.
+    An image (3,H,W) in [-1,1] goes in, and its maps (10,H,W) come out: normal 0 to 2, x right, y down, z forward.
+    Depth 3, near = 1, far = -1, linear, affine-invariant. Albedo 4 to 6 and shading 7 to 9, sRGB-coded in [-1,1].
+    Inside, patches of `patch` x `patch` pixels are channels, which makes it `patch`^2 times as cheap.
 
     Raises InputError where it cannot be read.
     """

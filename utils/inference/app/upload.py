@@ -23,7 +23,7 @@ def read_upload(path: str | Path) -> Image.Image:
     """
     path = Path(path)
     if path.suffix.lower() not in PICTURES:
-        raise InputError(f"{path.name}: not a picture we read ({', '.join(PICTURES)})")
+        raise InputError(f"{path.name}: not an image we read ({', '.join(PICTURES)})")
     try:
         if path.stat().st_size > MAX_BYTES:
             raise InputError(f"{path.name}: more than {MAX_BYTES >> 20} MB; save it smaller")
