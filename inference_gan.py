@@ -49,12 +49,12 @@ def main(argv: list[str] | None = None) -> None:
 
     from generators.pixel_prediction import generate, to_tensor
     from generators.stylegan2 import load_gan
+    from utils.image_io.panels import sheet, strip
     from utils.inference.prediction import Prediction
     from utils.inference.predictor import pick_device
     from utils.inference.write import write_prediction
+    from utils.kinds.alignment import linear_map
     from utils.lora import load_attn_procs
-    from utils.maps.depth_coding import linear_map
-    from utils.maps.pictures import prediction_picture, sheet, strip
     from utils.system.atomic import make_folder, save_png
 
     environment.settle_inference()
@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> None:
             prediction = Prediction(job.intrinsic, values, None, about)
             name = job.intrinsic.name
             write_prediction(prediction, out / name, f"{stem}_{name}.png", args.output, image)
-            row.append(prediction_picture(values, job.intrinsic))
+            row.append(job.intrinsic.map_kind.panel(values))
         rows.append(strip(row))
     sheet(rows, ["G(w)", *(job.intrinsic.name for job in jobs)]).save(out / "sheet.png")
     for line in args.output.said([job.intrinsic for job in jobs]):

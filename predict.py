@@ -14,9 +14,10 @@ import argparse
 from utils.base_model.names import check_base
 from utils.cli import Parser, expand
 from utils.errors import InputError, note, run, warn
-from utils.inference.args import check, model_flags, view_flags, wanted
+from utils.inference.args import check, model_flags, wanted
 from utils.inference.inputs import find_all, output_names
 from utils.inference.job import BASES, SHIPPED, check_lora
+from utils.inference.view import view_flags
 from utils.intrinsics import INTRINSICS
 from utils.system.processes import join
 

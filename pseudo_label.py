@@ -17,7 +17,7 @@ from pathlib import Path
 from utils.cli import Parser, above_zero, path_flag
 from utils.errors import InputError, note, run
 from utils.intrinsics import DEPTH_CODINGS, restated
-from utils.maps.frames import FRAMES
+from utils.kinds.frames import FRAMES
 from utils.system.processes import join, start_missing
 
 
@@ -94,7 +94,7 @@ def main(argv: list[str] | None = None) -> None:
     pictures = find_pictures(args.input_dir, args.output_dir, args.splits.split(","), args.scene_types.split(","))
     start_missing()
 
-    from utils.labels.loop import label_all
+    from utils.labels.run import label_all
 
     state = join(args.device)
     described = {"task": args.task, "seed": args.seed, "steps": args.steps, "ensemble_size": args.ensemble_size}
@@ -122,9 +122,9 @@ def main(argv: list[str] | None = None) -> None:
     from PIL import Image
 
     from miniworld.reference_room import room_with_sphere
+    from utils.image_io.images import read_rgb
     from utils.labels.self_check import self_check
     from utils.labels.teachers import load_teacher
-    from utils.maps.images import read_rgb
     from utils.noise import noise_of
     from utils.system.compute import dtype_of, warn_of_slow_bf16
 

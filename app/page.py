@@ -15,7 +15,7 @@ from app.models import Models
 from app.results import FORMATS, Result, compare, export, relit, surface
 from app.upload import read_upload, safe_stem
 from utils.errors import InputError
-from utils.maps.files import PICTURES
+from utils.image_io.files import PICTURES
 
 HERE = Path(__file__).parent
 INTRO = """# Intrinsic images

@@ -13,14 +13,12 @@ from PIL import Image
 from torch.nn import functional as F
 
 from utils.errors import InputError
-from utils.inference.ensemble import uncertainty_picture
+from utils.image_io.panels import data_uri, small, to_byte
 from utils.inference.output import Output
-from utils.inference.prediction import Prediction
+from utils.inference.prediction import Prediction, uncertainty_picture
 from utils.inference.write import write
 from utils.intrinsics import ALBEDO
-from utils.maps.colours import shown, to_byte
-from utils.maps.conventions import to_frame
-from utils.maps.pictures import data_uri, small
+from utils.kinds.axes import to_frame
 from utils.system.atomic import make_folder
 
 SIDE = 1024  # longest side of an image in the slider, in pixels
@@ -34,7 +32,7 @@ def compare(image: Image.Image, maps: Mapping[str, Prediction]) -> dict:
     """The slider's value: the image, every map and every uncertainty by title, and which two it starts with."""
     images = {"image": image}
     for prediction in maps.values():
-        panels = shown(prediction.values, prediction.intrinsic)
+        panels = prediction.intrinsic.map_kind.shown(prediction.values)
         images |= {title: Image.fromarray(pixels) for title, pixels in panels.items()}
         if prediction.uncertainty is not None:
             grey = uncertainty_picture(prediction.uncertainty, prediction.intrinsic)
@@ -65,7 +63,7 @@ def relit(maps: Mapping[str, Prediction]) -> dict | None:
         "albedo": None,
     }
     if ALBEDO.name in maps:
-        albedo = Image.fromarray(shown(maps[ALBEDO.name].values, ALBEDO)[ALBEDO.name])
+        albedo = Image.fromarray(ALBEDO.map_kind.shown(maps[ALBEDO.name].values)[ALBEDO.name])
         value["albedo"] = data_uri(albedo.resize(size[::-1], Image.Resampling.BOX), "PNG")
     return value
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from PIL import Image
 
 from utils.errors import InputError
-from utils.maps.files import PICTURES
-from utils.maps.images import read_rgb
-from utils.maps.opening import unreadable
+from utils.image_io.files import PICTURES
+from utils.image_io.images import read_rgb
+from utils.image_io.opening import unreadable
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")  # Pillow's names for PICTURES
 MAX_BYTES = 32 * 2**20

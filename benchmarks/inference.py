@@ -27,14 +27,13 @@ from PIL import Image
 
 from benchmarks.models import models, prompt_tokens
 from benchmarks.side_by_side import DTYPES, compare, parser_of
+from utils.image_io.images import Crop, read_rgb
 from utils.inference.engine import Adapter, Engine
 from utils.inference.output import Output
 from utils.inference.run import predict_all
 from utils.inference.view import View
 from utils.intrinsics import NORMAL
 from utils.lora import add_lora, fuse_lora, lora_parameters
-from utils.maps.images import Crop, read_rgb
-from utils.maps.pictures import prediction_to_uint8
 from utils.objectives import SingleStep
 
 
@@ -56,7 +55,7 @@ def released_pass(args: argparse.Namespace, device: str) -> Callable[[], None]:
             text = text_encoder(tokens)[0]
             z = unet(scale * vae.encode(rgb).latent_dist.mode(), t, text).sample
             prediction = vae.decode(z / scale).sample[0].cpu()
-            Image.fromarray(prediction_to_uint8(prediction, NORMAL)).save(out / file.name)
+            Image.fromarray(NORMAL.map_kind.image8(prediction)).save(out / file.name)
 
     return predict
 

@@ -12,10 +12,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from utils.errors import InputError
+from utils.image_io.images import Crop, read_label, read_rgb, same_aspect, size_of, whole_size
 from utils.intrinsics import Intrinsic
-from utils.maps.images import Crop, read_label, read_rgb, same_aspect, size_of, whole_size
-from utils.maps.known import Known, known_pixels, shares
-from utils.metrics.scores import Score, against_label, label_as_truth, score_of
+from utils.kinds.base import Known, Score, against_label, label_as_truth, score_of, shares
 
 INSPECTED = 16  # labels, for the share of unknown pixels
 PROBES = 8  # images and labels whose content goes into a fingerprint
@@ -154,7 +153,7 @@ class Maps(Dataset):
         """gt float32 (C,R,R) and valid (1,R,R) of an image of `size` (width, height)."""
         found = self.ground_truth(stem)
         if found is None:
-            blank = torch.zeros(1 if self.intrinsic.kind == "depth" else 3, *crop.window)
+            blank = torch.zeros(self.intrinsic.map_kind.truth_channels, *crop.window)
             return blank, torch.zeros_like(blank[:1], dtype=torch.bool)
         gt, valid = found
         if (gt.shape[1], gt.shape[0]) != size:
@@ -179,12 +178,12 @@ class Maps(Dataset):
 
 def label_known(intrinsic: Intrinsic, label: Image.Image) -> Known:
     """The pixels of an 8-bit label, from `read_label`, that have a value, (H,W): in depth and colour all of them."""
-    return known_pixels(intrinsic.kind, np.asarray(label), prediction=True, about=label.info)
+    return intrinsic.map_kind.known_pixels(np.asarray(label), prediction=True, about=label.info)
 
 
 def unknown_labels(dataset: Maps) -> str | None:
     """One line: the share of unknown pixels in up to INSPECTED labels that the seed chooses; None if all are known."""
-    if dataset.intrinsic.kind != "normals":
+    if not dataset.intrinsic.map_kind.labels_have_gaps:
         return None
     unknown: Counter[str] = Counter()
     pixels = 0

@@ -29,12 +29,12 @@ from dataloaders.listing import Sample, folder_samples, manifest_samples
 from utils import __version__
 from utils.cli import Parser, above_zero, path_flag
 from utils.errors import InputError, one_line, run
+from utils.image_io.diode_names import KNOWN_GAP, lacks_known_gap, listed_samples
+from utils.image_io.files import read_array, read_mask
+from utils.image_io.images import read_label, read_rgb, same_aspect
 from utils.intrinsics import INTRINSICS, Intrinsic
-from utils.maps.diode_names import KNOWN_GAP, lacks_known_gap, listed_samples
-from utils.maps.files import read_array, read_mask
-from utils.maps.frames import FRAMES
-from utils.maps.images import read_label, read_rgb, same_aspect
-from utils.metrics.placement_check import in_pairs
+from utils.kinds.frames import FRAMES
+from utils.kinds.placement import in_pairs
 
 CHANNELS = {"depth": (1,), "mask": (1, 3), "normal": (3,), "gt": (1, 3)}
 LISTED = 20  # problems written out

@@ -16,18 +16,17 @@ from pathlib import Path
 import numpy as np
 
 from dataloaders.base import Maps, fixed_samples
-from dataloaders.diode_truth import read_colour, read_depth, read_diode_mask, read_normals
 from utils.errors import InputError
+from utils.image_io.diode_names import KNOWN_GAP, SCENE_TYPES, lacks_known_gap, listed_samples
 from utils.intrinsics import Intrinsic
-from utils.maps.diode_names import KNOWN_GAP, SCENE_TYPES, lacks_known_gap, listed_samples
-from utils.metrics.scores import Score, score_of
+from utils.kinds.base import Score, score_of
+from utils.kinds.depth import read_diode_mask
 
 
 class Diode(Maps):
     """RGB, pseudo label and ground truth of one DIODE split.
 
-    Items are those of `Maps`, named <split>/<scene type>/<scene>/<scan>/<stem>. gt of normals: `read_normals`; of
-    depth: `read_depth`; of a colour: `read_colour`.
+    Items are those of `Maps`, named <split>/<scene type>/<scene>/<scan>/<stem>. gt: `MapKind.read_diode`.
 
     Args:
         root: the folder that holds the ground truth: DIODE's `normals/` or `depths/`, or one of the same tree next
@@ -79,7 +78,7 @@ class Diode(Maps):
 
     @property
     def measured(self) -> bool:
-        return self.intrinsic.kind != "colour" or self.root.resolve() != self.rgb_root.resolve()
+        return self.intrinsic.map_kind.in_diode or self.root.resolve() != self.rgb_root.resolve()
 
     @property
     def score(self) -> Score:
@@ -87,18 +86,17 @@ class Diode(Maps):
         return score_of(self.intrinsic, "diode") if self.measured else super().score
 
     def ground_truth(self, stem: str) -> tuple[np.ndarray, np.ndarray]:
-        readers = {"normals": read_normals, "depth": read_depth, "colour": read_colour}
-        return readers[self.intrinsic.kind](self.root / f"{stem}{self.intrinsic.suffix}")
+        return self.intrinsic.map_kind.read_diode(self.root / f"{stem}{self.intrinsic.suffix}")
 
     def mask(self, stem: str) -> np.ndarray | None:
         """DIODE's own mask, where a colour is not measured: sky and glass have no depth."""
         return None if self.measured else read_diode_mask(self.mask_paths(stem)[0])
 
     def mask_paths(self, stem: str) -> list[Path]:
-        mask = f"{stem}_depth_mask.npy"
         if not self.measured:
-            return [self.rgb_root / mask]
-        return [Path(self.truth_name(stem)), *([self.root / mask] if self.intrinsic.kind == "depth" else [])]
+            return [self.rgb_root / f"{stem}_depth_mask.npy"]
+        mask = self.intrinsic.map_kind.diode_mask
+        return [Path(self.truth_name(stem)), *([self.root / f"{stem}{mask}"] if mask else [])]
 
     def rgb_path(self, stem: str) -> Path:
         return self.rgb_root / f"{stem}.png"
@@ -182,7 +180,7 @@ class Diode(Maps):
         pattern = f"{self.root}/.../*{self.intrinsic.suffix}"
         lost = missing.get(pattern, [])
         gap = {stem for stem in lost if stem.startswith(KNOWN_GAP + "/")}
-        if self.intrinsic.kind != "normals" or not gap or not lacks_known_gap(self.root):
+        if not self.intrinsic.map_kind.diode_gap or not gap or not lacks_known_gap(self.root):
             return set()
         missing[pattern] = [stem for stem in lost if stem not in gap]
         if not missing[pattern]:
@@ -193,7 +191,8 @@ class Diode(Maps):
         """(root, suffix) of each file that a sample is made of."""
         needed = [(self.rgb_root, ".png"), (self.pseudo_root, ".png")]
         needed += [(self.root, self.intrinsic.suffix)] if self.measured else []
-        needed += [(self.root, "_depth_mask.npy")] if self.intrinsic.kind == "depth" else []
+        mask = self.intrinsic.map_kind.diode_mask
+        needed += [(self.root, mask)] if mask else []
         return needed + ([(self.rgb_root, "_depth_mask.npy")] if self.masked and not self.measured else [])
 
     def _no_file(self, pattern: str, stems: list[str]) -> str:

@@ -11,18 +11,17 @@ import numpy as np
 
 from dataloaders.base import Maps, fixed_samples
 from dataloaders.listing import Sample, complete, split_samples, with_mask
-from utils.errors import InputError, warn
+from utils.errors import warn
+from utils.image_io.files import read_mask_named
 from utils.intrinsics import Intrinsic
-from utils.maps.conventions import convert_frame, to_linear, unit_vectors
-from utils.maps.files import read_mask_named, read_truth
-from utils.maps.known import FARTHEST_MEDIAN
+from utils.kinds.depth import FARTHEST_MEDIAN
 
 
 class FolderMaps(Maps):
     """Some of your samples, decoded for one intrinsic.
 
     Args: measured: whether any sample of the whole data has truth; one without it is
-    then not scored. frame: the axes of true normals (utils/maps/conventions.py). masked: items have a
+    then not scored. frame: the axes of true normals (utils/kinds/frames.py). masked: items have a
     mask: where there is truth, inside the sample's mask if it has one; without truth, that mask. Others: see `Diode`.
     """
 
@@ -70,14 +69,7 @@ class FolderMaps(Maps):
         sample = self.samples[stem]
         if sample.gt is None:
             return None
-        if self.intrinsic.kind == "depth":
-            values, valid = _depth(sample.gt, sample.mask)
-        elif self.intrinsic.kind == "normals":
-            values, valid = _normals(sample.gt, sample.mask)
-            values = convert_frame(values, self.frame)
-        else:
-            values, valid = _colour(sample.gt, sample.mask, self.intrinsic.coding)
-        return np.where(valid[..., None], values, 0), valid
+        return self.intrinsic.map_kind.read_own(sample.gt, sample.mask, self.frame)
 
 
 def open_folder(
@@ -104,11 +96,11 @@ def open_folder(
     )
     if not with_truth:
         labels = "val/<split>/label_* compare predictions with LABELS"
-        scores = "nothing is scored" if intrinsic.kind == "depth" else labels
+        scores = labels if intrinsic.map_kind.label_is_truth else "nothing is scored"
         notes.append(f"no ground truth: {scores}; gt/<same name>.npy (or a manifest's gt) would be used")
     train.notes = notes
     samples_of = {name: fixed_samples(part, 4, seed) for name, part in (("train", train), ("val", val)) if len(part)}
-    if intrinsic.kind == "depth" and train.measured:
+    if not intrinsic.map_kind.label_is_truth and train.measured:
         _warn_of_millimetres([item for items in samples_of.values() for item in items])
     return train, samples_of
 
@@ -117,23 +109,3 @@ def _warn_of_millimetres(items: list[dict]) -> None:
     medians = [item["gt"][item["valid"]].median().item() for item in items if item["valid"].any()]
     if medians and np.median(medians) > FARTHEST_MEDIAN:
         warn(f"gt/: the median of the true depth is {np.median(medians):.4g} m; divide millimetres by 1000")
-
-
-def _normals(path: Path, mask: Path | None = None) -> tuple[np.ndarray, np.ndarray]:
-    found = read_truth(path, "normals", mask)
-    return np.where(found.known[..., None], unit_vectors(found.values), 0), found.known
-
-
-def _depth(path: Path, mask: Path | None = None) -> tuple[np.ndarray, np.ndarray]:
-    advice = "save metres as floats: divide by 1000 if these are millimetres, by 256 if they are KITTI's"
-    if path.suffix.lower() == ".png":
-        raise InputError(f"{path}: ground truth depth is read from .npy in metres only (or .exr); {advice}")
-    found = read_truth(path, "depth", mask, advice=advice)
-    return found.values[..., None], found.known
-
-
-def _colour(path: Path, mask: Path | None, coding: str) -> tuple[np.ndarray, np.ndarray]:
-    """Linear light (H,W,3): whole numbers are coded as `coding` says, floats are linear whatever the format."""
-    found = read_truth(path, "colour", mask)
-    values = np.repeat(found.values[..., None], 3, axis=2) if found.values.ndim == 2 else found.values
-    return (to_linear(values) if found.coded and coding == "srgb" else values), found.known

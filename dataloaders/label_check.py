@@ -2,7 +2,7 @@
 
 A label in another tool's convention (OpenGL axes, BGR, far = white, disparity, linear colours) trains as well as any
 other, and the LoRA's header then states a convention that its predictions do not have. Where there is ground truth it
-contradicts such labels; some show it without any (`utils.metrics.convention_check`).
+contradicts such labels; some show it without any (`utils.kinds.evidence`).
 """
 
 import os
@@ -13,18 +13,12 @@ import numpy as np
 
 from dataloaders.base import PROBES, Maps
 from utils.errors import InputError, warn
+from utils.image_io.images import read_label
 from utils.intrinsics import DEPTH, INTRINSICS, NORMAL, Intrinsic, depth_coded
-from utils.maps.images import read_label
-from utils.maps.label_record import record_above
-from utils.metrics.convention_check import (
-    DECODED,
-    Evidence,
-    Finding,
-    evidence_of_label,
-    findings_of_labels,
-    frame_of,
-)
-from utils.metrics.placement_check import Placed, fit_of, in_pairs, placed_of_label, placement_findings, unrelated
+from utils.kinds.axes import DECODED
+from utils.kinds.evidence import Evidence, Finding
+from utils.kinds.label_record import record_above
+from utils.kinds.placement import Placed, in_pairs, label_fit, placed_of_label, placement_findings, unrelated
 
 SAMPLES = 16  # read at the start of a training: seconds
 PLACES = {  # key of a finding on how labels lie -> what to do
@@ -59,9 +53,8 @@ def label_findings(dataset: Maps, indices: Iterable[int]) -> list[Finding]:
     """Findings from the labels of these samples, as the training would read them."""
     intrinsic = dataset.intrinsic
     evidence, places = zip(*(evidence_of_item(dataset, index) for index in indices), strict=True)
-    fit = fit_of(intrinsic, intrinsic.coding, intrinsic.depth_coding)
-    found = placement_findings(places, fit, findings_of_labels(intrinsic, evidence))
-    return found or unrelated(places, fit, intrinsic)
+    found = placement_findings(places, label_fit(intrinsic), intrinsic.map_kind.label_findings(evidence))
+    return found or unrelated(places, intrinsic)
 
 
 def evidence_of_item(dataset: Maps, index: int) -> tuple[Evidence, Placed | None]:
@@ -72,7 +65,7 @@ def evidence_of_item(dataset: Maps, index: int) -> tuple[Evidence, Placed | None
     truth = item["gt"].permute(1, 2, 0).numpy() if dataset.measured and valid.any() else None
     known = valid if truth is not None else None
     return (
-        evidence_of_label(dataset.intrinsic, label, truth, known),
+        dataset.intrinsic.map_kind.label_evidence(label, truth, known),
         placed_of_label(dataset.intrinsic, label, truth, known),
     )
 
@@ -85,42 +78,8 @@ def known_disparity(finding: Finding, dataset: Maps) -> bool:
 
 def describe(finding: Finding, intrinsic: Intrinsic) -> str:
     """One line: what the labels are, by how much, and what to do."""
-    return finding.text("the labels", _fix(finding, intrinsic))
-
-
-def _fix(finding: Finding, intrinsic: Intrinsic) -> str:
-    """How labels are put right."""
-    key = finding.key
-    if key[0] in PLACES:
-        return PLACES[key[0]].format(task=intrinsic.name)
-    if intrinsic.kind == "normals":
-        frame = frame_of(finding)
-        if frame is not None:
-            return (
-                f"their axes are those of {frame}: make them with pseudo_label.py --frame {frame}, or re-export them "
-                "with x right, y down, z forward (or the ground truth has other axes: --gt_frame)"
-            )
-        if key == ("grey",):
-            return "pass labels of normals (--pseudo_root), or train the script of what they are"
-        return "re-export them as 255 (n / 2 + 0.5) in RGB order, n with x right, y down, z forward"
-    if intrinsic.kind == "depth":
-        if key == ("inverted",):
-            return "re-export them with near = white (255 - grey), or make them with pseudo_label.py --predicts depth"
-        if key == ("colours",):
-            return "re-export the depth itself, grey, near = white"
-        if key[1] == "depth":
-            return f"pass --depth_coding {key[0]}"
-        if key[1] == "disparity":
-            return (
-                "make labels linear in depth (pseudo_label.py with a depth teacher); a LoRA of disparity is scored "
-                "with --align disparity"
-            )
-        return "re-export them linear in depth, near = white"
-    if key == ("normals",):
-        return "pass labels of " + intrinsic.name + " (--pseudo_root), or train the script of normals"
-    if key[-1] == "bgr":
-        return "re-export them in RGB order (cv2.imwrite takes BGR)"
-    return "re-export them sRGB-coded once (or the ground truth is not what it is read as: .npy linear, .png sRGB)"
+    advice = PLACES.get(finding.key[0], "").format(task=intrinsic.name)
+    return finding.text("the labels", advice or intrinsic.map_kind.label_fix(finding))
 
 
 def intrinsic_of(labels: list[Path], task: str | None) -> Intrinsic | None:

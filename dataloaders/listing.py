@@ -21,8 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils.errors import InputError, warn
-from utils.maps.files import MAPS, PICTURES, SIXTEEN
-from utils.maps.mask_files import MASK_ENDINGS, masks_next_to, stem_of_mask, the_mask
+from utils.image_io.files import MAPS, MASK_ENDINGS, PICTURES, SIXTEEN, masks_next_to, stem_of_mask, the_mask
 
 SPLITS = ("train", "val")
 KEYS = {"image", "label", "gt", "mask", "split", "name"}

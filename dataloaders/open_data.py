@@ -10,7 +10,7 @@ from dataloaders.label_check import check_labels
 from dataloaders.listing import folder_samples, manifest_samples
 from utils.errors import InputError
 from utils.intrinsics import Intrinsic
-from utils.maps.label_record import check_record, training_use
+from utils.kinds.label_record import check_record, training_use
 
 
 def open_data(args: argparse.Namespace, intrinsic: Intrinsic) -> tuple[Maps, dict[str, list[dict]]]:
@@ -28,7 +28,7 @@ def open_data(args: argparse.Namespace, intrinsic: Intrinsic) -> tuple[Maps, dic
         "masked": args.masked_loss,
         "whole": args.crop == "none",
     }
-    if args.gt_frame != "opencv" and intrinsic.kind != "normals":
+    if args.gt_frame != "opencv" and not intrinsic.map_kind.has_axes:
         raise InputError(f"--gt_frame means nothing for {intrinsic.name}, only for normals; leave it out")
     if args.dataset == "diode":
         train: Maps = Diode(

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from utils.cli import path_flag
 from utils.errors import InputError, note
-from utils.maps.diode_names import listed_samples, read_meta
+from utils.image_io.diode_names import listed_samples, read_meta
 from utils.system.atomic import write_json
 
 MD5 = {  # as published at diode-dataset.org

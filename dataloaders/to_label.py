@@ -4,11 +4,11 @@ from pathlib import Path
 
 import numpy as np
 
-from dataloaders.diode_truth import read_depth, read_normals
 from utils.errors import InputError
+from utils.image_io.diode_names import SCENE_TYPES
+from utils.image_io.files import PICTURES
+from utils.intrinsics import INTRINSICS
 from utils.labels.encoding import SKY_NORMAL, fill
-from utils.maps.diode_names import SCENE_TYPES
-from utils.maps.files import PICTURES
 
 HOLES = {  # how `measured_map` closes them
     "normal": {
@@ -53,10 +53,11 @@ def find_pictures(root: Path, output_dir: Path, splits: list[str], scene_types: 
 
 def measured_map(root: Path, name: str, task: str) -> tuple[np.ndarray, np.ndarray]:
     """DIODE's normals (H,W,3) or depth (H,W) of one image, holes closed (`HOLES`), and where it was valid."""
+    read = INTRINSICS[task].map_kind.read_diode
     outdoors = name.split("/")[1:2] == ["outdoor"]
     if task == "normal":
-        values, valid = read_normals(root / "normals" / f"{name}_normal.npy")
+        values, valid = read(root / "normals" / f"{name}_normal.npy")
         return fill(values, valid, outdoors, SKY_NORMAL), valid
-    values, valid = read_depth(root / "depths" / f"{name}_depth.npy")
+    values, valid = read(root / "depths" / f"{name}_depth.npy")
     farthest = values[valid].max(initial=0)
     return fill(values, valid, outdoors, farthest)[..., 0].astype(np.float64), valid

@@ -20,8 +20,8 @@ from tqdm.auto import tqdm
 
 from generators.stylegan2 import StyleGAN2
 from utils.intrinsics import Intrinsic
+from utils.kinds.base import Score, against_label, label_as_truth, score_of
 from utils.labels.encoding import encode
-from utils.metrics.scores import Score, against_label, label_as_truth, score_of
 from utils.noise import generators
 
 FAR = 4.0  # the farthest relative depth in scores; the nearest is 1

@@ -17,14 +17,13 @@ from tqdm.auto import tqdm
 
 from generators.transformer import Positions, Tokens, choose, load_autoregressive
 from utils.errors import InputError, note
+from utils.image_io.images import Crop
 from utils.inference.engine import Prepared
-from utils.inference.ensemble import merge_batches
 from utils.inference.job import Job
-from utils.inference.prediction import Prediction
+from utils.inference.prediction import Prediction, merge_batches
 from utils.intrinsics import Intrinsic
+from utils.kinds.alignment import linear_map
 from utils.lora import load_attn_procs
-from utils.maps.depth_coding import linear_map
-from utils.maps.images import Crop
 from utils.noise import noise_of
 from utils.system.compute import warn_of_slow_bf16
 from utils.training.data import TrainingSet

@@ -18,9 +18,9 @@ from safetensors.torch import save_file
 
 from dataloaders.diode import Diode
 from miniworld.references import evaluation_flags, random_control, untrained_lora, write_mean_label, write_vae_ceiling
+from utils.image_io.panels import CAPTION_HEIGHT, sheet, strip
 from utils.intrinsics import INTRINSICS, Intrinsic
 from utils.lora import CONV_IN, SAFETENSORS, read_lora
-from utils.maps.pictures import CAPTION_HEIGHT, sheet, strip, truth_picture
 
 ROOT = Path(__file__).resolve().parent.parent
 DONOR = ROOT / "miniworld" / "mini-ip2p"
@@ -211,7 +211,7 @@ def comparison_sheet(samples: list[dict], intrinsic: Intrinsic, folder: Path, zo
         path = next(folder.glob(f"{Path(sample['stem']).name}_*.png"))
         image = np.array(Image.open(path).convert("RGB"))
         prediction = torch.from_numpy(image).permute(2, 0, 1) / 127.5 - 1
-        truth = truth_picture(sample["gt"], sample["valid"], intrinsic)
+        truth = intrinsic.map_kind.truth_panel(sample["gt"], sample["valid"])
         row = strip([sample["rgb"], truth, sample["target"], prediction])
         rows.append(row.resize((row.width * zoom, row.height * zoom), Image.Resampling.NEAREST))
     return sheet(rows, ["RGB", "ground truth", "label", "prediction"])

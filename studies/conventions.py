@@ -26,13 +26,13 @@ from miniworld.render.diode_tree import Settings, list_samples, sample_arrays
 from studies.tables import table
 from utils.cli import Parser, path_flag
 from utils.errors import run
+from utils.image_io.colour_space import to_linear, to_srgb
+from utils.image_io.panels import spectral
 from utils.inference import Predictor
 from utils.intrinsics import INTRINSICS
+from utils.kinds.alignment import encode_far
+from utils.kinds.evidence import Evidence, Finding
 from utils.lora import SAFETENSORS
-from utils.maps.colours import spectral
-from utils.maps.conventions import to_linear, to_srgb
-from utils.maps.depth_coding import encode_far
-from utils.metrics.convention_check import Evidence, Finding, evidence_of_label, findings_of_labels
 
 SIZES = (1, 4, 16)
 
@@ -194,7 +194,7 @@ def uneven(shot: Shot, rng: np.random.Generator) -> Shot:
 
 def evidence_of(task: str, scenes: list[Shot]) -> list[Evidence]:
     known = [shot for shot in scenes if shot.known.sum() >= 64]
-    return [evidence_of_label(INTRINSICS[task], shot.label, shot.truth, shot.known) for shot in known]
+    return [INTRINSICS[task].map_kind.label_evidence(shot.label, shot.truth, shot.known) for shot in known]
 
 
 def rates(
@@ -205,7 +205,7 @@ def rates(
     cells = []
     for size in SIZES:
         subsets = [rng.choice(len(evidence), min(size, len(evidence)), replace=False) for _ in range(draws)]
-        found = [findings_of_labels(INTRINSICS[task], [evidence[i] for i in subset]) for subset in subsets]
+        found = [INTRINSICS[task].map_kind.label_findings([evidence[i] for i in subset]) for subset in subsets]
         hit = [[one for one in each if right(one)] for each in found]
         sure = sum(any(one.sure for one in each) for each in hit) / draws
         cells.append(f"{100 * sum(map(bool, hit)) / draws:.0f} ({100 * sure:.0f})")

@@ -19,7 +19,7 @@ from benchmarks.side_by_side import format_spread, spread
 from utils.cli import Parser, expand, path_flag
 from utils.inference import Predictor
 from utils.inference.prediction import Prediction
-from utils.metrics.normals import angular_error
+from utils.kinds.normals import angular_error
 
 ROOT = Path(__file__).resolve().parent.parent
 SIGMA = 2.0  # grey levels of 255: a phone by daylight
@@ -35,7 +35,7 @@ def noisy(path: Path, count: int) -> list[Image.Image]:
 def change(one: Prediction, following: Prediction) -> float:
     """Mean over pixels, in the units of the module's docstring."""
     a, b = (prediction.values.astype(np.float64) for prediction in (one, following))
-    if one.intrinsic.kind == "normals":
+    if one.intrinsic.map_kind.has_axes:
         return float(angular_error(a, b).mean())
     low, high = np.percentile(a, [2, 98])
     return float(1000 * np.abs(a - b).mean() / (high - low))

@@ -18,10 +18,10 @@ from generators.token_prediction import TokenPrediction
 from generators.transformer import Autoregressive
 from miniworld.references import through_vae
 from utils.intrinsics import INTRINSICS, Intrinsic
+from utils.kinds.alignment import linear_map
+from utils.kinds.base import score_of
 from utils.labels.teachers import load_teacher
 from utils.lora import load_attn_procs
-from utils.maps.depth_coding import linear_map
-from utils.metrics.scores import score_of
 
 HELD_OUT = 10_000  # seed of the generated images that no training sees
 BATCH = 20

@@ -22,10 +22,10 @@ from miniworld.pretraining.generator import fingerprint
 from utils.base_model.stable_diffusion import Base
 from utils.errors import InputError
 from utils.intrinsics import INTRINSICS, Intrinsic
+from utils.kinds.base import score_of
 from utils.latents import moments
 from utils.lora import add_lora, parse_targets
 from utils.lora.layers import layers_of
-from utils.metrics.scores import score_of
 from utils.noise import generators
 from utils.objectives import SingleStep
 from utils.system.atomic import replace

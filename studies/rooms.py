@@ -22,11 +22,10 @@ from utils.cli import Parser, path_flag
 from utils.errors import InputError, run
 from utils.evaluation.args import parse_args
 from utils.evaluation.run import evaluate
+from utils.image_io.colour_space import to_srgb
+from utils.image_io.panels import sheet
 from utils.intrinsics import INTRINSICS
 from utils.lora import SAFETENSORS
-from utils.maps.colours import shown
-from utils.maps.conventions import to_srgb
-from utils.maps.pictures import sheet
 
 ROWS = {"mini": "LoRA of the mini world", "rooms": "LoRA trained on rooms", "mean": "mean of the training labels"}
 SIDE, SHOWN = 64, (0, 5, 10, 15)  # images of the third room
@@ -102,7 +101,7 @@ def draw(data: Path, out: Path) -> Image.Image:
             for row in ("mini", "rooms"):
                 path = out / row / task / "predicted" / f"{image.stem}_{task}.npy"
                 maps.append(np.load(path, allow_pickle=False))
-            tiles += [next(iter(shown(values, intrinsic).values())) for values in maps]
+            tiles += [next(iter(intrinsic.map_kind.shown(values).values())) for values in maps]
         sized = [np.asarray(Image.fromarray(tile).resize((96, 96), Image.Resampling.BOX)) for tile in tiles]
         rows.append(Image.fromarray(np.hstack(sized)))
     return sheet(rows, columns)

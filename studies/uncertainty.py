@@ -22,15 +22,14 @@ from studies.held_out import scenes
 from studies.tables import spearman, with_interval
 from utils.cli import Parser, expand, path_flag
 from utils.errors import InputError, run
+from utils.image_io.panels import sheet, strip, to_uint8
 from utils.inference import Predictor
-from utils.inference.ensemble import uncertainty_picture
 from utils.inference.job import Job, describe
-from utils.inference.prediction import Prediction
+from utils.inference.prediction import Prediction, uncertainty_picture
 from utils.inference.run import Network
 from utils.intrinsics import NORMAL
+from utils.kinds.normals import angular_error
 from utils.lora import read_lora
-from utils.maps.pictures import sheet, strip, to_uint8, truth_picture
-from utils.metrics.normals import angular_error
 
 COLUMNS = ["RGB", "ground truth", "one", "merged", "uncertainty"]
 SHOWN, ZOOM = 6, 2
@@ -111,7 +110,7 @@ def draw_sheet(items: Sequence[dict], one: Sequence[Prediction], merged: Sequenc
     for item, first, both in zip(items, one, merged, strict=True):
         assert both.uncertainty is not None
         grey = torch.from_numpy(uncertainty_picture(both.uncertainty, NORMAL)) / 127.5 - 1
-        truth = truth_picture(item["gt"], item["valid"], NORMAL)
+        truth = NORMAL.map_kind.truth_panel(item["gt"], item["valid"])
         row = strip([item["rgb"], truth, first.map.clamp(-1, 1), both.map, grey.expand(3, -1, -1)])
         rows.append(row.resize((row.width * ZOOM, row.height * ZOOM), Image.Resampling.NEAREST))
     return sheet(rows, COLUMNS)

@@ -1,18 +1,25 @@
 """What is predicted: one record per intrinsic, imported by name. A new one is a record here and a training script.
 
-`kind` says what a pixel's values are, and with it how maps are read, shown, merged and scored:
+`kind` names the module of utils/kinds that knows what the values of a pixel are, and with it how maps are read, shown,
+merged and scored:
 
     normals   unit vectors, x right, y down, z forward
     depth     one number, affine in metres, near = large
     colour    a share of light or of a property, per channel, coded as `coding` says
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from functools import cached_property
+from importlib import import_module
+from typing import TYPE_CHECKING, Literal
 
-Kind = Literal["normals", "depth", "colour"]
-DEPTH_CODINGS = {  # of labels (utils/maps/depth_coding.py) -> its words for "linear in" in a convention
+if TYPE_CHECKING:
+    from utils.kinds.base import MapKind
+
+DEPTH_CODINGS = {  # of labels (utils/kinds/alignment.py) -> its words for "linear in" in a convention
     "linear": "linear in",
     "log": "1 - log10(1 + 9 u), u from 0 (near) to 1 (far) affine in",
     "sqrt": "1 - sqrt(u), u from 0 (near) to 1 (far) affine in",
@@ -28,13 +35,13 @@ class Intrinsic:
     convention: (metadata key, what the values mean).
     truth_folder: where a DIODE tree keeps measured values, `<stem>_<name>.npy`.
     scores: metric -> its title, the first being the one to watch.
-    coding: of labels and predictions of a colour: "srgb" as pictures are, or "linear".
+    coding: of labels and predictions of a colour: "srgb" as images are, or "linear".
     grey: one channel; predictions are averaged over theirs.
     depth_coding: of a depth's labels, and so of what a network predicts; files of predictions are always linear.
     """
 
     name: str
-    kind: Kind
+    kind: str
     prompt: str
     convention: tuple[str, str]
     truth_folder: str
@@ -42,6 +49,13 @@ class Intrinsic:
     coding: Literal["srgb", "linear"] = "srgb"
     grey: bool = False
     depth_coding: str = "linear"
+
+    @cached_property
+    def map_kind(self) -> MapKind:
+        """What depends on the kind of map. By name, and imported when it is first used: command lines and this module
+        do without numpy.
+        """
+        return import_module(f"utils.kinds.{self.kind}").KIND(self)
 
     @property
     def suffix(self) -> str:

@@ -20,7 +20,6 @@ sys.path.insert(0, str(ROOT))
 from PIL import Image  # noqa: E402
 
 from utils.intrinsics import INTRINSICS  # noqa: E402
-from utils.maps.colours import shown  # noqa: E402
 
 TITLES = {"normal": "surface normals", "depth": "depth, near = red", "albedo": "albedo", "shading": "shading"}
 CAMERA = """
@@ -59,7 +58,7 @@ def draw(data: Path, stem: str) -> None:
         else:
             values = np.load(data / task / "gt" / f"{stem}.npy", allow_pickle=False)
             values = -values if task == "depth" else values  # near = large
-            tiles[TITLES[task]] = next(iter(shown(values, intrinsic).values()))
+            tiles[TITLES[task]] = next(iter(intrinsic.map_kind.shown(values).values()))
     for axis, (title, tile) in zip(axes, tiles.items(), strict=True):
         axis.imshow(tile)
         axis.set_title(title, fontsize=11)

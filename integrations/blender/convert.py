@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 
 from utils.errors import InputError
+from utils.image_io.colour_space import to_srgb
 from utils.intrinsics import INTRINSICS
 from utils.labels.encoding import SKY_NORMAL, encode, fill
-from utils.maps.conventions import to_srgb
 from utils.system.atomic import make_folder, save_npy, save_png
 
 TASKS = tuple(INTRINSICS)

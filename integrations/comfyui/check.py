@@ -29,12 +29,12 @@ from interop import full_size
 from utils.base_model.single_file_parts import CONFIGS
 from utils.cli import Parser, path_flag
 from utils.errors import InputError, run
+from utils.image_io.panels import to_uint8
 from utils.inference import Predictor
 from utils.intrinsics import INTRINSICS
 from utils.lora.keys import make_key
 from utils.lora.layers import layers_of
 from utils.lora.targets import ALL, ATTENTION
-from utils.maps.pictures import to_uint8
 
 ROOT = Path(__file__).resolve().parents[2]
 WORK, PORT, PACK = ROOT / ".comfyui", 8199, Path(__file__).with_name("intrinsic_lora")

@@ -20,7 +20,7 @@ from miniworld.pretraining.gates import Gate, channels_last, unseen_scenes
 from miniworld.pretraining.generator import fingerprint
 from miniworld.pretraining.stage import Stage, save_atomically
 from miniworld.pretraining.vae import save_sheet, to_tensor, vae_batch
-from utils.metrics.normals import angular_error
+from utils.kinds.normals import angular_error
 
 CODES = 1024
 WIDTH, LAYERS, HEADS = 128, 6, 4

@@ -15,7 +15,7 @@ from miniworld.pretraining.vae import reconstruct, to_tensor
 from miniworld.pretraining.wasserstein import sliced_wasserstein
 from miniworld.render.diode_tree import TASKS, encode_labels
 from miniworld.scenes import KINDS, render
-from utils.metrics.normals import angular_error
+from utils.kinds.normals import angular_error
 
 UNSEEN = 1_000_000  # added to the training's seed, so that no training scene is rendered again
 PSNR_FLOOR, NORMAL_CEILING, SPREAD = 27.0, 6.0, (0.7, 1.3)

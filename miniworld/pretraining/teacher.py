@@ -21,11 +21,10 @@ from miniworld.pretraining.stage import Stage
 from miniworld.pretraining.vae import save_sheet, to_tensor
 from miniworld.render.diode_tree import TASKS, encode_labels
 from miniworld.scenes import KINDS, render
-from utils.labels.supervised import ABOUT, CHANNELS, MAPS, predict_maps
-from utils.labels.teachers import load_teacher
-from utils.maps.conventions import convert_frame
-from utils.metrics.depth import depth_metrics
-from utils.metrics.normals import angular_error
+from utils.kinds.alignment import depth_metrics
+from utils.kinds.axes import convert_frame
+from utils.kinds.normals import angular_error
+from utils.labels.teachers import ABOUT, CHANNELS, MAPS, load_teacher, predict_maps
 
 PATCH, NAME, CHUNK = 2, "teacher", 256
 LAYERS = ("rgb", *TASKS)
@@ -99,7 +98,7 @@ def teacher_losses(maps: Tensor, labels: dict[str, Tensor]) -> dict[str, Tensor]
 
 
 def save_teacher(folder: Path, network: UNet2DModel, size: int) -> None:
-    """Write the network in fp16, in the format of `utils.labels.supervised`."""
+    """Write the network in fp16, in the format that `utils.labels.teachers` reads."""
     network.half().save_pretrained(folder)
     network.float()
     (folder / ABOUT).write_text(json.dumps({"patch": PATCH, "resolution": size}, indent=2) + "\n")

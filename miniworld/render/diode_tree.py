@@ -20,7 +20,7 @@ from PIL import Image
 from miniworld.render.raycast import Rendering, trace
 from miniworld.render.rooms import draw_room
 from miniworld.render.yards import draw_yard
-from utils.maps.conventions import to_srgb
+from utils.image_io.colour_space import to_srgb
 
 # Increase when the same seed no longer gives the same image: folders of an older version are refused, not mixed.
 WORLD_VERSION = 1

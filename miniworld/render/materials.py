@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from utils.maps.conventions import to_linear
+from utils.image_io.colour_space import to_linear
 
 # sRGB-coded centres, chosen to be told apart by name at 64x64. Every colour drawn is jittered around one of these.
 PALETTE = {

@@ -14,7 +14,7 @@ import numpy as np
 
 from miniworld.render.shapes import dot
 from miniworld.render.world import Scene
-from utils.maps.conventions import to_srgb
+from utils.image_io.colour_space import to_srgb
 
 SKY, ENCLOSURE = -2, -1
 SURFACE_OFFSET = 2e-3

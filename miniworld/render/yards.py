@@ -6,7 +6,7 @@ from miniworld.render.materials import PALETTE, Material, draw_colour, draw_mate
 from miniworld.render.rooms import pick_pattern
 from miniworld.render.shapes import Box, Cylinder, Sphere
 from miniworld.render.world import Camera, Light, Scene, Thing, described, free_spot
-from utils.maps.conventions import to_linear
+from utils.image_io.colour_space import to_linear
 
 COLOURS = [name for name in PALETTE if name != "green"]
 GROUNDS = ("green", "green", "green", "brown", "yellow", "grey", "orange")

@@ -13,7 +13,6 @@ from PIL import Image
 from app.results import relit
 from utils.inference.job import SHIPPED
 from utils.intrinsics import INTRINSICS
-from utils.maps.colours import shown
 
 SIZE = (96, 72)
 PREDICTING = 120_000  # milliseconds
@@ -105,7 +104,7 @@ def test_an_upload_is_predicted_and_both_sides_show_every_map(page, photograph, 
     assert options(page) == TITLES
     pictures = {"image": np.asarray(Image.open(io.BytesIO(photograph)).convert("RGB"))}
     for one in maps.values():
-        pictures |= shown(one.values, one.intrinsic)
+        pictures |= one.intrinsic.map_kind.shown(one.values)
     for side in ("left", "right"):
         for title in TITLES:
             page.select_option(f"select.side-{side}", title)
@@ -231,12 +230,12 @@ def bomb(width: int, height: int) -> bytes:
 
 
 HOSTILE = {
-    "a decompression bomb": ("photo.png", bomb(30000, 30000), "photo.png: not a readable picture (Image size"),
+    "a decompression bomb": ("photo.png", bomb(30000, 30000), "photo.png: not a readable image (Image size"),
     "one that Pillow would only warn of": ("a.png", bomb(10000, 10000), "a.png: 10000x10000 pixels, more than"),
     "more pixels than we take": ("a.png", bomb(5000, 5000), "a.png: 5000x5000 pixels, more than 16,000,000; scale it"),
-    "text": ("text.png", b"hello", "text.png: not a readable picture (cannot identify image file"),
-    "a way out of the folder": ("../../../evil.png", b"hello", "evil.png: not a readable picture"),
-    "markup": ("<img src=x onerror=alert(1)>.png", b"hello", "img src=x onerror=alert(1).png: not a readable picture"),
+    "text": ("text.png", b"hello", "text.png: not a readable image (cannot identify image file"),
+    "a way out of the folder": ("../../../evil.png", b"hello", "evil.png: not a readable image"),
+    "markup": ("<img src=x onerror=alert(1)>.png", b"hello", "img src=x onerror=alert(1).png: not a readable image"),
 }
 
 

@@ -39,10 +39,10 @@ def program(path):
 
 
 REFUSED = {
-    "text": ("a.png", lambda path: path.write_text("hello"), "a.png: not a readable picture"),
+    "text": ("a.png", lambda path: path.write_text("hello"), "a.png: not a readable image"),
     "nothing": ("a.png", lambda path: path.touch(), "a.png: "),
     "another ending": ("a.svg", lambda path: path.write_text("<svg/>"), r"a.svg: not an image format we read \(\.png"),
-    "a program": ("a.png", program, r"a.png: not a readable picture \(cannot identify"),
+    "a program": ("a.png", program, r"a.png: not a readable image \(cannot identify"),
     "bytes": ("a.png", large, "a.png: more than 32 MB; save it smaller"),
     "pixels": (
         "a.png",

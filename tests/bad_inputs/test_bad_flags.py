@@ -95,7 +95,7 @@ INFERENCE = {
     "--resolution 0": "multiple of 8", "--resolution 63": "multiple of 8", "--resolution -8": "multiple of 8",
     "--batch_size 0": "--batch_size", "--task colour": "task", "--dtype fp8": "dtype", "--device gpu": "--device",
     "--device cuda:99": "--device", "--input_dir /nowhere": "/nowhere: no such folder",
-    "--input_dir {file}": "not a picture we read", "--input_dir {weights}": "no pictures",
+    "--input_dir {file}": "not an image we read", "--input_dir {weights}": "no images",
     "--lora /nowhere": "/nowhere: no such LoRA file", "--pretrained_model_name_or_path /nowhere": "no such model",
 }  # fmt: skip
 

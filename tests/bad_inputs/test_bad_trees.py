@@ -15,10 +15,10 @@ from refusals import SCRIPT, depths, main_refused, normals, outcome, put, refuse
 from dataloaders.diode import Diode
 from dataloaders.listing import complete, manifest_samples
 from utils.base_model.stable_diffusion import load_base
+from utils.image_io.images import read_label, read_rgb
 from utils.intrinsics import DEPTH, NORMAL
 from utils.lora import SAFETENSORS
 from utils.lora.__main__ import main as lora_main
-from utils.maps.images import read_label, read_rgb
 from utils.training import checkpoint
 
 pytestmark = pytest.mark.bad_input

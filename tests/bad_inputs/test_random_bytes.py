@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from refusals import normals, time_limit
 
 from utils.errors import InputError
+from utils.image_io.files import read_npy
+from utils.image_io.images import read_label, read_rgb
 from utils.lora import BIN, SAFETENSORS, load_attn_procs
-from utils.maps.files import read_npy
-from utils.maps.images import read_label, read_rgb
 
 MUTATIONS = st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=8)
 FUZZ = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))

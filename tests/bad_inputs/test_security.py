@@ -10,9 +10,9 @@ from helpers import ROOT, launch, records
 
 from utils.base_model.stable_diffusion import load_base
 from utils.errors import InputError
+from utils.image_io.files import read_array, read_npy
+from utils.image_io.images import read_rgb
 from utils.lora import read_lora
-from utils.maps.files import read_array, read_npy
-from utils.maps.images import read_rgb
 from utils.system import atomic
 from utils.training import checkpoint
 

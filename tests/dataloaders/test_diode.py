@@ -11,8 +11,8 @@ from PIL import Image
 from dataloaders.check import main as check_main
 from dataloaders.diode import Diode, validation_sets
 from utils.errors import InputError
+from utils.image_io.diode_names import KNOWN_GAP
 from utils.intrinsics import DEPTH, NORMAL
-from utils.maps.diode_names import KNOWN_GAP
 
 
 @pytest.fixture

@@ -12,11 +12,10 @@ from safetensors import safe_open
 
 from dataloaders.diode import Diode, validation_sets
 from utils.errors import InputError
+from utils.image_io.colour_space import to_linear
 from utils.intrinsics import ALBEDO, SHADING
+from utils.kinds.base import against_label, score_of
 from utils.lora import SAFETENSORS
-from utils.maps.conventions import to_linear
-from utils.maps.pictures import colour_picture, prediction_to_values
-from utils.metrics.scores import against_label, score_colour
 
 KINDS = {"albedo": ALBEDO, "shading": SHADING}
 
@@ -35,10 +34,10 @@ def test_truth_is_linear_and_fits_the_label(diode, task):
     assert item["gt"].shape == (3, 72, 72) and item["valid"].all()
     label = to_linear(item["target"].double().numpy() / 2 + 0.5)
     assert np.abs(label - item["gt"].numpy()).max() < 0.01
-    perfect = score_colour(item["target"], item["gt"], item["valid"])
+    perfect = score_of(ALBEDO)(item["target"], item["gt"], item["valid"])
     assert perfect["rmse"] < 0.005 and perfect["ssim"] > 0.99
-    assert score_colour(-item["target"], item["gt"], item["valid"])["rmse"] > 0.05
-    shown = colour_picture(item["gt"], item["valid"], KINDS[task])
+    assert score_of(ALBEDO)(-item["target"], item["gt"], item["valid"])["rmse"] > 0.05
+    shown = KINDS[task].map_kind.truth_panel(item["gt"], item["valid"])
     assert (shown - item["target"]).abs().max() < 0.03
 
 
@@ -53,7 +52,7 @@ def test_without_truth_validation_uses_the_label_and_reports_it(diode):
     assert not train.measured and "PSEUDO LABELS" in train.notes[0]
     item = train[3]
     torch.testing.assert_close(item["gt"], torch.from_numpy(to_linear(item["target"].numpy() / 2 + 0.5)))
-    scores = against_label(score_colour)(item["target"], item["gt"], item["valid"])
+    scores = against_label(score_of(ALBEDO))(item["target"], item["gt"], item["valid"])
     assert scores["label_rmse"] < 1e-6 and all(name.startswith("label_") for name in scores)
     assert set(validation_sets(train)) == {"train", "indoors", "outdoor"}
 
@@ -93,8 +92,8 @@ def test_holes_in_the_truth_do_not_count(diode, tmp_path):
     np.save(tree / "truth" / "shading" / f"{train.stems[0]}_shading.npy", grey)
     item = train[0]
     assert item["valid"].float().mean() == 0.5 and (item["gt"][:, item["valid"][0]] == 0.5).all()
-    assert score_colour(torch.zeros(3, 72, 72), item["gt"], item["valid"])["rmse"] < 1e-9  # one scale fits it
-    assert score_colour(torch.zeros(3, 72, 72), item["gt"], torch.zeros_like(item["valid"])) is None
+    assert score_of(ALBEDO)(torch.zeros(3, 72, 72), item["gt"], item["valid"])["rmse"] < 1e-9  # one scale fits it
+    assert score_of(ALBEDO)(torch.zeros(3, 72, 72), item["gt"], torch.zeros_like(item["valid"])) is None
 
 
 def test_a_folder_without_truth_is_refused(diode):
@@ -111,10 +110,10 @@ def test_written_values_are_what_the_evaluator_reads(diode, tmp_path):
         (tmp_path / name).mkdir()
     for i in range(2):
         item = train[i]
-        np.save(tmp_path / "pred" / f"{i}_albedo.npy", prediction_to_values(item["target"], ALBEDO))
+        np.save(tmp_path / "pred" / f"{i}_albedo.npy", ALBEDO.map_kind.values(item["target"]))
         np.save(tmp_path / "gt" / f"{i}_albedo.npy", item["gt"].permute(1, 2, 0).numpy())
     words = ["--task", "albedo", "--pred_dir", tmp_path / "pred", "--gt_dir", tmp_path / "gt", "--gt_space", "linear"]
     evaluate.main([*map(str, words), "--output", str(tmp_path / "m.json")])
     scored = json.loads((tmp_path / "m.json").read_text())["metrics"]
-    ours = [score_colour(train[i]["target"], train[i]["gt"], train[i]["valid"])["rmse"] for i in range(2)]
+    ours = [score_of(ALBEDO)(train[i]["target"], train[i]["gt"], train[i]["valid"])["rmse"] for i in range(2)]
     assert scored["rmse"] == pytest.approx(np.mean(ours), rel=1e-4) and scored["rmse"] < 0.005

@@ -13,11 +13,11 @@ from PIL import Image
 import evaluate
 from studies.conventions import shots
 from utils import __version__, errors
-from utils.evaluation import pairing, scoring
-from utils.evaluation.rules import Rules
-from utils.intrinsics import INTRINSICS, NORMAL
-from utils.maps.conventions import unit_vectors
-from utils.maps.files import read_array, read_prediction, resize
+from utils.evaluation import pairs, scoring
+from utils.image_io.files import read_array, resize
+from utils.intrinsics import ALBEDO, INTRINSICS, NORMAL
+from utils.kinds.axes import unit_vectors
+from utils.kinds.base import Rules
 
 ROOT = Path(evaluate.__file__).parent
 RNG = np.random.default_rng(0)
@@ -112,7 +112,7 @@ def test_pooled_and_per_image_differ_where_they_must(tmp_path, run):
 
 
 def test_only_the_pooled_median_keeps_angles(tmp_path):
-    pair = pairing.Pair("a", save(tmp_path / "p.npy", normals(7)), save(tmp_path / "g.npy", normals()))
+    pair = pairs.Pair("a", save(tmp_path / "p.npy", normals(7)), save(tmp_path / "g.npy", normals()))
     for protocol, kept in (("pooled", True), ("per_image", False)):
         score, _ = scoring.score_pair(pair, Rules(NORMAL, protocol))
         assert (score.angles is not None) == kept
@@ -526,7 +526,7 @@ def test_a_16_bit_depth_png_needs_its_unit(tmp_path, run, fail):
     assert result["per_image"][0]["rmse"] == pytest.approx(result["per_image"][1]["rmse"])
     (tmp_path / "metrics.json").unlink()
     save(tmp_path / "gt/a.png", (millimetres // 32).astype(np.uint8))
-    assert "a.png: is an 8-bit picture, too coarse" in fail("--gt_depth_scale", "50", task="depth")
+    assert "a.png: is an 8-bit image, too coarse" in fail("--gt_depth_scale", "50", task="depth")
     save(tmp_path / "gt/a.png", millimetres)
     save(tmp_path / "pred/a_depth.png", np.repeat((255 - millimetres // 32).astype(np.uint8)[..., None], 3, 2))
     save(tmp_path / "gt/a.png", millimetres)
@@ -599,12 +599,12 @@ def test_albedo_is_scored_in_the_colour_space_that_is_named(tmp_path, run, fail)
 @pytest.mark.parametrize("kind", [np.uint8, np.uint16])
 def test_images_scale_to_one(kind, tmp_path):
     ends = np.array([[0, np.iinfo(kind).max]], kind)
-    assert read_prediction(save(tmp_path / "a.png", ends), "colour").values.tolist() == [[0, 1]]
+    assert ALBEDO.map_kind.read_prediction(save(tmp_path / "a.png", ends)).values.tolist() == [[0, 1]]
 
 
 def test_arrays_keep_their_values(tmp_path):
     stored = save(tmp_path / "a.npy", np.array([[0.25, 3.5]]))
-    assert read_prediction(stored, "colour").values.tolist() == [[0.25, 3.5]]
+    assert ALBEDO.map_kind.read_prediction(stored).values.tolist() == [[0.25, 3.5]]
 
 
 def test_grey_shading_takes_the_mean_of_a_coloured_prediction(tmp_path, run):
@@ -680,7 +680,7 @@ def test_files_are_paired_by_name_without_suffixes(tmp_path):
     ):
         save(tmp_path / name, np.zeros((2, 2), np.uint8))
     (tmp_path / "e.txt").write_text("")
-    found, doubles = pairing.find_maps(tmp_path, "depth", "--pred_dir")
+    found, doubles = pairs.find_maps(tmp_path, "depth", "--pred_dir")
     assert {name: path.name for name, path in found.items()} == {
         "a": "a.npy",
         "s/b": "b_depth.npy",

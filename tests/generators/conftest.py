@@ -9,7 +9,7 @@ from diffusers import UNet2DModel, VQModel
 from transformers import GenerationConfig, JanusConfig, JanusForConditionalGeneration, LlamaConfig, LlamaForCausalLM
 
 from generators.stylegan2 import StyleGAN2, save_gan
-from utils.labels.supervised import ABOUT, MAPS
+from utils.labels.teachers import ABOUT, MAPS
 
 BLOCKS = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
 

@@ -14,10 +14,10 @@ from generators.stylegan2 import load_gan
 from generators.token_prediction import TokenPrediction
 from generators.transformer import load_autoregressive
 from utils.errors import InputError
+from utils.image_io.images import Crop, read_rgb
 from utils.inference.prediction import Prediction
 from utils.intrinsics import DEPTH, NORMAL
 from utils.lora import load_attn_procs
-from utils.maps.images import Crop, read_rgb
 
 STEPS = ["--max_train_steps", 2, "--learning_rate", 1e-1, "--rank", 2, "--train_batch_size", 2, "--report_to", "none"]
 

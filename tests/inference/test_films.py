@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from utils.errors import InputError
+from utils.image_io.colour_space import to_linear
+from utils.image_io.opening import _told
 from utils.inference.video_files import frames, join
-from utils.maps.conventions import to_linear
-from utils.maps.opening import _told
 
 COLOURS = [(200, 30, 30), (30, 200, 30), (30, 30, 200), (200, 200, 30), (30, 200, 200), (128, 128, 128)]
 SIZE = (96, 72)

@@ -169,7 +169,7 @@ def test_two_processes_share_the_images(weights, pictures, tmp_path):
 
 
 @pytest.mark.parametrize(("words", "message"), [
-    (["--input_dir", "empty"], "no pictures"),
+    (["--input_dir", "empty"], "no images"),
     (["--input_dir", "twins"], "would both be written as a_<task>.png"),
     (["--input_dir", "good", "--resolution", "63"], "multiple of 8"),
     (["--input_dir", "good", "--pretrained_model_name_or_path", "./x"], "./x: no such model folder"),

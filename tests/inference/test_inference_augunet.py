@@ -13,13 +13,12 @@ import inference_augunet
 import inference_sd_single
 from utils.base_model.stable_diffusion import load_base, load_donor, widen_conv_in
 from utils.errors import InputError
+from utils.image_io.images import Crop, read_rgb
 from utils.inference import Predictor
-from utils.inference.ensemble import merge
 from utils.intrinsics import INTRINSICS
 from utils.lora import load_attn_procs, save_lora
 from utils.lora.__main__ import convert
 from utils.lora.inspection import describe
-from utils.maps.images import Crop, read_rgb
 from utils.noise import noise_of
 from utils.objectives import AugUNet, zero_snr_scheduler
 
@@ -139,7 +138,7 @@ def test_an_ensemble_is_the_merge_of_its_members(bases, weights, pictures, tmp_p
     draw(weights, pictures, tmp_path, "--ensemble_size", 3, "--task", "depth", "--prompt", "surface normal")
     for i in (0, 1):
         for task in ("normal", "depth"):
-            merged, doubt = merge(members(bases, weights, pictures, i, count=3), INTRINSICS[task])
+            merged, doubt = INTRINSICS[task].map_kind.merge(members(bases, weights, pictures, i, count=3))
             merged = merged.permute(1, 2, 0) if task == "normal" else merged[0]
             np.testing.assert_allclose(read(tmp_path, i, task), merged, atol=2e-3)
             np.testing.assert_allclose(read(tmp_path, i, task, "uncertainty"), doubt, atol=0.1)

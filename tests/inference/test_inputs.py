@@ -34,7 +34,7 @@ def test_a_tree_is_read_in_sorted_order_and_the_rest_is_counted_by_ending(tmp_pa
 def test_one_file_is_accepted_and_no_other_kind(tmp_path):
     tree(tmp_path, "x/a.jpg", "x/notes.txt")
     assert find_inputs(tmp_path / "x/a.jpg", OUT).pictures == {tmp_path / "x/a.jpg": "a.jpg"}
-    with pytest.raises(InputError, match=r"notes\.txt: not a picture we read"):
+    with pytest.raises(InputError, match=r"notes\.txt: not an image we read"):
         find_inputs(tmp_path / "x/notes.txt", OUT)
 
 
@@ -55,7 +55,7 @@ def test_the_output_folder_is_never_read(output, expected, own, tmp_path):
         (tmp_path / "depth/predicted/x/a_depth.png").unlink()
     inputs = find_inputs(tmp_path, tmp_path / output)
     assert names(inputs) == expected and inputs.own == own
-    assert inputs.said() == f"skipped: {own} pictures in the output folder"
+    assert inputs.said() == f"skipped: {own} images in the output folder"
 
 
 def test_the_folder_of_the_maps_is_refused_as_input(tmp_path):
@@ -81,9 +81,9 @@ def test_two_images_that_would_write_one_map_are_refused(tmp_path):
 
 def test_what_is_missing_is_named_with_its_neighbour(tmp_path):
     tree(tmp_path, "photos/clip.mov", "loras/normal/x.bin")
-    with pytest.raises(InputError, match=r"photo: no such folder or picture, did you mean .*photos\?"):
+    with pytest.raises(InputError, match=r"photo: no such folder or image, did you mean .*photos\?"):
         find_inputs(tmp_path / "photo", OUT)
-    with pytest.raises(InputError, match=r"no pictures .* in this folder; skipped: 1 \.mov"):
+    with pytest.raises(InputError, match=r"no images .* in this folder; skipped: 1 \.mov"):
         find_inputs(tmp_path / "photos", OUT)
     assert nearest(tmp_path / "lors" / "normal") == f", did you mean {tmp_path / 'loras' / 'normal'}?"
     assert nearest(tmp_path / "loras" / "nromal") == f", did you mean {tmp_path / 'loras' / 'normal'}?"

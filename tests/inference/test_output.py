@@ -16,13 +16,13 @@ from PIL import Image
 import inference_sd_single
 import predict
 from utils.errors import InputError
+from utils.image_io.colour_space import to_linear
 from utils.inference.output import Output
 from utils.inference.prediction import Prediction
 from utils.inference.write import write
 from utils.intrinsics import ALBEDO, DEPTH, INTRINSICS, NORMAL
-from utils.maps.conventions import to_frame, to_linear
-from utils.maps.files import read_prediction
-from utils.maps.frames import AXES
+from utils.kinds.axes import to_frame
+from utils.kinds.frames import AXES
 
 SHIPPED = ROOT / "miniworld" / "mini-loras"
 
@@ -73,7 +73,7 @@ def test_sixteen_bits_contain_the_values_and_their_meaning(task, tmp_path):
 def test_pillow_reads_sixteen_grey_bits_and_the_evaluation_scores_them(tmp_path):
     write(prediction(DEPTH), tmp_path / "a_depth.png", Output(("png16",)))
     assert not (tmp_path / "a_depth.png").exists()
-    found, values = read_prediction(tmp_path / "a_depth_16bit.png", "depth").values, prediction(DEPTH).values
+    found, values = DEPTH.map_kind.read_prediction(tmp_path / "a_depth_16bit.png").values, prediction(DEPTH).values
     assert found.min() == values.min() and found.max() == pytest.approx(values.max(), rel=1e-12)
     shares = (found - found.min()) / (found.max() - found.min())
     np.testing.assert_allclose(65535 * shares, decoded(tmp_path / "a_depth_16bit.png"), atol=1e-9)

@@ -12,9 +12,9 @@ from PIL import Image
 
 import predict
 from utils.errors import InputError
+from utils.image_io.panels import spectral
 from utils.inference.inputs import find_all
 from utils.intrinsics import ALBEDO, DEPTH, INTRINSICS, NORMAL
-from utils.maps.colours import shown, spectral
 
 SHIPPED = ROOT / "miniworld" / "mini-loras"
 
@@ -77,23 +77,23 @@ def test_the_pages_normals_are_those_of_the_files_in_familiar_colours(photograph
 
 def test_colours_of_the_eye():
     facing = np.broadcast_to([0.0, 0.0, -1.0], (2, 2, 3))  # opencv: z forward, so this surface faces the camera
-    assert shown(facing, NORMAL)["normal"][0, 0].tolist() == [128, 128, 255]
-    assert shown(facing, NORMAL, "opencv")["normal"][0, 0].tolist() == [128, 128, 0]
+    assert NORMAL.map_kind.shown(facing)["normal"][0, 0].tolist() == [128, 128, 255]
+    assert NORMAL.map_kind.shown(facing, "opencv")["normal"][0, 0].tolist() == [128, 128, 0]
     near = np.linspace(0, 1, 100).reshape(10, 10)
-    maps = shown(near, DEPTH)
+    maps = DEPTH.map_kind.shown(near)
     assert maps["depth"][-1, -1].tolist() == [158, 1, 66] and maps["depth"][0, 0].tolist() == [94, 79, 162]
     assert maps["depth, grey"][-1, -1].tolist() == [255, 255, 255]
-    moved = shown(3 * near - 7, DEPTH)["depth"].astype(int)  # scale and shift mean nothing
+    moved = DEPTH.map_kind.shown(3 * near - 7)["depth"].astype(int)  # scale and shift mean nothing
     assert np.abs(moved - maps["depth"]).max() <= 1
     assert spectral(np.array([[0.5]])).tolist() == [[[255, 255, 191]]]
-    assert shown(np.full((1, 1, 3), [-1, 0.5, 2]), ALBEDO)["albedo"].tolist() == [[[0, 128, 255]]]
+    assert ALBEDO.map_kind.shown(np.full((1, 1, 3), [-1, 0.5, 2]))["albedo"].tolist() == [[[0, 128, 255]]]
 
 
 def test_unreadable_images_are_named_and_the_rest_is_shown(photographs, tmp_path, capsys):
     (photographs / "bad.png").write_bytes(b"no image")
     assert run(photographs, "--lora", SHIPPED / "albedo", "--output_dir", tmp_path / "out") == 1
     said = capsys.readouterr()
-    assert "bad.png: not a readable picture" in said.err and "2 of 3 images predicted" in said.out
+    assert "bad.png: not a readable image" in said.err and "2 of 3 images predicted" in said.out
     assert "bad.png" not in (tmp_path / "out/index.html").read_text()
 
 

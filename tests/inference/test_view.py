@@ -14,7 +14,7 @@ from utils.inference import Predictor, tiles
 from utils.inference.canvas import Canvas
 from utils.inference.view import View
 from utils.intrinsics import ALBEDO, DEPTH, NORMAL
-from utils.maps.pictures import unit_normals
+from utils.kinds.normals import unit_normals
 
 SHIPPED = ROOT / "miniworld" / "mini-loras"
 TASKS = ("normal", "depth", "albedo", "shading")

@@ -8,9 +8,9 @@ from PIL import Image
 
 import inference_sd_single
 from utils.errors import InputError
+from utils.image_io import opening
 from utils.inference import Predictor
 from utils.inference import engine as engines
-from utils.maps import opening
 
 LORA = ROOT / "miniworld" / "mini-loras" / "normal"
 RGB = np.asarray(Image.open(ROOT / "examples" / "coffee.jpg").convert("RGB").resize((96, 72)))

@@ -8,7 +8,7 @@ from blender_scene import EYE, TILT, export, in_blender, needs_bpy, truth
 from helpers import python
 from PIL import Image
 
-from utils.maps.conventions import to_linear
+from utils.image_io.colour_space import to_linear
 
 
 def floor(shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:

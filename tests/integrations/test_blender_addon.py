@@ -5,11 +5,11 @@ import torch
 from blender_scene import export, needs_bpy, truth
 from helpers import ROOT
 
+from utils.image_io.colour_space import to_srgb
 from utils.inference.output import Output
 from utils.inference.prediction import Prediction
 from utils.inference.write import write
 from utils.intrinsics import INTRINSICS
-from utils.maps.conventions import to_srgb
 
 
 @needs_bpy

@@ -14,8 +14,7 @@ from utils.inference.output import Output
 from utils.inference.prediction import Prediction
 from utils.inference.write import write
 from utils.intrinsics import DEPTH_CODINGS, INTRINSICS
-from utils.maps.depth_coding import encode_far, linear_map
-from utils.maps.pictures import prediction_to_uint8
+from utils.kinds.alignment import encode_far, linear_map
 
 FACTS = {"lora": "runs/a.safetensors", "lora_sha256": "0" * 64, "prompt": "a prompt, Umlaut ä, of \N{SNOWMAN}"}
 FRAMES = {
@@ -118,7 +117,7 @@ def test_a_batch_of_depths_is_scaled_once_as_a_film_is(invert, comfyui, tmp_path
 def test_the_image_shown_is_the_8_bit_file_of_inference(task, comfyui):
     maps = raw()
     image, _ = predicted(comfyui, task, maps)
-    wanted = prediction_to_uint8(maps[0].permute(2, 0, 1), INTRINSICS[task])
+    wanted = INTRINSICS[task].map_kind.image8(maps[0].permute(2, 0, 1))
     wanted = np.stack([wanted] * 3, -1) if wanted.ndim == 2 else wanted
     assert np.abs((255 * image[0].numpy()).astype(np.uint8).astype(int) - wanted).max() <= 1
 

@@ -13,7 +13,7 @@ from miniworld.render.diode_tree import Settings, list_samples, render_sample
 from utils.errors import InputError
 from utils.labels import teachers
 from utils.labels.encoding import check_levels, encode, scene_pixels
-from utils.labels.teacher import Teacher
+from utils.labels.teachers import Teacher
 
 TREE = Settings(train=12, val=0, width=160, height=120, seed=5)
 

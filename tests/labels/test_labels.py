@@ -7,9 +7,10 @@ import pytest
 
 from miniworld.reference_room import room_with_sphere
 from utils.errors import InputError
+from utils.kinds.axes import convert_frame, to_frame
+from utils.kinds.frames import FRAMES
 from utils.labels.encoding import SKY_NORMAL, encode, fill, nearest, record, write_label
 from utils.labels.self_check import check_depth, check_normals, self_check
-from utils.maps.conventions import FRAMES, convert_frame, to_frame
 
 
 def test_labels_are_8_bit_linear_and_near_is_white():
@@ -147,5 +148,5 @@ def test_labels_of_two_makings_are_not_mixed(tmp_path):
     assert json.loads((tmp_path / "provenance.json").read_text())["teacher"]["name"] == "b"
     write_label(tmp_path / "other" / "x.y", np.zeros((2, 2, 3), np.uint8), np.ones((2, 2)))
     assert sorted(path.name for path in (tmp_path / "other").iterdir()) == ["x.y.npy", "x.y.png"]
-    with pytest.raises(InputError, match="of unknown making"):
+    with pytest.raises(InputError, match="of unknown origin"):
         record(tmp_path / "other", described, False)

@@ -26,8 +26,8 @@ from dataloaders.check import main as check
 from dataloaders.diode import Diode
 from miniworld.pretraining.random_sd import build_text_encoder, build_tokenizer, build_vae
 from utils.errors import InputError
+from utils.image_io.colour_space import to_srgb
 from utils.intrinsics import DEPTH, NORMAL
-from utils.maps.conventions import to_srgb
 from utils.noise import noise_of
 
 
@@ -208,7 +208,7 @@ def test_marigold_intrinsics_are_the_pipelines_own(teachers, pictures, tmp_path)
 @pytest.mark.parametrize(("task", "teacher", "message"), [
     ("depth", "normals", "a MarigoldNormalsPipeline; --task depth needs a MarigoldDepthPipeline"),
     ("normal", "zoe", "--task normal needs a MarigoldNormalsPipeline"),
-    ("depth", "nowhere", "no such folder, nor owner/model; named for depth: zoedepth, depth-anything-v2, marigold"),
+    ("depth", "nowhere", "not owner/model; named for depth: zoedepth, depth-anything-v2, marigold"),
     ("depth", "empty", "cannot be loaded"),
     ("normal", "marigold", "prs-eth/marigold-normals-v1-1: no such folder here, not in the hub"),  # no network here
 ])  # fmt: skip
@@ -260,7 +260,7 @@ def test_unreadable_images_are_listed(teachers, pictures, tmp_path, capsys):
         label("normal", teachers / "normals", pictures, tmp_path / "out", "--skip_self_check")
     made = json.loads((tmp_path / "out" / "provenance.json").read_text())
     assert made["counts"]["failed"] == 1 and not made["counts"]["complete"]
-    assert "0.png: not a readable picture" in capsys.readouterr().err and (tmp_path / "out" / "1.png").is_file()
+    assert "0.png: not a readable image" in capsys.readouterr().err and (tmp_path / "out" / "1.png").is_file()
     shutil.copy(pictures / "1.png", pictures / "1.jpg")
     with pytest.raises(InputError, match="would get one label"):
         label("normal", teachers / "normals", pictures, tmp_path / "other")

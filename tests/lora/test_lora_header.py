@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 import inference_sd_single
 from miniworld.pretraining.random_sd import build_unet
 from utils.errors import InputError, note, one_line, print_list, warn
-from utils.evaluation.report.text import as_text
+from utils.evaluation.report import as_text
 from utils.inference import Predictor
 from utils.inference.job import describe
 from utils.lora import load_attn_procs

@@ -27,7 +27,6 @@ from utils.lora import (
 from utils.lora.__main__ import main
 from utils.lora.keys import parse_layers, to_format
 from utils.lora.targets import ALL, kind_of, parse_targets
-from utils.maps.pictures import prediction_to_uint8
 from utils.objectives import SingleStep
 
 CHANNELS = (32, 32, 64)
@@ -325,10 +324,10 @@ def test_fused_images_are_equal_to_a_grey_level(choice):
     with torch.no_grad():
         plain = method.predict(base(), rgb)[0]
         for _ in range(2):
-            pictures.append(prediction_to_uint8(method.predict(unet, rgb)[0], NORMAL).astype(int))
+            pictures.append(NORMAL.map_kind.image8(method.predict(unet, rgb)[0]).astype(int))
             fuse_lora(unet) if len(pictures) == 1 else None
     assert abs(pictures[0] - pictures[1]).max() <= 1
-    assert abs(pictures[0] - prediction_to_uint8(plain, NORMAL).astype(int)).max() > 4, "this LoRA shows nowhere"
+    assert abs(pictures[0] - NORMAL.map_kind.image8(plain).astype(int)).max() > 4, "this LoRA shows nowhere"
 
 
 def grads(unet) -> list[torch.Tensor]:

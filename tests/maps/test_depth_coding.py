@@ -19,11 +19,10 @@ from utils.errors import InputError
 from utils.inference.job import describe
 from utils.inference.predictor import Predictor
 from utils.intrinsics import DEPTH, DEPTH_CODINGS, depth_coded
+from utils.kinds.alignment import decode_far, depth_metrics, encode_far, linear_map
 from utils.labels.encoding import encode
 from utils.lora import BIN, SAFETENSORS, load_attn_procs, save_lora
 from utils.lora.__main__ import main as lora_main
-from utils.maps.depth_coding import decode_far, encode_far, linear_map
-from utils.metrics.depth import depth_metrics
 from utils.training.upload import stage
 
 CODED = ("log", "sqrt")

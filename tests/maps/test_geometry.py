@@ -7,7 +7,7 @@ import numpy as np
 import trimesh
 from PIL import Image
 
-from utils.maps import geometry
+from utils.image_io import geometry
 
 FOV, WIDTH, HEIGHT = 70.0, 64, 48
 FOCAL = WIDTH / 2 / np.tan(np.radians(FOV) / 2)

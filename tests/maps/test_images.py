@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 
 from utils.errors import InputError
-from utils.maps.files import read_npy
-from utils.maps.images import Crop, read_label, read_rgb
+from utils.image_io.files import read_npy
+from utils.image_io.images import Crop, read_label, read_rgb
 
 
 def noise(height: int, width: int, seed: int = 0) -> np.ndarray:

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 
 from miniworld.scenes import render
-from utils.maps.conventions import to_frame
-from utils.maps.known import known_pixels, shares
+from utils.intrinsics import ALBEDO, DEPTH, NORMAL
+from utils.kinds.axes import to_frame
+from utils.kinds.base import shares
 
+KINDS = {"normals": NORMAL.map_kind, "depth": DEPTH.map_kind, "colour": ALBEDO.map_kind}
 RNG = np.random.default_rng(0)
 SHAPE = (20, 30)
 
@@ -58,9 +60,9 @@ CODES = [
 def test_every_code_of_unknown_is_named_and_nothing_else_is_lost(kind, store, code, reason):
     units = 1000 if kind == "depth" and np.issubdtype(store(depth()).dtype, np.integer) else 1
     raw = store({"normals": normals, "depth": depth, "colour": lambda: RNG.uniform(0, 1, (*SHAPE, 3))}[kind]())
-    assert known_pixels(kind, raw, units_per_metre=units).pixels.all()
+    assert KINDS[kind].known_pixels(raw, units_per_metre=units).pixels.all()
     raw[:, :3] = code
-    found = known_pixels(kind, raw, units_per_metre=units)
+    found = KINDS[kind].known_pixels(raw, units_per_metre=units)
     assert found.unknown == {reason: 3 * SHAPE[0]}
     assert not found.pixels[:, :3].any() and found.pixels[:, 3:].all()
 
@@ -70,7 +72,7 @@ def test_a_pixel_is_counted_once_and_the_mask_first():
     raw[:10] = 0
     mask = np.ones(SHAPE)
     mask[:, :15] = 0
-    found = known_pixels("normals", raw, mask)
+    found = KINDS["normals"].known_pixels(raw, mask)
     assert found.unknown == {"outside the mask": 300, "black": 150}
     assert shares(found.unknown, raw[..., 0].size, "pixels") == (
         "75.0 % of pixels are unknown: 50.0 % outside the mask, 25.0 % black"
@@ -82,7 +84,7 @@ def test_a_pixel_is_counted_once_and_the_mask_first():
 def test_two_codes_in_one_map_are_both_found():
     raw = depth()
     raw[0], raw[1] = 65535, 1000
-    found = known_pixels("depth", raw)
+    found = KINDS["depth"].known_pixels(raw)
     assert found.unknown == {"65535, far behind the rest": 30, "1000, far behind the rest": 30}
 
 
@@ -91,23 +93,23 @@ def test_a_large_distance_is_no_code(largest):
     """Numbers that are codes only where nothing else is nearly as far, and some that are not codes."""
     raw = depth(1, 0.9 * largest)
     raw[:3] = largest
-    assert known_pixels("depth", raw).pixels.all()
+    assert KINDS["depth"].known_pixels(raw).pixels.all()
     raw = depth()
     raw[:3] = largest if largest < 1000 else 1001
-    assert known_pixels("depth", raw).pixels.all()
+    assert KINDS["depth"].known_pixels(raw).pixels.all()
 
 
 def test_predicted_depth_and_colours_have_no_code():
     for raw in (np.array([[0, 255]], np.uint8), np.array([[0, 65535]], np.uint16), np.array([[-1.0, 65535]])):
-        assert known_pixels("depth", raw, prediction=True).pixels.all()
-        assert known_pixels("colour", raw, prediction=True).pixels.all()
-    assert known_pixels("colour", np.zeros((2, 2, 3), np.uint8)).pixels.all()  # black is an albedo
+        assert KINDS["depth"].known_pixels(raw, prediction=True).pixels.all()
+        assert KINDS["colour"].known_pixels(raw, prediction=True).pixels.all()
+    assert KINDS["colour"].known_pixels(np.zeros((2, 2, 3), np.uint8)).pixels.all()  # black is an albedo
 
 
 def test_this_projects_own_images_have_a_value_everywhere():
     black = np.zeros((2, 2, 3), np.uint8)
-    assert known_pixels("normals", black, about={"software": "intrinsic-lora 1.0"}).pixels.all()
-    assert not known_pixels("normals", black, about={"software": "another program"}).pixels.any()
+    assert KINDS["normals"].known_pixels(black, about={"software": "intrinsic-lora 1.0"}).pixels.all()
+    assert not KINDS["normals"].known_pixels(black, about={"software": "another program"}).pixels.any()
 
 
 @pytest.mark.parametrize("world", ["room", "yard"])
@@ -118,9 +120,9 @@ def test_no_rendered_scene_loses_a_pixel(world, seed):
     metres = scene.depth.astype(np.float32)
     forms = [metres, metres.astype(np.float16), metres.astype(np.float64), (100 * metres).astype(np.uint16)]
     for raw, units in zip(forms, (1, 1, 1, 100)):
-        assert np.array_equal(known_pixels("depth", raw, units_per_metre=units).pixels, scene.depth > 0)
+        assert np.array_equal(KINDS["depth"].known_pixels(raw, units_per_metre=units).pixels, scene.depth > 0)
     for frame in ("opencv", "opengl"):
         vectors = to_frame(scene.normal.astype(np.float32), frame)
-        assert known_pixels("normals", vectors).pixels.all()
+        assert KINDS["normals"].known_pixels(vectors).pixels.all()
         for dtype in (np.uint8, np.uint16):
-            assert known_pixels("normals", encoded(vectors, dtype)).pixels.all()
+            assert KINDS["normals"].known_pixels(encoded(vectors, dtype)).pixels.all()

@@ -15,9 +15,9 @@ from utils.inference.output import Output
 from utils.inference.prediction import Prediction
 from utils.inference.write import metadata, write
 from utils.intrinsics import ALBEDO, DEPTH, INTRINSICS, NORMAL, SHADING, depth_coded
-from utils.maps.conventions import to_frame
-from utils.maps.frames import AXES
-from utils.maps.label_record import Use, check_facts, check_record, training_use
+from utils.kinds.axes import to_frame
+from utils.kinds.frames import AXES
+from utils.kinds.label_record import Use, check_facts, check_record, training_use
 from utils.system.atomic import save_png
 
 

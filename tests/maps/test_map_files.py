@@ -11,13 +11,12 @@ from dataloaders.check import main as check
 from dataloaders.folder import FolderMaps
 from dataloaders.listing import Sample
 from utils.errors import InputError
-from utils.evaluation.maps import load_prediction, load_truth
-from utils.evaluation.pairing import Pair
-from utils.evaluation.rules import Rules
+from utils.evaluation.pairs import Pair
+from utils.evaluation.scoring import load_prediction, load_truth
+from utils.image_io.colour_space import to_linear
+from utils.image_io.files import png16, read_array, read_exr, read_rgb16, write_exr
 from utils.intrinsics import ALBEDO, DEPTH, NORMAL
-from utils.maps.conventions import to_linear
-from utils.maps.deep import png16, read_exr, read_rgb16, write_exr
-from utils.maps.files import read_array, read_prediction, read_truth
+from utils.kinds.base import Rules
 
 RNG = np.random.default_rng(0)
 SHAPE = (24, 32)
@@ -118,32 +117,32 @@ def test_depth_in_whole_numbers_needs_a_unit_and_gets_it_in_every_format(tmp_pat
     for write, dtype in ((save_npy(np.uint16), np.uint16), (save_npy(np.int32), np.int32), (save_png, np.uint16)):
         path = write(tmp_path / "a", millimetres.astype(dtype))
         with pytest.raises(InputError, match=r"a\.(npy|png): .*unit: give --gt_depth_scale.*1000.*256"):
-            read_truth(path, "depth")
-        np.testing.assert_allclose(read_truth(path, "depth", units_per_metre=1000).values, METRES, atol=6e-4)
+            DEPTH.map_kind.read_truth(path)
+        np.testing.assert_allclose(DEPTH.map_kind.read_truth(path, units_per_metre=1000).values, METRES, atol=6e-4)
     for path in (save_npy()(tmp_path / "b", millimetres), save_exr("Z")(tmp_path / "b", millimetres)):
-        np.testing.assert_allclose(read_truth(path, "depth", units_per_metre=1000).values, METRES, atol=6e-4)
+        np.testing.assert_allclose(DEPTH.map_kind.read_truth(path, units_per_metre=1000).values, METRES, atol=6e-4)
     with pytest.raises(InputError, match="8-bit array, too coarse for metres"):
-        read_truth(save_npy(np.uint8)(tmp_path / "a", METRES), "depth", units_per_metre=10)
+        DEPTH.map_kind.read_truth(save_npy(np.uint8)(tmp_path / "a", METRES), units_per_metre=10)
 
 
 def test_depth_along_minus_z_is_refused_with_the_fix(tmp_path):
     with pytest.raises(InputError, match=r"a\.npy: depth is negative on 768 of 768 pixels.*negate it"):
-        read_truth(save_npy()(tmp_path / "a", -METRES), "depth")
+        DEPTH.map_kind.read_truth(save_npy()(tmp_path / "a", -METRES))
     some = METRES.copy()
     some[:20] = -1  # one number: a code
-    assert read_truth(save_npy()(tmp_path / "a", some), "depth").unknown == {"-1": 20 * 32}
+    assert DEPTH.map_kind.read_truth(save_npy()(tmp_path / "a", some)).unknown == {"-1": 20 * 32}
 
 
 def test_a_prediction_of_ours_is_not_taken_for_metres(tmp_path):
     (tmp_path / "a.png").write_bytes(png16(whole(np.uint16)(METRES / 9), {"polarity": "near = white, linear"}))
     with pytest.raises(InputError, match=r"a\.png: is a prediction, not metres"):
-        read_truth(tmp_path / "a.png", "depth", units_per_metre=1000)
+        DEPTH.map_kind.read_truth(tmp_path / "a.png", units_per_metre=1000)
 
 
 def test_the_ends_of_16_bit_depth_are_what_its_header_states(tmp_path):
     about = {"value_at_0": "-2.5", "value_at_65535": "1.5"}
     (tmp_path / "a.png").write_bytes(png16(np.array([[0, 65535]], np.uint16), about))
-    assert read_prediction(tmp_path / "a.png", "depth").values.tolist() == [[-2.5, 1.5]]
+    assert DEPTH.map_kind.read_prediction(tmp_path / "a.png").values.tolist() == [[-2.5, 1.5]]
 
 
 def filtered_png(pixels, kind, colour=2):
@@ -180,7 +179,7 @@ def test_16_bit_colour_with_alpha_is_refused(tmp_path):
     pixels = RNG.integers(0, 65536, (*SHAPE, 4)).astype(np.uint16)
     (tmp_path / "a.png").write_bytes(filtered_png(pixels, 0, colour=6))
     with pytest.raises(InputError, match=r"a\.png: .*mode RGBA.*_mask\.png"):
-        read_truth(tmp_path / "a.png", "normals")
+        NORMAL.map_kind.read_truth(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize(("channels", "words"), [
@@ -189,7 +188,7 @@ def test_16_bit_colour_with_alpha_is_refused(tmp_path):
 def test_exr_files_that_could_mean_two_things_are_refused(channels, words, tmp_path):
     write_exr(tmp_path / "a.exr", RNG.uniform(0, 0.9, (*SHAPE, len(channels))), channels, {})
     with pytest.raises(InputError, match=rf"a\.exr: .*{words}"):
-        read_truth(tmp_path / "a.exr", "normals")
+        NORMAL.map_kind.read_truth(tmp_path / "a.exr")
 
 
 def test_an_opaque_exr_and_its_header_are_read(tmp_path):
@@ -203,10 +202,10 @@ def test_an_opaque_exr_and_its_header_are_read(tmp_path):
 def test_what_is_no_exr_or_lacks_the_package_is_one_line(tmp_path, monkeypatch):
     (tmp_path / "a.exr").write_bytes(b"nothing")
     with pytest.raises(InputError, match=r"a\.exr: .*not an OpenEXR file"):
-        read_truth(tmp_path / "a.exr", "depth")
+        DEPTH.map_kind.read_truth(tmp_path / "a.exr")
     monkeypatch.setitem(__import__("sys").modules, "OpenEXR", None)
     with pytest.raises(InputError, match=r"a\.exr: .*pip install OpenEXR"):
-        read_truth(tmp_path / "a.exr", "depth")
+        DEPTH.map_kind.read_truth(tmp_path / "a.exr")
 
 
 def test_check_opens_every_format(tmp_path, capsys):

@@ -12,9 +12,9 @@ from bad_files import chunk, encoded
 from PIL import Image, ImageCms
 
 from utils.errors import InputError
-from utils.maps import opening
-from utils.maps.files import read_array
-from utils.maps.images import read_label, read_rgb, size_of, upright_rgb
+from utils.image_io import opening
+from utils.image_io.files import read_array
+from utils.image_io.images import read_label, read_rgb, size_of, upright_rgb
 
 SIZE = (32, 24)
 RGB = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)

@@ -4,23 +4,21 @@ import numpy as np
 import pytest
 
 from studies.conventions import disparity, shots
+from utils.image_io.colour_space import to_srgb
 from utils.intrinsics import ALBEDO, DEPTH, INTRINSICS, NORMAL
-from utils.maps.conventions import convert_frame, to_frame, to_srgb, unit_vectors
-from utils.maps.depth_coding import encode_far
-from utils.maps.frames import FRAMES
-from utils.metrics.convention_check import (
+from utils.kinds.alignment import depth_evidence, depth_findings, encode_far
+from utils.kinds.axes import (
     ALL_AXES,
-    colour_evidence,
-    colour_findings,
-    depth_evidence,
-    depth_findings,
-    evidence_of_label,
-    findings_of_labels,
+    convert_frame,
     frame_of,
     normals_evidence,
     normals_findings,
+    to_frame,
     true_frame_of,
+    unit_vectors,
 )
+from utils.kinds.colour import colour_evidence, colour_findings
+from utils.kinds.frames import FRAMES
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +27,8 @@ def scenes():
 
 
 def of_labels(intrinsic, scenes, change=lambda label: label):
-    evidence = [evidence_of_label(intrinsic, change(shot.label), shot.truth, shot.known) for shot in scenes]
-    return findings_of_labels(intrinsic, evidence)
+    evidence = [intrinsic.map_kind.label_evidence(change(shot.label), shot.truth, shot.known) for shot in scenes]
+    return intrinsic.map_kind.label_findings(evidence)
 
 
 @pytest.mark.parametrize("task", INTRINSICS)
@@ -90,7 +88,9 @@ def test_what_shows_without_truth_is_named_without_truth(scenes, noise):
     def seen(task, intrinsic, change):
         labels = [change(shot.label) for shot in scenes[task]]
         labels = [label + rng.normal(0, noise, label.shape) for label in labels]
-        found = findings_of_labels(intrinsic, [evidence_of_label(intrinsic, label, None, None) for label in labels])
+        found = intrinsic.map_kind.label_findings(
+            [intrinsic.map_kind.label_evidence(label, None, None) for label in labels]
+        )
         return [one.change.split(":")[0] for one in found]
 
     assert seen("depth", NORMAL, lambda grey: grey) == ["are grey"]

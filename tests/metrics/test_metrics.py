@@ -9,12 +9,15 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from utils.evaluation import aggregation
-from utils.maps.conventions import FRAMES, convert_frame, to_frame, to_linear, to_srgb, unit_vectors
-from utils.maps.known import known_pixels
-from utils.metrics.colour import albedo_metrics, local_mse, ssim, whdr
-from utils.metrics.depth import align_depth, align_scale_shift, depth_metrics
-from utils.metrics.normals import angular_error, normal_metrics
-from utils.metrics.protocols import center_window, depth_valid, erode, kitti_window
+from utils.evaluation.scoring import center_window, erode
+from utils.image_io.colour_space import to_linear, to_srgb
+from utils.intrinsics import DEPTH, NORMAL
+from utils.kinds.alignment import align_depth, align_scale_shift, depth_metrics
+from utils.kinds.axes import convert_frame, to_frame, unit_vectors
+from utils.kinds.colour import albedo_metrics, local_mse, ssim, whdr
+from utils.kinds.depth import kitti_window
+from utils.kinds.frames import FRAMES
+from utils.kinds.normals import ANGLE_BINS, angle_bins, angular_error, normal_metrics
 
 RNG = np.random.default_rng(0)
 
@@ -97,11 +100,11 @@ def test_angle_properties(p, g, scale):
 
 def test_valid_normals():
     gt = np.array([[[1.0, -1, 0], [0, 0, 0], [np.nan, 0, 1], [0, np.inf, 0], [0, 0, 1e-9]]])
-    assert known_pixels("normals", gt).pixels.tolist() == [[True, False, False, False, True]]
+    assert NORMAL.map_kind.known_pixels(gt).pixels.tolist() == [[True, False, False, False, True]]
     mask = np.array([[0, 1, 1, 1, 2]])
-    assert known_pixels("normals", gt, mask).pixels.tolist() == [[False, False, False, False, True]]
+    assert NORMAL.map_kind.known_pixels(gt, mask).pixels.tolist() == [[False, False, False, False, True]]
     with pytest.raises(ValueError, match="mask of shape"):
-        known_pixels("normals", gt, np.ones((5, 1)))
+        NORMAL.map_kind.known_pixels(gt, np.ones((5, 1)))
 
 
 def test_normal_metrics_count_strictly_below():
@@ -381,13 +384,13 @@ def test_frames_convert_as_known_surfaces_do():
 
 def test_depth_crops():
     gt = np.full((480, 640), 3.0)
-    assert depth_valid(gt, "nyuv2").sum() == (471 - 45) * (601 - 41)
+    assert DEPTH.map_kind.depth_valid(gt, "nyuv2").sum() == (471 - 45) * (601 - 41)
     gt[100:200] = 10.0  # the range is open
-    assert depth_valid(gt, "nyuv2").sum() == (471 - 45 - 100) * (601 - 41)
+    assert DEPTH.map_kind.depth_valid(gt, "nyuv2").sum() == (471 - 45 - 100) * (601 - 41)
     with pytest.raises(ValueError, match="480x640"):
-        depth_valid(np.ones((481, 640)), "nyuv2")
+        DEPTH.map_kind.depth_valid(np.ones((481, 640)), "nyuv2")
     assert kitti_window((375, 1242)) == (slice(23, 375), slice(13, 13 + 1216))
-    rows, cols = np.nonzero(depth_valid(np.full((352, 1216), 5.0), "kitti"))
+    rows, cols = np.nonzero(DEPTH.map_kind.depth_valid(np.full((352, 1216), 5.0), "kitti"))
     assert (rows.min(), rows.max(), cols.min(), cols.max()) == (117, 320, 43, 1171)
     with pytest.raises(ValueError, match="smaller than"):
         kitti_window((300, 1242))
@@ -397,10 +400,10 @@ def test_depth_crops():
 
 def test_depth_validity():
     gt = np.array([[0.0, -1, np.nan, np.inf, 0.5, 400, 20]])
-    assert depth_valid(gt, "plain").tolist() == [[False] * 4 + [True] * 3]
-    assert depth_valid(gt, "diode", np.ones(gt.shape, bool)).tolist() == [[False] * 4 + [True] * 3]
-    assert depth_valid(gt, "scannet").tolist() == [[False] * 4 + [True, False, False]]
-    assert depth_valid(gt, "eth3d", gt != 20).tolist() == [[False] * 4 + [True, True, False]]
+    assert DEPTH.map_kind.depth_valid(gt, "plain").tolist() == [[False] * 4 + [True] * 3]
+    assert DEPTH.map_kind.depth_valid(gt, "diode", np.ones(gt.shape, bool)).tolist() == [[False] * 4 + [True] * 3]
+    assert DEPTH.map_kind.depth_valid(gt, "scannet").tolist() == [[False] * 4 + [True, False, False]]
+    assert DEPTH.map_kind.depth_valid(gt, "eth3d", gt != 20).tolist() == [[False] * 4 + [True, True, False]]
 
 
 def test_erosion_widens_holes_but_not_the_border():
@@ -423,7 +426,7 @@ def test_srgb_and_linear_are_inverse():
 
 def image_score(angles, name="x"):
     angles = np.asarray(angles, np.float32)
-    counts = np.bincount(aggregation.angle_bins(angles), minlength=aggregation.ANGLE_BINS)
+    counts = np.bincount(angle_bins(angles), minlength=ANGLE_BINS)
     return aggregation.ImageScore(name, None, len(angles), (1, len(angles)), normal_metrics(angles), counts, angles)
 
 

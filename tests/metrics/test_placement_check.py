@@ -5,8 +5,7 @@ import pytest
 
 from studies.conventions import as_bytes, blurred, shots
 from utils.intrinsics import INTRINSICS, NORMAL
-from utils.metrics.convention_check import evidence_of_label, findings_of_labels
-from utils.metrics.placement_check import AS_IS, fit_of, placed_of_label, placement_findings, unrelated
+from utils.kinds.placement import AS_IS, label_fit, placed_of_label, placement_findings, unrelated
 
 MOVED = {
     "mirroring left to right": lambda a: a[:, ::-1],
@@ -28,10 +27,10 @@ def scenes():
 
 def found(intrinsic, made):
     """Findings of (label, shot) pairs, as the check of labels has them."""
-    fit = fit_of(intrinsic, intrinsic.coding, intrinsic.depth_coding)
+    fit = label_fit(intrinsic)
     places = [placed_of_label(intrinsic, label, shot.truth, shot.known) for label, shot in made]
-    others = [evidence_of_label(intrinsic, label, shot.truth, shot.known) for label, shot in made]
-    return placement_findings(places, fit, findings_of_labels(intrinsic, others)) or unrelated(places, fit, intrinsic)
+    others = [intrinsic.map_kind.label_evidence(label, shot.truth, shot.known) for label, shot in made]
+    return placement_findings(places, fit, intrinsic.map_kind.label_findings(others)) or unrelated(places, intrinsic)
 
 
 @pytest.mark.parametrize("task", INTRINSICS)
@@ -85,10 +84,10 @@ def test_labels_of_another_intrinsic_are_likely_wrong(scenes, task, other):
 
 def test_normals_in_place_of_colours_show_without_truth(scenes):
     for task in ("albedo", "shading"):
-        evidence = [evidence_of_label(INTRINSICS[task], shot.label, None, None) for shot in scenes["normal"]]
-        assert [one.key for one in findings_of_labels(INTRINSICS[task], evidence)] == [("normals",)]
+        evidence = [INTRINSICS[task].map_kind.label_evidence(shot.label, None, None) for shot in scenes["normal"]]
+        assert [one.key for one in INTRINSICS[task].map_kind.label_findings(evidence)] == [("normals",)]
     two_greys = np.where(np.arange(64)[:, None, None] < 32, 0.58, -0.58) * np.ones((64, 96, 3))
-    assert evidence_of_label(INTRINSICS["albedo"], two_greys, None, None).odd == ()
+    assert INTRINSICS["albedo"].map_kind.label_evidence(two_greys, None, None).odd == ()
 
 
 @pytest.mark.parametrize("task", INTRINSICS)

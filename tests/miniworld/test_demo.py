@@ -15,8 +15,8 @@ from miniworld import demo, demo_steps, scenes
 from miniworld.demo_steps import results_table, row_names
 from utils.base_model.stable_diffusion import load_base, load_donor, widen_conv_in
 from utils.intrinsics import INTRINSICS, NORMAL, Intrinsic
+from utils.kinds.base import score_of
 from utils.lora import CONV_IN, add_lora, load_attn_procs, lora_parameters, read_lora, save_lora
-from utils.metrics.scores import score_normals, score_of
 from utils.objectives import SingleStep
 
 BASE = ROOT / "miniworld" / "mini-sd"
@@ -43,7 +43,7 @@ def unseen(world) -> list[dict]:
 
 def error(drawn, samples: list[dict]) -> float:
     """Mean angular error in degrees of maps (N,3,64,64), per image."""
-    return float(np.mean([score_normals(x, s["gt"], s["valid"])["mean"] for x, s in zip(drawn, samples)]))
+    return float(np.mean([score_of(NORMAL)(x, s["gt"], s["valid"])["mean"] for x, s in zip(drawn, samples)]))
 
 
 def draw(lora, samples: list[dict], timestep: int = 400) -> torch.Tensor:

@@ -27,7 +27,7 @@ from miniworld.render.raycast import ENCLOSURE, SKY, hidden, trace
 from miniworld.render.shapes import Sphere
 from miniworld.render.world import NUMBERS
 from utils.errors import InputError
-from utils.maps.conventions import to_linear, to_srgb
+from utils.image_io.colour_space import to_linear, to_srgb
 
 CASES = [(kind, seed) for kind in ("room", "yard") for seed in range(6)]
 SETTINGS = Settings(train=10, val=6, width=40, height=30, seed=3)

@@ -6,7 +6,6 @@ import re
 import socket
 import threading
 import time
-from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -15,8 +14,9 @@ from helpers import ROOT, fork, records
 from huggingface_hub import ModelCard
 
 from utils.base_model.names import licence_of
+from utils.intrinsics import DEPTH, NORMAL
+from utils.kinds.base import against_label, score_of
 from utils.lora import BIN, CONV_IN, SAFETENSORS
-from utils.metrics.scores import against_label, described, score_depth, score_normals
 from utils.training.model_card import model_card
 
 SINGLE, AUGUNET = "sd_single_diode_pseudo_normal.py", "augunet_diode_pseudo_depth.py"
@@ -148,13 +148,13 @@ def test_the_card_describes_the_run(flags, uploaded):
 
 
 def test_the_protocol_is_on_the_card():
-    plain = partial(score_depth, protocol="plain")
+    plain, normal = score_of(DEPTH, "plain"), score_of(NORMAL)
     normals = "Angles in degrees between the predicted normals and gt, both in the label's frame."
-    assert described(score_normals) == normals
-    assert described(plain).startswith("Affine-invariant depth errors") and described(plain).endswith(
+    assert normal.description == normals
+    assert plain.description.startswith("Affine-invariant depth errors") and plain.description.endswith(
         "(protocol: plain)"
     )
-    assert described(against_label(plain)) == f"Against the label, which is no measurement: {described(plain)}"
+    assert against_label(plain).description == f"Against the label, which is no measurement: {plain.description}"
 
 
 def run_card(text: str, kept: str, hub, folder: Path, tmp_path: Path) -> list[str]:

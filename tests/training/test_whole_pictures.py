@@ -18,10 +18,10 @@ from dataloaders.folder import open_folder
 from dataloaders.listing import folder_samples
 from utils.base_model.stable_diffusion import load_base
 from utils.errors import InputError
+from utils.image_io.images import Crop, size_of, whole_size
 from utils.intrinsics import NORMAL
 from utils.latents import NAMES, moments
 from utils.lora import SAFETENSORS
-from utils.maps.images import Crop, size_of, whole_size
 from utils.training.cache import cached_or_not
 from utils.training.data import BucketBatches, buckets_of, describe_buckets
 
@@ -89,7 +89,7 @@ def test_the_header_gives_the_upright_size(tmp_path, monkeypatch):
         patch.setattr(PngImagePlugin.PngImageFile, "load", None)
         assert size_of(tmp_path / "plain.png") == (40, 30)
     (tmp_path / "no.png").write_bytes(b"not an image")
-    with pytest.raises(InputError, match=r"no.png: not a readable picture"):
+    with pytest.raises(InputError, match=r"no.png: not a readable image"):
         size_of(tmp_path / "no.png")
 
 

@@ -8,15 +8,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from utils.metrics.convention_check import Evidence
-from utils.metrics.placement_check import Placed
-
-BINS_PER_DEGREE = 20
-ANGLE_BINS = 180 * BINS_PER_DEGREE + 1  # the last bin holds exactly 180
+from utils.kinds.evidence import Evidence
+from utils.kinds.normals import BINS_PER_DEGREE, angle_bins
+from utils.kinds.placement import Placed
 
 
 class ImageScore(NamedTuple):
-    """What is kept of one image. errors: how many pixels fall in each bin of the task's error axis."""
+    """The score of one image. errors: how many pixels fall in each bin of the task's error axis."""
 
     name: str
     scene_type: str | None
@@ -29,14 +27,9 @@ class ImageScore(NamedTuple):
     truth_evidence: Evidence | None = None  # what the truth's own values show
     distorted: bool = False  # the prediction had other proportions than the truth
     unknown: Mapping[str, int] = MappingProxyType({})  # reason -> pixels of the truth's file without a value
-    truth_pixels: int = 0  # of that file, 0 where there is none
+    truth_pixels: int = 0  # of that file, 0 without one
     median_depth: float | None = None  # metres, of the valid pixels
     placed: Placed | None = None  # whether the prediction lies on its image
-
-
-def angle_bins(angles: np.ndarray) -> np.ndarray:
-    """Bin of each float32 angle in degrees, 0.05 wide; never decreasing in the angle."""
-    return (angles * np.float32(BINS_PER_DEGREE)).astype(np.int32)
 
 
 def metric_table(scores: Sequence[ImageScore]) -> tuple[list[str], np.ndarray]:
@@ -179,6 +172,6 @@ def make_rows(
 
 
 def total_errors(scores: Sequence[ImageScore]) -> np.ndarray | None:
-    """Histogram of errors over all pixels of all images, int64; None if there are no pixel errors."""
+    """Histogram of errors over all pixels of all images, int64; None without pixel errors."""
     errors = [s.errors for s in scores if s.errors is not None]
     return np.array(errors).sum(axis=0, dtype=np.int64) if len(errors) == len(scores) else None

@@ -6,22 +6,13 @@ from pathlib import Path
 
 from utils.cli import Parser, path_flag
 from utils.intrinsics import ALBEDO, INTRINSICS
-from utils.maps.frames import FRAMES
-from utils.metrics.depth_rules import DEPTH_RULES
+from utils.kinds.frames import FRAMES
 
-PROTOCOLS = {  # by kind of intrinsic; the first is the default
-    "normals": ("pooled", "per_image"),
-    "depth": tuple(DEPTH_RULES),
-    "colour": ("scale_aligned",),
-}
+PROTOCOLS = {one.kind: one.map_kind.protocols for one in INTRINSICS.values()}  # the first is the default
 ONLY_FOR = {  # flag -> the intrinsics that it means something for
-    flag: tuple(one.name for one in INTRINSICS.values() if one.kind == kind)
-    for kind, flags in {
-        "normals": ("pred_frame", "gt_frame"),
-        "depth": ("align", "gt_depth_scale"),
-        "colour": ("pred_space", "gt_space"),
-    }.items()
-    for flag in flags
+    flag: tuple(other.name for other in INTRINSICS.values() if flag in other.map_kind.evaluation_flags)
+    for one in INTRINSICS.values()
+    for flag in one.map_kind.evaluation_flags
 } | {"whdr": (ALBEDO.name,)}
 
 
@@ -72,7 +63,7 @@ def parse_args(description: str, argv: list[str] | None = None) -> argparse.Name
     add("--erode", type=int, help="second row with masks shrunk by that many pixels (default: 5 for diode, else 0)")
     add("--diode_set", choices=("disk", "meta"), help="DIODE: all files found (default), or those in diode_meta.json")
     add("--bootstrap", type=int, default=1000, help="resamples of images for the intervals, 0 = none (default: 1000)")
-    add("--seed", type=int, default=0, help="of the bootstrap (default: 0)")
+    add("--seed", type=int, default=0, help="seed of the bootstrap (default: 0)")
     add("--workers", type=int, default=2, help="threads that read and score images (default: 2)")
     parser.only("seed", lambda a: a.bootstrap, "with --bootstrap 0")
     parser.only("image_dir", lambda a: a.report, "without --report")
@@ -90,7 +81,7 @@ def parse_args(description: str, argv: list[str] | None = None) -> argparse.Name
     if args.gt_dir is None and args.mask_dir is not None:
         parser.error("--mask_dir needs --gt_dir: judgements know no mask")
     if args.whdr is not None and args.center_crop:
-        parser.error("--whdr places its points in the whole picture: it cannot go with --center_crop")
+        parser.error("--whdr places its points in the whole image: it cannot go with --center_crop")
     if args.gt_depth_scale is not None and not 0 < args.gt_depth_scale < math.inf:
         parser.error("--gt_depth_scale must be a positive number of units per metre")
     if args.erode is None:

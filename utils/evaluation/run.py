@@ -16,19 +16,19 @@ from utils import __version__
 from utils.errors import InputError
 from utils.evaluation import report, scoring
 from utils.evaluation.aggregation import ImageScore, make_rows, total_errors
-from utils.evaluation.convention_warnings import convention_warnings
-from utils.evaluation.inputs import find_images, find_judgements, find_pairs
-from utils.evaluation.pairing import Pair
-from utils.evaluation.rules import GroundTruthError, NothingToScore, PredictionError, Rules
+from utils.evaluation.pairs import Pair, find_images, find_judgements, find_pairs
+from utils.evaluation.scoring import GroundTruthError, NothingToScore, PredictionError, placement_fit
+from utils.image_io import diode_names
 from utils.intrinsics import INTRINSICS
-from utils.maps import diode_names
-from utils.maps.conventions import unit_vectors
-from utils.maps.known import FARTHEST_MEDIAN, OUTSIDE, shares
-from utils.maps.label_record import Use, check_record
-from utils.metrics.protocols import DEPTH_RULES
+from utils.kinds.base import OUTSIDE, Rules, shares
+from utils.kinds.label_record import Use, check_record
+from utils.kinds.placement import placement_findings
 from utils.system.atomic import make_folder, replace
 
-NEAREST_MEDIAN = 0.02  # metres: below it, --gt_depth_scale was probably applied to metres
+PLACES = {  # key of a finding about where predictions lie -> what to do
+    "placed": "predict the images as they are shown (EXIF orientation applied), and undo every flip of the input",
+    "paired": "each has the name of another image: rename them",
+}
 
 
 def score_all(pairs: list[Pair], args: argparse.Namespace, rules: Rules, judgements: dict, constant=None):
@@ -76,7 +76,7 @@ def constant_prediction(pairs: list[Pair], args: argparse.Namespace, rules: Rule
 
     Depth gets a plain 1, and so do bare judgements: fitting scale and shift turns it into each image's mean depth.
     """
-    if rules.intrinsic.kind == "depth" or args.gt_dir is None:
+    if rules.kind.fits_constant or args.gt_dir is None:
         return np.array(1.0)
     with ThreadPoolExecutor(args.workers) as pool:
         sums, pixels = zip(*pool.map(lambda pair: scoring.truth_sum(pair, rules), pairs))
@@ -84,25 +84,23 @@ def constant_prediction(pairs: list[Pair], args: argparse.Namespace, rules: Rule
         mean = np.sum(np.array(sums), axis=0) / np.sum(pixels)
     except ValueError as error:
         raise InputError("--baseline mean: some ground truth is grey and some has colours") from error
-    if rules.intrinsic.kind == "normals" and not np.linalg.norm(mean) > 1e-6:
-        raise InputError("--baseline mean: the mean normal vanishes, there is no constant to predict")
-    return unit_vectors(mean) if rules.intrinsic.kind == "normals" else mean
+    try:
+        return rules.kind.constant(mean)
+    except ValueError as error:
+        raise InputError(f"--baseline mean: {error}") from None
 
 
 def describe_settings(args: argparse.Namespace, rules: Rules, pairs: list[Pair], scores: list) -> dict:
-    """Everything needed to say what the numbers mean."""
+    """Everything that gives the numbers their meaning."""
     masks = sum(pair.mask is not None for pair in pairs)
-    rule = {
-        "normals": "finite and longer than 0; in 8 and 16 bits not black, white or mid-grey",
-        "depth": "finite, > 0, and not a code of unknown depth such as 65535",
-        "colour": "finite",
-    }[rules.intrinsic.kind]
+    inside = f"inside the mask for the {masks} of {len(pairs)} images that have one"
+    rule = f"ground truth {rules.kind.known_rule}, and {inside}"
     settings = {
         "version": __version__,
         "pred_dir": str(args.pred_dir),
         "gt_dir": None if args.gt_dir is None else str(args.gt_dir),
         "mask_dir": None if args.mask_dir is None else str(args.mask_dir),
-        "mask_rule": f"ground truth {rule}, and inside the mask for the {masks} of {len(pairs)} images that have one",
+        "mask_rule": rule + rules.kind.protocol_rule(args.protocol),
         "resolution": dict(Counter(f"{s.shape[0]}x{s.shape[1]}" for s, _ in scores).most_common()),
         "bootstrap": {"resamples": args.bootstrap, "over": "images", "level": 0.95, "seed": args.seed},
         "erode": args.erode,
@@ -111,23 +109,9 @@ def describe_settings(args: argparse.Namespace, rules: Rules, pairs: list[Pair],
     }
     if args.gt_dir is None:
         settings["mask_rule"] = "comparisons with a verdict, a positive score and two opaque points"
-    if rules.intrinsic.kind == "normals":
-        settings |= {"pred_frame": rules.pred_frame, "gt_frame": rules.gt_frame}
-    elif rules.intrinsic.kind == "depth":
-        depth = DEPTH_RULES[args.protocol]
-        if depth.in_range:
-            settings["mask_rule"] += f", and {depth.min_depth} < depth < {depth.max_depth}"
-        if args.protocol in ("nyuv2", "kitti"):
-            settings["mask_rule"] += ", and inside the Eigen crop"
-        settings |= {
-            "align": rules.align,
-            "clip_prediction": [depth.min_depth, depth.max_depth],
-            "gt_depth_scale": rules.gt_depth_scale,
-        }
-    else:
-        settings |= {"pred_space": rules.pred_space, "gt_space": rules.gt_space, "scored_in": rules.gt_space}
-        if args.whdr:
-            settings |= {"whdr": str(args.whdr), "whdr_threshold": 0.10}
+    settings |= rules.kind.settings(rules)
+    if args.whdr:
+        settings |= {"whdr": str(args.whdr), "whdr_threshold": 0.10}
     return settings
 
 
@@ -148,7 +132,7 @@ def make_rules(args: argparse.Namespace) -> Rules:
 
 
 def check_records(args: argparse.Namespace, rules: Rules) -> list[str]:
-    """Compare the records of predictions and truth with the flags; notes. InputError names the flag that cures."""
+    """Compare the records of predictions and truth with the flags; notes. InputError names the flag to pass."""
     notes = []
     for folder, role, frame, space in (
         (args.pred_dir, "pred", rules.pred_frame, rules.pred_space),
@@ -192,7 +176,7 @@ def evaluate(args: argparse.Namespace) -> dict:
         "left_out": left_out,
         "unknown_truth": unknown,
         "warnings": warnings_of([plain for plain, _ in scores], rules)
-        + unit_warnings([plain for plain, _ in scores], args)
+        + unit_warnings([plain for plain, _ in scores], rules)
         + mask_warnings(pairs, [plain for plain, _ in scores]),
         "notes": notes,
         "settings": describe_settings(args, rules, pairs, scores),
@@ -220,7 +204,18 @@ def rows_of(scores: list[tuple[ImageScore, ImageScore | None]], args: argparse.N
 
 def warnings_of(scores: list[ImageScore], rules: Rules) -> list[str]:
     """Warnings that come before the numbers: wrong conventions, stretched predictions."""
-    warnings = convention_warnings(scores, rules)
+    evidence = [score.evidence for score in scores if score.evidence is not None]
+    truth = [score.truth_evidence for score in scores if score.truth_evidence is not None]
+    if wrong := rules.kind.truth_findings(truth, rules):
+        subject = f"the ground truth's {rules.intrinsic.kind}"
+        warnings = [one.text(subject, rules.kind.flags_for(one, rules)) for one in wrong]
+    else:
+        found = placement_findings(
+            [score.placed for score in scores], placement_fit(rules), rules.kind.findings(evidence, rules)
+        )
+        warnings = [
+            one.text("the predictions", PLACES.get(one.key[0]) or rules.kind.flags_for(one, rules)) for one in found
+        ]
     distorted = [score.name for score in scores if score.distorted]
     if distorted:
         warnings.append(
@@ -239,19 +234,10 @@ def unknown_truth(scores: list[ImageScore]) -> dict:
     return {"pixels": pixels, "unknown": reasons.total(), "reasons": dict(reasons.most_common())}
 
 
-def unit_warnings(scores: list[ImageScore], args: argparse.Namespace) -> list[str]:
+def unit_warnings(scores: list[ImageScore], rules: Rules) -> list[str]:
     """Depth that is probably not in metres."""
     medians = [score.median_depth for score in scores if score.median_depth is not None]
-    if not medians:
-        return []
-    median = float(np.median(medians))
-    if median > FARTHEST_MEDIAN:
-        return [
-            f"the median of the true depth is {median:.4g} m: are these millimetres? --gt_depth_scale 1000 reads them"
-        ]
-    if args.gt_depth_scale is not None and median < NEAREST_MEDIAN:
-        return [f"the median of the true depth is {median:.2g} m: is --gt_depth_scale {args.gt_depth_scale:g} right?"]
-    return []
+    return rules.kind.truth_warnings(medians, rules.gt_depth_scale) if medians else []
 
 
 def mask_warnings(pairs: list[Pair], scores: list[ImageScore]) -> list[str]:

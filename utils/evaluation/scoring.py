@@ -1,24 +1,119 @@
-"""Scores one image: calls the metrics on its truth and its prediction."""
+"""Reads one image's truth and prediction, brings both into one frame, size and colour space, and scores them."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from utils.evaluation.aggregation import ANGLE_BINS, ImageScore, angle_bins
-from utils.evaluation.maps import load_prediction, load_truth
-from utils.evaluation.pairing import Pair
-from utils.evaluation.rules import GroundTruthError, NothingToScore, PredictionError, Rules
-from utils.maps.conventions import convert_space, to_frame, unit_vectors
-from utils.maps.known import OUTSIDE
-from utils.metrics.colour import albedo_metrics, align_scale, whdr
-from utils.metrics.convention_check import PIXELS, Evidence, colour_evidence, depth_evidence, normals_evidence
-from utils.metrics.depth import align_depth, depth_metrics
-from utils.metrics.normals import angular_error, normal_metrics
-from utils.metrics.placement_check import Fit, fit_of, placed
-from utils.metrics.protocols import DEPTH_RULES, erode
+from utils.errors import InputError
+from utils.evaluation.aggregation import ImageScore
+from utils.evaluation.pairs import Pair
+from utils.image_io.colour_space import convert_space
+from utils.image_io.files import resize
+from utils.kinds.base import NOT_FINITE, OUTSIDE, NoValueError, Rules, require_values
+from utils.kinds.colour import whdr
+from utils.kinds.evidence import PIXELS, Fit
+from utils.kinds.placement import placed
 
-RELATIVE_BINS = 1001  # depth and colour errors: bins of 0.001, the last holds everything from 1 up
+
+class GroundTruthError(ValueError):
+    """A ground truth or mask that cannot be used: never excused, the message names the file."""
+
+
+class PredictionError(ValueError):
+    """A prediction that is missing or cannot be scored: the message names the file."""
+
+
+class NothingToScore(ValueError):
+    """An image without enough valid ground truth: left out and counted."""
+
+
+class Truth(NamedTuple):
+    """Ground truth of one image: normals (H, W, 3) in opencv axes, depth (H, W) in metres, or colour; valid (H, W).
+
+    full: (height, width) of its file; window: the part of the file that was kept, as two slices. unknown: reason ->
+    pixels of the file that have no value.
+    """
+
+    gt: np.ndarray
+    valid: np.ndarray
+    full: tuple[int, int]
+    window: tuple[slice, slice]
+    unknown: Mapping[str, int]
+
+
+def load_truth(pair: Pair, rules: Rules) -> Truth:
+    """The ground truth of one image under `rules`, cropped as they require. GroundTruthError names the file."""
+    if pair.gt is None:
+        raise GroundTruthError(f"{pair.name}: no ground truth")
+    try:
+        read = rules.kind.read_truth(pair.gt, pair.mask, rules.gt_depth_scale)
+    except InputError as error:
+        raise GroundTruthError(str(error)) from error
+    gt, full = rules.kind.truth_values(read.values, pair.gt, rules), read.known.shape
+    try:
+        window, valid = rules.kind.scored_pixels(gt, read.known, rules)
+    except ValueError as error:
+        raise GroundTruthError(f"{pair.gt}: {error}") from error
+    if rules.center_crop:
+        window = center_window(full)
+    return Truth(gt[window], valid[window], full, window, read.unknown)
+
+
+def load_prediction(pair: Pair, rules: Rules, truth: Truth | None) -> tuple[np.ndarray, bool]:
+    """(prediction in the ground truth's frame, size, channels and colour space; was its shape distorted for that?).
+
+    truth: None (colour only) leaves size and channels as they are. PredictionError names the file.
+    """
+    if pair.prediction is None:
+        raise PredictionError(f"{pair.name}: no prediction")
+    try:
+        pred = rules.kind.read_prediction(pair.prediction).values
+    except InputError as error:
+        raise PredictionError(str(error)) from error
+    pred = rules.kind.prediction_values(pred, pair.prediction, rules)
+    if truth is None:
+        return (pred if pred.ndim == 3 else pred[..., None]), False
+    try:
+        pred = rules.kind.fitted(pred, truth.gt, pred.shape[:2] not in (truth.gt.shape[:2], truth.full))
+    except ValueError as error:
+        raise PredictionError(f"{pair.prediction}: {error}") from error
+    return fit_to(pred, truth)
+
+
+def fit_to(pred: np.ndarray, truth: Truth) -> tuple[np.ndarray, bool]:
+    """(pred in the size of `truth.gt`, was it distorted?).
+
+    A prediction shows either what was kept of the ground truth or the whole image: the one whose proportions are
+    nearer. It is resized to that (bilinear, antialiased when shrinking) and, of the whole, the window is kept.
+    Distorted means that neither has its proportions to within 2 %.
+    """
+    kept, shape = truth.gt.shape[:2], pred.shape[:2]
+    if shape == kept:
+        return pred, False
+    kept_off, full_off = (abs(np.log(shape[1] / shape[0] * size[0] / size[1])) for size in (kept, truth.full))
+    if shape == truth.full or full_off < kept_off:
+        whole = pred if shape == truth.full else resize(pred, truth.full)
+        return whole[truth.window], full_off > 0.02
+    return resize(pred, kept), kept_off > 0.02
+
+
+def center_window(shape: tuple[int, int]) -> tuple[slice, slice]:
+    """The centre square of an image of `shape`."""
+    side = min(shape)
+    top, left = ((length - side) // 2 for length in shape)
+    return slice(top, top + side), slice(left, left + side)
+
+
+def erode(valid: np.ndarray, radius: int) -> np.ndarray:
+    """Pixels (H, W) whose whole square neighbourhood of `radius` pixels is valid; beyond the image counts as valid."""
+    valid = np.pad(valid, radius, constant_values=True)
+    for axis in (0, 1):
+        size = valid.shape[axis] - 2 * radius
+        valid = np.all([valid.take(range(k, k + size), axis) for k in range(2 * radius + 1)], axis=0)
+    return valid
 
 
 def score(
@@ -32,74 +127,34 @@ def score(
     pixels = int(np.count_nonzero(valid))
     if pixels == 0:
         raise NothingToScore("no valid pixel")
-    kept = None
-    if rules.intrinsic.kind == "normals":
-        values, angles = _score_normals(pair, pred, gt, valid)
-        errors = np.bincount(angle_bins(angles), minlength=ANGLE_BINS)
-        kept = angles if rules.protocol == "pooled" else None  # 4 bytes per pixel, for the pooled median alone
-    else:
-        _reject(pair, ~np.isfinite(pred[valid]), "NaN or inf")
-        score_one = _score_depth if rules.intrinsic.kind == "depth" else _score_colour
-        try:
-            values, errors = score_one(pred, gt, valid, rules)
-        except ValueError as error:
-            raise NothingToScore(str(error)) from error
-        errors = np.bincount(np.minimum(errors * 1000, RELATIVE_BINS - 1).astype(int), minlength=RELATIVE_BINS)
-    evidence = gather(pred, gt, valid, rules)
-    on_image = placed(placement_fit(rules), np.atleast_3d(pred), np.atleast_3d(gt), valid)
+    try:
+        metrics, errors, angles = rules.kind.score_image(pred, gt, valid, rules)
+    except NoValueError as error:
+        raise PredictionError(f"{pair.prediction or pair.name}: {error}") from error
+    except ValueError as error:
+        raise NothingToScore(str(error)) from error
+    places = np.flatnonzero(valid)
+    places = places[:: max(1, -(-len(places) // PIXELS))]
+    few_pred, few_gt = (one.reshape(valid.size, 1, -1)[places] for one in (pred, gt))
+    evidence, fit = rules.kind.evidence(few_pred, few_gt, rules), placement_fit(rules)
+    on_image = placed(fit, np.atleast_3d(pred), np.atleast_3d(gt), valid) if fit else None
     return ImageScore(
         pair.name,
         pair.scene_type,
         pixels,
         valid.shape,
-        values,
+        metrics,
         errors.astype(np.uint32),
-        kept,
+        angles,
         *evidence,
         distorted,
         placed=on_image,
     )
 
 
-def gather(pred: np.ndarray, gt: np.ndarray, valid: np.ndarray, rules: Rules) -> tuple[Evidence, Evidence | None]:
-    """(how well other conventions would fit the prediction, what the true normals show by themselves).
-
-    pred, gt: as they are scored. What `rules` made of their files is undone first, on the pixels that are looked at.
-    """
-    places = np.flatnonzero(valid)
-    places = places[:: max(1, -(-len(places) // PIXELS))]
-    pred, gt = (one.reshape(valid.size, 1, -1)[places] for one in (pred, gt))
-    if rules.intrinsic.kind == "normals":
-        truth = normals_evidence(to_frame(gt, rules.gt_frame))
-        return normals_evidence(to_frame(pred, rules.pred_frame), gt), truth
-    if rules.intrinsic.kind == "depth":
-        return depth_evidence(pred, gt[..., 0]), None
-    linear = convert_space(gt, rules.gt_space, "linear")
-    return colour_evidence(convert_space(pred, rules.gt_space, rules.pred_space), linear, None, rules.pred_space), None
-
-
-def placement_fit(rules: Rules) -> Fit:
+def placement_fit(rules: Rules) -> Fit | None:
     """The error of values and truth as they are scored, for `placed`."""
-    fit = fit_of(rules.intrinsic, rules.gt_space, domain=rules.align)
-    if rules.intrinsic.kind != "colour" or rules.gt_space == "linear":
-        return fit
-    return lambda values, truth: fit(values, convert_space(truth, rules.gt_space, "linear"))
-
-
-def compare(pred: np.ndarray, gt: np.ndarray, valid: np.ndarray, rules: Rules) -> tuple[np.ndarray, np.ndarray]:
-    """(prediction as it was scored, error map (H, W)): degrees for normals, |p - g| / g for depth, else mean |p - g|.
-
-    Values outside `valid` mean nothing.
-    """
-    if rules.intrinsic.kind == "normals":
-        return pred, angular_error(pred, gt)
-    if rules.intrinsic.kind == "depth":
-        rule = DEPTH_RULES[rules.protocol]
-        aligned = align_depth(pred, gt, valid, rules.align, rule.min_depth, rule.max_depth, rule.fit_side)
-        return aligned, np.abs(aligned - gt) / np.where(valid, gt, 1)
-    scaled = align_scale(pred, gt, valid) * np.asarray(pred, np.float64)
-    error = np.abs(scaled - gt)
-    return scaled, error if error.ndim == 2 else error.mean(axis=2)
+    return rules.kind.placement_fit(rules.gt_space, domain=rules.align, truth_space=rules.gt_space)
 
 
 def score_pair(
@@ -130,9 +185,8 @@ def score_pair(
         plain = ImageScore(pair.name, pair.scene_type, pred[..., 0].size, pred.shape[:2], {})
     else:
         plain = score(pair, pred, truth.gt, truth.valid, rules, distorted)
-        plain = plain._replace(unknown=truth.unknown, truth_pixels=truth.full[0] * truth.full[1])
-        if rules.intrinsic.kind == "depth":
-            plain = plain._replace(median_depth=float(np.median(truth.gt[truth.valid])))
+        middle = rules.kind.truth_median(truth.gt[truth.valid])
+        plain = plain._replace(unknown=truth.unknown, truth_pixels=truth.full[0] * truth.full[1], median_depth=middle)
         if radius:
             try:
                 shrunk = score(pair, pred, truth.gt, erode(truth.valid, radius), rules, distorted)
@@ -146,54 +200,17 @@ def score_pair(
 def truth_sum(pair: Pair, rules: Rules) -> tuple[np.ndarray, int]:
     """(sum of the valid ground truth, pixels): unit normals (3,), or colour (3,) or grey () as stored."""
     truth = load_truth(pair, rules)
-    values = truth.gt[truth.valid]
-    if rules.intrinsic.kind == "normals":
-        values = unit_vectors(values)
+    values = rules.kind.summed(truth.gt[truth.valid])
     return values.sum(axis=0), len(values)
-
-
-def _score_normals(
-    pair: Pair, pred: np.ndarray, gt: np.ndarray, valid: np.ndarray
-) -> tuple[dict[str, float], np.ndarray]:
-    """(metrics, float32 angles of the valid pixels)."""
-    pred, gt = pred.reshape(-1, 3), gt.reshape(-1, 3)
-    if not valid.all():
-        chosen = np.flatnonzero(valid)  # five times faster than indexing rows with a mask
-        pred, gt = pred.take(chosen, axis=0), gt.take(chosen, axis=0)
-    angles = angular_error(pred, gt)
-    _reject(pair, np.isnan(angles), "NaN, inf or the zero vector")
-    return normal_metrics(angles), angles.astype(np.float32)
-
-
-def _score_depth(
-    pred: np.ndarray, gt: np.ndarray, valid: np.ndarray, rules: Rules
-) -> tuple[dict[str, float], np.ndarray]:
-    """(metrics, relative errors of the valid pixels)."""
-    if np.count_nonzero(valid) < 3:
-        raise ValueError("fewer than 3 valid pixels: scale and shift would fit them perfectly")
-    rule = DEPTH_RULES[rules.protocol]
-    values = depth_metrics(pred, gt, valid, rules.align, rule.min_depth, rule.max_depth, rule.fit_side)
-    return values, compare(pred, gt, valid, rules)[1][valid]
-
-
-def _score_colour(
-    pred: np.ndarray, gt: np.ndarray, valid: np.ndarray, rules: Rules
-) -> tuple[dict[str, float], np.ndarray]:
-    """(metrics, mean absolute errors of the valid pixels)."""
-    return albedo_metrics(pred, gt, valid), compare(pred, gt, valid, rules)[1][valid]
 
 
 def _score_judgements(pair: Pair, pred: np.ndarray, path: Path, rules: Rules) -> float:
     """WHDR of one albedo prediction (H, W) or (H, W, 3) in `rules.gt_space`."""
-    _reject(pair, ~np.isfinite(pred), "NaN or inf")
+    try:
+        require_values(~np.isfinite(pred), NOT_FINITE)
+    except NoValueError as error:
+        raise PredictionError(f"{pair.prediction or pair.name}: {error}") from error
     try:
         return whdr(convert_space(pred, rules.gt_space, "linear"), json.loads(path.read_text()))
     except (OSError, ValueError) as error:
         raise GroundTruthError(f"{path}: {error}") from error
-
-
-def _reject(pair: Pair, bad: np.ndarray, what: str) -> None:
-    if bad.any():
-        name = pair.prediction or pair.name
-        codes = "" if what == "NaN or inf" else " (in 8 and 16 bits: black, white and mid-grey)"
-        raise PredictionError(f"{name}: {what} on {np.count_nonzero(bad)} of {bad.size} scored values{codes}")

@@ -18,7 +18,7 @@ __all__ = ["Prediction", "Predictor", "check_conventions"]
 
 
 def __getattr__(name: str) -> object:
-    """What needs torch and diffusers (seconds of imports) is imported when it is first used (PEP 562)."""
+    """Names that need torch and diffusers (seconds of imports) are imported on first use (PEP 562)."""
     if name == "Predictor":
         from utils.inference.predictor import Predictor
 

@@ -7,12 +7,12 @@ from typing import Any
 from utils.base_model.names import check_base
 from utils.cli import Parser, above_zero, expand
 from utils.errors import InputError
+from utils.image_io.files import VIDEOS
 from utils.inference.inputs import Inputs, find_inputs, output_names
 from utils.inference.job import BASES, check_lora
 from utils.inference.output import output_flags, output_of
-from utils.inference.view import View
+from utils.inference.view import view_flags, view_of
 from utils.intrinsics import DEPTH_CODINGS, INTRINSICS
-from utils.maps.files import VIDEOS
 
 
 def inference_parser(description: str, lora: str, method: str) -> argparse.ArgumentParser:
@@ -21,69 +21,39 @@ def inference_parser(description: str, lora: str, method: str) -> argparse.Argum
     parser.set_defaults(default_lora=lora, method=method)
     add = parser.add_argument
     add(
-        "--task", choices=list(INTRINSICS), help="what to predict (default: what the LoRA's metadata says, else depth)"
+        "--task",
+        choices=list(INTRINSICS),
+        help="intrinsic to predict (default: the one in the LoRA's metadata, else depth)",
     )
     add("--lora", type=expand, default=lora, help="LoRA: .safetensors, .bin, the output folder of a training script, "
         "or a repository on the hub, owner/name")  # fmt: skip
-    add("--input_dir", type=expand, default="./my_dataset", help="a picture, or a folder with any subfolders "
+    add("--input_dir", type=expand, default="./my_dataset", help="an image, or a folder with any subfolders "
         "(png, jpg, jpeg, webp, bmp, tif), or a video (mp4, mov, webm, mkv, gif; package av)")  # fmt: skip
     add("--output_dir", type=expand, default="./output", help="maps go to <output_dir>/<task>/predicted/, in "
         "the input's subfolders")  # fmt: skip
-    add("--video", action="store_true", help="of a video: also join the maps' pictures to an .mp4 with its "
+    add("--video", action="store_true", help="of a video: also join the 8-bit maps to an .mp4 with its "
         "times and sound")  # fmt: skip
-    add("--prompt", help="of the text encoder (default: what the LoRA's metadata says, else the paper's)")
-    add("--depth_coding", choices=list(DEPTH_CODINGS), help="of the labels the LoRA was trained on, for files without "
-        "metadata; it is undone in all that is written (default: what the metadata says, else linear)")  # fmt: skip
+    add("--prompt", help="prompt for the text encoder (default: the one in the LoRA's metadata, else the paper's)")
+    add("--depth_coding", choices=list(DEPTH_CODINGS), help="coding of the training labels, for LoRAs without "
+        "metadata; it is undone in everything written (default: the one in the metadata, else linear)")  # fmt: skip
     model_flags(parser, BASES[method])
     view_flags(parser)
     return parser
 
 
 def model_flags(parser: argparse.ArgumentParser, base: str) -> None:
-    """Base model and computation. base: what stands in for a LoRA's silence, in the help."""
+    """Base model and computation. base: the default that the help states for LoRAs without metadata."""
     add = parser.add_argument
     add("--pretrained_model_name_or_path", type=expand, help="Stable Diffusion: local folder, hub name, or one "
         f".safetensors or .ckpt file (default: the one the LoRA was made for, else {base})")  # fmt: skip
     add("--revision", help="branch, tag or commit of the hub model")
     add("--batch_size", type=int, default=1, help="images per UNet pass; other sizes than 1 may differ from it by "
         "one grey level (rounding)")  # fmt: skip
-    add("--dtype", choices=["fp32", "fp16", "bf16"], default="fp32", help="of the computation")
+    add("--dtype", choices=["fp32", "fp16", "bf16"], default="fp32", help="compute dtype")
     add("--compile", action="store_true", help="torch.compile the UNet; for many images: the first ones take a "
         "minute or so")  # fmt: skip
-    add("--device", help="such as cuda:1 or cpu (default: a GPU if there is one)")
+    add("--device", help="device such as cuda:1 or cpu (default: a GPU if available)")
     output_flags(parser)
-
-
-def view_flags(parser: argparse.ArgumentParser) -> None:
-    """How images are sized and cut; `view_of` reads them."""
-    add = parser.add_argument
-    add("--resolution", type=int, help="short side in pixels, as the network sees it (default: the training's, else "
-        "512; with --tile the image's own)")  # fmt: skip
-    add("--output_size", choices=["input", "network"], help="size of the maps: the image's own, or the network's "
-        "(default: input; with --center_crop network)")  # fmt: skip
-    add("--center_crop", action="store_true", help="predict the centre square alone, --resolution pixels wide: the "
-        "released script's files, pixel for pixel")  # fmt: skip
-    add("--flip_tta", action="store_true", help="average with the prediction of the mirrored image; twice the time")
-    add("--tile", type=int, metavar="N", help="predict windows of N pixels and merge them: for images too large for "
-        "the memory, or finer than the base predicts well (a multiple of 64 for Stable Diffusion)")  # fmt: skip
-    add("--overlap", type=int, metavar="M", help="of the windows, at least, in pixels (default: a quarter of N)")
-    add("--wrap", action="store_true", help="the image repeats, as textures do: left and right, top and bottom of "
-        "the maps fit together")  # fmt: skip
-
-
-def view_of(args: argparse.Namespace) -> View:
-    """The flags' view. Raises InputError where they do not go together."""
-    if args.center_crop and args.output_size == "input":
-        raise InputError("--output_size=input: of whole images only; leave out --center_crop")
-    return View(
-        resolution=args.resolution,
-        center_crop=args.center_crop,
-        output_size=args.output_size or ("network" if args.center_crop else "input"),
-        flip_tta=args.flip_tta,
-        tile=args.tile,
-        overlap=args.overlap,
-        wrap=args.wrap,
-    )
 
 
 def check(args: argparse.Namespace, at_least_one: tuple[str, ...] = ("batch_size",)) -> argparse.Namespace:
@@ -94,15 +64,15 @@ def check(args: argparse.Namespace, at_least_one: tuple[str, ...] = ("batch_size
 
 
 def find_files(args: argparse.Namespace) -> Inputs:
-    """The pictures of --input_dir. Raises InputError where they, or the LoRA, are not there, or two would write one
-    map: before PyTorch is imported, which takes seconds.
+    """The images of --input_dir. Raises InputError where they or the LoRA are missing, or two would write one map:
+    before PyTorch is imported, which takes seconds.
     """
     check_lora(args.lora, args.default_lora)
     if args.pretrained_model_name_or_path is not None:
         check_base(args.pretrained_model_name_or_path, args.revision)
     inputs = find_inputs(args.input_dir, args.output_dir, videos=True)
     if args.video and Path(args.input_dir).suffix.lower() not in VIDEOS:
-        raise InputError(f"--video: {args.input_dir} is no video ({', '.join(VIDEOS)}); leave the flag out")
+        raise InputError(f"--video: {args.input_dir} is not a video ({', '.join(VIDEOS)}); leave the flag out")
     output_names(inputs.pictures, args.task or "<task>")
     return inputs
 

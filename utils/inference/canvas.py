@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from utils.intrinsics import Intrinsic
-from utils.maps.pictures import unit_normals
 
 
 @dataclass(frozen=True)
@@ -56,9 +55,7 @@ class Canvas:
         prediction = prediction[:, :height, :width]
         if not to_own or self.own == self.inner:
             return prediction
-        if intrinsic.kind == "normals":
-            return unit_normals(self._resized(unit_normals(prediction)))
-        return self._resized(prediction)
+        return intrinsic.map_kind.resized(prediction, self._resized)
 
     def uncertainty_back(self, uncertainty: Tensor, to_own: bool) -> Tensor:
         """The same for an uncertainty (*outer)."""

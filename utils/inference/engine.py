@@ -1,42 +1,44 @@
-"""Images through a frozen base and one or several LoRAs: batches, mirrored passes, tiles, ensembles."""
+"""Images through a frozen base and one or several LoRAs.
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+The plain case is `prepare`, `predict`, `_maps`, `_pass`, `_back`. Mirrored passes and ensembles (here) and tiles
+(tiles.py) wrap it.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import overload
 
 import psutil
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from PIL import Image
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from utils.errors import InputError
-from utils.inference import tiles
-from utils.inference.canvas import Canvas, up
-from utils.inference.ensemble import merge_batches
-from utils.inference.prediction import Prediction
+from utils.image_io.images import Crop
+from utils.image_io.opening import LARGE
+from utils.image_io.panels import to_uint8
+from utils.image_io.rgb import AnyImage, upright_rgb
+from utils.inference.canvas import Canvas
+from utils.inference.prediction import Prediction, merge_batches
+from utils.inference.tiles import Maps, Tiling
 from utils.inference.view import View
 from utils.intrinsics import Intrinsic
+from utils.kinds.alignment import linear_map
 from utils.latents import mode
-from utils.maps.depth_coding import linear_map
-from utils.maps.images import Crop
-from utils.maps.opening import LARGE
-from utils.maps.pictures import to_uint8
 from utils.noise import gaussian, noise_of
 from utils.objectives import AugUNet, SingleStep, decode
 
 MAP_BYTES = 52  # per pixel while a map is brought to the image's own size and written (measured at 24 megapixels)
 HELD_BYTES = 12  # per pixel of every further map, which waits for that
 
-Maps = dict[str, Tensor]  # name of the intrinsic -> map
-Noise = Callable[[int, int], Tensor]  # height and width of latents -> standard normal (B,4,h,w)
-
 
 @dataclass
 class Adapter:
     """One LoRA on the base: what it predicts and how, and the side in pixels of its training images.
 
-    depth_coding: of the labels it has learnt; undone at once, so that all that follows is linear.
+    depth_coding: of the labels it was trained on; undone first, so that everything after it is linear.
     weights: the UNet's layers with the LoRA added, by module name, and conv_in, where the base serves several LoRAs;
     where there is one, it is in the UNet. facts: as `Prediction` has them.
     """
@@ -59,14 +61,14 @@ class Prepared:
     image: Image.Image
 
     def shown(self, shape: tuple[int, int]) -> Image.Image:
-        """What a map of `shape` (height, width) is a map of, at its size."""
+        """The image that a map of `shape` (height, width) belongs to, in its size."""
         if isinstance(self.canvas, Crop):
             return Image.fromarray(to_uint8(self.rgb))
         return self.image if self.image.size == shape[::-1] else self.image.resize(shape[::-1])
 
 
 class Engine:
-    """What the predictor and both inference scripts do once everything is loaded.
+    """Prediction with a loaded base and its LoRAs, for the predictor and both inference scripts.
 
     own: the base's own weights of the layers that any adapter replaces. The members of an ensemble begin with other
     noise, by (seed, name, member); a single step has no noise and no ensemble.
@@ -87,20 +89,31 @@ class Engine:
         self.vae, self.unet, self.adapters, self.view = vae, unet, list(adapters), view or View()
         self.batch_size, self.ensemble_size, self.seed = batch_size, ensemble_size, seed
         self.own, self._active = own or {}, self.adapters[0] if len(self.adapters) == 1 else None
-        self.factor = 2 ** (len(vae.config.block_out_channels) - 1)  # of the latents: 8 in Stable Diffusion
+        self.factor = 2 ** (len(vae.config.block_out_channels) - 1)  # pixels per latent: 8 in Stable Diffusion
         self.multiple = self.factor * 2 ** (len(unet.config.block_out_channels) - 1)  # so that all levels halve: 64
         self.trained_at = max(adapter.trained_at for adapter in self.adapters)
+        self.tiling = None
+        if self.view.tile or self.view.wrap:
+            self.tiling = Tiling(
+                self.view.tile,
+                self.view.overlap,
+                self.view.wrap,
+                self.factor,
+                self.multiple,
+                self.trained_at,
+                batch_size,
+            )
         if self.view.tile is not None and self.view.tile % self.multiple:
             raise InputError(f"--tile={self.view.tile}: must be a multiple of {self.multiple} for this base model")
 
     @property
     def intrinsics(self) -> list[Intrinsic]:
-        """What it predicts."""
+        """The intrinsics that it predicts."""
         return [adapter.intrinsic for adapter in self.adapters]
 
     @property
     def resolution(self) -> int | None:
-        """What the short side is brought to; None: images keep their size."""
+        """The length that the short side is resized to; None: images keep their size."""
         if self.view.resolution is not None:
             return self.view.resolution
         return None if self.view.tile else self.trained_at
@@ -117,23 +130,47 @@ class Engine:
             canvas = Canvas.of((height, width), self.resolution, self.multiple, self.view.wrap)
         return Prepared(canvas.picture(image), canvas, image)
 
+    @overload
+    def __call__(self, images: AnyImage, names: Sequence[str] | None = None) -> dict[str, Prediction]: ...
+
+    @overload
+    def __call__(
+        self, images: list[AnyImage] | tuple[AnyImage, ...], names: Sequence[str] | None = None
+    ) -> list[dict[str, Prediction]]: ...
+
+    def __call__(self, images, names=None):
+        """Maps by name of the intrinsic; of a list of images, a list.
+
+        images: a file's path, a PIL image, an array or a tensor, as `upright_rgb` takes them. names: AugUNet's noise
+        depends on them and on the seed; default: the files' names, else empty.
+        """
+        if not isinstance(images, (list, tuple)):
+            return self([images], names)[0]
+        if names is None:
+            names = [Path(image).name if isinstance(image, (str, Path)) else "" for image in images]
+        return self.predict([self.prepare(upright_rgb(image)) for image in images], names)
+
     @torch.inference_mode()
     def predict(self, images: Sequence[Prepared], names: Sequence[str]) -> list[dict[str, Prediction]]:
         """All maps of every image: name of the intrinsic -> Prediction. Images of one size share UNet passes."""
         found: list[dict[str, Prediction]] = [{} for _ in images]
         for group in self._groups(images):
-            rgb = torch.stack([images[i].rgb for i in group]) if len(group) > 1 else images[group[0]].rgb[None]
-            for name, (maps, uncertainties) in self._members(rgb, [names[i] for i in group]).items():
-                for i, one, uncertainty in zip(group, maps, uncertainties, strict=True):
-                    found[i][name] = self._back(images[i].canvas, self._adapter(name), one, uncertainty)
-        return [{adapter.intrinsic.name: maps[adapter.intrinsic.name] for adapter in self.adapters} for maps in found]
+            rgb, of_group = torch.stack([images[i].rgb for i in group]), [names[i] for i in group]
+            maps = self._maps(rgb, of_group, 0, self.adapters)
+            several = self._ensembles(rgb, of_group, maps) if self.ensemble_size > 1 else {}
+            for adapter in self.adapters:
+                name = adapter.intrinsic.name
+                merged, doubts = several.get(name, (maps[name], [None] * len(group)))
+                for i, one, doubt in zip(group, merged, doubts, strict=True):
+                    found[i][name] = self._back(images[i].canvas, adapter, one, doubt)
+        return found
 
     def _groups(self, images: Sequence[Prepared]) -> Iterator[list[int]]:
         """Indices of images of one size, at most a batch; one by one where they are tiled."""
         by_shape: dict[tuple[int, ...], list[int]] = {}
         for i, image in enumerate(images):
             by_shape.setdefault(tuple(image.rgb.shape), []).append(i)
-        size = 1 if self.view.tile or self.view.wrap else self.batch_size
+        size = 1 if self.tiling else self.batch_size
         for indices in by_shape.values():
             for first in range(0, len(indices), size):
                 yield indices[first : first + size]
@@ -146,122 +183,62 @@ class Engine:
             uncertainty = canvas.uncertainty_back(uncertainty, to_own)
         return Prediction(adapter.intrinsic, canvas.back(one, adapter.intrinsic, to_own), uncertainty, adapter.facts)
 
-    def _members(
-        self, rgb: Tensor, names: Sequence[str]
-    ) -> dict[str, tuple[Sequence[Tensor], Sequence[Tensor | None]]]:
-        """Name -> (maps, uncertainties or Nones), one of each per image (B,3,H,W)."""
-        diffusing = [adapter for adapter in self.adapters if isinstance(adapter.method, AugUNet)]
-        members: dict[str, list[Tensor]] = {}
-        for member in range(self.ensemble_size if diffusing else 1):
-            for name, maps in self._maps(
-                rgb, self._noise(names, member), diffusing if member else self.adapters
-            ).items():
-                members.setdefault(name, []).append(maps)
-        return {name: merge_batches(maps, self._adapter(name).intrinsic) for name, maps in members.items()}
-
-    def _noise(self, names: Sequence[str], member: int) -> Noise:
-        channels, like = self.vae.config.latent_channels, torch.empty(0, device=self.vae.device, dtype=self.vae.dtype)
+    def _maps(self, rgb: Tensor, names: Sequence[str], member: int, adapters: Sequence[Adapter]) -> Maps:
+        """rgb (B,3,H,W) on the CPU -> maps (B,3,H,W) on the CPU. member: of an ensemble, from 0."""
 
         def noise(height: int, width: int) -> Tensor:
+            """Standard normal (B,4,height,width) for latents of that size."""
+            like = torch.empty(0, device=self.vae.device, dtype=self.vae.dtype)
             sources = [noise_of(self.seed, name, member) for name in names]
-            return gaussian((len(names), channels, height, width), sources, like)
+            return gaussian((len(names), self.vae.config.latent_channels, height, width), sources, like)
 
-        return noise
+        sides = [side // self.factor for side in rgb.shape[-2:]]
+        eps = noise(*sides) if any(isinstance(adapter.method, AugUNet) for adapter in adapters) else None
+        if self.tiling is not None:
+            return self.tiling.predict(self._mirrored, rgb, eps, noise, adapters)
+        return self._mirrored(rgb, eps, adapters)
 
-    def _maps(self, rgb: Tensor, noise: Noise, adapters: Sequence[Adapter]) -> Maps:
-        """rgb (B,3,H,W) on the CPU -> maps (B,3,H,W) on the CPU, tiled as the view says."""
-        size = (self._window(rgb.shape[-2]), self._window(rgb.shape[-1]))
-        latents = tuple(side // self.factor for side in rgb.shape[-2:])
-        eps = noise(*latents) if any(isinstance(adapter.method, AugUNet) for adapter in adapters) else None
-        if size == tuple(rgb.shape[-2:]):
-            return self._mirrored(rgb, eps, adapters)
-        return self._tiled(rgb[0], None if eps is None else eps[0], noise, size, adapters)
-
-    def _window(self, side: int) -> int:
-        """The length of a window on a canvas's side; the side's own where one window without wrapping does."""
-        if not self.view.wrap:
-            return min(side, self.view.tile or side)
-        return min(self.view.tile or 2 * side, side + min(up(max(self._overlap, 1), self.multiple), side))
-
-    @property
-    def _overlap(self) -> int:
-        return (self.view.tile or self.trained_at) // 4 if self.view.overlap is None else self.view.overlap
-
-    def _tiled(
-        self, rgb: Tensor, eps: Tensor | None, noise: Noise, size: tuple[int, int], adapters: Sequence[Adapter]
-    ) -> Maps:
-        """rgb (3,H,W), eps (4,h,w) -> maps (1,3,H,W), predicted window by window and merged."""
-        shape, wrap = (rgb.shape[-2], rgb.shape[-1]), self.view.wrap
-        overlap = min(self._overlap, *(side // 2 for side in size))
-        places = list(tiles.windows(shape, size, overlap, self.factor, wrap))
-        mosaics = {a.intrinsic.name: tiles.Mosaic(shape, size, overlap, a.intrinsic) for a in adapters}
-        references = self._references(rgb, noise, adapters) if len(places) > 1 else {}
-        bar = tqdm(range(0, len(places), self.batch_size), desc="tiles", leave=False, delay=3)
-        for first in bar:
-            chunk = places[first : first + self.batch_size]
-            pixels = torch.stack([tiles.cut(rgb, place) for place in chunk])
-            noises = None
-            if eps is not None:
-                noises = torch.stack([tiles.cut(eps, self._in_latents(place)) for place in chunk])
-            for name, maps in self._mirrored(pixels, noises, adapters).items():
-                for place, one in zip(chunk, maps, strict=True):
-                    reference = tiles.cut(references[name], place) if name in references else None
-                    mosaics[name].add(one, place, reference)
-        return {name: mosaic.merged()[None] for name, mosaic in mosaics.items()}
-
-    def _in_latents(self, window: tiles.Window) -> tiles.Window:
-        rows, columns = (slice(part.start // self.factor, part.stop // self.factor) for part in window)
-        return rows, columns
-
-    def _references(self, rgb: Tensor, noise: Noise, adapters: Sequence[Adapter]) -> Maps:
-        """Depth of the whole image at the training's resolution, (1,H,W), which the tiles' depths are brought to."""
-        adapters = [adapter for adapter in adapters if adapter.intrinsic.kind == "depth"]
-        if not adapters:
-            return {}
-        shape = (rgb.shape[-2], rgb.shape[-1])
-        low = Canvas.of(shape, min(self.trained_at, *shape), self.multiple, wrap=True).inner
-        small = nn.functional.interpolate(rgb[None], size=low, mode="bilinear", antialias=True)
-        eps = noise(*(side // self.factor for side in low))
-        return {name: tiles.enlarged(maps[0], shape) for name, maps in self._mirrored(small, eps, adapters).items()}
+    def _ensembles(
+        self, rgb: Tensor, names: Sequence[str], maps: Maps
+    ) -> dict[str, tuple[Sequence[Tensor], Sequence[Tensor | None]]]:
+        """Name -> (maps, uncertainties) of what is sampled, from `maps` and the other members: they begin with other
+        noise.
+        """
+        sampled = [adapter for adapter in self.adapters if isinstance(adapter.method, AugUNet)]
+        others = [self._maps(rgb, names, member, sampled) for member in range(1, self.ensemble_size) if sampled]
+        each = [(one.intrinsic.name, one.intrinsic) for one in sampled]
+        return {name: merge_batches([maps[name], *(one[name] for one in others)], of) for name, of in each}
 
     def _mirrored(self, rgb: Tensor, eps: Tensor | None, adapters: Sequence[Adapter]) -> Maps:
         """Maps of rgb (B,3,H,W) with eps (B,4,h,w); with flip_tta the mean with those of the mirrored images."""
-        plain = self._pass(rgb, eps, adapters)
-        if not self.view.flip_tta:
-            return plain
-        mirrored = self._pass(rgb.flip(-1), None if eps is None else eps.flip(-1), adapters)
-        return {name: self._mean(plain[name], mirrored[name].flip(-1), name) for name in plain}
-
-    def _mean(self, plain: Tensor, mirrored: Tensor, name: str) -> Tensor:
-        """Of a map and a mirrored image's, turned back; normals as directions, x turned too."""
-        if self._adapter(name).intrinsic.kind == "normals":
-            mirrored = mirrored * torch.tensor([-1.0, 1.0, 1.0])[:, None, None]
-            plain, mirrored = (nn.functional.normalize(maps, dim=1, eps=1e-12) for maps in (plain, mirrored))
-            return nn.functional.normalize(plain + mirrored, dim=1, eps=1e-12)
-        return (plain + mirrored) / 2
+        maps = self._pass(rgb, eps, adapters)
+        if self.view.flip_tta:
+            mirrored = self._pass(rgb.flip(-1), None if eps is None else eps.flip(-1), adapters)
+            for one in adapters:
+                name = one.intrinsic.name
+                maps[name] = one.intrinsic.map_kind.mirrored_mean(maps[name], mirrored[name].flip(-1))
+        return maps
 
     def _pass(self, rgb: Tensor, eps: Tensor | None, adapters: Sequence[Adapter]) -> Maps:
         """One pass of the VAE's encoder for all adapters; each adapter's latents and its map (B,3,H,W)."""
         cond, maps = mode(self.vae, rgb.to(self.vae.device)), {}
         for adapter in adapters:
-            self._use(adapter)
-            z = adapter.method.latents(self.unet, cond, eps)
-            maps[adapter.intrinsic.name] = linear_map(decode(self.vae, z).float().cpu(), adapter.depth_coding)
+            if adapter is not self._active:
+                self._use(adapter)
+            map_ = decode(self.vae, adapter.method.latents(self.unet, cond, eps)).float().cpu()
+            if adapter.depth_coding != "linear":
+                map_ = linear_map(map_, adapter.depth_coding)
+            maps[adapter.intrinsic.name] = map_
         return maps
 
     def _use(self, adapter: Adapter) -> None:
         """Put this adapter's weights into the UNet: a change of pointers, nothing is computed or copied."""
-        if adapter is self._active:
-            return
         for name, weight in (self.own | adapter.weights).items():
             self.unet.get_submodule(name).weight.data = weight
         if adapter.conv_in is not None:
             self.unet.conv_in = adapter.conv_in
             self.unet.register_to_config(in_channels=adapter.conv_in.in_channels)
         self._active = adapter
-
-    def _adapter(self, name: str) -> Adapter:
-        return next(adapter for adapter in self.adapters if adapter.intrinsic.name == name)
 
 
 def _check_memory(width: int, height: int, maps: int) -> None:

@@ -1,4 +1,4 @@
-"""What --input_dir names: one picture, or all pictures of a folder and its subfolders. Imports no torch."""
+"""The images that --input_dir names: one, or all of a folder and its subfolders. Imports no torch."""
 
 import os
 from collections import Counter
@@ -9,19 +9,19 @@ from pathlib import Path
 
 from utils.cli import nearest
 from utils.errors import InputError
+from utils.image_io.files import PICTURES, VIDEOS
 from utils.intrinsics import INTRINSICS
-from utils.maps.files import PICTURES, VIDEOS
 
 WRITTEN = ("predicted", "uncertainty")  # folders of maps, below <output_dir>/<task>/
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """The pictures to predict.
+    """The images to predict.
 
     pictures: file -> its name relative to --input_dir, in posix form; in a flat folder that is the file's name.
-    skipped: ending in lower case -> number of files that are no picture we read.
-    own: number of pictures passed over because they lie in the output folder.
+    skipped: ending in lower case -> number of files that are not images we read.
+    own: number of images passed over because they are in the output folder.
     """
 
     pictures: dict[Path, str]
@@ -29,17 +29,17 @@ class Inputs:
     own: int = 0
 
     def said(self) -> str:
-        """What was passed over, as one line; empty where nothing was."""
+        """One line on what was passed over; empty if nothing was."""
         parts = [f"{count} {ending}" for ending, count in sorted(self.skipped.items())]
-        parts += [f"{self.own} pictures in the output folder"] if self.own else []
+        parts += [f"{self.own} images in the output folder"] if self.own else []
         return f"skipped: {', '.join(parts)}" if parts else ""
 
 
 def find_inputs(source: str | Path, output_dir: str | Path, videos: bool = False) -> Inputs:
-    """The pictures that `source`, a file or a folder with subfolders, stands for, in sorted order of their paths.
+    """The images of `source`, a file or a folder with subfolders, sorted by their paths.
 
-    Hidden files and folders are passed over in silence. What lies in `output_dir` is never read, so that a second run
-    does not predict the first one's maps. Raises InputError where there is no picture, or `source` is where the maps
+    Hidden files and folders are passed over in silence. Nothing in `output_dir` is ever read, so that a second run
+    does not predict the first one's maps. Raises InputError where no image is found, or `source` is where the maps
     go. videos: `source` may also be one video.
     """
     source, output = Path(source), Path(output_dir).resolve()
@@ -49,10 +49,10 @@ def find_inputs(source: str | Path, output_dir: str | Path, videos: bool = False
                 raise InputError(f"{source}: a video needs the package av, which is not installed: pip install av")
             return Inputs({source: source.name})
         if source.suffix.lower() not in PICTURES:
-            raise InputError(f"{source}: not a picture we read ({', '.join(PICTURES)})")
+            raise InputError(f"{source}: not an image we read ({', '.join(PICTURES)})")
         return Inputs({source: source.name})
     if not source.is_dir():
-        raise InputError(f"{source}: no such folder or picture{nearest(source)}")
+        raise InputError(f"{source}: no such folder or image{nearest(source)}")
     maps = [output / name / kind for name in INTRINSICS for kind in WRITTEN]
     for folder in maps:
         if source.resolve().is_relative_to(folder):
@@ -72,9 +72,7 @@ def find_inputs(source: str | Path, output_dir: str | Path, videos: bool = False
     inputs = Inputs({path: found[path] for path in sorted(found)}, +skipped, own)
     if not found:
         said = inputs.said()
-        raise InputError(
-            f"{source}: no pictures ({', '.join(PICTURES)}) in this folder" + (f"; {said}" if said else "")
-        )
+        raise InputError(f"{source}: no images ({', '.join(PICTURES)}) in this folder" + (f"; {said}" if said else ""))
     return inputs
 
 
@@ -107,7 +105,7 @@ def output_names(pictures: dict[Path, str], suffix: str) -> dict[Path, str]:
 
 
 def _files(source: Path, written: set[Path]) -> Iterator[tuple[Path, bool]]:
-    """Every file below `source` that is not hidden, and whether it lies in one of the folders `written`.
+    """Every file below `source` that is not hidden, and whether it is in one of the folders `written`.
 
     Links to folders are followed, but each folder is read once. A dead link is yielded: it is an error to report.
     """
@@ -133,5 +131,5 @@ def _files(source: Path, written: set[Path]) -> Iterator[tuple[Path, bool]]:
                 hidden = entry.name.startswith(".") and path.suffix.lower() not in PICTURES
                 if not hidden and not entry.name.startswith(
                     "._"
-                ):  # what macOS puts beside every file on a foreign disk
+                ):  # macOS puts one next to every file on a foreign disk
                     yield path, is_own

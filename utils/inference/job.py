@@ -1,4 +1,4 @@
-"""What a LoRA file says of itself, and what its user wants otherwise: task, prompt, base model. Imports no torch."""
+"""A LoRA's metadata, and the user's flags that override it: task, prompt, base model. Imports no torch."""
 
 import hashlib
 import re
@@ -9,7 +9,7 @@ from pathlib import Path
 from utils.cli import nearest
 from utils.errors import InputError
 from utils.inference.view import View
-from utils.intrinsics import DEPTH, DEPTH_CODINGS, INTRINSICS, Intrinsic
+from utils.intrinsics import DEPTH, INTRINSICS, Intrinsic
 from utils.lora import SAFETENSORS, LoraFile, read_lora
 from utils.lora.files import NAMES, is_on_hub
 from utils.system.network import require
@@ -20,7 +20,7 @@ SCRIPTS = {
     "gan": "inference_gan.py",
     "autoregressive": "inference_ar.py",
 }
-MODELS = ("unet", "transformer", "generator.safetensors")  # one of them lies in a base model's folder
+MODELS = ("unet", "transformer", "generator.safetensors")  # a base model's folder has one of them
 BASES = {"single-step": "runwayml/stable-diffusion-v1-5", "augunet": "stabilityai/stable-diffusion-2-1"}  # the paper's
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = ROOT / "miniworld" / "mini-loras"
@@ -30,11 +30,11 @@ FAR = 1.5  # times the training's resolution, or less than its 1.5th part: worth
 
 @dataclass(frozen=True)
 class Job:
-    """What to predict with one LoRA, and how.
+    """The prediction with one LoRA: of what, and how.
 
     name: the LoRA as the user named it. method: a key of SCRIPTS. model: the base, a local folder or hub name;
     trained_on: the one that the LoRA's metadata names. timestep, resolution: the training's, where the metadata has
-    them. depth_coding: of the labels it has learnt, which inference undoes. closing: what the user must know, printed
+    them. depth_coding: of the labels it was trained on, which inference undoes. closing: notes for the user, printed
     when all is done.
     """
 
@@ -57,15 +57,15 @@ class Job:
 
     @property
     def facts(self) -> dict[str, str]:
-        """What the files of its maps say of their making. Who reads them need not know where their maker keeps things:
-        of paths the last two parts.
+        """How its maps were made, for the metadata of their files. Paths are cut to their last two parts: readers need
+        not know where the files were.
         """
         with open(self.lora.path, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         return {"base": short(self.model), "lora": short(self.name), "lora_sha256": digest, "prompt": self.prompt}
 
     def far(self, view: View) -> str:
-        """A warning, if the network is to see images of another size than the LoRA has learnt; else empty."""
+        """A warning, if the images will have another size than those that the LoRA was trained on; else empty."""
         flag, side = ("--tile", view.tile) if view.tile else ("--resolution", view.resolution)
         if side is None or self.resolution is None or 1 / FAR <= side / self.resolution <= FAR:
             return ""
@@ -145,12 +145,12 @@ def find_coding(lora: str, metadata: Mapping[str, str], intrinsic: Intrinsic, wa
 
     Raises InputError where they contradict each other, for a coding unknown here, and for maps other than depth.
     """
-    if intrinsic.kind != "depth":
+    if len(intrinsic.map_kind.label_codings) == 1:
         if wanted is not None:
             raise InputError(f"--depth_coding: means nothing for {intrinsic.name}, only for depth; leave it out")
         return "linear"
     said = metadata.get("depth_coding", "linear" if "task" in metadata else None)
-    if said is not None and said not in DEPTH_CODINGS:
+    if said is not None and said not in intrinsic.map_kind.label_codings:
         raise InputError(f"{lora}: its depth has {said!r} coding, which this version does not know; take a newer one")
     if None not in (said, wanted) and said != wanted:
         raise InputError(f"--depth_coding={wanted}: {lora} was trained on {said} labels; leave the flag out")
@@ -158,8 +158,8 @@ def find_coding(lora: str, metadata: Mapping[str, str], intrinsic: Intrinsic, wa
 
 
 def check_lora(path: str | Path, default: str | None = None) -> None:
-    """InputError for a --lora that neither exists nor is to be had from the hub, with the nearest name, or with the
-    LoRAs that there are.
+    """InputError for a --lora that does not exist, here or on the hub, with the nearest name, or with the LoRAs that
+    exist.
     """
     if Path(path).exists():
         return
@@ -178,8 +178,8 @@ def check_lora(path: str | Path, default: str | None = None) -> None:
 def find_base(name: str, lora: str) -> str:
     """The base model that a LoRA file names: a folder below the current one, or below one that holds the file.
 
-    So a LoRA that was moved together with its base finds it, whatever the current folder is. A name that is no folder
-    anywhere is returned as it is: a hub name.
+    So a LoRA that was moved together with its base finds it, whatever the current folder is. A name that is not a
+    folder anywhere is returned as it is: a hub name.
     """
     if Path(name).is_absolute() or Path(name).is_dir():
         return name

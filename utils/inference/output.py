@@ -1,4 +1,4 @@
-"""Which files are written of a map, in which axes: as flags and keywords say it. Imports no torch."""
+"""The files that are written of a map, and their axes: flags and keywords. Imports no torch."""
 
 import argparse
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from typing import Any
 
 from utils.errors import InputError
 from utils.intrinsics import Intrinsic
-from utils.maps.frames import AXES
+from utils.kinds.frames import AXES
 
 FORMATS = ("png", "png16", "npy", "exr", "glb", "ply")
 MESHES = ("glb", "ply")  # made of depth alone
@@ -60,29 +60,23 @@ class Output:
 
     def check(self, intrinsics: Sequence[Intrinsic]) -> None:
         """InputError where a mesh, or a flag of depth or normals, is wanted and nothing predicts these."""
-        kinds = {intrinsic.kind for intrinsic in intrinsics}
-        for flag, given, kind in (
-            (f"--frame={self.frame}", self.frame != "opencv", "normals"),
-            ("--invert_depth", self.invert_depth, "depth"),
+        kinds = [intrinsic.map_kind for intrinsic in intrinsics]
+        names = ", ".join(intrinsic.name for intrinsic in intrinsics)
+        for name, flag, given, kind in (
+            ("frame", f"--frame={self.frame}", self.frame != "opencv", "normals"),
+            ("invert_depth", "--invert_depth", self.invert_depth, "depth"),
         ):
-            if given and kind not in kinds:
-                names = ", ".join(intrinsic.name for intrinsic in intrinsics)
+            if given and not any(name in one.output_flags for one in kinds):
                 raise InputError(f"{flag}: means nothing for {names}, only for {kind}; leave it out")
-        if self.meshes and all(intrinsic.kind != "depth" for intrinsic in intrinsics):
-            names = ", ".join(intrinsic.name for intrinsic in intrinsics)
+        if self.meshes and not any(one.has_surface for one in kinds):
             raise InputError(f"--formats={self.meshes[0]}: made of depth, and these LoRAs predict {names}")
 
     def convention(self, intrinsic: Intrinsic) -> tuple[str, str]:
         """(key, meaning) of the values that are written: the intrinsic's own, but for --frame and --invert_depth."""
-        key, meaning = intrinsic.convention
-        if intrinsic.kind == "normals":
-            return key, f"{self.frame} ({AXES[self.frame]})"
-        if intrinsic.kind == "depth" and self.invert_depth:
-            return key, meaning.replace("near = white", "near = black")
-        return key, meaning
+        return intrinsic.map_kind.convention(self)
 
     def said(self, intrinsics: Sequence[Intrinsic]) -> list[str]:
-        """What the numbers in the files mean, a line each, where the user has chosen something."""
+        """The meaning of the numbers in the files, a line each, if the user has chosen something."""
         lines = []
         if self != Output():
             for one in intrinsics:
@@ -97,9 +91,9 @@ class Output:
 def output_flags(parser: argparse.ArgumentParser) -> None:
     """Formats and axes; `output_of` reads them."""
     add = parser.add_argument
-    add("--formats", metavar="LIST", help="of the maps: png (8 bits), png16, npy (float32), exr (float32; package "
-        "OpenEXR), of depth also glb (a surface; package trimesh) and ply (points); separated by commas (default: "
-        "png)")  # fmt: skip
+    add("--formats", metavar="LIST", help="formats of the maps: png (8 bits), png16, npy (float32), exr (float32; "
+        "package OpenEXR), of depth also glb (a surface; package trimesh) and ply (points); separated by commas "
+        "(default: png)")  # fmt: skip
     add("--npy", action="store_true", help="short for --formats png,npy: also write float32 maps: unit normals "
         "(H,W,3) with x right, y down, z forward; depth (H,W), near = large; albedo, shading (H,W,3), sRGB-coded, "
         "about [0,1]")  # fmt: skip
@@ -108,7 +102,7 @@ def output_flags(parser: argparse.ArgumentParser) -> None:
         "opencv)")  # fmt: skip
     add("--invert_depth", action="store_true", help="depth with near = small and black, in all files")
     add("--near", type=float, help="glb, ply: metres along the optical axis of the nearest pixel")
-    add("--far", type=float, help="glb, ply: the same of the farthest")
+    add("--far", type=float, help="glb, ply: metres along the optical axis of the farthest pixel")
     add("--fov", type=float, help=f"glb, ply: field of view across the map's width, in degrees (default: {FOV:g})")
 
 

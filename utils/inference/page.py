@@ -7,20 +7,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from utils.image_io.images import read_rgb
+from utils.image_io.panels import data_uri, small
 from utils.inference.job import Job, short
 from utils.inference.output import Output
 from utils.inference.prediction import Prediction
-from utils.maps.colours import shown
-from utils.maps.images import read_rgb
-from utils.maps.pictures import data_uri, small
 from utils.system.atomic import make_folder, replace
 
-SIDE = 1024  # longest side of a picture in the page, in pixels; the files beside it have them all
+SIDE = 1024  # longest side of an image in the page, in pixels; the files have the full size
 QUALITY = 90
-LEGEND = {
-    "normals": "normals are shown in {} axes; the files hold {}",
-    "depth": "depth is shown from red, near, to blue, far, and in grey, near white: 2nd to 98th percentile",
-}
 
 
 class Page:
@@ -37,7 +32,7 @@ class Page:
         image = read_rgb(path)
         panels: dict[str, np.ndarray] = {}
         for prediction in maps.values():
-            panels |= shown(prediction.values, prediction.intrinsic, self.colours)
+            panels |= prediction.intrinsic.map_kind.shown(prediction.values, self.colours)
         if self.square:
             side = min(image.size)
             image = ImageOps.fit(image, (side, side))
@@ -51,11 +46,10 @@ class Page:
         path = Path(folder) / "index.html"
         make_folder(path.parent, "--output_dir")
         facts = [f"{job.intrinsic.name}: {short(job.name)}" for job in jobs] + [f"base: {short(jobs[0].model)}"]
-        facts += [
-            LEGEND[job.intrinsic.kind].format(self.colours, self.output.convention(job.intrinsic)[1])
-            for job in jobs
-            if job.intrinsic.kind in LEGEND
+        legends = [
+            job.intrinsic.map_kind.legend(self.colours, self.output.convention(job.intrinsic)[1]) for job in jobs
         ]
+        facts += [legend for legend in legends if legend is not None]
         text = PAGE.replace("FACTS", "".join(f"<p>{escape(fact)}</p>" for fact in facts))
         text = text.replace("BODY", "".join(self.sections))
         replace(path, lambda part: part.write_text(text, encoding="utf-8", errors="backslashreplace"))
@@ -63,7 +57,7 @@ class Page:
 
 
 def _section(number: int, name: str, pictures: Mapping[str, str], ratio: float) -> str:
-    """The compare-slider and, below it, all pictures, each a button that puts it on the right."""
+    """The compare slider and, below it, all images, each a button that puts it on the right."""
     titles = list(pictures)
     right = titles[min(1, len(titles) - 1)]
     name = escape(name)

@@ -4,20 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from utils.errors import InputError
 from utils.intrinsics import Intrinsic
-from utils.maps.pictures import prediction_to_uint8, prediction_to_values
-from utils.metrics.convention_check import (
-    colour_evidence,
-    colour_findings,
-    depth_evidence,
-    depth_findings,
-    normals_evidence,
-    normals_findings,
-)
-from utils.metrics.placement_check import fit_of, placed, placement_findings
+from utils.kinds.placement import placed, placement_findings
 
 
 @dataclass(frozen=True)
@@ -36,12 +28,12 @@ class Prediction:
     @property
     def values(self) -> np.ndarray:
         """float32. Normals: unit vectors (H,W,3). Depth: (H,W). Colours: (H,W,3), about [0,1], not clamped."""
-        return prediction_to_values(self.map, self.intrinsic)
+        return self.intrinsic.map_kind.values(self.map)
 
     @property
     def image(self) -> np.ndarray:
         """uint8 (H,W,3), depth (H,W), as the released script writes it."""
-        return prediction_to_uint8(self.map, self.intrinsic)
+        return self.intrinsic.map_kind.image8(self.map)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -79,7 +71,7 @@ def check_conventions(
 
     truths: in this project's conventions. Normals (H,W,3), x right, y down, z forward; depth (H,W) in metres, > 0
     where known; colours (H,W,3), linear. known: bool (H,W) for each, where the truth is measured (default:
-    everywhere). More images make the answer surer; see `utils.metrics.convention_check`.
+    everywhere). More images make the answer surer; see `utils.kinds.evidence`.
     """
     if isinstance(predictions, Prediction):
         predictions, truths = [predictions], [np.asarray(truths)]
@@ -89,17 +81,13 @@ def check_conventions(
     places = [None] * len(predictions) if known is None else known
     triples = list(zip([one.values for one in predictions], truths, places, strict=True))
     intrinsic = predictions[0].intrinsic
-    if intrinsic.kind == "normals":
-        found = normals_findings([normals_evidence(*one) for one in triples])
-    elif intrinsic.kind == "depth":
-        found = depth_findings([depth_evidence(*one) for one in triples])
-    else:
-        found = colour_findings([colour_evidence(*one, intrinsic.coding) for one in triples])
-    fit = fit_of(intrinsic, intrinsic.coding)
-    lie = [
-        placed(fit, np.atleast_3d(one), np.atleast_3d(truth), _known(truth, where)) for one, truth, where in triples
-    ]
-    found = placement_findings(lie, fit, found)
+    fit = intrinsic.map_kind.placement_fit(intrinsic.coding)
+    lie = (
+        [placed(fit, np.atleast_3d(one), np.atleast_3d(truth), _known(truth, where)) for one, truth, where in triples]
+        if fit
+        else []
+    )
+    found = placement_findings(lie, fit, intrinsic.map_kind.value_findings(triples))
     fix = "the truth has another convention than this function takes, or the labels of the LoRA's training had one"
     if found and found[0].key[0] in ("placed", "paired"):
         fix = "pass each truth with the prediction of its own image, neither flipped nor turned"
@@ -108,3 +96,16 @@ def check_conventions(
 
 def _known(truth: np.ndarray, known: np.ndarray | None) -> np.ndarray:
     return np.ones(np.shape(truth)[:2], bool) if known is None else known
+
+
+def merge_batches(members: Sequence[Tensor], intrinsic: Intrinsic) -> tuple[Sequence[Tensor], Sequence[Tensor | None]]:
+    """Predictions (B,3,H,W) of the same images, one per member -> maps, uncertainties; None each of one member."""
+    if len(members) == 1:
+        return list(members[0]), [None] * len(members[0])
+    merged = [intrinsic.map_kind.merge(torch.stack(each)) for each in zip(*members, strict=True)]
+    return [one for one, _ in merged], [uncertainty for _, uncertainty in merged]
+
+
+def uncertainty_picture(uncertainty: Tensor, intrinsic: Intrinsic) -> np.ndarray:
+    """Uncertainty (H,W) -> uint8 (H,W): black = none, white = 45 degrees, or 0.5 of other units, or more."""
+    return (uncertainty / intrinsic.map_kind.uncertain).clamp(0, 1).mul(255).round().byte().numpy()

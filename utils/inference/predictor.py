@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import overload
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +11,9 @@ from utils.base_model.stable_diffusion import Base, load_base, load_donor, widen
 from utils.errors import InputError, note
 from utils.inference.engine import Adapter, Engine
 from utils.inference.job import Job, describe, find_base
-from utils.inference.prediction import Prediction
 from utils.inference.view import View
 from utils.lora import fuse_lora, load_attn_procs
 from utils.lora.layers import layers_of, lora_targets
-from utils.maps.rgb import AnyImage, upright_rgb
 from utils.objectives import AugUNet, SingleStep, zero_snr_scheduler
 from utils.system.compute import compile_unet, dtype_of, warn_of_slow_bf16
 
@@ -32,7 +29,7 @@ class Predictor(Engine):
     steps, guidance_scale, ensemble_size, seed, augment_from: of AugUNet's LoRAs, as inference_augunet.py has them.
     view: the fields of `View`, such as resolution=768, center_crop=True or tile=512.
 
-    Raises InputError where a file, the base or the device is not to be had, or they do not go together.
+    Raises InputError where a file, the base or the device is not available, or they do not fit together.
     """
 
     def __init__(
@@ -93,26 +90,6 @@ class Predictor(Engine):
         own = {name: loaded.unet.get_submodule(name).weight.data for name in touched}
         sizes = {"batch_size": batch_size, "ensemble_size": ensemble_size, "seed": seed}
         super().__init__(loaded.vae, loaded.unet, adapters, View(**view), own=own, **sizes)
-
-    @overload
-    def __call__(self, images: AnyImage, names: Sequence[str] | None = None) -> dict[str, Prediction]: ...
-
-    @overload
-    def __call__(
-        self, images: list[AnyImage] | tuple[AnyImage, ...], names: Sequence[str] | None = None
-    ) -> list[dict[str, Prediction]]: ...
-
-    def __call__(self, images, names=None):
-        """Maps by name of the intrinsic; of a list of images, a list.
-
-        images: a file's path, a PIL image, an array or a tensor, as `upright_rgb` takes them. names: what AugUNet's
-        noise depends on besides the seed; default: the files' names, else empty.
-        """
-        if not isinstance(images, (list, tuple)):
-            return self([images], names)[0]
-        if names is None:
-            names = [Path(image).name if isinstance(image, (str, Path)) else "" for image in images]
-        return self.predict([self.prepare(upright_rgb(image)) for image in images], names)
 
 
 def pick_device(wanted: str | torch.device | None) -> torch.device:

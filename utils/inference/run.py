@@ -15,6 +15,9 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from utils.errors import InputError, note, one_line, print_list, warn
+from utils.image_io.diode_names import diode_root
+from utils.image_io.files import VIDEOS
+from utils.image_io.images import read_rgb
 from utils.inference.engine import Engine, Prepared
 from utils.inference.inputs import Inputs, output_names
 from utils.inference.job import Job
@@ -23,9 +26,6 @@ from utils.inference.prediction import Prediction
 from utils.inference.video import predict_video
 from utils.inference.write import write_prediction
 from utils.intrinsics import Intrinsic
-from utils.maps.diode_names import diode_root
-from utils.maps.files import VIDEOS
-from utils.maps.images import read_rgb
 from utils.system.atomic import make_folder
 from utils.system.processes import join
 
@@ -33,7 +33,7 @@ IO_THREADS = 4
 
 
 class Network(Protocol):
-    """What predicts: `Engine`, or another generator with its LoRA."""
+    """`Engine`, or another generator with its LoRA."""
 
     batch_size: int
 
@@ -62,7 +62,7 @@ def predict_inputs(args: argparse.Namespace, inputs: Inputs, state: PartialState
 
 
 def is_video(args: argparse.Namespace) -> bool:
-    """Whether --input_dir is a video."""
+    """True if --input_dir is a video."""
     return Path(args.input_dir).suffix.lower() in VIDEOS and Path(args.input_dir).is_file()
 
 
@@ -79,7 +79,7 @@ def predict_all(
     mine: file -> its name, which may have folders in front. Maps go to <output_dir>/<intrinsic>/predicted/,
     uncertainties to <output_dir>/<intrinsic>/uncertainty/, below the folders of the names. output: which files.
     also: called with every file and its maps, in order. Raises InputError where a file cannot be written, or a mesh
-    is wanted of what is no depth.
+    is wanted of a map that is not depth.
     """
     output.check(engine.intrinsics)
     targets = {intrinsic.name: output_names(mine, intrinsic.name) for intrinsic in engine.intrinsics}
@@ -144,7 +144,7 @@ def what_next(args: argparse.Namespace, intrinsic: Intrinsic, folder: Path) -> s
     source = Path(args.input_dir)
     root = diode_root(source) if source.is_dir() else None
     readable = {"png", "npy"} & set(args.output.formats)
-    if root is not None and readable and intrinsic.kind in ("normals", "depth"):  # what DIODE itself has measured
+    if root is not None and readable and intrinsic.map_kind.in_diode:
         truth = root.joinpath(intrinsic.truth_folder, *source.resolve().relative_to(root).parts[1:])
         if next(truth.rglob(f"*{intrinsic.suffix}"), None):
             words = ["--task", intrinsic.name, "--pred_dir", str(folder), "--gt_dir", str(truth)]

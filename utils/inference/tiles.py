@@ -1,23 +1,28 @@
 """Overlapping windows over an image, and their maps merged into one without a seam.
 
-Each window is encoded, predicted and decoded by itself, so that memory is one window's. What is merged are the decoded
-maps, not the latents: what has to agree are values, namely depth's scale and shift, and the length of normals.
+Each window is encoded, predicted and decoded by itself, so that memory is one window's. The decoded maps are merged,
+not the latents: it is values that have to agree, namely depth's scale and shift, and the length of normals.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
+from tqdm.auto import tqdm
 
+from utils.inference.canvas import Canvas, up
 from utils.intrinsics import Intrinsic
-from utils.maps.pictures import grey, unit_normals
 
+Maps = dict[str, Tensor]  # name of the intrinsic -> map (B,3,H,W)
+Noise = Callable[[int, int], Tensor]  # height and width of latents -> standard normal (B,4,h,w)
 Window = tuple[slice, slice]  # rows, columns; where the image repeats, they may end beyond it
 
 
 def starts(length: int, size: int, overlap: int, step: int, wrap: bool) -> list[int]:
-    """Where windows of `size` begin on a side of `length`: evenly, at multiples of `step`, overlapping by `overlap`
+    """The starts of windows of `size` on a side of `length`: evenly, at multiples of `step`, overlapping by `overlap`
     at least. wrap: the side is a circle, and a window may run over its end, once around at most.
     """
     if wrap:
@@ -68,12 +73,7 @@ class Mosaic:
 
     def add(self, prediction: Tensor, window: Window, reference: Tensor | None = None) -> None:
         """A window's map (3,h,w). reference: of depth, a map (1,h,w) whose scale and shift it is brought to."""
-        if self.intrinsic.kind == "normals":
-            prediction = unit_normals(prediction)
-        elif self.intrinsic.kind == "depth":
-            prediction = grey(prediction)
-            if reference is not None:
-                prediction = aligned(prediction, reference)
+        prediction = self.intrinsic.map_kind.tile(prediction, reference)
         weighted = torch.cat([self.weights * prediction, self.weights[None]])
         rows, columns = (list(_pieces(part, side)) for part, side in zip(window, self.shape, strict=True))
         for above, part_above in rows:
@@ -85,15 +85,7 @@ class Mosaic:
     def merged(self) -> Tensor:
         """The map (3,H,W), computed in place; normals with length 1. Nothing can be added afterwards."""
         self.total /= self.weight.clamp_(min=1e-12)
-        return unit_normals(self.total) if self.intrinsic.kind == "normals" else self.total
-
-
-def aligned(values: Tensor, reference: Tensor) -> Tensor:
-    """a values + b, nearest to `reference` in the least-squares sense; a is not negative. Shapes must broadcast."""
-    x, y = values.double(), reference.double()
-    dx, dy = x - x.mean(), y - y.mean()
-    scale = ((dx * dy).mean() / dx.square().mean().clamp(min=1e-12)).clamp(min=0)
-    return (scale * dx + y.mean()).float()
+        return self.intrinsic.map_kind.untiled(self.total)
 
 
 def enlarged(values: Tensor, shape: tuple[int, int]) -> Tensor:
@@ -101,8 +93,72 @@ def enlarged(values: Tensor, shape: tuple[int, int]) -> Tensor:
     return interpolate(values.mean(0)[None, None], size=shape, mode="bilinear", antialias=True)[0]
 
 
+@dataclass(frozen=True)
+class Tiling:
+    """Windows of `tile` pixels, None: of the image's size, that overlap by `overlap`, None: a quarter of a window.
+
+    wrap: the image repeats. factor: pixels per latent. multiple: of sides that the network takes. trained_at: side of
+    the LoRA's training images. batch_size: windows at the same time.
+    """
+
+    tile: int | None
+    overlap: int | None
+    wrap: bool
+    factor: int
+    multiple: int
+    trained_at: int
+    batch_size: int
+
+    @property
+    def least_overlap(self) -> int:
+        return (self.tile or self.trained_at) // 4 if self.overlap is None else self.overlap
+
+    def window(self, side: int) -> int:
+        """The length of a window on an image's side; the side's own where one window without wrapping covers it."""
+        if not self.wrap:
+            return min(side, self.tile or side)
+        return min(self.tile or 2 * side, side + min(up(max(self.least_overlap, 1), self.multiple), side))
+
+    def predict(
+        self, run: Callable[..., Maps], rgb: Tensor, eps: Tensor | None, noise: Noise, adapters: Sequence[Any]
+    ) -> Maps:
+        """rgb (1,3,H,W), eps (1,4,h,w) -> maps (1,3,H,W) by `run(rgb, eps, adapters)`, window by window, merged."""
+        shape = (rgb.shape[-2], rgb.shape[-1])
+        size = (self.window(shape[0]), self.window(shape[1]))
+        if size == shape:
+            return run(rgb, eps, adapters)
+        overlap = min(self.least_overlap, *(side // 2 for side in size))
+        places = list(windows(shape, size, overlap, self.factor, self.wrap))
+        mosaics = {one.intrinsic.name: Mosaic(shape, size, overlap, one.intrinsic) for one in adapters}
+        references = self.references(run, rgb, noise, adapters) if len(places) > 1 else {}
+        for first in tqdm(range(0, len(places), self.batch_size), desc="tiles", leave=False, delay=3):
+            chunk = places[first : first + self.batch_size]
+            pixels = torch.stack([cut(rgb[0], place) for place in chunk])
+            noises = None if eps is None else torch.stack([cut(eps[0], self.in_latents(place)) for place in chunk])
+            for name, maps in run(pixels, noises, adapters).items():
+                for place, one in zip(chunk, maps, strict=True):
+                    reference = cut(references[name], place) if name in references else None
+                    mosaics[name].add(one, place, reference)
+        return {name: mosaic.merged()[None] for name, mosaic in mosaics.items()}
+
+    def in_latents(self, window: Window) -> Window:
+        rows, columns = (slice(part.start // self.factor, part.stop // self.factor) for part in window)
+        return rows, columns
+
+    def references(self, run: Callable[..., Maps], rgb: Tensor, noise: Noise, adapters: Sequence[Any]) -> Maps:
+        """Depth of the whole image at the training's resolution, (1,H,W), which the tiles' depths are brought to."""
+        adapters = [adapter for adapter in adapters if adapter.intrinsic.map_kind.reference]
+        if not adapters:
+            return {}
+        shape = (rgb.shape[-2], rgb.shape[-1])
+        low = Canvas.of(shape, min(self.trained_at, *shape), self.multiple, wrap=True).inner
+        small = interpolate(rgb, size=low, mode="bilinear", antialias=True)
+        eps = noise(*(side // self.factor for side in low))
+        return {name: enlarged(maps[0], shape) for name, maps in run(small, eps, adapters).items()}
+
+
 def _pieces(part: slice, side: int) -> Iterator[tuple[slice, slice]]:
-    """A window's part of a side that repeats -> (where a piece lies on the side, where in the window), per round."""
+    """A window's part of a side that repeats -> (where a piece is on the side, where in the window), per round."""
     for begin in range(part.start // side * side, part.stop, side):
         low, high = max(part.start, begin), min(part.stop, begin + side)
         yield slice(low - begin, high - begin), slice(low - part.start, high - part.start)

@@ -1,8 +1,8 @@
 """A video's frames through an engine: predicted with one setting, written one by one, joined to a video on demand.
 
 Two passes, both in constant memory. The first predicts every frame; the range of a depth is known only when all are,
-so its pictures wait for the second, and its float maps lie on the disk meanwhile. An interrupted run goes on with the
-first frame whose files are not there.
+so its 8-bit images wait for the second, and its float maps are kept on disk. An interrupted run continues with the
+first frame whose files are missing.
 """
 
 import json
@@ -15,14 +15,13 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from utils.errors import InputError, note, one_line
+from utils.image_io.files import SIXTEEN, png16, to_16_bits
+from utils.image_io.rgb import READING
 from utils.inference.engine import Adapter, Engine
 from utils.inference.output import Output
 from utils.inference.video_files import frames, join
 from utils.inference.write import write_prediction
 from utils.intrinsics import Intrinsic
-from utils.maps.deep import png16, to_16_bits
-from utils.maps.files import SIXTEEN
-from utils.maps.rgb import READING
 from utils.objectives import AugUNet
 from utils.system.atomic import make_folder, save_bytes, save_png, write_json
 from utils.system.atomic import replace as put
@@ -40,7 +39,7 @@ def predict_video(source: Path, engine: Engine, output_dir: str | Path, output: 
     if output.meshes:
         raise InputError(f"--formats={output.meshes[0]}: of images only; leave it out for a video")
     if joined and "png" not in output.formats:
-        raise InputError("--video: made of the 8-bit pictures; add png to --formats")
+        raise InputError("--video: made of the 8-bit images; add png to --formats")
     adapters = {adapter.intrinsic.name: adapter for adapter in engine.adapters}
     folders = {name: Path(output_dir) / name / "predicted" / source.stem for name in adapters}
     for name, adapter in adapters.items():
@@ -65,7 +64,7 @@ def predict_video(source: Path, engine: Engine, output_dir: str | Path, output: 
     note(f"{source}: {count} frames" + (f", {done} of them were there already" if done else ""))
     for name, folder in folders.items():
         pictures = [folder / f"{i:06d}_{name}.png" for i in range(count)]
-        if adapters[name].intrinsic.kind == "depth":
+        if adapters[name].intrinsic.map_kind.stretched:
             _scale(pictures, adapters[name].intrinsic, output, dict(adapters[name].facts))
         if joined:
             target = folder.with_name(f"{source.stem}_{name}.mp4")
@@ -74,8 +73,8 @@ def predict_video(source: Path, engine: Engine, output_dir: str | Path, output: 
 
 
 def _first_pass(intrinsic: Intrinsic, output: Output) -> Output:
-    """What can be written before the clip's range is known: of depth no pictures, but the values."""
-    if intrinsic.kind != "depth":
+    """The output that can be written before the clip's range is known: of depth no images, but the values."""
+    if not intrinsic.map_kind.stretched:
         return output
     return replace(output, formats=("npy", *(name for name in output.formats if name == "exr")))
 
@@ -86,9 +85,9 @@ def _is_there(path: Path, output: Output) -> bool:
 
 
 def _scale(pictures: list[Path], intrinsic: Intrinsic, output: Output, facts: dict[str, str]) -> None:
-    """The pictures of a clip's depths, from the values beside them, between the least and the largest of all frames.
+    """The 8-bit images of a clip's depths, from their float maps, between the least and the largest of all frames.
 
-    The values stay: they are what a later run goes on from, and no picture can give them back.
+    The values stay: a later run continues from them, and no image can give them back.
     """
     low, high = float("inf"), float("-inf")
     for path in pictures:
@@ -109,7 +108,7 @@ def _scale(pictures: list[Path], intrinsic: Intrinsic, output: Output, facts: di
 
 
 def _settings(source: Path, engine: Engine, output: Output, adapter: Adapter) -> dict:
-    """What the frames depend on, as JSON has it."""
+    """Everything that the frames depend on, as it comes back from JSON."""
     stat = source.stat()
     about = {
         "reading": READING,
@@ -126,12 +125,12 @@ def _settings(source: Path, engine: Engine, output: Output, adapter: Adapter) ->
 
 
 def _claim(folder: Path, about: dict) -> None:
-    """Begin `folder`, or go on in it. InputError where its frames were made otherwise."""
+    """Begin `folder`, or continue in it. InputError where its frames were made with other settings."""
     make_folder(folder, "--output_dir")
     path = folder / SETTINGS
     if not path.is_file():
         if any(folder.iterdir()):
-            raise InputError(f"{folder}: holds files of unknown making; name another --output_dir")
+            raise InputError(f"{folder}: holds files of unknown origin; name another --output_dir")
         write_json(path, about)
         return
     found = json.loads(path.read_text())

@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 
 from utils.errors import InputError, note, warn
-from utils.maps.colour_space import HDR, PRIMARIES, REFERENCE_WHITE, TRANSFERS, Chromaticities, Transfer, to_srgb8
-from utils.maps.opening import once
+from utils.image_io.colour_space import HDR, PRIMARIES, REFERENCE_WHITE, TRANSFERS, Chromaticities, Transfer, to_srgb8
+from utils.image_io.opening import once
 
 QUALITY = {  # of x264: 14 is hard to tell from the frames; colours as players expect them, and stated
     "crf": "14",
@@ -144,7 +144,7 @@ def join(source: Path, files: Sequence[Path], target: Path) -> None:
 
 
 def _even(file: Path) -> Image.Image:
-    """A picture as RGB with even sides: an odd one's last row or column is repeated."""
+    """An image as RGB with even sides: an odd one's last row or column is repeated."""
     with Image.open(file) as image:
         pixels = np.asarray(image)
     margins = [(0, pixels.shape[0] % 2), (0, pixels.shape[1] % 2), (0, 0)]
@@ -170,7 +170,7 @@ def _open(path: Path) -> Any:
         raise InputError(f"{path}: not a readable video ({_reason(error)}); replace it") from None
     if not container.streams.video:
         container.close()
-        raise InputError(f"{path}: holds no video stream; name a file with pictures")
+        raise InputError(f"{path}: holds no video stream; name a file with images")
     return container
 
 

@@ -1,4 +1,4 @@
-"""Pseudo labels as files: coding, filling holes of measured maps, writing, and the record of where they came from.
+"""Pseudo labels as files: coding, filling holes of measured maps, writing, and the record of their origin.
 
 What a teacher does not know must not decide the range of a depth label: see `scene_pixels`.
 """
@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from utils.errors import InputError
-from utils.maps.depth_coding import encode_far
-from utils.maps.label_record import OLDER, PROVENANCE
+from utils.kinds.alignment import encode_far
+from utils.kinds.label_record import OLDER, PROVENANCE
 from utils.system.atomic import save_npy, save_png, write_json
 from utils.system.provenance import versions
 
@@ -29,11 +29,11 @@ EMPTY = 3.0  # octaves (a factor of 8) without depths between a scene and a nois
 def encode(
     quantity: str, values: np.ndarray, measured: np.ndarray | None = None, depth_coding: str = "linear"
 ) -> np.ndarray:
-    """Values as `utils.labels.teacher.Teacher` gives them -> the 8-bit label (H,W,3), rounded.
+    """Values as `utils.labels.teachers.Teacher` gives them -> the 8-bit label (H,W,3), rounded.
 
     normal: 255 (n/2 + 0.5). depth: (far - d) / (far - near), disparity: (d - far) / (near - far), clipped, with near
     and far its 2nd and 98th percentile, of the `measured` pixels, bool (H,W), if given, else of `scene_pixels`; both
-    then coded, near = white, as `utils.maps.depth_coding` says. albedo, shading: 255 v.
+    then coded, near = white, as `utils.kinds.alignment` says. albedo, shading: 255 v.
 
     Normals shorter than VOID have no direction and get SKY_NORMAL, as the sky of measured normals does.
     Pixels of a depth that are not finite are as far as the farthest (black), but for infinite disparity, which is
@@ -62,7 +62,7 @@ def _nearness(quantity: str, values: np.ndarray, measured: np.ndarray | None, de
 
 
 def scene_pixels(quantity: str, values: np.ndarray) -> np.ndarray:
-    """Where a teacher's values (H,W) or (H,W,3) show the scene, bool (H,W).
+    """The pixels where a teacher's values (H,W) or (H,W,3) show the scene, bool (H,W).
 
     Of normals, where the vectors are not shorter than VOID; of colours, everywhere. Of depth and disparity, those
     pixels decide near and far.
@@ -75,7 +75,7 @@ def scene_pixels(quantity: str, values: np.ndarray) -> np.ndarray:
       as a sky of some kilometres does that is noisy.
 
     Each only where it costs the scene its grey levels: more than half of them (LOST) for a clamp, all but LEAST_LEVELS
-    for the gap. Every other map, whatever lies in it, keeps all of its finite pixels, and so its label.
+    for the gap. Every other map, whatever it contains, keeps all of its finite pixels, and so its label.
     """
     if quantity not in DEPTHS:
         lengths = np.linalg.norm(values, axis=2)
@@ -91,7 +91,7 @@ def scene_pixels(quantity: str, values: np.ndarray) -> np.ndarray:
 
 
 def _clamped(values: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Where the upper end of `values` (H,W) is a clamp that costs too many grey levels, and around it, bool (H,W)."""
+    """The pixels of a clamp at the upper end of `values` (H,W) that costs too many grey levels, and around it."""
     ordered, nothing = np.sort(values[known]), np.zeros(values.shape, bool)
     wide = max(2, math.ceil(SHARED * len(ordered)))
     flat = np.flatnonzero(ordered[wide:] - ordered[:-wide] <= SAME * abs(ordered[wide:]))
@@ -114,7 +114,7 @@ def _clamped(values: np.ndarray, known: np.ndarray) -> np.ndarray:
 
 
 def _beyond_gap(ordered: np.ndarray) -> float | None:
-    """Where the far group begins that leaves the rest of ascending depths fewer than LEAST_LEVELS grey levels."""
+    """The depth from which a far group leaves the rest of ascending depths fewer than LEAST_LEVELS grey levels."""
     count = len(ordered)
     positive = ordered[ordered > 0]
     if len(positive) < max(16, 0.9 * count):
@@ -195,7 +195,7 @@ def nearest(valid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def write_label(path: Path, label: np.ndarray, values: np.ndarray | None) -> None:
-    """Write <path>.png and, of `values`, <path>.npy; the .png last and in one piece: it says that all is done."""
+    """Write <path>.png and, of `values`, <path>.npy; the .png last and atomically: it marks the sample as complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if values is not None:
         save_npy(path.with_name(path.name + ".npy"), values.astype(np.float32))
@@ -214,7 +214,7 @@ def record(output_dir: Path, described: dict, overwrite: bool) -> dict[str, floa
             asked = {key: value for key, value in described.items() if key != "self_check"}  # it may be left out
             changed = [key for key, value in asked.items() if found.get(key) != json.loads(json.dumps(value))]
         except (ValueError, TypeError):
-            raise InputError(f"{path}: not readable; pass --overwrite to label anew") from None
+            raise InputError(f"{path}: not readable; pass --overwrite to label again") from None
         earlier = found.get(OUT_OF_RANGE, {})
         if changed:
             raise InputError(
@@ -222,9 +222,7 @@ def record(output_dir: Path, described: dict, overwrite: bool) -> dict[str, floa
                 "--output_dir, or --overwrite"
             )
     elif not overwrite and output_dir.is_dir() and any(output_dir.rglob("*.png")):
-        raise InputError(
-            f"{output_dir}: holds pictures of unknown making; choose another --output_dir, or --overwrite"
-        )
+        raise InputError(f"{output_dir}: holds images of unknown origin; choose another --output_dir, or --overwrite")
     output_dir.mkdir(parents=True, exist_ok=True)
     finish(output_dir, described, {"complete": False}, earlier)
     return earlier

@@ -1,4 +1,4 @@
-"""Does a teacher see what is there? It predicts one picture whose truth is known."""
+"""A check of teachers: they predict one image whose truth is known."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -7,21 +7,13 @@ import numpy as np
 from PIL import Image
 
 from utils.errors import InputError, warn
-from utils.maps.conventions import convert_frame, to_frame
-from utils.metrics.convention_check import (
-    CLEAR,
-    depth_evidence,
-    depth_findings,
-    frame_of,
-    normals_evidence,
-    normals_findings,
-    taken_for,
-)
+from utils.kinds.alignment import CLEAR, depth_evidence, depth_findings
+from utils.kinds.axes import convert_frame, frame_of, normals_evidence, normals_findings, taken_for, to_frame
 
 
 def check_normals(predicted: np.ndarray, truth: np.ndarray, valid: np.ndarray, frame: str = "opencv") -> dict:
     """Compare normals (H,W,3), in the axes of `frame`, with the truth, x right, y down, z forward, under every other
-    convention (`utils.metrics.convention_check`).
+    convention (`utils.kinds.evidence`).
 
     verdict: "agrees"; "flipped" where flipped axes fit the truth, "another convention" where something else does;
     else "unclear". flip: the axes to negate, such as "yz"; change: the same, or what else, in words. degrees,
@@ -67,11 +59,11 @@ class KnownScene(Protocol):
 def self_check(predict: Callable[[Image.Image], np.ndarray], quantity: str, frame: str, scene: KnownScene) -> dict:
     """Let the teacher predict `scene` and compare; InputError if its axes, channels or depths have another convention.
 
-    predict(picture) -> values of `quantity`; frame: what its normals were converted from.
+    predict(image) -> values of `quantity`; frame: what its normals were converted from.
     """
     values, size = predict(Image.fromarray(scene.rgb)), scene.depth.shape
     if values.shape[:2] != size:
-        raise InputError(f"the teacher predicts {values.shape[:2]} for a picture of {size}")
+        raise InputError(f"the teacher predicts {values.shape[:2]} for an image of {size}")
     if quantity == "normal":
         found = check_normals(to_frame(values, frame), convert_frame(scene.normal, "opengl"), scene.valid, frame)
         if found["verdict"] not in ("agrees", "unclear"):

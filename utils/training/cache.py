@@ -30,8 +30,8 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from utils.errors import note
+from utils.image_io.rgb import READING
 from utils.latents import NAMES, cells, moments
-from utils.maps.rgb import READING
 from utils.system import signals
 from utils.training.data import TrainingSet, buckets_of
 

@@ -19,8 +19,8 @@ import torch
 from torch import nn
 
 from utils.errors import InputError, note, warn
+from utils.kinds.base import higher_is_better
 from utils.lora import load_attn_procs, save_lora
-from utils.metrics.common import higher_is_better
 from utils.system.atomic import damage, seal, sync, write_json
 from utils.training.settings import BEFORE, EXACT, NEVER, NOTED, ON_RESUME
 from utils.training.tracking import BEST, read_metrics

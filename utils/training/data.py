@@ -11,8 +11,8 @@ from torch.utils.data import Sampler
 
 from utils.errors import InputError
 from utils.intrinsics import Intrinsic
+from utils.kinds.base import Score
 from utils.latents import cells
-from utils.metrics.scores import Score
 
 INSPECTED = 32  # samples whose masks are counted
 

@@ -4,7 +4,7 @@ import argparse
 
 from utils.cli import Parser, expand
 from utils.intrinsics import DEPTH_CODINGS
-from utils.maps.frames import FRAMES
+from utils.kinds.frames import FRAMES
 
 
 def needed_flags(group) -> None:

@@ -8,8 +8,8 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from utils.base_model.names import licence_of
 from utils.errors import one_line
+from utils.kinds.base import higher_is_better
 from utils.lora import BIN, CONV_IN, SAFETENSORS
-from utils.metrics.common import higher_is_better
 
 TEMPLATE = Path(__file__).with_suffix(".md")
 CONVENTIONS = ("frame", "polarity", "colour_space")  # metadata that define the meaning of a value

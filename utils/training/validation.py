@@ -12,10 +12,10 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from utils.errors import note, warn
+from utils.image_io.panels import black, sheet, strip
 from utils.intrinsics import Intrinsic
-from utils.maps.depth_coding import linear_map
-from utils.maps.pictures import black, prediction_picture, sheet, strip, truth_picture
-from utils.metrics.scores import Score, described
+from utils.kinds.alignment import linear_map
+from utils.kinds.base import Score
 from utils.noise import generators
 from utils.objectives import Objective
 from utils.system import signals
@@ -114,9 +114,9 @@ class Validation:
 
     def strip(self, item: dict, prediction: torch.Tensor) -> Image.Image:
         """RGB, ground truth (black where nothing is measured), label and prediction of one sample, side by side."""
-        truth = truth_picture(item["gt"], item["valid"], self.intrinsic) if self.measured else black(item["rgb"])
+        truth = self.intrinsic.map_kind.truth_panel(item["gt"], item["valid"]) if self.measured else black(item["rgb"])
         label = linear_map(item["target"], self.intrinsic.depth_coding)
-        return strip([item["rgb"], truth, label, prediction_picture(prediction, self.intrinsic)])
+        return strip([item["rgb"], truth, label, self.intrinsic.map_kind.panel(prediction)])
 
     @property
     def protocol(self) -> str:
@@ -125,7 +125,7 @@ class Validation:
         side = next((min(items[0]["rgb"].shape[-2:]) for items in self.samples.values() if items), "?")
         coding = self.intrinsic.depth_coding
         undone = "" if coding == "linear" else f" The {coding} coding of the labels is undone first."
-        return f"{described(self.score)}{undone} Mean over {images} fixed images per split, at {side} px."
+        return f"{self.score.description}{undone} Mean over {images} fixed images per split, at {side} px."
 
 
 def of_one_shape(items: Sequence[dict], size: int) -> Iterator[tuple[int, Sequence[dict]]]:

@@ -1,0 +1,245 @@
+"""Files of maps as arrays: .npy, OpenEXR and .png of 8 or 16 bits, read and written; masks next to them.
+
+Nothing here knows what the numbers mean: see `utils.kinds`. A file that could hold two things is an error.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from utils.errors import InputError
+from utils.image_io.opening import check_file, open_header
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")  # endings of the images we read
+VIDEOS = (".mp4", ".mov", ".webm", ".mkv", ".gif")
+MAPS = (".npy", ".exr", ".png")  # endings of the maps we read, the most precise first
+SIXTEEN = "_16bit"  # how the stem of a .png ends that holds a map with 16 bits a channel
+MASK_TAILS = ("_depth_mask", "_depth_valid", "_valid_mask", "_mask", "_valid")  # after a map's stem; the longer first
+MASK_FOLDERS = ("masks", "mask")  # in the truth's folder
+MASK_ENDINGS = (".npy", ".png")
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+class Raw(NamedTuple):
+    """array: the numbers as stored, (H, W) or (H, W, C). about: the text in the file's header."""
+
+    array: np.ndarray
+    about: Mapping[str, str]
+
+
+def read_array(path: Path) -> np.ndarray:
+    """The numbers in a .npy, .exr or .png file as stored, (H, W) or (H, W, C); ValueError if it is unreadable."""
+    return read_raw(path).array
+
+
+def read_raw(path: Path) -> Raw:
+    """The numbers of a map's file, and its header's text. ValueError if it is unreadable or no single map."""
+    about: Mapping[str, str] = {}
+    try:
+        if path.suffix.lower() == ".npy":
+            array = _load_npy(path)
+        elif path.suffix.lower() == ".exr":
+            array, about = read_exr(path)
+        else:
+            array, about = _read_png(path)
+    except Exception as error:  # each decoder has its own; a broken header may ask for more memory than there is
+        raise ValueError(f"cannot be read ({error})") from error
+    if array.dtype.kind not in "buif":
+        raise ValueError(f"holds {array.dtype}, not numbers")
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[..., 0]
+    if array.ndim not in (2, 3) or 0 in array.shape:
+        raise ValueError(f"has shape {array.shape}: save one image as (H, W) or (H, W, C)")
+    return Raw(array, about)
+
+
+def read_npy(path: str | Path) -> np.ndarray:
+    """One .npy array of any shape; pickled objects are never loaded. Raises InputError naming the file."""
+    check_file(path)
+    try:
+        return _load_npy(path)
+    except Exception as error:  # whatever a broken header leads to: wrong numbers, no memory for what it promises, ...
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+    raise InputError(f"{path}: not a readable .npy array ({reason}); replace it or leave the sample out")
+
+
+def read_mask(path: Path) -> np.ndarray:
+    """True where valid, bool (H, W), from any number type; in .png any channel above zero."""
+    array = read_array(path)
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise ValueError("has NaN or inf: a mask is zero or not zero")
+    return (array != 0).any(axis=2) if array.ndim == 3 else array.astype(bool)
+
+
+def read_mask_named(path: Path) -> np.ndarray:
+    """`read_mask`; raises InputError naming the file."""
+    try:
+        return read_mask(path)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def resize(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Bilinear resize of (H, W) or (H, W, C) to `shape` = (height, width), float32; antialiased when it shrinks."""
+    channels = np.atleast_3d(image.astype(np.float32))
+    size = shape[::-1]
+    planes = [
+        np.asarray(Image.fromarray(np.ascontiguousarray(channels[..., c])).resize(size, Image.Resampling.BILINEAR))
+        for c in range(channels.shape[2])
+    ]
+    return planes[0] if image.ndim == 2 else np.stack(planes, axis=2)
+
+
+def _load_npy(path: str | Path) -> np.ndarray:
+    try:
+        array = np.load(path, allow_pickle=False)
+    except ValueError as error:
+        if "pickle" in str(error):  # numpy's text tells how to run the code in the file
+            raise ValueError("no numbers: text, or objects, which are never unpickled") from None
+        raise
+    if not isinstance(array, np.ndarray):
+        raise ValueError("an archive of arrays: save a single one")
+    return array
+
+
+def _read_png(path: Path) -> tuple[np.ndarray, dict[str, str]]:
+    with open_header(path) as image:
+        if image.format != "PNG":
+            raise ValueError(f"is a {image.format} file with the name of a .png")
+        with path.open("rb") as file:
+            depth, colour = file.read(26)[24:]  # IHDR chunk, which Pillow does not expose
+        if image.mode not in ("L", "RGB", "I;16", "I", "1"):
+            advice = "save it as grey or RGB, without palette or alpha (transparent = unknown: as <stem>_mask.png)"
+            raise ValueError(f"has mode {image.mode}: {advice}")
+        if "transparency" in image.info:
+            raise ValueError("has a transparent colour: save it without, and what it leaves out as <stem>_mask.png")
+        array = np.asarray(image)
+        text = getattr(image, "text", {})  # after the pixels, since it may stand behind them in the file
+    if depth == 16 and colour == 2:
+        array = read_rgb16(path)
+    return array.astype(np.uint16) if depth == 16 else array, dict(text)  # Pillow opens 16-bit grey as int32 or uint16
+
+
+# More than 8 bits: PNG of 16 bits a channel (Pillow's are grey), and OpenEXR ----------------------------------------
+
+
+def png16(pixels: np.ndarray, text: Mapping[str, str]) -> bytes:
+    """uint16 (H,W) grey or (H,W,3) RGB -> a PNG file (ISO/IEC 15948). text: keyword -> value of its tEXt chunks.
+
+    Every row is stored as its difference to the row above (filter 2), which zlib packs well for smooth maps.
+    """
+    height, width = pixels.shape[:2]
+    colour = 2 if pixels.ndim == 3 else 0
+    rows = np.ascontiguousarray(pixels, ">u2").reshape(height, -1).view(np.uint8)
+    above = np.vstack([np.zeros_like(rows[:1]), rows[:-1]])
+    filtered = np.hstack([np.full((height, 1), 2, np.uint8), rows - above])  # modulo 256
+    chunks = [_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, colour, 0, 0, 0))]
+    chunks += [_chunk(b"tEXt", _latin(key) + b"\0" + _latin(value)) for key, value in text.items()]
+    chunks += [_chunk(b"IDAT", zlib.compress(filtered.tobytes(), 6)), _chunk(b"IEND", b"")]
+    return SIGNATURE + b"".join(chunks)
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def _latin(text: str) -> bytes:
+    return text.encode("latin-1", "backslashreplace")
+
+
+def to_16_bits(values: np.ndarray) -> np.ndarray:
+    """[0,1], clipped -> uint16, rounded."""
+    return (np.clip(values.astype(np.float64), 0, 1) * 65535).round().astype(np.uint16)
+
+
+def write_exr(path: Path, values: np.ndarray, channels: Sequence[str], header: Mapping[str, str]) -> None:
+    """float32 (H,W) or (H,W,C) -> one-part OpenEXR, losslessly packed (ZIP). header: further attributes."""
+    import OpenEXR  # optional: requirements-extra.txt
+
+    planes = np.moveaxis(np.atleast_3d(values.astype(np.float32)), -1, 0)
+    pixels = {name: np.ascontiguousarray(plane) for name, plane in zip(channels, planes, strict=True)}
+    usual = {"compression": OpenEXR.ZIP_COMPRESSION, "type": OpenEXR.scanlineimage}
+    OpenEXR.File({**usual, **header}, pixels).write(str(path))
+
+
+def read_rgb16(path: Path) -> np.ndarray:
+    """The numbers of a .png of 16-bit RGB, uint16 (H,W,3).
+
+    Pillow unpacks 8 of the 16 bits: the first byte of each number or, told that the order of bytes is the other one,
+    the second. So the file is decoded twice, with all of PNG's filters and its interlacing left to the library.
+    """
+    halves = []
+    for order in ("RGB;16B", "RGB;16L"):
+        with Image.open(path) as image:
+            codec, extents, offset, _ = image.tile[0]
+            image.tile = [(codec, extents, offset, order)]  # type: ignore[list-item]  # a plain tuple in Pillow 10
+            halves.append(np.asarray(image.convert("RGB"), np.uint16))
+    return halves[0] << 8 | halves[1]
+
+
+def read_exr(path: Path) -> tuple[np.ndarray, dict[str, str]]:
+    """(numbers as stored, float (H,W) or (H,W,3); the text in the header) of an OpenEXR file with one map.
+
+    Its channels are R,G,B or X,Y,Z, or Z and Y (this project's depth, twice), or a single one. Raises ValueError for
+    others, where some pixels are transparent, and where the package is missing.
+    """
+    try:
+        import OpenEXR  # optional: requirements-extra.txt
+    except ModuleNotFoundError:
+        raise ValueError("needs the package OpenEXR, which is not installed: pip install OpenEXR") from None
+    if path.read_bytes()[:4] != b"\x76\x2f\x31\x01":  # OpenEXR prints to the terminal before it raises
+        raise ValueError("is not an OpenEXR file")
+    with OpenEXR.File(str(path), separate_channels=True) as file:
+        header = {key: value for key, value in file.header().items() if isinstance(value, str)}
+        planes = {name: channel.pixels for name, channel in file.channels().items()}
+    last = {name.rpartition(".")[2].upper(): plane for name, plane in planes.items()}
+    if "A" in last and len(last) > 1 and not (last["A"] == 1).all():
+        raise ValueError("has transparent pixels: save it without alpha, and its alpha as <stem>_mask.png")
+    map_of = sorted(last.keys() - {"A"} or last)
+    order = next((names for names in ("RGB", "XYZ", "ZY") if sorted(names) == map_of), None)
+    if len(last) < len(planes) or (order is None and len(map_of) > 1):  # layers, or several maps
+        raise ValueError(f"has the channels {', '.join(planes)}: save one map as R,G,B or X,Y,Z or one channel")
+    if order in ("RGB", "XYZ"):
+        return np.stack([last[name] for name in order], axis=2), header
+    return last["Z" if order else map_of[0]], header
+
+
+# Masks next to the truth, under the names that tools give them -------------------------------------------------------
+
+
+def stem_of_mask(stem: str) -> str | None:
+    """`stem` without a tail of MASK_TAILS; None if it has none."""
+    return next((stem.removesuffix(tail) for tail in MASK_TAILS if stem.endswith(tail)), None)
+
+
+def masks_next_to(truth: Path, stems: Iterable[str], root: Path | None = None) -> list[Path]:
+    """The files that are masks of `truth` by their names: `<stem><tail>` in its folder; `<stem>` or `<stem><tail>` in
+    a folder of MASK_FOLDERS there or, of the same relative path, below `root`.
+    """
+    bare = list(dict.fromkeys(stems))
+    tailed = [f"{stem}{tail}" for stem in bare for tail in MASK_TAILS]
+    places = [(truth.parent, tailed)]
+    places += [(truth.parent / name, bare + tailed) for name in MASK_FOLDERS]
+    if root is not None and truth.parent != root:
+        places += [(root / name / truth.parent.relative_to(root), bare + tailed) for name in MASK_FOLDERS]
+    names = (folder / f"{stem}{ending}" for folder, stems in places for stem in stems for ending in MASK_ENDINGS)
+    return [path for path in dict.fromkeys(names) if path.is_file()]
+
+
+def the_mask(candidates: Sequence[Path]) -> Path | None:
+    """The first of an image's masks, None if it has none. InputError where two of them differ."""
+    for other in candidates[1:]:
+        try:
+            same = np.array_equal(read_mask(candidates[0]), read_mask(other))
+        except ValueError as error:
+            raise InputError(f"{candidates[0]} and {other}: masks of one image, not both readable ({error})") from None
+        if not same:
+            raise InputError(f"{candidates[0]} and {other}: two different masks of one image; remove one of them")
+    return candidates[0] if candidates else None

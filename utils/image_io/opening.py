@@ -1,0 +1,88 @@
+"""Opening image files of the user's own disk: size limits that depend on memory, errors that name the file."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+from PIL import Image
+
+from utils.errors import InputError, note
+
+MAX_PIXELS = 1_000_000_000
+LARGE = 89_478_485  # pixels from which memory is checked and stated; Pillow's own limit against hostile uploads
+BYTES_PER_PIXEL = 13  # while one image is read: decoded (4), as RGB (4), alpha or a colour conversion (5)
+
+_pillow_limit = threading.Lock()
+_told: set[str] = set()
+
+
+def once(say: Callable[[str], None], kind: str, text: str) -> None:
+    """`note` or `warn` (say) for the first image of each `kind` in this process: thousands may follow."""
+    if kind not in _told:
+        _told.add(kind)
+        say(f"{text} (stated once per run)")
+
+
+def check_file(path: str | Path) -> None:
+    """InputError unless it is a file: not a folder, nothing, or a pipe (reading which would never end)."""
+    if not os.path.isfile(path):
+        what = "not a file, or a link to none; replace or remove it" if os.path.lexists(path) else "no such file"
+        raise InputError(f"{path}: {what}")
+
+
+@contextmanager
+def open_image(path: str | Path) -> Iterator[Image.Image]:
+    """The image in a file, its header read and its pixels not yet decoded.
+
+    Raises:
+        InputError: the file is missing, empty, truncated, not an image, or too large for this machine's memory, here
+            or in the body of the `with`; the message names it.
+    """
+    check_file(path)
+    try:
+        with open_header(path) as image:
+            yield image
+    except InputError:
+        raise
+    except Exception as error:  # each decoder has its own; all mean that the image cannot be read
+        raise unreadable(path, error) from None
+
+
+def open_header(path: str | Path) -> Image.Image:
+    """`Image.open` with the limits of `check_size`: Pillow's own takes every large image for an attack."""
+    with _pillow_limit:  # a global of Pillow, lifted while a header is read
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            image = Image.open(path)
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+    try:
+        check_size(path, *image.size)
+    except InputError:
+        image.close()
+        raise
+    return image
+
+
+def check_size(path: str | Path, width: int, height: int) -> None:
+    """InputError where an image has more than `MAX_PIXELS`, or more than fit into the memory that is free."""
+    pixels = width * height
+    if pixels <= LARGE:
+        return
+    needed, free = pixels * BYTES_PER_PIXEL, psutil.virtual_memory().available
+    most = min(MAX_PIXELS, int(free * 0.9) // BYTES_PER_PIXEL)
+    if pixels > most:
+        reason = f"{width}x{height} pixels need {needed / 1e9:.1f} GB to read"
+        raise InputError(f"{path}: {reason}; scale it down to at most {most / 1e6:.0f} megapixels")
+    once(note, "large", f"{path}: {pixels / 1e6:.0f} megapixels; reading takes up to {needed / 1e9:.1f} GB of memory")
+
+
+def unreadable(path: str | Path, error: Exception) -> InputError:
+    """The error of a file that Pillow does not take, with Pillow's reason."""
+    reason = " ".join(str(error).split()).replace(f" {str(path)!r}", "")[:200] or type(error).__name__
+    return InputError(f"{path}: not a readable image ({reason}); replace or remove it")
