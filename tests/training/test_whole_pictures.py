@@ -109,7 +109,7 @@ def test_labels_of_centre_squares_are_refused(diode, tmp_path):
     for path in labels.rglob("*.png"):
         Image.open(path).crop((12, 0, 84, 72)).save(path)
     train = Diode(NORMAL, diode / "normals", labels, "train", resolution=32, whole=True)
-    with pytest.raises(InputError, match=r"72x72 label does not cover a 96x72 picture; .*--crop square"):
+    with pytest.raises(InputError, match=r"72x72 label does not cover a 96x72 image; .*--crop square"):
         train[0]
 
 

@@ -35,7 +35,7 @@ class Result:
 
 def surface(result: Result, near: float, far: float, fov: float) -> Path | None:
     """A small .glb of the depth, for the eye; None where there is no depth. InputError as `Output` has it."""
-    depth = next((one for one in result.maps.values() if one.intrinsic.kind == "depth"), None)
+    depth = next((one for one in result.maps.values() if one.intrinsic.map_kind.has_surface), None)
     if depth is None:
         return None
     output = Output(("glb",), near=near, far=far, fov=fov)

@@ -38,7 +38,7 @@ def relit(maps: Mapping[str, Prediction]) -> dict | None:
     """The light's value: normals in opengl axes, (n + 1) / 2 in 8 bits, and albedo, sRGB-coded, both as lossless PNG
     of one size; None where no map holds normals. Without an albedo the scene is white.
     """
-    normals = next((one for one in maps.values() if one.intrinsic.kind == "normals"), None)
+    normals = next((one for one in maps.values() if one.intrinsic.map_kind.has_axes), None)
     if normals is None:
         return None
     height, width = normals.shape
