@@ -133,6 +133,6 @@ def to_tensor(pixels: np.ndarray) -> Tensor:
 def label_truth(intrinsic: Intrinsic, target: Tensor) -> tuple[Tensor, Tensor]:
     """A label (3,S,S) as ground truth, and where it is valid: see `label_as_truth`. Depth (1,S,S) is from 1 to FAR."""
     gt, valid = label_as_truth(intrinsic, target)
-    if intrinsic.kind != "depth":
+    if intrinsic.map_kind.label_is_truth:
         return gt, valid
     return FAR - (FAR - 1) * (target[:1] / 2 + 0.5), torch.ones_like(valid)

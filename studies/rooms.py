@@ -60,7 +60,7 @@ def truth(task: str, data: Path, out: Path) -> tuple[Path, Path]:
     the prediction covers, because a path tracer's noise is in them.
     """
     folders = {what: data / task / what / "val" for what in ("gt", "masks")}
-    if INTRINSICS[task].kind == "colour":
+    if not INTRINSICS[task].map_kind.in_diode:
         for what, folder in folders.items():
             folders[what] = out / "truth" / task / what
             folders[what].mkdir(parents=True, exist_ok=True)
@@ -78,7 +78,7 @@ def score(task: str, out: Path, row: str, gt: Path, masks: Path) -> str:
     words = ["--task", task, "--pred_dir", out / row / task / "predicted", "--gt_dir", gt, "--mask_dir", masks]
     words += [
         "--center_crop",
-        *(("--protocol", "plain") if intrinsic.kind == "depth" else evaluation_flags(intrinsic)),
+        *(("--protocol", "plain") if intrinsic.map_kind.has_surface else evaluation_flags(intrinsic)),
     ]
     found = evaluate(parse_args("", [str(word) for word in words]))
     name = next(iter(intrinsic.scores))
@@ -94,8 +94,8 @@ def draw(data: Path, out: Path) -> Image.Image:
         tiles = [np.asarray(Image.open(image).convert("RGB"))]
         for task, intrinsic in INTRINSICS.items():
             exact = np.load(data / task / "gt" / "val" / f"{image.stem}.npy", allow_pickle=False)
-            exact = -exact if intrinsic.kind == "depth" else exact  # near = large, as predictions are
-            if intrinsic.kind == "colour":
+            exact = -exact if intrinsic.map_kind.has_surface else exact  # near = large, as predictions are
+            if not intrinsic.map_kind.in_diode:
                 exact = to_srgb(np.clip(exact / max(1, np.percentile(exact, 99)), 0, 1))
             maps = [exact]
             for row in ("mini", "rooms"):

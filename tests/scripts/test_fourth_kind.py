@@ -1,6 +1,7 @@
 """A new kind of map is one module and one record: nothing else of the project is touched, and everything takes it."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -116,3 +117,10 @@ def test_a_fourth_kind_is_one_module_and_one_record(house, data, bases, tmp_path
     assert result["images"] == 8 and result["protocol"] == "plain_iou"
     assert result["per_image"][0]["iou"] == 1
     assert "iou" in (tmp_path / "report" / "index.html").read_text()
+
+
+def test_nothing_outside_utils_kinds_asks_for_the_kind():
+    asks = re.compile(r"intrinsic\w*(\[\w+\])?\.kind (==|!=|in|not in) ", re.IGNORECASE)
+    folders = [ROOT / name for name in ("utils", "dataloaders", "miniworld", "studies")]
+    files = [path for folder in folders for path in folder.rglob("*.py")]
+    assert not [path for path in files if asks.search(path.read_text())]

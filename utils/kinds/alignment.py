@@ -220,7 +220,7 @@ def depth_evidence(
 ) -> Evidence:
     """values (H,W) or (H,W,3): a depth map in any unit. truth (H,W): metres, > 0 where known.
 
-    codings: which of labels to try (`utils.image_io.depth_coding`): values are then grey in [0,1], near = 1.
+    codings: which of labels to try (see above): values are then grey in [0,1], near = 1.
     errors: (coding, domain) -> mean relative error after scale and shift in that domain, on the middle nine tenths of
     the depths, where no label is clipped.
     """
