@@ -127,7 +127,7 @@ def test_an_animation_is_a_video(tmp_path):
     ("text.mp4", [], "not a readable video"),
     ("a.mkv", ["--formats", "ply", "--near", "1", "--far", "2"], "of images only"),
     ("a.mkv", ["--formats", "npy", "--video"], "add png to --formats"),
-    ("a.png", ["--video"], "is no video"),
+    ("a.png", ["--video"], "is not a video"),
 ])  # fmt: skip
 def test_what_cannot_work_is_one_line(name, words, expected, tmp_path):
     film(tmp_path / "a.mkv")
