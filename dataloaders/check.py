@@ -21,24 +21,19 @@ import numpy as np
 import PIL
 from tqdm.auto import tqdm
 
-from dataloaders.base import Maps
-from dataloaders.diode import Diode
-from dataloaders.folder import FolderMaps
-from dataloaders.label_check import describe, folder_of, intrinsic_of, known_disparity, label_findings
-from dataloaders.listing import Sample, folder_samples, manifest_samples
+from dataloaders.listing import folder_samples, manifest_samples
 from utils import __version__
 from utils.cli import Parser, above_zero, path_flag
 from utils.errors import InputError, one_line, run
 from utils.image_io.diode_names import KNOWN_GAP, lacks_known_gap, listed_samples
 from utils.image_io.files import read_array, read_mask
 from utils.image_io.images import read_label, read_rgb, same_aspect
-from utils.intrinsics import INTRINSICS, Intrinsic
+from utils.intrinsics import INTRINSICS
 from utils.kinds.frames import FRAMES
-from utils.kinds.placement import in_pairs
 
 CHANNELS = {"depth": (1,), "mask": (1, 3), "normal": (3,), "gt": (1, 3)}
 LISTED = 20  # problems written out
-LABELS, LABEL_SIDE = 64, 256  # labels compared with their truth, and their side in pixels then
+LABELS = 64  # compared with their truth
 
 
 class Files(NamedTuple):
@@ -173,42 +168,9 @@ def check_conventions(
     good = [files for files in samples if "label" in files.paths and files.group not in bad]
     if not good:
         return []
-    good = [good[index] for index in in_pairs(len(good), LABELS)]
-    labels = [files.paths["label"] for files in good]
-    intrinsic = intrinsic_of(labels, args.task)
-    if intrinsic is None:
-        notes.append("the labels were not compared with ground truth: pass --task to name their intrinsic")
-        return []
-    dataset = labelled(good, intrinsic, args)
-    if not dataset.measured:
-        notes.append(f"labels taken for {intrinsic.name}: there is no ground truth to compare them with")
-    else:
-        notes.append(f"labels taken for {intrinsic.name}: {len(good)} compared with ground truth")
-    found = []
-    for finding in label_findings(dataset, range(len(dataset))):
-        text = f"{folder_of(dataset)}: {describe(finding, intrinsic)}"
-        if known_disparity(finding, dataset) or finding.key[1:] == ("depth",):  # training has a flag for it
-            notes.append(text)
-        else:
-            found.append(text)
-    return found
+    from dataloaders.label_check import findings_of_files  # only now: PyTorch takes seconds to import
 
-
-def labelled(good: list[Files], intrinsic: Intrinsic, args: argparse.Namespace) -> Maps:
-    """The samples as a training of `intrinsic` would read them, at LABEL_SIDE pixels."""
-    if args.root is None and args.dataset in ("folder", "manifest"):
-        paths = [(files.name, files.paths) for files in good]
-        own = [Sample(name, each["rgb"], each["label"], each.get("gt"), each.get("mask")) for name, each in paths]
-        measured = any(sample.gt is not None for sample in own)
-        return FolderMaps(own, intrinsic, measured, args.gt_frame or "opencv", LABEL_SIDE)
-    root = args.root or args.train_data_dir.parent
-    truth = root / intrinsic.truth_folder
-    truth = truth if truth.is_dir() else root / "depths"
-    dataset = Diode(
-        intrinsic, truth, args.pseudo_root, "train", resolution=LABEL_SIDE, list_from="disk", skip_missing=True
-    )
-    dataset.stems = [files.name for files in good]
-    return dataset
+    return findings_of_files([(files.name, files.paths) for files in good], LABELS, args, notes)
 
 
 def finish(samples: list[Files], args: argparse.Namespace, notes: list[str]) -> int:

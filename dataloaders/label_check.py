@@ -5,6 +5,7 @@ other, and the LoRA's header then states a convention that its predictions do no
 contradicts such labels; some show it without any (`utils.kinds.evidence`).
 """
 
+import argparse
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,15 +13,27 @@ from pathlib import Path
 import numpy as np
 
 from dataloaders.base import PROBES, Maps
+from dataloaders.diode import Diode
+from dataloaders.folder import FolderMaps
+from dataloaders.listing import Sample
 from utils.errors import InputError, warn
 from utils.image_io.images import read_label
 from utils.intrinsics import DEPTH, INTRINSICS, NORMAL, Intrinsic, depth_coded
 from utils.kinds.axes import DECODED
-from utils.kinds.evidence import Evidence, Finding
+from utils.kinds.evidence import (
+    Evidence,
+    Finding,
+    Placed,
+    in_pairs,
+    label_fit,
+    placed_of_label,
+    placement_findings,
+    unrelated,
+)
 from utils.kinds.label_record import record_above
-from utils.kinds.placement import Placed, in_pairs, label_fit, placed_of_label, placement_findings, unrelated
 
 SAMPLES = 16  # read at the start of a training: seconds
+SIDE = 256  # pixels of labels in `dataloaders check`
 PLACES = {  # key of a finding on how labels lie -> what to do
     "placed": "make them anew of the images as they are shown (EXIF orientation applied, no flips)",
     "paired": "each has the name of another image: rename them, or make them anew",
@@ -98,3 +111,48 @@ def intrinsic_of(labels: list[Path], task: str | None) -> Intrinsic | None:
         return DEPTH
     off = [min(np.abs(np.linalg.norm(undo(one), axis=2) - 1).mean() for undo in DECODED.values()) for one in maps]
     return NORMAL if np.median(off) < 0.08 else None
+
+
+def findings_of_files(
+    files: list[tuple[str, dict[str, Path]]], count: int, args: argparse.Namespace, notes: list[str]
+) -> list[str]:
+    """Compare up to `count` labels of (name, role -> file) with their truth, for `dataloaders check`; one line each.
+
+    args: the flags of that command. notes: what was compared, and findings for which training has a flag.
+    """
+    files = [files[index] for index in in_pairs(len(files), count)]
+    intrinsic = intrinsic_of([paths["label"] for _, paths in files], args.task)
+    if intrinsic is None:
+        notes.append("the labels were not compared with ground truth: pass --task to name their intrinsic")
+        return []
+    dataset = labelled(files, intrinsic, args)
+    if not len(dataset):
+        return []
+    if not dataset.measured:
+        notes.append(f"labels taken for {intrinsic.name}: there is no ground truth to compare them with")
+    else:
+        notes.append(f"labels taken for {intrinsic.name}: {len(dataset)} compared with ground truth")
+    found = []
+    for finding in label_findings(dataset, range(len(dataset))):
+        text = f"{folder_of(dataset)}: {describe(finding, intrinsic)}"
+        if known_disparity(finding, dataset) or finding.key[1:] == ("depth",):  # training has a flag for it
+            notes.append(text)
+        else:
+            found.append(text)
+    return found
+
+
+def labelled(files: list[tuple[str, dict[str, Path]]], intrinsic: Intrinsic, args: argparse.Namespace) -> Maps:
+    """The samples as a training of `intrinsic` would read them, at SIDE pixels."""
+    if args.root is None and args.dataset in ("folder", "manifest"):
+        own = [Sample(name, each["rgb"], each["label"], each.get("gt"), each.get("mask")) for name, each in files]
+        measured = any(sample.gt is not None for sample in own)
+        return FolderMaps(own, intrinsic, measured, args.gt_frame or "opencv", SIDE)
+    root = args.root or args.train_data_dir.parent
+    truth = root / intrinsic.truth_folder
+    truth = truth if truth.is_dir() else root / "depths"
+    dataset = Diode(intrinsic, truth, args.pseudo_root, "train", resolution=SIDE, list_from="disk", skip_missing=True)
+    dataset.stems = [name for name, _ in files]
+    if dataset.measured:  # one scan of DIODE has no normals
+        dataset.stems = [stem for stem in dataset.stems if Path(dataset.truth_name(stem)).is_file()]
+    return dataset

@@ -96,7 +96,7 @@ def manifest_samples(path: Path) -> list[Sample]:
 
 def _refuse_copies(samples: list[Sample]) -> None:
     """InputError where an image is given as its own label."""
-    if same := [sample for sample in samples if sample.rgb == sample.label]:
+    if same := [sample for sample in samples if sample.rgb == sample.label and os.path.isfile(sample.rgb)]:
         raise InputError(
             f"{same[0].rgb}: is both image and label ({len(same)} of {len(samples)} samples are like that, the first "
             f"is {same[0].stem}); pass the labels' own files or folder"

@@ -25,7 +25,7 @@ from utils.labels.encoding import encode
 from utils.noise import generators
 
 FAR = 4.0  # the farthest relative depth in scores; the nearest is 1
-Label = Callable[[Image.Image], np.ndarray]  # an RGB image -> values as `utils.labels.teacher.Teacher` gives them
+Label = Callable[[Image.Image], np.ndarray]  # an RGB image -> values as `utils.labels.teachers.Teacher` gives them
 
 
 @dataclass

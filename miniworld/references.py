@@ -68,8 +68,8 @@ def write_maps(maps: dict[str, Tensor], intrinsic: Intrinsic, folder: Path) -> N
 
 def evaluation_flags(intrinsic: Intrinsic) -> tuple[str, ...]:
     """evaluate.py's flags for this intrinsic on a rendered tree, besides --task, --pred_dir and --gt_dir."""
-    if intrinsic.kind == "normals":
+    if intrinsic.map_kind.has_axes:
         return ("--protocol", "pooled")
-    if intrinsic.kind == "depth":
+    if intrinsic.map_kind.has_surface:
         return ("--protocol", "diode", "--erode", "0")
     return ("--pred_space", "srgb", "--gt_space", "linear")

@@ -8,9 +8,9 @@ import pytest
 import torch
 from helpers import run_here
 
-import app
 import predict
 import pseudo_label
+from app import __main__ as app_main
 from dataloaders.check import main as check
 from utils.cli import Parser
 from utils.errors import InputError
@@ -223,9 +223,9 @@ LORAS = ROOT / "miniworld" / "mini-loras"
 def test_flags_of_diffusion_are_refused_in_the_app_where_no_lora_diffuses(name, default):
     words = [f"--{name}", "3"]
     with pytest.raises(InputError, match=f"^--{name} means nothing for these LoRAs, .*; leave it out$"):
-        app.refuse_unread(app.parse(words), [str(LORAS / "depth")])
-    app.refuse_unread(app.parse(words), [str(LORAS / "depth"), str(LORAS / "augunet" / "normal")])
-    app.refuse_unread(app.parse([f"--{name}", str(default)]), [str(LORAS / "depth")])
+        app_main.refuse_unread(app_main.parse(words), [str(LORAS / "depth")])
+    app_main.refuse_unread(app_main.parse(words), [str(LORAS / "depth"), str(LORAS / "augunet" / "normal")])
+    app_main.refuse_unread(app_main.parse([f"--{name}", str(default)]), [str(LORAS / "depth")])
 
 
 def test_the_colours_of_normals_are_refused_where_there_are_none(tmp_path):

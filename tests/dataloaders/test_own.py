@@ -204,7 +204,8 @@ def test_training_on_own_data(script, own, flags, tmp_path):
         lines = [json.dumps({"image": str(s.rgb), "label": str(s.label)}) for s in folder_samples(own)]
         path = tmp_path / "plain.jsonl"
         path.write_text("\n".join(lines))
-        run_here(script, [*words, "--dataset", "manifest", "--manifest", str(path)])
+        own_labels = ["--dataset", "manifest", "--manifest", str(path), "--skip_label_check"]  # of normals, for depth
+        run_here(script, [*words, *own_labels])
     assert sorted(losses(tmp_path / "run")) == [1, 2]
     names = {name for record in records(tmp_path / "run") for name in record if name.startswith("val/")}
     assert ("val/val/mean" in names) if frame else not names
@@ -214,7 +215,7 @@ def test_training_on_own_data(script, own, flags, tmp_path):
 
 
 def test_check_counts_missing_corrupt_and_mismatched_files(own, capsys):
-    assert check(["--dataset", "folder", "--train_data_dir", str(own)]) == 0
+    assert check(["--dataset", "folder", "--train_data_dir", str(own), "--gt_frame", "opengl"]) == 0
     assert "12 samples, 48 files" in capsys.readouterr().out
     (own / "labels" / "00.png").write_bytes(b"")
     np.save(own / "gt" / "02.npy", np.ones((5, 6, 3), np.float32))

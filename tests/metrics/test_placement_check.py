@@ -5,7 +5,7 @@ import pytest
 
 from studies.conventions import as_bytes, blurred, shots
 from utils.intrinsics import INTRINSICS, NORMAL
-from utils.kinds.placement import AS_IS, label_fit, placed_of_label, placement_findings, unrelated
+from utils.kinds.evidence import AS_IS, label_fit, placed_of_label, placement_findings, unrelated
 
 MOVED = {
     "mirroring left to right": lambda a: a[:, ::-1],

@@ -8,9 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from utils.kinds.evidence import Evidence
+from utils.kinds.evidence import Evidence, Placed
 from utils.kinds.normals import BINS_PER_DEGREE, angle_bins
-from utils.kinds.placement import Placed
 
 
 class ImageScore(NamedTuple):

@@ -21,8 +21,8 @@ from utils.evaluation.scoring import GroundTruthError, NothingToScore, Predictio
 from utils.image_io import diode_names
 from utils.intrinsics import INTRINSICS
 from utils.kinds.base import OUTSIDE, Rules, shares
+from utils.kinds.evidence import placement_findings
 from utils.kinds.label_record import Use, check_record
-from utils.kinds.placement import placement_findings
 from utils.system.atomic import make_folder, replace
 
 PLACES = {  # key of a finding about where predictions lie -> what to do

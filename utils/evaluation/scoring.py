@@ -14,8 +14,7 @@ from utils.image_io.colour_space import convert_space
 from utils.image_io.files import resize
 from utils.kinds.base import NOT_FINITE, OUTSIDE, NoValueError, Rules, require_values
 from utils.kinds.colour import whdr
-from utils.kinds.evidence import PIXELS, Fit
-from utils.kinds.placement import placed
+from utils.kinds.evidence import PIXELS, Fit, placed
 
 
 class GroundTruthError(ValueError):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from utils.errors import InputError
 from utils.intrinsics import Intrinsic
-from utils.kinds.placement import placed, placement_findings
+from utils.kinds.evidence import placed, placement_findings
 
 
 @dataclass(frozen=True)

@@ -272,7 +272,7 @@ class MapKind:
         return None
 
     def check_record(self, words: str, facts: Mapping[str, str], use: Any, where: Path | str) -> list[str]:
-        """Compare a stated convention (words) with `utils.image_io.label_record.Use`; notes. Raises Contradiction."""
+        """Compare a stated convention (words) with `utils.kinds.label_record.Use`; notes. Raises Contradiction."""
         return []
 
     # Display -------------------------------------------------------------------------------------------------------
@@ -449,7 +449,7 @@ class MapKind:
     def placement_fit(
         self, space: str = "srgb", coding: str = "linear", domain: str = "depth", truth_space: str = "linear"
     ) -> Fit | None:
-        """The error by which `utils.kinds.placement` tells whether maps lie on their images; None: not checked.
+        """The error by which `utils.kinds.evidence` tells whether maps lie on their images; None: not checked.
 
         space, truth_space: of a colour's values and truth. coding, domain: of depth, see `depth_evidence`. Normals:
         values and truth in the same axes.
