@@ -181,7 +181,7 @@ def check_conventions(
         return []
     dataset = labelled(good, intrinsic, args)
     if not dataset.measured:
-        notes.append(f"labels taken for {intrinsic.name}: no ground truth to compare them with")
+        notes.append(f"labels taken for {intrinsic.name}: there is no ground truth to compare them with")
     else:
         notes.append(f"labels taken for {intrinsic.name}: {len(good)} compared with ground truth")
     found = []

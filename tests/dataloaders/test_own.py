@@ -109,7 +109,7 @@ def test_folders_called_train_and_val_are_the_split(own):
     assert len(train) == 6 and all(stem.startswith("train/") for stem in train.stems)
     assert all(item["stem"].startswith("val/er/") for item in validation["val"])
     shutil.copy(own / "images" / "train" / "00.png", own / "images" / "stray.png")
-    with pytest.raises(InputError, match=r"stray: images/ holds train/ and val/"):
+    with pytest.raises(InputError, match=r"stray: images/ has train/ and val/"):
         folder_samples(own)
 
 

@@ -252,7 +252,7 @@ def test_diode_without_masks_is_refused(diode, tmp_path):
     tree = shutil.copytree(diode, tmp_path / "DIODE")
     for path in tree.rglob("*_depth_mask.npy"):
         path.unlink()
-    with pytest.raises(InputError, match=r"no .*_depth_mask.npy for any of 24 samples .*--masked_loss has neither"):
+    with pytest.raises(InputError, match=r"no .*_depth_mask.npy for any of 24 samples .*--masked_loss needs masks"):
         Diode(ALBEDO, tree / "depths", tree / "pseudo" / "albedo", "train", masked=True)
     assert len(Diode(ALBEDO, tree / "depths", tree / "pseudo" / "albedo", "train")) == 24
 
