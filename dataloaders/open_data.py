@@ -48,8 +48,6 @@ def open_data(args: argparse.Namespace, intrinsic: Intrinsic) -> tuple[Maps, dic
         raise InputError(f"no training images under {args.train_data_dir or args.manifest}: {'; '.join(train.notes)}")
     folders = dict.fromkeys(train.label_path(stem).parent for stem in train.stems)
     train.notes += check_record(folders, training_use(intrinsic))
-    if args.num_train_imgs and len(train) < min(args.num_train_imgs, args.max_train_samples or args.num_train_imgs):
-        train.notes.append(f"--num_train_imgs={args.num_train_imgs}: there are {len(train)}, and all are taken")
     if text := unknown_labels(train):
         train.notes.append(text)
     check_labels(train, args.skip_label_check)

@@ -73,7 +73,7 @@ WRONG_ARRAYS = {
 def test_an_array_of_another_kind(folder, suffix, name, tree):
     root, stem = tree
     np.save(root / folder / f"{stem}{suffix}", WRONG_ARRAYS[name])
-    refused(lambda: reader(folder, suffix)(root)[0], re.escape(str(root)), "expected|next to")
+    refused(lambda: reader(folder, suffix)(root)[0], re.escape(str(root)), "expected|next to|for a")
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

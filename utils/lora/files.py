@@ -1,5 +1,6 @@
 """LoRA files: their names, and reading them. torch is imported only for tensors, and for files that are pickles."""
 
+import contextlib
 import json
 import re
 from collections.abc import Mapping
@@ -196,7 +197,8 @@ def _array(entry: dict) -> np.ndarray:
 
 def _unreadable(path: Path, error: Exception) -> InputError:
     reason = " ".join(str(error).split())[:200]
-    with path.open("rb") as file:
+    start = b""
+    with contextlib.suppress(OSError), path.open("rb") as file:
         start = file.read(64)
     if start.startswith(b"version https://git-lfs"):
         reason = "a pointer of Git LFS: git lfs pull fetches the file itself"
