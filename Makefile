@@ -12,7 +12,7 @@ PY := .venv/bin/python
 
 install: .venv/installed
 
-.PHONY: install demo demo-all test test-slow check interop comfyui blender clean
+.PHONY: install demo demo-all test test-slow check fix interop comfyui blender clean
 
 demo: .venv/installed
 	$(PY) -m miniworld.demo --out demo
@@ -33,6 +33,10 @@ check: .venv/installed
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 	PYTHONPATH=. .venv/bin/lint-imports
+
+fix: .venv/installed
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
 
 interop: .venv/installed
 	$(PY) -m interop.run

@@ -1,14 +1,14 @@
 """Make pseudo labels, the targets of training, with a teacher model or from DIODE's own ground truth.
 
     python pseudo_label.py --task depth --teacher zoedepth --input_dir DIODE --output_dir pseudo/depth
-    python pseudo_label.py --task normal --teacher marigold --input_dir my_pictures --output_dir data/labels --npy
+    python pseudo_label.py --task normal --teacher marigold --input_dir my_images --output_dir data/labels --npy
     python pseudo_label.py --task normal --from ground_truth --input_dir DIODE --output_dir pseudo/normal
-    accelerate launch --num_processes 4 pseudo_label.py ...                 # shares the pictures out
+    accelerate launch --num_processes 4 pseudo_label.py ...                 # the processes share the images
 
---input_dir is DIODE's root (it holds depths/), or any folder of pictures. A label lies in --output_dir under its
-picture's relative name, as 8-bit .png: normals with x right, y down, z forward; depth with near = white, linear unless
---depth_coding says otherwise; albedo and shading sRGB-coded. Run it again to go on: what is there is skipped.
-provenance.json says how.
+--input_dir is DIODE's root (the folder with depths/) or any folder of images. Labels are written to --output_dir
+under the images' relative names, as 8-bit .png. Normals have x right, y down, z forward. Depth has near = white and
+is linear unless --depth_coding is passed. Albedo and shading are sRGB-coded. Run the command again to continue:
+existing labels are skipped. provenance.json records how they were made.
 """
 
 import argparse
@@ -24,18 +24,24 @@ from utils.system.processes import join, start_missing
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(description=__doc__)
     add = parser.add_argument
-    add("--task", choices=["normal", "depth", "albedo", "shading"], required=True, help="what to label")
-    add("--from", dest="source", choices=["teacher", "ground_truth"], default="teacher", help="ground_truth: DIODE's "
-        "own depth or normals, holes filled from the nearest valid pixel, sky outdoors as far")  # fmt: skip
+    add("--task", choices=["normal", "depth", "albedo", "shading"], required=True, help="intrinsic to label")
+    add("--from", dest="source", choices=["teacher", "ground_truth"], default="teacher", help="source of "
+        "the labels; ground_truth: DIODE's own depth or normals, holes filled from the nearest valid pixel and the sky "
+        "set as far as the farthest")  # fmt: skip
     add("--teacher", help="zoedepth, depth-anything-v2 (indoors, metric), marigold, marigold-iid; a hub name; or a "
         "folder that a depth-estimation model or a Marigold pipeline was saved in")  # fmt: skip
     add("--revision", help="branch, tag or commit of the hub model")
-    add("--input_dir", type=path_flag, required=True, help="DIODE's root, or a folder of pictures")
-    add("--output_dir", type=path_flag, required=True, help="of one task and one teacher: what --pseudo_root gets")
-    add("--splits", default="train,val", help="DIODE: which")
-    add("--scene_types", default="outdoor,indoors", help="DIODE: which")
-    add("--npy", action="store_true", help="also write float32 values beside: normals as labelled; depth in the "
-        "teacher's unit; albedo and shading, sRGB-coded")  # fmt: skip
+    add("--input_dir", type=path_flag, required=True, help="DIODE's root, or a folder of images")
+    add(
+        "--output_dir",
+        type=path_flag,
+        required=True,
+        help="folder for the labels of one task and one teacher; pass it to --pseudo_root",
+    )
+    add("--splits", default="train,val", help="DIODE's splits to label")
+    add("--scene_types", default="outdoor,indoors", help="DIODE's scene types to label")
+    add("--npy", action="store_true", help="also write float32 values as .npy: normals as in the label, depth in "
+        "the teacher's unit, albedo and shading sRGB-coded")  # fmt: skip
     add("--steps", type=int, help="Marigold: denoising steps (default: its config's)")
     add("--ensemble_size", type=int, default=1, help="Marigold: predictions per image, merged by the pipeline")
     add(
@@ -45,16 +51,21 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add("--frame", choices=list(FRAMES), default="opengl", help="axes of the teacher's normals; Marigold's: opengl")
     add(
-        "--predicts", choices=["depth", "disparity"], help="what the teacher's depth is (default: what its class says)"
+        "--predicts", choices=["depth", "disparity"], help="quantity that the teacher predicts (default: by its class)"
     )
-    add("--depth_coding", choices=list(DEPTH_CODINGS), help="how depth or disparity becomes grey, near = white: "
-        "linear, the released convention; log or sqrt: finer near by; the training scripts need the same (default: "
-        "linear)")  # fmt: skip
+    add("--depth_coding", choices=list(DEPTH_CODINGS), help="coding of depth or disparity as grey, "
+        "near = white: linear is the released convention, log and sqrt are finer at near range; pass the same to the "
+        "training scripts (default: linear)")  # fmt: skip
     add("--skip_self_check", action="store_true", help="do not test the teacher on a rendered scene first")
-    add("--seed", type=int, default=1234, help="of Marigold's noise: a picture's depends on it and the name alone")
-    add("--dtype", choices=["fp32", "fp16", "bf16"], default="fp32", help="of the computation")
-    add("--device", help="such as cuda:1 or cpu (default: a GPU if there is one)")
-    add("--overwrite", action="store_true", help="label anew what is there")
+    add(
+        "--seed",
+        type=int,
+        default=1234,
+        help="seed of Marigold's noise, which depends on the seed and the image's name only",
+    )
+    add("--dtype", choices=["fp32", "fp16", "bf16"], default="fp32", help="compute dtype")
+    add("--device", help="device such as cuda:1 or cpu (default: a GPU if available)")
+    add("--overwrite", action="store_true", help="replace existing labels")
     truth = "with --from ground_truth"
     parser.only("steps ensemble_size processing_resolution seed dtype skip_self_check", _asks_a_teacher, truth)
     parser.only("revision", lambda a: a.teacher and not Path(a.teacher).is_dir(), "but for a model on the hub")

@@ -15,9 +15,10 @@ from importlib.util import find_spec
 from utils.base_model.names import check_base
 from utils.cli import Parser, above_zero, expand
 from utils.errors import InputError, run
-from utils.inference.job import BASES, ROOT, SHIPPED, check_lora
+from utils.inference.job import BASES, SHIPPED, check_lora
 from utils.intrinsics import INTRINSICS
 from utils.lora.files import read_arrays
+from utils.paths import ROOT
 
 EXAMPLES = ROOT / "examples"
 DIFFUSING = SHIPPED / "augunet" / "normal"

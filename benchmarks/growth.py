@@ -28,9 +28,9 @@ from miniworld.pretraining.random_sd import save_random_sd
 from utils.base_model.stable_diffusion import load_base
 from utils.cli import Parser, path_flag
 from utils.lora import add_lora
+from utils.paths import ROOT
 from utils.training import checkpoint
 
-ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = "sd_single_diode_pseudo_normal.py"
 FILES = 100  # rendered; the others link to them
 STEPS, SETTLED = 60, 5  # steps of a launch; the first ones, not timed

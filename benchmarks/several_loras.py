@@ -23,8 +23,8 @@ from benchmarks.side_by_side import format_spread, processor, seconds, spread
 from utils.cli import Parser
 from utils.inference import Predictor
 from utils.intrinsics import INTRINSICS
+from utils.paths import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 LORAS = [ROOT / "miniworld" / "mini-loras" / name for name in INTRINSICS]
 
 

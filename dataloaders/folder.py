@@ -6,6 +6,7 @@ truth is not scored.
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -73,7 +74,7 @@ class FolderMaps(Maps):
 
 
 def open_folder(
-    samples: list[Sample], intrinsic: Intrinsic, fraction: float, seed: int, skip_missing: bool = False, **options
+    samples: list[Sample], intrinsic: Intrinsic, fraction: float, seed: int, skip_missing: bool = False, **options: Any
 ) -> tuple[FolderMaps, dict[str, list[dict]]]:
     """Training set, and four fixed samples each of it and of the held-out ones ("train", "val").
 

@@ -35,9 +35,9 @@ from utils.kinds.label_record import record_above
 SAMPLES = 16  # read at the start of a training: seconds
 SIDE = 256  # pixels of labels in `dataloaders check`
 PLACES = {  # key of a finding on how labels lie -> what to do
-    "placed": "make them anew of the images as they are shown (EXIF orientation applied, no flips)",
-    "paired": "each has the name of another image: rename them, or make them anew",
-    "unrelated": "look at a few: are they of {task}, each of the image of its name, and do they lie on it?",
+    "placed": "make them again from the images as they are shown (EXIF orientation applied, no flips)",
+    "paired": "each has the name of another image: rename them, or make them again",
+    "unrelated": "look at a few: do they show {task}, of the image with the same name, in the same place?",
 }
 GREY = 3.5 / 255  # what rounding and JPEG leave between the channels of a grey label; shading has more
 

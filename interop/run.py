@@ -19,8 +19,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from interop.page import FILES, REVERSE, table, write_page
+from utils.paths import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT / ".interop"
 CASES, TRAINED = WORK / "cases", WORK / "trained-by-0.20"
 COMMON = ("pillow", "numpy", "pytest", "pytest-xdist", "hypothesis")

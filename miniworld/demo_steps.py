@@ -21,8 +21,8 @@ from miniworld.references import evaluation_flags, random_control, untrained_lor
 from utils.image_io.panels import CAPTION_HEIGHT, sheet, strip
 from utils.intrinsics import INTRINSICS, Intrinsic
 from utils.lora import CONV_IN, SAFETENSORS, read_lora
+from utils.paths import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 DONOR = ROOT / "miniworld" / "mini-ip2p"
 SCRIPTS = {"single": "sd_single", "augunet": "augunet"}
 INFERENCE = {"single": "inference_sd_single.py", "augunet": "inference_augunet.py"}

@@ -20,7 +20,6 @@ from PIL import Image, ImageFilter
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from miniworld.demo_steps import ROOT
 from miniworld.pretraining.report import write_card
 from miniworld.render.diode_tree import Settings, list_samples, sample_arrays
 from studies.tables import table
@@ -33,6 +32,7 @@ from utils.intrinsics import INTRINSICS
 from utils.kinds.alignment import encode_far
 from utils.kinds.evidence import Evidence, Finding
 from utils.lora import SAFETENSORS
+from utils.paths import ROOT
 
 SIZES = (1, 4, 16)
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from generators.transformer import load_autoregressive
 from miniworld import pretrain_ar, pretrain_gan
-from miniworld.demo_steps import ROOT, python
+from miniworld.demo_steps import python
 from studies import quality
 from studies.families_page import KNOWN, Answers, of_diffusion, write_page
 from studies.held_out import (
@@ -38,6 +38,7 @@ from utils.cli import Parser, path_flag
 from utils.errors import run
 from utils.intrinsics import INTRINSICS
 from utils.lora import SAFETENSORS, read_lora
+from utils.paths import ROOT
 
 GAN, AR, SD = (ROOT / "miniworld" / name for name in ("mini-gan", "mini-ar", "mini-sd"))
 TEACHER = ROOT / "miniworld" / "mini-teacher"

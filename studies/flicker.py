@@ -20,8 +20,8 @@ from utils.cli import Parser, expand, path_flag
 from utils.inference import Predictor
 from utils.inference.prediction import Prediction
 from utils.kinds.normals import angular_error
+from utils.paths import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 SIGMA = 2.0  # grey levels of 255: a phone by daylight
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from dataloaders.folder import open_folder
 from dataloaders.listing import folder_samples
-from miniworld.demo_steps import ROOT, python
+from miniworld.demo_steps import python
 from miniworld.references import evaluation_flags, write_mean_label
 from utils.cli import Parser, path_flag
 from utils.errors import InputError, run
@@ -26,6 +26,7 @@ from utils.image_io.colour_space import to_srgb
 from utils.image_io.panels import sheet
 from utils.intrinsics import INTRINSICS
 from utils.lora import SAFETENSORS
+from utils.paths import ROOT
 
 ROWS = {"mini": "LoRA of the mini world", "rooms": "LoRA trained on rooms", "mean": "mean of the training labels"}
 SIDE, SHOWN = 64, (0, 5, 10, 15)  # images of the third room

@@ -21,11 +21,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from miniworld.demo_steps import ROOT
 from miniworld.scenes import parse_size, render
 from utils.cli import Parser, expand
 from utils.inference import Predictor
 from utils.inference.tiles import starts
+from utils.paths import ROOT
 
 UNSEEN = 50_000  # seed of the first scene, of no training
 

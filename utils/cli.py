@@ -7,7 +7,7 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from utils.errors import InputError, note
 
@@ -16,7 +16,7 @@ METAVARS: Mapping[object, str] = {int: "N", float: "X"}  # by type of flag
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """The docstring as it is written; flags in one column; a default only where it says something."""
+    """Keep the docstring's layout, put flags in one column, and show a default only if it is informative."""
 
     def __init__(self, prog: str):
         width = min(shutil.get_terminal_size().columns, MAX_WIDTH) - 2
@@ -38,7 +38,7 @@ class Parser(argparse.ArgumentParser):
     that means something only together with others states so with `only`.
     """
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("formatter_class", HelpFormatter)
         kwargs.setdefault("allow_abbrev", False)
         super().__init__(*args, **kwargs)
@@ -54,7 +54,7 @@ class Parser(argparse.ArgumentParser):
         """
         self._only += [(flag, means, otherwise, refuse) for flag in flags.split()]
 
-    def parse_known_args(self, args=None, namespace=None):
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse does, but a flag that is not known is reported before one that is missing."""
         words = sys.argv[1:] if args is None else list(args)
         flags = [word.split("=")[0] for word in words if word.startswith("--") and word != "--"]

@@ -1,4 +1,4 @@
-"""Messages: errors that the user can mend, warnings and notes; and the one way to an exit status."""
+"""Errors that the user can fix, warnings and notes, and the one way from an exception to an exit status."""
 
 import os
 import re

@@ -1,6 +1,7 @@
-"""What is predicted: one record per intrinsic, imported by name. A new one is a record here and a training script.
+"""The intrinsics that can be predicted: one record each, imported by name. A new one is a record here and a
+training script.
 
-`kind` names the module of utils/kinds that knows what the values of a pixel are, and with it how maps are read, shown,
+`kind` names the module of utils/kinds that defines the values of a pixel, and with it how maps are read, shown,
 merged and scored:
 
     normals   unit vectors, x right, y down, z forward
@@ -52,8 +53,8 @@ class Intrinsic:
 
     @cached_property
     def map_kind(self) -> MapKind:
-        """What depends on the kind of map. By name, and imported when it is first used: command lines and this module
-        do without numpy.
+        """Everything that depends on the kind of map. Imported by name on first use, because command lines and this
+        module do without numpy.
         """
         return import_module(f"utils.kinds.{self.kind}").KIND(self)
 

@@ -35,8 +35,8 @@ from utils.intrinsics import INTRINSICS
 from utils.lora.keys import make_key
 from utils.lora.layers import layers_of
 from utils.lora.targets import ALL, ATTENTION
+from utils.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 WORK, PORT, PACK = ROOT / ".comfyui", 8199, Path(__file__).with_name("intrinsic_lora")
 WHERE = "get it with: git clone https://github.com/comfyanonymous/ComfyUI, and install its requirements.txt"
 CHECKPOINT, AT_400 = "sd15_random.safetensors", "normal_t400"

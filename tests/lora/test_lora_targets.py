@@ -80,11 +80,11 @@ def test_targets_are_read_in_the_canonical_order(text, kinds):
 
 @pytest.mark.parametrize(("text", "message"), [
     ("fedforward", r"^--lora_targets=fedforward: .*, did you mean feedforward\?"),
-    ("attention,convs", r"'convs' is no kind of layer, did you mean conv\?"),
+    ("attention,convs", r"'convs' is not a kind of layer, did you mean conv\?"),
     ("al", r"did you mean all\?"),
     ("all,conv", "all stands alone"),
-    ("xyz", r"'xyz' is no kind of layer \(all, or some of attention,feedforward"),
-    ("", "'' is no kind"),
+    ("xyz", r"'xyz' is not a kind of layer \(all, or some of attention,feedforward"),
+    ("", "'' is not a kind"),
 ])  # fmt: skip
 def test_unknown_targets_are_refused_with_the_nearest_known_one(text, message):
     with pytest.raises(InputError, match=message):

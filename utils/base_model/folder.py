@@ -1,7 +1,7 @@
 """One part of a model folder or hub repository in diffusers' format."""
 
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import nn
@@ -53,7 +53,7 @@ def load_component(kind: type[Component], name: str, component: str, revision: s
         raise InputError(f"{place}: cannot be loaded: {' '.join(str(error).split())[:300]}{hint}") from error
 
 
-def _from_pretrained(kind, name: str, component: str, where: dict, here: bool) -> tuple:
+def _from_pretrained(kind: Any, name: str, component: str, where: dict, here: bool) -> tuple:
     """The part and what was missing: in full precision, or in half where that is all there is."""
     half = where | {"variant": HALF}
     if here and not _has_weights(Path(name) / component, half=False) and _has_weights(Path(name) / component, True):

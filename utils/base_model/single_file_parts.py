@@ -108,7 +108,9 @@ def _from_open_clip(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def _converted(kind: Any, part: str, state: dict, config: Path, path: Path, architecture: str, **options) -> nn.Module:
+def _converted(
+    kind: Any, part: str, state: dict, config: Path, path: Path, architecture: str, **options: Any
+) -> nn.Module:
     """A UNet or VAE by diffusers' own conversion, with every weight from the file."""
     try:  # a copy: the conversion takes out of the dict what it has used
         model = kind.from_single_file(

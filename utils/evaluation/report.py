@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -45,7 +46,7 @@ def as_text(result: dict) -> str:
     return "\n".join(map(one_line, lines))
 
 
-def plain(value) -> str:
+def plain(value: Any) -> str:
     """A setting in words."""
     if isinstance(value, dict):
         return ", ".join(f"{key}: {entry}" for key, entry in value.items())

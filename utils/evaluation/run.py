@@ -8,6 +8,7 @@ import math
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -31,13 +32,15 @@ PLACES = {  # key of a finding about where predictions lie -> what to do
 }
 
 
-def score_all(pairs: list[Pair], args: argparse.Namespace, rules: Rules, judgements: dict, constant=None):
+def score_all(
+    pairs: list[Pair], args: argparse.Namespace, rules: Rules, judgements: dict, constant: np.ndarray | None = None
+) -> tuple[list[tuple[ImageScore, ImageScore | None]], list[dict]]:
     """([(score, eroded score or None)], [{name, reason}] left out). Raises one InputError that lists every bad file.
 
     constant: scored in place of every prediction. Threads suffice: reading and numpy both release the interpreter.
     """
 
-    def attempt(pair: Pair):
+    def attempt(pair: Pair) -> tuple[ImageScore, ImageScore | None] | Exception:
         try:
             return scoring.score_pair(pair, rules, args.erode, judgements.get(pair.name), constant)
         except (GroundTruthError, PredictionError, NothingToScore) as error:
@@ -255,7 +258,7 @@ def describe_image(score: ImageScore) -> dict:
     return {"name": score.name, **size, **scene, **score.metrics}
 
 
-def finite(value):
+def finite(value: Any) -> Any:
     """`value` with null for every infinite or undefined number: JSON has no other word for them."""
     if isinstance(value, dict):
         return {key: finite(entry) for key, entry in value.items()}

@@ -7,7 +7,7 @@ The plain case is `prepare`, `predict`, `_maps`, `_pass`, `_back`. Mirrored pass
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import psutil
 import torch
@@ -138,7 +138,7 @@ class Engine:
         self, images: list[AnyImage] | tuple[AnyImage, ...], names: Sequence[str] | None = None
     ) -> list[dict[str, Prediction]]: ...
 
-    def __call__(self, images, names=None):
+    def __call__(self, images: Any, names: Any = None) -> Any:
         """Maps by name of the intrinsic; of a list of images, a list.
 
         images: a file's path, a PIL image, an array or a tensor, as `upright_rgb` takes them. names: AugUNet's noise

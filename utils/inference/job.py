@@ -12,6 +12,7 @@ from utils.inference.view import View
 from utils.intrinsics import DEPTH, INTRINSICS, Intrinsic
 from utils.lora import SAFETENSORS, LoraFile, read_lora
 from utils.lora.files import NAMES, is_on_hub
+from utils.paths import ROOT
 from utils.system.network import require
 
 SCRIPTS = {
@@ -22,7 +23,6 @@ SCRIPTS = {
 }
 MODELS = ("unet", "transformer", "generator.safetensors")  # a base model's folder has one of them
 BASES = {"single-step": "runwayml/stable-diffusion-v1-5", "augunet": "stabilityai/stable-diffusion-2-1"}  # the paper's
-ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = ROOT / "miniworld" / "mini-loras"
 RELEASED = "https://github.com/duxiaodan/intrinsic-lora"  # its README links to the authors' weights
 FAR = 1.5  # times the training's resolution, or less than its 1.5th part: worth a warning

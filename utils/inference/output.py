@@ -29,7 +29,7 @@ class Output:
     far: float | None = None
     fov: float | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in self.formats:
             if name not in FORMATS:
                 raise InputError(f"--formats={name}: must be of {', '.join(FORMATS)}, separated by commas")

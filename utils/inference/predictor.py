@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +53,7 @@ class Predictor(Engine):
         seed: int = 1234,
         batch_size: int = 1,
         compile: bool = False,
-        **view,
+        **view: Any,
     ):
         loras = [lora] if isinstance(lora, (str, Path)) else list(lora)
         known_base = None if base is None else str(base)

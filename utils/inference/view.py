@@ -26,7 +26,7 @@ class View:
     overlap: int | None = None
     wrap: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.resolution is not None and (self.resolution < 8 or self.resolution % 8):
             raise InputError(f"--resolution={self.resolution}: must be a positive multiple of 8")
         if self.output_size not in ("input", "network"):

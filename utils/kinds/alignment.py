@@ -90,7 +90,7 @@ def linear_map(picture: Tensor, coding: str) -> Tensor:
     return (1 - 2 * decode_far(far, coding)).expand(picture.shape)
 
 
-def align_scale_shift(pred, gt, valid) -> tuple[float, float]:
+def align_scale_shift(pred: np.ndarray, gt: np.ndarray, valid: np.ndarray) -> tuple[float, float]:
     """Least squares (scale, shift) that minimise sum over valid of (scale * pred + shift - gt)^2.
 
     pred, gt: same shape, any unit; valid: bool of that shape. The scale may be negative (near = white labels).
@@ -108,9 +108,9 @@ def align_scale_shift(pred, gt, valid) -> tuple[float, float]:
 
 
 def align_depth(
-    pred,
-    gt,
-    valid,
+    pred: np.ndarray,
+    gt: np.ndarray,
+    valid: np.ndarray,
     align: str = "depth",
     min_depth: float | None = None,
     max_depth: float | None = None,
@@ -144,9 +144,9 @@ def align_depth(
 
 
 def depth_metrics(
-    pred,
-    gt,
-    valid,
+    pred: np.ndarray,
+    gt: np.ndarray,
+    valid: np.ndarray,
     align: str = "depth",
     min_depth: float | None = None,
     max_depth: float | None = None,

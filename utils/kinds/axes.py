@@ -53,7 +53,7 @@ ODD_NORMALS = {
 }
 
 
-def unit_vectors(vectors) -> np.ndarray:
+def unit_vectors(vectors: np.ndarray) -> np.ndarray:
     """Vectors (..., 3) scaled to length 1, float64; NaN where the vector is zero or not finite."""
     vectors = np.asarray(vectors, dtype=np.float64)
     with np.errstate(all="ignore"):

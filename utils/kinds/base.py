@@ -439,11 +439,11 @@ class MapKind:
         return []
 
     def truth_findings(self, truth: Sequence[Evidence], rules: Rules) -> list[Finding]:
-        """What the ground truth shows by itself."""
+        """Findings that the ground truth shows by itself."""
         return []
 
     def flags_for(self, finding: Finding, rules: Rules) -> str:
-        """What to do about a finding of an evaluation."""
+        """The flags or the command that fix a finding of an evaluation."""
         return ""
 
     def placement_fit(
@@ -556,7 +556,7 @@ def require_values(bad: np.ndarray, what: str, codes: str = "") -> None:
         raise NoValueError(f"{what} on {np.count_nonzero(bad)} of {bad.size} scored values{codes}")
 
 
-def valid_values(pred, gt, valid) -> tuple[np.ndarray, np.ndarray]:
+def valid_values(pred: np.ndarray, gt: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Values of both where valid, float64; ValueError on misfits, an empty mask, or NaN or inf inside the mask."""
     pred, gt, valid = np.asarray(pred, np.float64), np.asarray(gt, np.float64), np.asarray(valid, bool)
     if pred.shape != gt.shape or valid.shape != gt.shape[: valid.ndim] or gt.ndim - valid.ndim > 1:

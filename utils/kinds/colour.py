@@ -186,7 +186,7 @@ def _stored_space(path: Path, stated: str) -> str:
     return "linear" if path.suffix.lower() == ".exr" else stated
 
 
-def align_scale(pred, gt, valid) -> float:
+def align_scale(pred: np.ndarray, gt: np.ndarray, valid: np.ndarray) -> float:
     """Least squares scale, no shift: minimises sum over valid of (scale * pred - gt)^2; 0 for an all-zero prediction.
 
     pred, gt: (H, W) or (H, W, C); valid: (H, W) bool; one scale for all channels. Raises ValueError when no pixel is
@@ -197,7 +197,7 @@ def align_scale(pred, gt, valid) -> float:
     return float(np.vdot(pred, gt) / energy) if energy > 0 else 0.0
 
 
-def albedo_metrics(pred, gt, valid) -> dict[str, float]:
+def albedo_metrics(pred: np.ndarray, gt: np.ndarray, valid: np.ndarray) -> dict[str, float]:
     """Errors of albedo or shading of one image after one least-squares scale (`align_scale`).
 
     pred, gt: (H, W) or (H, W, C), nominal range [0, 1], both in the same colour space; valid: (H, W) bool.
@@ -220,7 +220,7 @@ def albedo_metrics(pred, gt, valid) -> dict[str, float]:
     }
 
 
-def ssim(pred, gt, valid) -> float:
+def ssim(pred: np.ndarray, gt: np.ndarray, valid: np.ndarray) -> float:
     """Structural similarity, data range 1: mean over channels and over valid pixels at least 5 from the border.
 
     pred, gt: (H, W) or (H, W, C); valid: (H, W) bool. Gaussian 11 x 11 window, sigma 1.5, K1 = 0.01, K2 = 0.03,
@@ -238,7 +238,7 @@ def ssim(pred, gt, valid) -> float:
     pred, gt = np.where(valid[..., None], pred, 0), np.where(valid[..., None], gt, 0)
     total = _gaussian_window(weight)[inner]
 
-    def local_mean(values):
+    def local_mean(values: np.ndarray) -> np.ndarray:
         return _gaussian_window(values)[inner] / total
 
     pred_mean, gt_mean = local_mean(pred), local_mean(gt)
@@ -250,7 +250,7 @@ def ssim(pred, gt, valid) -> float:
     return float((score / ((pred_mean**2 + gt_mean**2 + c1) * (pred_var + gt_var + c2))).mean())
 
 
-def local_mse(pred, gt, valid) -> tuple[float, float]:
+def local_mse(pred: np.ndarray, gt: np.ndarray, valid: np.ndarray) -> tuple[float, float]:
     """Mean squared error with a least-squares scale of its own in every window, plain and relative: (lmse, lmse_mit).
 
     pred, gt: (H, W) or (H, W, C); valid: (H, W) bool. Square windows of a tenth of the larger side, half overlapping,
@@ -279,7 +279,7 @@ def local_mse(pred, gt, valid) -> tuple[float, float]:
     return float(squares / count), float(squares / energy)
 
 
-def whdr(albedo, judgements: dict, threshold: float = 0.10) -> float:
+def whdr(albedo: np.ndarray, judgements: dict, threshold: float = 0.10) -> float:
     """Weighted human disagreement rate in [0, 1]: share of the human weight that the albedo contradicts.
 
     albedo: (H, W) or (H, W, C), linear; its lightness at a point is the mean over channels. judgements: the IIW

@@ -305,7 +305,7 @@ def _all(planes: Iterable[np.ndarray]) -> np.ndarray:
     return found
 
 
-def angular_error(pred, gt) -> np.ndarray:
+def angular_error(pred: np.ndarray, gt: np.ndarray) -> np.ndarray:
     """Angle in degrees between vectors: acos(p . g / (|p| |g|)), in [0, 180].
 
     pred, gt: (..., 3) of one shape, any length > 0. Returns float64 (...); NaN where either vector is zero or not
@@ -337,7 +337,7 @@ def angular_error(pred, gt) -> np.ndarray:
     return angles
 
 
-def normal_metrics(angles) -> dict[str, float]:
+def normal_metrics(angles: np.ndarray) -> dict[str, float]:
     """Summary of angular errors: mean, median, rmse in degrees, below_t = percent of angles strictly below t degrees.
 
     angles: (N,) degrees of the valid pixels, of one image or of a whole pooled set. Raises ValueError if there are

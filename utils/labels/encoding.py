@@ -153,7 +153,7 @@ def check_levels(label: np.ndarray) -> None:
         )
 
 
-def fill(values: np.ndarray, valid: np.ndarray, sky: bool, sky_value) -> np.ndarray:
+def fill(values: np.ndarray, valid: np.ndarray, sky: bool, sky_value: np.ndarray | tuple[float, ...]) -> np.ndarray:
     """A measured map (H,W,C) without holes: each invalid pixel gets the value of the nearest valid one.
 
     sky: outdoors, invalid pixels with nothing valid above them in their column are sky and get `sky_value` (C,).

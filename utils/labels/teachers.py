@@ -25,6 +25,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import numpy as np
@@ -164,7 +165,7 @@ def load_teacher(
     return _marigold(task, call, pipe, about(name, revision, kind), frame, predicts)
 
 
-def _marigold(task: str, call: Callable, pipe, who: dict[str, str], frame: str, predicts: str | None) -> Teacher:
+def _marigold(task: str, call: Callable, pipe: Any, who: dict[str, str], frame: str, predicts: str | None) -> Teacher:
     """The Marigold pipeline's predictions in this project's conventions."""
     if task == "normal":
 

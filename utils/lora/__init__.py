@@ -19,7 +19,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """What needs torch and peft (four seconds of imports) is imported when it is first used (PEP 562)."""
+    """Import names that need torch and peft (four seconds of imports) on first use (PEP 562)."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from utils.lora import layers

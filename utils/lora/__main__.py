@@ -16,7 +16,7 @@ def convert(source: Path, out: Path, to: str, drop_text_encoder: bool = False) -
     The scale goes into kohya's alpha tensors or into the weights; what the header stated of it is left out.
     drop_text_encoder: leave out a text encoder's layers, which are an error otherwise.
 
-    A conv_in.safetensors beside `source` (AugUNet) goes beside `out`, for the LoRA is of no use without it.
+    A conv_in.safetensors next to `source` (AugUNet) is copied next to `out`: the LoRA does not work without it.
     """
     from utils.system.atomic import replace  # with torch below: slow to import, and `inspect` needs neither
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 SAFETENSORS, BIN = "pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin"
 PEFT = ("adapter_model.safetensors", "adapter_model.bin")  # peft's save_pretrained, with CONFIG next to them
 NAMES = (SAFETENSORS, BIN, "pytorch_model.bin", *PEFT)  # in a folder the first of them is the LoRA
-CONV_IN = "conv_in.safetensors"  # beside them, where the UNet's conv_in is not the base model's own
+CONV_IN = "conv_in.safetensors"  # next to them, where the UNet's conv_in is not the base model's own
 _NUMPY = {  # safetensors' names of types -> numpy's and torch's; bf16, which numpy lacks, is read as the bits it has
     "F64": ("<f8", "float64"), "F32": ("<f4", "float32"), "F16": ("<f2", "float16"), "BF16": ("<u2", "bfloat16"),
     "I64": ("<i8", "int64"), "I32": ("<i4", "int32"), "I16": ("<i2", "int16"), "I8": ("i1", "int8"),
@@ -105,7 +105,7 @@ def _config(path: Path, metadata: Mapping[str, str], keys: object) -> dict[str, 
 
 
 def _are_pefts_own(keys: object) -> bool:
-    """Whether all weights are of a UNet's layers, under the keys of peft's save_pretrained, without alpha tensors."""
+    """True if all weights are of a UNet's layers, under the keys of peft's save_pretrained, without alpha tensors."""
     if not isinstance(keys, Mapping) or not keys:
         return False
     for key in map(str, keys):
@@ -118,7 +118,7 @@ def _are_pefts_own(keys: object) -> bool:
 
 
 def brings_conv_in(path: str | Path, metadata: Mapping[str, str]) -> bool:
-    """Whether the CONV_IN next to a LoRA belongs to it: if its header names another method, it does not."""
+    """True if the CONV_IN next to a LoRA belongs to it: not if the LoRA's header names another method."""
     return metadata.get("method", "augunet") == "augunet" and (Path(path).parent / CONV_IN).is_file()
 
 
@@ -160,14 +160,14 @@ def _numbers(tensor: "Tensor") -> np.ndarray:
 
 
 def is_on_hub(name: str | Path) -> bool:
-    """Whether a LoRA of that name is to be looked for on the hub: owner/name, and nothing here is called like it."""
+    """True if a LoRA of that name is to be found on the hub: owner/name, and not a local file or folder."""
     path = Path(name)
     local = path.exists() or path.parent.is_dir() or path.suffix in (".safetensors", ".bin")
     return not local and looks_like_one(str(name))
 
 
 def _find(path: str | Path) -> Path:
-    """The LoRA file that `path` is, that lies in the folder `path`, or in the hub's repository of that name."""
+    """The LoRA file `path`, or the one in the folder `path`, or in the hub's repository of that name."""
     path = download(str(path), (*NAMES, CONV_IN, CONFIG)) if is_on_hub(path) else Path(path)
     if path.is_dir():
         found = [path / name for name in NAMES if (path / name).is_file()]

@@ -115,7 +115,7 @@ def table(facts: Mapping) -> str:
     if count := facts["text_encoder_layers"]:
         lines += [f"  text     {count} layers of a text encoder, which stays frozen here: loading refuses the file;"]
         lines += ["           convert --drop_text_encoder writes one without them"]
-    lines += [f"  with     {CONV_IN} beside it: a UNet with a widened conv_in (AugUNet)"] if facts["conv_in"] else []
+    lines += [f"  with     {CONV_IN} next to it: a UNet with a widened conv_in (AugUNet)"] if facts["conv_in"] else []
     if bad := facts["not_finite"]:
         lines += [f"  BROKEN   {len(bad)} layers hold NaN or infinity, e.g. {bad[0]}"]
     elif facts["norm"] == 0:

@@ -117,7 +117,7 @@ def strip_wrappers(key: str) -> str:
 
 
 def is_text_encoders(key: str) -> bool:
-    """Whether a key belongs to a LoRA on a text encoder."""
+    """True if a key belongs to a LoRA on a text encoder."""
     return bool(_TEXT_ENCODER.match(strip_wrappers(key)))
 
 

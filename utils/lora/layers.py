@@ -20,7 +20,7 @@ from utils.system.atomic import replace
 from utils.system.compute import unwrap
 
 ADAPTER = "default"
-METADATA_TARGETS = "lora_targets"  # the header's key that says which kinds of layers the file covers
+METADATA_TARGETS = "lora_targets"  # the header's key for the kinds of layers that the file covers
 
 
 def add_lora(
@@ -133,7 +133,7 @@ def load_attn_procs(unet: nn.Module, source: str | Path | LoraFile | Mapping[str
         source: a .safetensors or .bin file, a folder with one of them, what `read_lora` read, or a state dict.
 
     The file must cover every layer of the kinds that its metadata declares (`lora_targets`) or, where that is silent,
-    of the kinds among its keys. A `conv_in.safetensors` beside the file (AugUNet) is put into the UNet too. Returns
+    of the kinds among its keys. A `conv_in.safetensors` next to the file (AugUNet) is put into the UNet too. Returns
     the file's metadata (empty for .bin files and state dicts).
 
     Raises:

@@ -246,7 +246,7 @@ def _patterns(value: object, key: str) -> dict[re.Pattern, float]:
 
 
 def _may_not_end(pattern: str) -> bool:
-    """Whether matching could take more than seconds: a repeated group, or more repetitions or choices than any list of
+    """True if matching could take more than seconds: a repeated group, or more repetitions or choices than any list of
     layers needs. A layer's name, or the end of one, has none of them.
     """
     plain = re.sub(r"\\d[*+](?!\\d)", "", pattern)  # numbers end at the next dot

@@ -49,7 +49,7 @@ def parse_targets(text: str, name: str = "--lora_targets", known: tuple[str, ...
     for word in words:
         if word not in known:
             hint = did_you_mean(word, [*known, "all"])
-            wrong = f"{word!r} is no kind of layer{hint}" if word != "all" else "all stands alone"
+            wrong = f"{word!r} is not a kind of layer{hint}" if word != "all" else "all stands alone"
             raise InputError(f"{name}={text}: {wrong} (all, or some of {','.join(known)})")
     return tuple(kind for kind in known if kind in words)
 

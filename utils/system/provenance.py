@@ -6,8 +6,8 @@ from importlib import metadata
 from pathlib import Path
 
 from utils import __version__
+from utils.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "peft", "safetensors", "numpy", "pillow")
 
 

@@ -1,13 +1,14 @@
 """The training scripts' flags, group by group. `group`: an argparse group, or a parser."""
 
 import argparse
+from typing import Any
 
 from utils.cli import Parser, expand
 from utils.intrinsics import DEPTH_CODINGS
 from utils.kinds.frames import FRAMES
 
 
-def needed_flags(group) -> None:
+def needed_flags(group: Any) -> None:
     """The flags that a run needs."""
     add = group.add_argument
     add("--pretrained_model_name_or_path", type=expand, required=True, help="Stable Diffusion: a local folder, a "
@@ -20,7 +21,7 @@ def needed_flags(group) -> None:
         "validation/")  # fmt: skip
 
 
-def model_flags(group) -> None:
+def model_flags(group: Any) -> None:
     """Base, LoRA and method."""
     add = group.add_argument
     add("--revision", help="branch, tag or commit of the hub model")
@@ -39,7 +40,7 @@ def model_flags(group) -> None:
     add("--enable_xformers_memory_efficient_attention", action="store_true")
 
 
-def data_flags(group) -> None:
+def data_flags(group: Any) -> None:
     """Images and labels, and their crops."""
     add = group.add_argument
     add("--dataset", choices=["diode", "folder", "manifest"], default="diode", help="diode: its own tree and one of "
@@ -71,7 +72,7 @@ def data_flags(group) -> None:
     add("--dataset_name")
 
 
-def optimisation_flags(group) -> None:
+def optimisation_flags(group: Any) -> None:
     """Length, learning rate, optimiser, precision."""
     add = group.add_argument
     add("--train_batch_size", type=int, default=4, help="images per process and micro-step")
@@ -101,7 +102,7 @@ def optimisation_flags(group) -> None:
     add("--allow_tf32", action="store_true", help="TF32 matrix products on Ampere GPUs and newer")
 
 
-def run_flags(group) -> None:
+def run_flags(group: Any) -> None:
     """Seed, checkpoints, validation."""
     add = group.add_argument
     add(
@@ -126,7 +127,7 @@ def run_flags(group) -> None:
     add("--local_rank", type=int, default=-1, help="set by old launchers; the environment's LOCAL_RANK wins")
 
 
-def tracking_flags(group) -> None:
+def tracking_flags(group: Any) -> None:
     """Trackers and the hub."""
     add = group.add_argument
     add("--report_to", default="wandb", help="wandb, tensorboard, a comma-separated list, all, or none")

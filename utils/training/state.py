@@ -234,7 +234,7 @@ def make_optimizer(
     )
 
 
-def make_schedule(settings: Settings, optimizer: torch.optim.Optimizer, max_steps: int):
+def make_schedule(settings: Settings, optimizer: torch.optim.Optimizer, max_steps: int) -> Any:
     """The learning rate's schedule. Also "constant" gets a warm-up, which diffusers would silently ignore."""
     warm = settings.lr_scheduler == "constant" and settings.lr_warmup_steps
     kind = "constant_with_warmup" if warm else settings.lr_scheduler
