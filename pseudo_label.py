@@ -26,8 +26,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--task", choices=["normal", "depth", "albedo", "shading"], required=True, help="intrinsic to label")
     add("--from", dest="source", choices=["teacher", "ground_truth"], default="teacher", help="source of "
-        "the labels; ground_truth: DIODE's own depth or normals, holes filled from the nearest valid pixel and the sky "
-        "set as far as the farthest")  # fmt: skip
+        "the labels; ground_truth: DIODE's own depth or normals, holes filled from the nearest valid pixel and "
+        "the sky set as far as the farthest")  # fmt: skip
     add("--teacher", help="zoedepth, depth-anything-v2 (indoors, metric), marigold, marigold-iid; a hub name; or a "
         "folder that a depth-estimation model or a Marigold pipeline was saved in")  # fmt: skip
     add("--revision", help="branch, tag or commit of the hub model")
