@@ -1,5 +1,6 @@
 """The two objectives in closed form, with networks whose answers can be computed by hand."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import pytest
@@ -190,3 +191,9 @@ def test_generators_are_a_function_of_seed_and_number():
     assert abs((draws[1:] * draws[:-1]).mean()) < 0.05
     with pytest.raises(ValueError, match="generators"):
         gaussian((3, 4), generators(0, 0, 2), torch.zeros(1))
+
+
+def test_the_sampler_defaults_are_the_released_codes():
+    """25 steps, guidance 3.0, guidance rescale 0.7: the validation of the released AugUNet scripts."""
+    defaults = {field.name: field.default for field in dataclasses.fields(AugUNet)}
+    assert (defaults["steps"], defaults["guidance_scale"], defaults["guidance_rescale"]) == (25, 3.0, 0.7)
