@@ -89,7 +89,7 @@ def test_targets_are_read_in_the_canonical_order(text, kinds):
 def test_unknown_targets_are_refused_with_the_nearest_known_one(text, message):
     with pytest.raises(InputError, match=message):
         parse_targets(text)
-    with pytest.raises(InputError, match=r"no kind of layer|all stands alone"):
+    with pytest.raises(InputError, match=r"not a kind of layer|all stands alone"):
         add_lora(base(), 2, targets=text.split(","))
 
 

@@ -16,7 +16,7 @@ def test_the_command_trains_scores_and_writes_its_table(tmp_path, monkeypatch, c
     codings.main([*words, "--train", "8", "--val", "2"])
     text = (tmp_path / "pseudo_labels.md").read_text()
     assert "| `linear` |" in text and "| 1.00 [1.00, 1.00] |" in text and "| `log` |" in text
-    assert "## Labels from ground truth" in text
+    assert "## Sky, clamps and unknown values" in text
     assert capfd.readouterr().out.count("sd_single_diode_pseudo_depth.py") == 2
     codings.main([*words, "--train", "8", "--val", "2"])  # all of it is there
     assert "sd_single_diode" not in capfd.readouterr().out

@@ -74,4 +74,4 @@ def test_the_command_writes_its_table(bench, tmp_path, capsys):
     said, start, rest = capsys.readouterr().out.partition("| tried |")
     assert (start + rest).strip() in page and page.count("| averaged weights") == 2 * len(DECAYS)
     assert "--mixed_precision" in said and "--mixed_precision" not in rest
-    assert "## Other data, other base models" in page
+    assert "## Whole images" in page
