@@ -14,7 +14,7 @@ from dataloaders.base import Maps, fixed_samples
 from dataloaders.listing import Sample, complete, split_samples, with_mask
 from utils.errors import warn
 from utils.image_io.files import read_mask_named
-from utils.intrinsics import Intrinsic
+from utils.intrinsics import DEPTH, NORMAL, Intrinsic
 from utils.kinds.depth import FARTHEST_MEDIAN
 
 
@@ -71,6 +71,16 @@ class FolderMaps(Maps):
         if sample.gt is None:
             return None
         return self.intrinsic.map_kind.read_own(sample.gt, sample.mask, self.frame)
+
+
+def _normals(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """One file of your own true normals, as a training reads it: unit vectors (H,W,3), known (H,W)."""
+    return NORMAL.map_kind.read_own(path, None, "opencv")
+
+
+def _depth(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """One file of your own true depth, as a training reads it: metres (H,W,1), known (H,W)."""
+    return DEPTH.map_kind.read_own(path, None, "opencv")
 
 
 def open_folder(

@@ -219,3 +219,15 @@ def test_check_opens_every_format(tmp_path, capsys):
     save_npy(np.uint8)(tmp_path / "gt" / "c", N8(NORMALS))
     assert check(["--dataset", "folder", "--train_data_dir", str(tmp_path)]) == 0
     assert "4 samples, 11 files" in capsys.readouterr().out
+
+
+def test_former_module_names_still_import():
+    from utils.maps.depth_coding import encode_far as former_encode
+    from utils.maps.images import read_rgb as former_read
+
+    from utils.image_io.images import read_rgb
+    from utils.kinds.alignment import encode_far
+    from utils.labels.teacher import Teacher as former_teacher
+    from utils.labels.teachers import Teacher
+
+    assert (former_read, former_encode, former_teacher) == (read_rgb, encode_far, Teacher)

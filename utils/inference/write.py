@@ -11,6 +11,7 @@ from utils.image_io import geometry
 from utils.image_io.files import SIXTEEN, png16, to_16_bits, write_exr
 from utils.inference.output import FOV, Output
 from utils.inference.prediction import Prediction, uncertainty_picture
+from utils.intrinsics import Intrinsic
 from utils.kinds.base import PROGRAM
 from utils.system.atomic import make_folder, save, save_bytes, save_npy, save_png
 
@@ -38,7 +39,7 @@ def write(prediction: Prediction, path: Path, output: Output, image: Image.Image
     if "npy" in formats:
         save_npy(path.with_suffix(".npy"), values)
     if "exr" in formats:
-        save(path.with_suffix(".exr"), lambda part: write_exr(part, *kind.exr(values, about)))
+        save(path.with_suffix(".exr"), lambda part: write_exr(part, *exr(values, prediction.intrinsic, about)))
     if "png16" in formats:
         shares, scale = kind.shares(values)
         save_bytes(path.with_name(f"{path.stem}{SIXTEEN}.png"), png16(to_16_bits(shares), about | scale))
@@ -46,6 +47,11 @@ def write(prediction: Prediction, path: Path, output: Output, image: Image.Image
         write_meshes(prediction, path, output, image)
     if "png" in formats:
         save_png(path, turned.image, about)
+
+
+def exr(values: np.ndarray, intrinsic: Intrinsic, about: dict[str, str]) -> tuple[np.ndarray, str, dict[str, str]]:
+    """Values as OpenEXR holds them, in linear light, with the names of its channels and its header."""
+    return intrinsic.map_kind.exr(values, about)
 
 
 def turn(prediction: Prediction, output: Output) -> Prediction:
