@@ -127,6 +127,7 @@ def findings_of_files(
         return []
     dataset = labelled(files, intrinsic, args)
     if not len(dataset):
+        notes.append("the labels were not compared with ground truth: none of them has any")
         return []
     if not dataset.measured:
         notes.append(f"labels taken for {intrinsic.name}: there is no ground truth to compare them with")
