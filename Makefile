@@ -3,7 +3,7 @@
 # make demo-all: the same for all four intrinsics, in a single step and by diffusion
 # make test: the tests, but for the slow ones
 # make test-slow: the slow ones: kills, launchers, compiled training, studies, notebook, recipe, the app in a browser
-# make interop: LoRA files through diffusers of 2023 to today, writes the table in docs/lora_formats.md; full-size bases
+# make interop: LoRA files through diffusers of 2023 to today, writes the table in interop/README.md; full-size bases
 #   in one file
 # make comfyui COMFYUI_DIR=...: the workflows and nodes of integrations/comfyui in the real ComfyUI
 # make blender BPY_PYTHON=...: export of scenes, add-on, GLB and EXR files, in a real bpy

@@ -1,4 +1,4 @@
-"""The table of which diffusers loads which file, and its place in docs/lora_formats.md."""
+"""The table of which diffusers loads which file, and its place in interop/README.md."""
 
 import re
 import sys
@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "lora_formats.md"  # the table goes between its markers
+PAGE = Path(__file__).resolve().with_name("README.md")  # the table goes between its markers
 FILES = {  # folder of a LoRA under CASES/files -> what the table says of its keys
     "diffusers": "`diffusers`", "released": "`released`", "peft": "`peft`", "kohya": "`kohya`",
     "all-peft": "`peft`, all layers", "all-kohya": "`kohya`, all layers",

@@ -3,7 +3,7 @@
 Builds one environment per diffusers release under .interop/, trains a LoRA with this project (two steps on the mini
 world) on attention and one on all layers, writes them in every key format that can name their layers, loads each file
 in each release by that release's own calls (probe.py) and by this project's loader (ours.py), lets diffusers 0.20
-train one that this project loads, and writes the table of results into docs/lora_formats.md (page.py). Exits with 1
+train one that this project loads, and writes the table of results into interop/README.md (page.py). Exits with 1
 where something in PROMISED does not hold.
 """
 

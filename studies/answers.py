@@ -1,4 +1,4 @@
-"""Tables and plots of paper_questions, written between the marks of docs/paper_questions.md."""
+"""Tables and plots of paper_questions, written between the marks of studies/results/paper_questions.md."""
 
 import argparse
 import json

@@ -4,7 +4,7 @@
 
 Labels are made from the scenes' exact depth, which has holes, once in each coding. LoRAs on all layers of mini-sd,
 t = 400, 8 labels a step, by the single-step script; unseen scenes, by inference_sd_single.py and evaluate.py. Writes
-the table in docs/pseudo_labels.md. Existing results in --work are kept.
+the table in studies/results/codings.md. Existing results in --work are kept.
 """
 
 import argparse
@@ -32,7 +32,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(prog="python -m studies.codings", description=__doc__)
     add = parser.add_argument
     add("--work", type=path_flag, default=Path("output/codings"), help="scenes, labels, LoRAs, maps, scores")
-    add("--docs", type=path_flag, default=Path("docs"), help="folder of pseudo_labels.md")
+    add("--docs", type=path_flag, default=Path("studies/results"), help="folder of codings.md")
     add("--seeds", type=int, default=3, help="trainings of each setting")
     add("--steps", type=int, default=100, help="of each training")
     add("--train", type=int, default=300, help="labelled scenes")
@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> None:
     in_turns({out.name: inference(out, diode) for out in unscored}, work)
     in_turns({out.name: scoring(out, diode) for out in unscored}, work)
     text = table(("labels", headline("depth"), "of linear"), rows(work, args.seeds))
-    write_card(args.docs / "pseudo_labels.md", text)
+    write_card(args.docs / "codings.md", text)
     print(text)
 
 

@@ -5,8 +5,8 @@
 Each row is one set of maps with their truth: correct ones (exact labels, labels with strong noise or blur,
 predictions of trained and untrained LoRAs, constants, flat scenes), where any finding is a false alarm, and the same
 maps in another convention, where the finding must be that one. Subsets of 1, 4 and 16 images are drawn from each. A
-cell is the share of subsets with a (right) finding, and in brackets that of sure ones. With --docs docs, writes the
-tables in docs/evaluation.md.
+cell is the share of subsets with a (right) finding, and in brackets that of sure ones. With --docs studies/results,
+writes the tables into conventions.md there.
 """
 
 import argparse
@@ -236,7 +236,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--images", type=int, default=96, help="scenes of each task, in three worlds")
     add("--tasks", nargs="+", choices=list(INTRINSICS), default=list(INTRINSICS), help="which intrinsics")
-    add("--docs", type=path_flag, help="folder of evaluation.md, to write the tables there")
+    add("--docs", type=path_flag, help="folder of conventions.md, to write the tables there")
     return parser.parse_args(argv)
 
 
@@ -258,7 +258,7 @@ def main(argv: list[str] | None = None) -> None:
     text = false_alarms(alarms) + "\n\n" + detected(detections)
     print(text)
     if args.docs:
-        write_card(args.docs / "evaluation.md", text)
+        write_card(args.docs / "conventions.md", text)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Tables, plot and numbers of studies.families, between the marks of docs/generators.md."""
+"""Tables, plot and numbers of studies.families, between the marks of studies/results/generators.md."""
 
 import json
 from collections.abc import Iterable

@@ -8,7 +8,7 @@
 3 how few labels                                velocity, at the paper's timestep (--velocity_base)
 
 Every training is kept as a JSON file in --work, and the same command continues an interrupted study. Tables and plots
-are written to docs/paper_questions.md. Existing answers of the same study that are not asked again are kept. Without
+are written to studies/results/paper_questions.md. Existing answers of the same study that are not asked again are kept. Without
 --data, scenes of the mini world are rendered.
 """
 
@@ -60,7 +60,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "--data", type=path_flag, help="DIODE-like tree with normals/, depths/, truth/ and pseudo/; left out: rendered"
     )
     add("--work", type=path_flag, default=Path("output/paper_questions"), help="trainings, latents, rendered scenes")
-    add("--docs", type=path_flag, default=Path("docs"), help="folder of paper_questions.md (docs)")
+    add("--docs", type=path_flag, default=Path("studies/results"), help="folder of paper_questions.md")
     add(
         "--snapshots",
         type=path_flag,

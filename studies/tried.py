@@ -3,7 +3,7 @@
     python -m studies.tried
 
 Each is compared with the usual recipe on the same seeds, labels and unseen images: a LoRA of rank 8 on all layers of
-mini-sd, t = 400, 100 steps of 8 labels. The table is written to docs/training.md. Every result is kept in
+mini-sd, t = 400, 100 steps of 8 labels. The table is written to studies/results/tried.md. Every result is kept in
 --work, and the same command continues an interrupted study.
 """
 
@@ -61,7 +61,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--base", default="miniworld/mini-sd", help="Stable Diffusion")
     add("--data", type=path_flag, help="DIODE-like tree, as for paper_questions; left out: rendered")
     add("--work", type=path_flag, default=Path("output/tried"), help="trainings, latents, rendered scenes")
-    add("--docs", type=path_flag, default=Path("docs"), help="folder of training.md")
+    add("--docs", type=path_flag, default=Path("studies/results"), help="folder of tried.md")
     add("--seeds", type=int, default=3, help="trainings of each setting")
     add("--steps", type=int, default=100, help="of each training")
     add("--labels", type=int, default=1000, help="of each training but those of few")
@@ -97,7 +97,7 @@ def main(argv: list[str] | None = None) -> None:
         for key in each[0]:
             found[f"{name}{key}"] = np.array([one[key] for one in each], float)
     text = table(("tried", "error", "with it", "the usual recipe", "with it / usual"), list(rows(found)))
-    write_card(args.docs / "training.md", text)
+    write_card(args.docs / "tried.md", text)
     print(text)
 
 

@@ -54,7 +54,7 @@ def test_a_training_that_begins_at_another_ends_elsewhere(bench):
 
 @pytest.mark.slow
 def test_the_command_writes_its_table(bench, tmp_path, capsys):
-    shutil.copy(ROOT / "docs" / "training.md", tmp_path)
+    shutil.copy(ROOT / "studies" / "results" / "tried.md", tmp_path)
     words = [
         "--data",
         bench.data,
@@ -70,8 +70,8 @@ def test_the_command_writes_its_table(bench, tmp_path, capsys):
         8,
     ]
     tried.main([str(word) for word in words])
-    page = (tmp_path / "training.md").read_text()
+    page = (tmp_path / "tried.md").read_text()
     said, start, rest = capsys.readouterr().out.partition("| tried |")
     assert (start + rest).strip() in page and page.count("| averaged weights") == 2 * len(DECAYS)
     assert "--mixed_precision" in said and "--mixed_precision" not in rest
-    assert "## Whole images" in page
+    assert "# Variants of the recipe: results" in page

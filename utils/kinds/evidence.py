@@ -9,7 +9,7 @@ A finding needs all of: the mean error under the best candidate is less than 0.7
 than four images); it is below half the error of the best constant of each image (a constant map, or noise, can be
 turned to fit the mean of the truth, but not its structure); at least three quarters of the images agree. It is sure
 where the error falls to less than half, nine tenths of the images agree, and there are at least four of them.
-docs/evaluation.md, "Convention check", has the rates of false alarms and detection that these thresholds have.
+studies/results/conventions.md has the rates of false alarms and detection that these thresholds have.
 
 Names pair maps with their truth, but a name does not show how a map lies on the image: a model may have seen the photo
 without its EXIF orientation, or flipped, and a list that was sorted differently gives each map another one's name. So
