@@ -178,7 +178,7 @@ class MapKind:
     ) -> Known:
         """The pixels of one map that have a value, and why the others have none.
 
-        The one place that decides, for ground truth, labels, predictions and masks; docs/evaluation.md has the rules
+        The one place that decides, for ground truth, labels, predictions and masks; the README here has the rules
         as a table. They depend on the kind of map and on how its numbers are stored (8 or 16 bits, other integers,
         floats), never on the file format: a .png and a .npy of the same numbers have the same known pixels.
 
