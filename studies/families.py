@@ -6,8 +6,8 @@ For each family, intrinsic and seed, gan_pseudo.py and ar_pseudo.py train one Lo
 the same network with random weights. References are the mean label, a linear readout of w (GAN), and the label through
 the tokens (autoregressive). With --snapshots the fourth question too: the same LoRA on snapshots of the pretraining.
 Diffusion's trainings are those of studies.paper_questions, from its JSON file. Runs are kept in --work, and the same
-command continues an interrupted study. Tables and plots are written to studies/results/generators.md. Existing results of
-families and intrinsics that are not asked for are kept.
+command continues an interrupted study. Tables and plots are written to studies/results/generators.md. Existing results
+of families and intrinsics that are not asked for are kept.
 """
 
 import argparse
@@ -59,7 +59,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--snapshots", type=path_flag, metavar="FOLDER", help="the fourth question: what python -m "
         "miniworld.pretrain_gan and pretrain_ar left in their --work; without it, it is not asked")  # fmt: skip
     add("--work", type=path_flag, default=Path("output/families"), help="trainings")
-    add("--docs", type=path_flag, default=Path("studies/results"), help="folder of generators.md and paper_questions.json")
+    add(
+        "--docs",
+        type=path_flag,
+        default=Path("studies/results"),
+        help="folder of generators.md and paper_questions.json",
+    )
     return parser.parse_args(argv)
 
 

@@ -8,8 +8,8 @@
 3 how few labels                                velocity, at the paper's timestep (--velocity_base)
 
 Every training is kept as a JSON file in --work, and the same command continues an interrupted study. Tables and plots
-are written to studies/results/paper_questions.md. Existing answers of the same study that are not asked again are kept. Without
---data, scenes of the mini world are rendered.
+are written to studies/results/paper_questions.md. Existing answers of the same study that are not asked again are
+kept. Without --data, scenes of the mini world are rendered.
 """
 
 import argparse

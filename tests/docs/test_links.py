@@ -95,6 +95,6 @@ def test_the_readme_has_at_most_180_lines():
 
 
 def test_the_docs_stay_short():
-    """Details belong next to the code, results next to what measures them. Table rules and code fences do not count."""
+    """Details belong next to the code, and results next to what measures them. Rules of tables do not count."""
     words = [word for page in (ROOT / "docs").glob("*.md") for word in page.read_text().split()]
     assert sum(re.search(r"\w", word) is not None for word in words) <= MOST_WORDS
