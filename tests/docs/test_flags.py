@@ -53,6 +53,7 @@ def help_text(*words: str) -> str:
     return "".join(lines)
 
 
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules after import of package")
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_the_module_runs_and_has_the_flags(command):
     flags = {word for word in command if word.startswith("--")}
