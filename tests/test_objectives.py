@@ -1,5 +1,6 @@
 """The two objectives in closed form, with networks whose answers can be computed by hand."""
 
+import copy
 import dataclasses
 from types import SimpleNamespace
 
@@ -81,6 +82,26 @@ def test_augunet_trains_on_the_schedulers_velocity(vae, batch):
     torch.testing.assert_close(z[:, 4:], vae.encode(batch["rgb"]).latent_dist.mode())  # not scaled
     torch.testing.assert_close(loss, ((z[:, :4] - (alpha * eps - sigma * z0)) ** 2).mean())
     assert torch.equal(text, PROMPT.expand(2, -1, -1))
+
+
+def test_in_bf16_the_schedule_and_the_samplers_state_stay_fp32(vae):
+    """At t < 10, 1 - alpha is below bf16's resolution: z_t would be z0 exactly, and v would lose its first term."""
+    half = copy.deepcopy(vae).to(torch.bfloat16)
+    latents = {name: torch.randn(8, 4, 8, 8).to(torch.bfloat16) for name in ("rgb_mode", "target_mean")}
+    latents["target_std"] = torch.zeros_like(latents["rgb_mode"])
+    z0 = vae.config.scaling_factor * latents["target_mean"].float()
+
+    def perfect(z, t, text):  # the velocity, from the noise that the test knows: gaussian draws the target's first
+        noise = generators(3, 0, len(z))
+        gaussian(z0.shape, noise, z0)
+        return method.scheduler.get_velocity(z0, gaussian(z0.shape, noise, z0), t)
+
+    method, spy = augunet(half), Spy(perfect)
+    method.prompt, method.empty_prompt = PROMPT.bfloat16(), EMPTY.bfloat16()
+    assert method.loss(spy, latents, generators(3, 0, 8)) == 0, "v is the schedule's own in fp32"
+    assert spy.calls[0][0].dtype == torch.bfloat16
+    sampled = method.latents(Spy(), latents["rgb_mode"], torch.randn(8, 4, 8, 8))
+    assert sampled.dtype == torch.float32 and not torch.equal(sampled, sampled.bfloat16().float())
 
 
 def test_noise_offset_shifts_whole_channels(vae, batch):

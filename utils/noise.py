@@ -7,10 +7,18 @@ from torch import Generator, Tensor
 
 
 def gaussian(shape: tuple[int, ...], noise: list[Generator], like: Tensor) -> Tensor:
-    """Standard normal (B,...), sample i drawn on the CPU from noise[i] (equal on all devices), placed as `like`."""
+    """Standard normal (B,...) in `like`'s dtype and on its device, sample i drawn on the CPU from noise[i]: the same
+    on all devices.
+    """
     if len(noise) != shape[0]:
         raise ValueError(f"{len(noise)} generators for a batch of {shape[0]}")
-    return torch.stack([torch.randn(shape[1:], generator=generator) for generator in noise]).to(like)
+    drawn = torch.stack([torch.randn(shape[1:], generator=generator) for generator in noise])
+    return to_device(drawn.to(like.dtype), like.device)
+
+
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """`values` of the CPU on `device`. A GPU copies from pinned memory, so that the host doesn't wait for it."""
+    return (values.pin_memory() if device.type == "cuda" else values).to(device, non_blocking=True)
 
 
 def generators(seed: int, first: int, count: int) -> list[Generator]:

@@ -15,7 +15,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from utils.latents import cells, mode, training_latents
-from utils.noise import gaussian
+from utils.noise import gaussian, to_device
 
 
 class Objective(Protocol):
@@ -105,21 +105,22 @@ class AugUNet:
         """mse(unet([z_t, E(rgb).mode()], t, c), v), a scalar in fp32.
 
         z_t = a_t z0 + sigma_t eps; v = a_t eps - sigma_t z0 (arXiv 2202.00512, appendix D); z0 = s E(target).sample();
-        t uniform in 0..T-1. batch: rgb, target (B,3,H,W) in [-1,1], or their latents (utils/latents.py); mask: see
-        `masked_mse`.
+        t uniform in 0..T-1. All of them are fp32, whatever the network's dtype: in bf16 1 - a_t^2 is 0 for t < 10.
+        batch: rgb, target (B,3,H,W) in [-1,1], or their latents (utils/latents.py); mask: see `masked_mse`.
         """
         # cond is not scaled: InstructPix2Pix trained conv_in's image channels like this
         cond, target = training_latents(self.vae, batch, noise)
-        z0 = self.vae.config.scaling_factor * target
+        z0 = self.vae.config.scaling_factor * target.float()
         eps = gaussian(z0.shape, noise, z0)
         if self.noise_offset:
             eps = eps + self.noise_offset * gaussian((*z0.shape[:2], 1, 1), noise, z0)
         steps = self.scheduler.config.num_train_timesteps
-        t = torch.cat([torch.randint(steps, (1,), generator=generator) for generator in noise]).to(z0.device)
+        t = to_device(torch.cat([torch.randint(steps, (1,), generator=each) for each in noise]), z0.device)
         z_t = self.scheduler.add_noise(z0, eps, t)
         v = self.scheduler.get_velocity(z0, eps, t)
-        prediction = unet(torch.cat([z_t, cond], dim=1), t, self.prompt.expand(len(z0), -1, -1)).sample
-        return masked_mse(prediction.float(), v.float(), batch.get("mask"))
+        inputs = torch.cat([z_t.to(cond.dtype), cond], dim=1)
+        prediction = unet(inputs, t, self.prompt.expand(len(z0), -1, -1)).sample
+        return masked_mse(prediction.float(), v, batch.get("mask"))
 
     def predict(self, unet: nn.Module, rgb: Tensor, noise: list[Generator]) -> Tensor:
         """rgb (B,3,H,W) in [-1,1] -> map (B,3,H,W) about [-1,1], not clamped.
@@ -127,10 +128,12 @@ class AugUNet:
         DPM-Solver++ (arXiv 2211.01095), order 2, midpoint, from pure noise at t = T-1.
         """
         cond = mode(self.vae, rgb)
-        return decode(self.vae, self.latents(unet, cond, gaussian(cond.shape, noise, cond)))
+        return decode(self.vae, self.latents(unet, cond, gaussian(cond.shape, noise, cond.float())))
 
     def latents(self, unet: nn.Module, cond: Tensor, noise: Tensor) -> Tensor:
-        """The map's scaled latents from the image's, not scaled, and standard normal noise: (B,4,h,w) each."""
+        """The map's scaled latents from the image's, not scaled, and standard normal noise: (B,4,h,w) each. The
+        sampler's state is fp32, as `noise` is, whatever the network's dtype.
+        """
         solver = DPMSolverMultistepScheduler.from_config(
             self.scheduler.config, solver_order=2, solver_type="midpoint", algorithm_type="dpmsolver++"
         )
@@ -142,14 +145,14 @@ class AugUNet:
         return z
 
     def guided(self, unet: nn.Module, z_t: Tensor, cond: Tensor, t: Tensor) -> Tensor:
-        """Guided and rescaled velocity (B,4,h,w), from two UNet evaluations in one batch.
+        """Guided and rescaled velocity (B,4,h,w) in fp32, from two UNet evaluations in one batch.
 
         InstructPix2Pix's guidance (equation 3) is e(0,0) + s_I (e(I,0) - e(0,0)) + s_T (e(I,c) - e(I,0)). The released
         code has s_I = 1, where the first two terms are e(I,0): the unconditional branch need not be computed.
         """
         text = torch.cat([self.empty_prompt.expand(len(z_t), -1, -1), self.prompt.expand(len(z_t), -1, -1)])
-        both = unet(torch.cat([z_t, cond], dim=1).repeat(2, 1, 1, 1), t, text).sample
-        image_only, image_and_text = both.chunk(2)
+        both = unet(torch.cat([z_t.to(cond.dtype), cond], dim=1).repeat(2, 1, 1, 1), t, text).sample
+        image_only, image_and_text = both.float().chunk(2)
         guided = image_only + self.guidance_scale * (image_and_text - image_only)
         return rescale(guided, image_and_text, self.guidance_rescale)
 

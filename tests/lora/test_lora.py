@@ -237,3 +237,26 @@ def test_fused_lora_is_the_same_function_without_its_layers():
 def test_a_folder_of_loras_names_those_in_it():
     with pytest.raises(InputError, match=r"holds neither .*; .*mini-loras/albedo, .*mini-loras/depth"):
         read_lora(ROOT / "miniworld" / "mini-loras")
+
+
+@pytest.mark.parametrize("targets", [("attention",), ("attention", "feedforward", "projection", "conv", "time")])
+def test_a_half_precision_network_runs_its_fp32_lora_in_half_precision(targets):
+    """Without autocast: fp32 weights and gradients, and no layer whose output is fp32."""
+    network, seen = unet().to(torch.bfloat16), set()
+    parameters = add_lora(network, 2, targets=targets)
+    for name, parameter in network.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    for module in network.modules():
+        if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)):
+            module.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
+    generator = torch.Generator().manual_seed(0)
+    z, text = torch.randn(2, 4, 16, 16, generator=generator), torch.randn(2, 77, 64, generator=generator)
+    output = network(z.bfloat16(), 999, text.bfloat16()).sample
+    output.float().square().mean().backward()
+    assert output.dtype == torch.bfloat16 and seen == {torch.bfloat16}
+    assert {p.dtype for p in parameters} == {p.grad.dtype for p in parameters} == {torch.float32}
+    exact = unet()
+    load_attn_procs(exact, lora_state(network))
+    expected = exact(z, 999, text).sample
+    assert (output.float() - expected).norm() / expected.norm() < 0.05

@@ -14,7 +14,7 @@ from utils.base_model.stable_diffusion import load_base
 from utils.intrinsics import NORMAL
 from utils.latents import NAMES, moments
 from utils.training import cache as latent_cache
-from utils.training.cache import cached_latents, cached_or_not
+from utils.training.cache import arithmetic, cached_latents, cached_or_not
 
 BUILD = """
 import sys, torch
@@ -69,6 +69,42 @@ def test_a_chunk_is_encoded_in_pieces(train_set, vae, tmp_path, monkeypatch):
     for index in range(len(train_set)):
         for name in NAMES:
             torch.testing.assert_close(pieces[index][name], whole[index][name], rtol=1e-4, atol=1e-5)
+
+
+def test_a_pass_that_does_not_fit_into_memory_is_halved(train_set, vae, tmp_path, monkeypatch, capsys):
+    """As on a GPU: the encoder raises what PyTorch raises there for more than two images at a time."""
+    cached_latents(train_set, vae, tmp_path / "all")
+    encode = vae.encode
+
+    def small(images):
+        if len(images) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return encode(images)
+
+    monkeypatch.setattr(vae, "encode", small)
+    found = cached_latents(train_set, vae, tmp_path / "halved")
+    err = capsys.readouterr().err
+    assert err.count("out of memory") == err.count("2 images at a time") + err.count("4 images at a time") + (
+        err.count("8 images at a time") + err.count("16 images at a time") + err.count("32 images at a time")
+    )
+    assert err.count("2 images at a time now") == 1, "the size found is kept"
+    whole = cached_latents(train_set, vae, tmp_path / "all")
+    for index in range(len(found)):
+        for name in NAMES:
+            torch.testing.assert_close(found[index][name], whole[index][name], rtol=1e-5, atol=1e-5)
+    monkeypatch.setattr(vae, "encode", lambda images: small(torch.cat([images] * 3)))
+    with pytest.raises(torch.OutOfMemoryError):
+        cached_latents(train_set, vae, tmp_path / "never")
+
+
+def test_a_cache_made_with_tf32_is_another(monkeypatch):
+    assert arithmetic("cpu", torch.float32) == arithmetic("cuda", torch.bfloat16) == {}
+    plain = arithmetic("cuda", torch.float32)
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
+    never = arithmetic("cuda", torch.float32)
+    monkeypatch.delenv("NVIDIA_TF32_OVERRIDE")
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
+    assert len({str(one) for one in (plain, never, arithmetic("cuda", torch.float32))}) == 3
 
 
 def test_the_cache_contains_the_vaes_output(train_set, vae, tmp_path):

@@ -47,9 +47,7 @@ class Base:
     def to(self, device: torch.device | str, dtype: torch.dtype) -> "Base":
         """Move and cast UNet and VAE, in place. The text encoder stays on the CPU: it reads only one prompt."""
         for part in (self.vae, self.unet):
-            part.to(device)
-            if dtype != torch.float32:  # what they were loaded in
-                part.to(dtype)
+            part.to(device, dtype)  # in one call, so that a GPU never holds a part in fp32 and in half precision
         return self
 
     def timestep(self, number: int | None = None) -> int:

@@ -188,7 +188,7 @@ class Engine:
 
         def noise(height: int, width: int) -> Tensor:
             """Standard normal (B,4,height,width) for latents of that size."""
-            like = torch.empty(0, device=self.vae.device, dtype=self.vae.dtype)
+            like = torch.empty(0, device=self.vae.device)  # fp32
             sources = [noise_of(self.seed, name, member) for name in names]
             return gaussian((len(names), self.vae.config.latent_channels, height, width), sources, like)
 

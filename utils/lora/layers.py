@@ -10,6 +10,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from utils.errors import InputError, note, warn
 from utils.lora.files import BIN, CONV_IN, SAFETENSORS, LoraFile, brings_conv_in, read_lora
@@ -23,6 +24,20 @@ ADAPTER = "default"
 METADATA_TARGETS = "lora_targets"  # the header's key for the kinds of layers that the file covers
 
 
+class LoraLinear(nn.Linear):
+    """A linear layer of a LoRA: fp32 weights that compute in their input's dtype, whatever it is. No bias."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype))
+
+
+class LoraConv2d(nn.Conv2d):
+    """The same of a convolution."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.weight.to(x.dtype), None)
+
+
 def add_lora(
     unet: nn.Module,
     rank: int,
@@ -34,6 +49,7 @@ def add_lora(
 
     W x becomes W x + up(down(x)), scale 1 (alpha = rank), no bias, no dropout; down ~ N(0, std 1/rank) drawn from
     `seed`, up = 0, so that the UNet's output does not change yet. A convolution's down has its kernel, its up is 1x1.
+    Both compute in x's dtype: peft's own would cast x to fp32, which costs a kernel and a saved copy per layer.
     ranks: of the layers whose rank is another.
     Returns the LoRA's parameters. Raises InputError for an unknown kind, or one that this UNet lacks.
     """
@@ -57,8 +73,10 @@ def add_lora(
             unet.add_adapter(config, adapter_name=ADAPTER)
         else:
             inject_adapter_in_model(config, unet, ADAPTER)
-    for parameter in lora_parameters(unet):
-        parameter.data = parameter.data.float()
+    for module in _lora_modules(unet).values():
+        module.cast_input_dtype_enabled = False
+        for layer in (module.lora_A[ADAPTER], module.lora_B[ADAPTER]):
+            layer.float().__class__ = LoraLinear if isinstance(layer, nn.Linear) else LoraConv2d
     return lora_parameters(unet)
 
 

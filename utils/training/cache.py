@@ -33,6 +33,7 @@ from utils.errors import note
 from utils.image_io.rgb import READING
 from utils.latents import NAMES, cells, moments
 from utils.system import signals
+from utils.system.environment import tf32_variable
 from utils.training.data import TrainingSet, buckets_of
 
 CHUNK = 32  # samples read, written and marked together
@@ -173,7 +174,7 @@ def build(
             bar.update(len(chunk))
             continue
         mask = batch.pop("mask", None)
-        stacked = encode(vae, batch, size, bar)
+        stacked, size = encode(vae, batch, size, bar)
         files.values[chunk] = stacked.view(torch.int16 if stacked.element_size() == 2 else torch.int32).numpy()
         files.values.flush()
         if files.masks is not None and mask is not None:
@@ -183,21 +184,31 @@ def build(
     bar.close()
 
 
-def encode(vae: AutoencoderKL, batch: dict[str, Tensor], size: int, bar: tqdm) -> Tensor:
-    """The latents of a batch of rgb and target (B,3,R,R), `size` at a time: (B,3,4,h,w) on the CPU.
+def encode(vae: AutoencoderKL, batch: dict[str, Tensor], size: int, bar: tqdm) -> tuple[Tensor, int]:
+    """The latents of a batch of rgb and target (B,3,R,R), `size` at a time: (B,3,4,h,w) on the CPU; and `size`, halved
+    as often as the device ran out of memory.
 
     A stop signal ends the process here: what is on disk is kept, and the same command continues it.
     """
-    parts = []
-    for some in zip(*(batch[name].split(size) for name in batch)):
+    parts: list[Tensor] = []
+    done, total = 0, len(batch["rgb"])
+    while done < total:
         if stopped_by := signals.stop_requested():
             bar.close()
             note(f"stopped by {stopped_by} while encoding latents; the same command continues where it was")
             sys.exit(0)
-        latents = moments(vae, {name: value.to(vae.device) for name, value in zip(batch, some)})
-        parts.append(torch.stack([latents[name] for name in NAMES], dim=1).cpu())
-        bar.update(len(some[0]))
-    return torch.cat(parts)
+        try:
+            latents = moments(vae, {name: value[done : done + size].to(vae.device) for name, value in batch.items()})
+            parts.append(torch.stack([latents[name] for name in NAMES], dim=1).cpu())
+        except torch.OutOfMemoryError:
+            if size == 1:
+                raise
+            size //= 2
+            note(f"encoding latents: out of memory on {vae.device}; {size} images at a time now")
+            continue
+        done += len(parts[-1])
+        bar.update(len(parts[-1]))
+    return torch.cat(parts), size
 
 
 class ImagesAndLabels(Dataset):
@@ -241,6 +252,7 @@ def cache_key(train_set: TrainingSet, stems: Sequence[str], shape: tuple[int, in
         "reading": READING,
         "vae": weights_hash(vae),
         "dtype": str(vae.dtype),
+        **arithmetic(vae.device.type, vae.dtype),
         "data": type(train_set).__name__,
         "resolution": train_set.resolution,
         "crop": f"none, {shape}" if train_set.whole else "centre",
@@ -248,6 +260,14 @@ def cache_key(train_set: TrainingSet, stems: Sequence[str], shape: tuple[int, in
     }
     # the rule is part of the key: older caches count the cells of labels without a value
     return about | ({"masks": masks, "mask_rule": "known labels"} if train_set.masked else {})
+
+
+def arithmetic(device: str, dtype: torch.dtype) -> dict[str, str]:
+    """What else changes the VAE's results in fp32 on a GPU: TF32, by the flag or by NVIDIA's variable."""
+    if device != "cuda" or dtype != torch.float32:
+        return {}
+    products = "TF32" if torch.backends.cuda.matmul.allow_tf32 else "fp32"
+    return {"matrix products": products, "NVIDIA_TF32_OVERRIDE": tf32_variable() or "unset"}
 
 
 def signature(path: Path) -> list[str | int]:

@@ -99,7 +99,8 @@ def optimisation_flags(group: Any) -> None:
         "LoRA's weights, optimiser and loss stay fp32 (default: accelerate's setting)")  # fmt: skip
     add("--compile", action="store_true", help="torch.compile the UNet: faster steps after a first one that takes a "
         "minute or so (needs a C++ compiler, on a GPU Triton)")  # fmt: skip
-    add("--allow_tf32", action="store_true", help="TF32 matrix products on Ampere GPUs and newer")
+    add("--allow_tf32", action="store_true", help="TF32 for matrix products in fp32, on Ampere GPUs and "
+        "newer; convolutions in fp32 use TF32 anyway, PyTorch's default; no effect on bf16 and fp16")  # fmt: skip
 
 
 def run_flags(group: Any) -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 import transformers
 from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, set_seed
+from accelerate.utils import AutocastKwargs, GradientAccumulationPlugin, ProjectConfiguration, set_seed
 from diffusers import AutoencoderKL
-from torch import Tensor
+from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
@@ -24,12 +24,12 @@ from utils.lora import add_lora, load_attn_procs, save_lora
 from utils.noise import generators
 from utils.objectives import Objective
 from utils.system import atomic, environment, processes, provenance, signals
-from utils.system.compute import compile_unet, warn_of_slow_bf16
+from utils.system.compute import autocasts, compile_unet, move_frozen, runs_ahead, warn_of_slow_bf16
 from utils.training import checkpoint, tracking, upload
 from utils.training.cache import ByShape, CachedLatents, cached_or_not
 from utils.training.data import BucketBatches, EndlessBatches, TrainingSet, describe_buckets, masked_share
 from utils.training.settings import Settings
-from utils.training.state import TrainingState, shared_settings
+from utils.training.state import Report, TrainingState, shared_settings
 from utils.training.validation import Samples, Validation
 
 
@@ -59,6 +59,7 @@ def start(settings: Settings) -> tuple[Accelerator, Path | None]:
     except (ValueError, ImportError) as error:  # fp16 without a GPU, a tracker that is not installed
         flags = f"--mixed_precision={settings.mixed_precision} --report_to={','.join(settings.trackers)}"
         raise InputError(f"{flags}: {error}") from None
+    accelerator.autocast_handler = AutocastKwargs(enabled=autocasts(accelerator.device.type))
     processes.keep_process_group()
     check_accelerator(accelerator, settings, precision)
     environment.set_tf32(settings.allow_tf32)
@@ -150,7 +151,7 @@ def train(
     tracking.start_trackers(accelerator, output_dir, config, settings, resumed_at, sent)
 
     # Data: latents from the cache, or images, in an endless stream from which each step reads its own samples
-    samples, vae_home = latents_or_images(settings, accelerator, train_set, objective.vae)
+    samples, vae_home = latents_or_images(settings, accelerator, train_set, objective.vae, state.bare_network)
     share = (batch_size, seed, accelerator.process_index, accelerator.num_processes, state.seen)
     if train_set.whole:
         batches: EndlessBatches = BucketBatches(train_set.shapes, state.step_samples, *share)
@@ -185,6 +186,22 @@ def train(
     )
     state.network.train()
     losses, stems, since = [], [], time.monotonic()
+    waiting: Report | None = None  # of the last step, where the host has not read it yet
+
+    def settle(report: Report, complete: bool) -> None:
+        """Learning rate, averages, records and the count of skipped updates after a step."""
+        mean_loss, norm, _ = report.read()
+        values = {"train_loss": mean_loss, "grad_norm": norm, "lr": report.rate, "samples_per_second": report.speed}
+        if math.isfinite(mean_loss) and math.isfinite(norm):
+            state.schedule.step()
+            state.averages.update()
+        else:
+            values["skipped_updates"] = state.skipped.total + 1
+        tracking.log_scalars(accelerator, output_dir, values, report.step, complete)
+        state.skipped.count(mean_loss, norm, report, output_dir, accelerator.scaler)
+        bar.update(1)
+        bar.set_postfix(loss=f"{mean_loss:.4f}", lr=f"{report.rate:.1e}", refresh=False)
+
     for micro_step, batch in zip(count(), loader if state.step < state.max_steps else ()):
         # batch; its noise is a function of the seed and of the samples' places in the stream
         noise = generators(seed, batches.first(micro_step), batch_size)
@@ -200,35 +217,32 @@ def train(
             if not accelerator.sync_gradients:
                 continue
             # clip: a list, because a generator would be empty at its second use; max_grad_norm 0 only measures
-            norm = float(accelerator.clip_grad_norm_(state.parameters, settings.max_grad_norm or math.inf))
+            norm = accelerator.clip_grad_norm_(state.parameters, settings.max_grad_norm or math.inf)
+            # the step before on a GPU: its result has arrived by now, and this step's learning rate depends on it
+            stop = waiting is not None and waiting.read()[2]
+            if waiting is not None:
+                settle(waiting, complete=True)
             # all processes stop at the same step, as soon as one of them is asked to
             stopped_by = "--max_hours" if time.monotonic() > deadline else signals.stop_requested() or ""
-            mean_loss, stop = agree(accelerator, torch.stack(losses).mean(), bool(stopped_by))
-            # step, unless loss or gradient are not finite; a gradient scaler skips by itself, and has to be called
-            usable = math.isfinite(mean_loss) and math.isfinite(norm)
+            speed = state.step_samples / (time.monotonic() - since)
             rate = state.optimizer.param_groups[0]["lr"]
-            if usable or accelerator.scaler is not None:
-                state.optimizer.step()
-            state.optimizer.zero_grad()
+            # one exchange of loss, norm and stop; then the step, unless loss or norm are not finite
+            loss_of_each = torch.stack(losses)
+            waiting = Report(accelerator, state.step + 1, loss_of_each, norm, bool(stopped_by), stems, rate, speed)
+            state.update(waiting.usable)
             state.step, state.seen = state.step + 1, state.seen + state.step_samples
-            if usable and not accelerator.optimizer_step_was_skipped:
-                state.schedule.step()
-                state.averages.update()
+            losses, stems = [], []
 
         step = state.step
+        validating = validates(settings, step, state.max_steps)
+        due = stop or validating or step >= state.max_steps or step % settings.checkpointing_steps == 0
+        if due or not runs_ahead(accelerator.device.type):
+            stop |= waiting.read()[2]
+            validating &= step >= state.max_steps or not stop
+            settle(waiting, complete=not validating)
+            waiting = None
         last = step >= state.max_steps or stop
         saving = last or step % settings.checkpointing_steps == 0
-        validating = validates(settings, step, state.max_steps) and (step >= state.max_steps or not stop)
-
-        # log
-        speed = state.step_samples / (time.monotonic() - since)
-        values = {"train_loss": mean_loss, "grad_norm": norm, "lr": rate, "samples_per_second": speed}
-        values |= {} if usable else {"skipped_updates": state.skipped.total + 1}
-        tracking.log_scalars(accelerator, output_dir, values, step, complete=not validating)
-        state.skipped.count(step, mean_loss, norm, torch.stack(losses), stems, output_dir)
-        bar.update(1)
-        bar.set_postfix(loss=f"{mean_loss:.4f}", lr=f"{rate:.1e}", refresh=False)
-        losses, stems = [], []
 
         # save; the best checkpoint so far is spared
         written = None
@@ -285,25 +299,21 @@ def begin_records(settings: Settings, step: int | None) -> set[tuple[int, str]]:
 
 
 def latents_or_images(
-    settings: Settings, accelerator: Accelerator, train_set: TrainingSet, vae: AutoencoderKL
+    settings: Settings, accelerator: Accelerator, train_set: TrainingSet, vae: AutoencoderKL, network: nn.Module
 ) -> tuple[CachedLatents | ByShape | TrainingSet, torch.device]:
     """The training set's cached latents, or the set itself if they are not wanted or cannot be kept; and the device
-    that the VAE stays on while the LoRA trains.
+    that the VAE stays on while the LoRA trains. While images are encoded, `network` is not on the device.
     """
     samples: CachedLatents | ByShape | TrainingSet = train_set
     if not settings.no_cache_latents:
         folder = settings.cache_dir or settings.output_dir / "latent_cache"
         place = (accelerator.process_index, accelerator.num_processes)
+        move_frozen(network, torch.device("cpu"))
         samples = cached_or_not(train_set, vae, folder, settings.dataloader_num_workers, *place)
+        move_frozen(network, accelerator.device)
     home = accelerator.device if samples is train_set else torch.device("cpu")
     vae.to(home)
     return samples, home
-
-
-def agree(accelerator: Accelerator, loss: Tensor, stop: bool) -> tuple[float, bool]:
-    """The mean of the processes' losses, and True if any of them has to stop: one exchange for both."""
-    mean, stops = accelerator.reduce(torch.stack([loss, loss.new_tensor(float(stop))]), reduction="mean").tolist()
-    return mean, stops > 0
 
 
 def lora_header(objective: Objective, base: Frozen, train_set: TrainingSet, settings: Settings) -> dict[str, object]:

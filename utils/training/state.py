@@ -38,8 +38,7 @@ class TrainingState:
         )
         self.max_steps = length_of(settings, images, self.step_samples)
         self.parameters = lora_parameters(network)
-        fused = accelerator.scaler is None  # not with a gradient scaler, whose skipped updates would go unnoticed
-        optimizer = make_optimizer(settings, self.parameters, self.step_samples, fused)
+        optimizer = make_optimizer(settings, self.parameters, self.step_samples)
         self.schedule = make_schedule(settings, optimizer, self.max_steps)
         self.network, self.optimizer = accelerator.prepare(network, optimizer)
         self.bare_network = unwrap(self.network)
@@ -54,6 +53,24 @@ class TrainingState:
             self.stateful["averages"] = self.averages
         if accelerator.scaler is not None:
             self.stateful["scaler"] = accelerator.scaler
+
+    def update(self, usable: Tensor) -> None:
+        """One step of the optimiser, from clipped gradients, which are set to zero; where `usable`, a bool on the
+        device, is False, the weights and the optimiser's state stay as they are.
+
+        The device itself decides, because the host would have to wait for the result: `found_inf` makes torch's fused
+        AdamW skip its step, as a gradient scaler would.
+        """
+        optimizer = self.optimizer.optimizer
+        if isinstance(optimizer, torch.optim.AdamW):
+            optimizer.found_inf = (~usable).float()
+            optimizer.step()
+            del optimizer.found_inf
+        elif usable:
+            optimizer.step()
+        if self.accelerator.scaler is not None:  # which clipping has told of an overflow
+            self.accelerator.scaler.update()
+        self.optimizer.zero_grad()
 
     def load(self, source: Path, shared: dict[str, object], force: bool) -> None:
         """Continue from the checkpoint `source`. shared: see `shared_settings`. InputError: another experiment's."""
@@ -138,10 +155,50 @@ class Averages:
             own.copy_(value)
 
 
+class Report:
+    """What the host has to know of an optimiser step: [loss, gradient norm, stop], the mean of all processes.
+
+    A GPU copies it to the host without a wait; `read` waits for that copy alone, so it can be called a step later,
+    while the device works on the next step.
+
+    losses (M,), stems: of this process's M micro-batches. rate: the step's learning rate.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        step: int,
+        losses: Tensor,
+        norm: Tensor,
+        stop: bool,
+        stems: Sequence[Sequence[str]],
+        rate: float,
+        speed: float,
+    ):
+        self.step, self.losses, self.stems, self.rate, self.speed = step, losses, stems, rate, speed
+        values = torch.stack([losses.mean(), norm.float(), torch.full_like(norm, float(stop), dtype=torch.float32)])
+        values = accelerator.reduce(values, reduction="mean")
+        self.usable = torch.isfinite(values[:2]).all()
+        self.values, self.copied = values.to("cpu", non_blocking=True), None
+        if values.is_cuda:
+            self.copied = torch.cuda.Event()
+            self.copied.record()
+
+    def read(self) -> tuple[float, float, bool]:
+        """Loss and gradient norm, either of them NaN or infinite where the update was skipped, and whether any
+        process has to stop.
+        """
+        if self.copied is not None:
+            self.copied.synchronize()
+        loss, norm, stops = self.values.tolist()
+        return loss, norm, stops > 0
+
+
 class Skipped:
     """Updates skipped because loss or gradient were NaN or infinite, in total and consecutively.
 
-    Part of a run's state: a resumed run continues the count.
+    Part of a run's state: a resumed run continues the count. An overflow in fp16 that a gradient scaler handles is not
+    counted: the scaler skips some steps while it looks for the largest usable scale.
     """
 
     def __init__(self, limit: int):
@@ -154,12 +211,16 @@ class Skipped:
         self.total, self.in_a_row = state["total"], state["in_a_row"]
 
     def count(
-        self, step: int, loss: float, norm: float, losses: Tensor, stems: Sequence[Sequence[str]], output_dir: Path
+        self,
+        loss: float,
+        norm: float,
+        report: Report,
+        output_dir: Path,
+        scaler: torch.amp.GradScaler | None,
     ) -> None:
-        """Call after each step, in every process; loss and norm are what all processes agree on.
+        """Call for each step, in every process; loss and norm are what all processes agree on.
 
-        losses (M,), stems: of this process's M micro-batches; the files named are those of its non-finite losses, or
-        of all where only the gradient is not finite.
+        The files named are those of this process's non-finite losses, or of all where only the gradient is not finite.
 
         Raises:
             InputError: `limit` consecutive updates were skipped.
@@ -167,11 +228,13 @@ class Skipped:
         if math.isfinite(loss) and math.isfinite(norm):
             self.in_a_row = 0
             return
+        if math.isfinite(loss) and scaler is not None and scaler.get_scale() >= 1:
+            return
         self.total, self.in_a_row = self.total + 1, self.in_a_row + 1
-        bad = (~torch.isfinite(losses)).tolist()
-        mine = [stem for wrong, batch in zip(bad, stems) if wrong or math.isfinite(loss) for stem in batch]
+        bad = (~torch.isfinite(report.losses)).tolist()
+        mine = [stem for wrong, batch in zip(bad, report.stems) if wrong or math.isfinite(loss) for stem in batch]
         files = ", ".join(sorted(set(gather_object(mine))))
-        text = f"step {step}: loss {loss:g}, gradient norm {norm:g}, update skipped ({self.in_a_row} in a row)"
+        text = f"step {report.step}: loss {loss:g}, gradient norm {norm:g}, update skipped ({self.in_a_row} in a row)"
         warn(f"{text}; in the batch: {files}")
         if self.in_a_row >= self.limit:
             raise InputError(
@@ -214,11 +277,9 @@ def length_of(settings: Settings, images: int, step_samples: int) -> int:
     return math.ceil(settings.num_train_epochs * images / step_samples)
 
 
-def make_optimizer(
-    settings: Settings, parameters: list[nn.Parameter], step_samples: int, fused: bool
-) -> torch.optim.Optimizer:
+def make_optimizer(settings: Settings, parameters: list[nn.Parameter], step_samples: int) -> torch.optim.Optimizer:
     """AdamW; --scale_lr multiplies the learning rate by the number of images in a step."""
-    kind: Callable[..., torch.optim.Optimizer] = partial(torch.optim.AdamW, fused=fused)
+    kind: Callable[..., torch.optim.Optimizer] = partial(torch.optim.AdamW, fused=True)
     if settings.use_8bit_adam:
         try:
             from bitsandbytes.optim import AdamW8bit
