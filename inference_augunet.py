@@ -9,7 +9,7 @@ of normals, the median of aligned depths, the median of albedo and shading. How 
 <output_dir>/<task>/uncertainty/, .npy and .png.
 
     python inference_augunet.py --lora path/to/output --input_dir my_dataset --output_dir output --ensemble_size 5
-    accelerate launch --num_processes 4 inference_augunet.py ...        # shares the images out
+    accelerate launch -q --num_processes 4 inference_augunet.py ...        # shares the images out
 """
 
 import argparse

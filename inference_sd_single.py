@@ -8,7 +8,7 @@ The whole image is predicted, its short side brought to --resolution, and the ma
 --input_dir become subfolders there.
 
     python inference_sd_single.py --task normal --lora path/to/output --input_dir my_dataset --output_dir output
-    accelerate launch --num_processes 4 inference_sd_single.py ...      # shares the images out
+    accelerate launch -q --num_processes 4 inference_sd_single.py ...      # shares the images out
 """
 
 import argparse

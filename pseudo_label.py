@@ -3,7 +3,7 @@
     python pseudo_label.py --task depth --teacher zoedepth --input_dir DIODE --output_dir pseudo/depth
     python pseudo_label.py --task normal --teacher marigold --input_dir my_images --output_dir data/labels --npy
     python pseudo_label.py --task normal --from ground_truth --input_dir DIODE --output_dir pseudo/normal
-    accelerate launch --num_processes 4 pseudo_label.py ...                 # the processes share the images
+    accelerate launch -q --num_processes 4 pseudo_label.py ...                 # the processes share the images
 
 --input_dir is DIODE's root (the folder with depths/) or any folder of images. Labels are written to --output_dir
 under the images' relative names, as 8-bit .png. Normals have x right, y down, z forward. Depth has near = white and

@@ -49,8 +49,7 @@ def gan_parser(description: str) -> Parser:
     """The flags of gan_pseudo.py: data, LoRA, optimisation, run and trackers."""
     parser = Parser(
         description=description,
-        usage="accelerate launch %(prog)s --task TASK --pretrained_model_name_or_path GAN --teacher NETWORK "
-        "--output_dir DIR ...",
+        usage="python %(prog)s --task TASK --pretrained_model_name_or_path GAN --teacher NETWORK --output_dir DIR ...",
     )
     add = parser.add_argument_group("what must be given").add_argument
     add("--task", choices=list(INTRINSICS), required=True, help="the intrinsic to learn")

@@ -54,7 +54,7 @@ def run(main: Callable[[], int | None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         _close_bars()
-        print("interrupted", file=sys.stderr, flush=True)
+        _say("interrupted", sys.stderr)
         sys.exit(130)
     except Exception as error:
         if "DataLoader worker" in str(error) and isinstance(error, RuntimeError):
@@ -66,12 +66,13 @@ def run(main: Callable[[], int | None]) -> None:
         _close_bars()
         if not isinstance(error, InputError):
             raise
-        rank = f"[rank {os.environ['RANK']}] " if "RANK" in os.environ else ""
         for detail in error.details[:SHOWN]:
             print(f"  {detail}", file=sys.stderr)
         if len(error.details) > SHOWN:
             print(f"  ... and {len(error.details) - SHOWN} more", file=sys.stderr)
-        print(f"{rank}error: {error}", file=sys.stderr, flush=True)
+        if not _supervised():  # else the line is printed once, as the last one, when all processes have ended
+            rank = f"[rank {os.environ['RANK']}] " if "RANK" in os.environ else ""
+            print(f"{rank}error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
     if status:
         sys.exit(status)
@@ -84,8 +85,13 @@ def _close_bars() -> None:
             bar.close()
 
 
+def _supervised() -> bool:
+    """True in a process of `system.processes.supervise`; torchrun sets the second variable too."""
+    return "TORCHELASTIC_ERROR_FILE" in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ
+
+
 def _tell_launcher(error: Exception) -> None:
-    """Leave the error where torchrun and `system.processes.supervise` look for the reason of a failure."""
+    """Leave the error where torchrun and `system.processes.supervise` look for the reason, which they print last."""
     if "TORCHELASTIC_ERROR_FILE" in os.environ:
         from torch.distributed.elastic.multiprocessing.errors import get_error_handler  # slow to import
 

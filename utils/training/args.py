@@ -60,7 +60,7 @@ def training_parser(description: str, refused: Mapping[str, str]) -> Parser:
     refused: flag -> why this method cannot take another value than its default; such flags are not in the help.
     """
     usage = "%(prog)s --pretrained_model_name_or_path BASE --train_data_dir DIR --pseudo_root DIR --output_dir DIR ..."
-    parser = Parser(description=description, usage=f"accelerate launch {usage}")
+    parser = Parser(description=description, usage=f"python {usage}")
     needed_flags(parser.add_argument_group("what must be given"))
     model_flags(parser.add_argument_group("model and LoRA"))
     data_flags(parser.add_argument_group("data"))
