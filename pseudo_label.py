@@ -95,7 +95,7 @@ def refuse_unread(args: argparse.Namespace, kind: str) -> None:
             raise InputError(f"--{flag} means nothing for a {kind}, only for Marigold's pipelines; leave it out")
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
 
     import numpy as np  # only now: the libraries take seconds to import, --help should not
@@ -125,8 +125,7 @@ def main(argv: list[str] | None = None) -> None:
         def predict(name: str) -> tuple[np.ndarray, np.ndarray | None]:
             return measured_map(args.input_dir, name, args.task)
 
-        label_all(pictures, predict, args.task, described, *where)
-        return
+        return label_all(pictures, predict, args.task, described, *where)
 
     # Teacher, and whether it sees what is there
     import torch
@@ -134,6 +133,7 @@ def main(argv: list[str] | None = None) -> None:
 
     from miniworld.reference_room import room_with_sphere
     from utils.image_io.images import read_rgb
+    from utils.image_io.opening import check_ratio
     from utils.labels.self_check import self_check
     from utils.labels.teachers import load_teacher
     from utils.noise import noise_of
@@ -157,9 +157,11 @@ def main(argv: list[str] | None = None) -> None:
     described |= {"teacher": teacher.about, "conventions": restate(teacher.conventions), "self_check": check}
 
     def predict(name: str) -> tuple[np.ndarray, None]:
-        return ask(read_rgb(pictures[name]), name), None
+        picture = read_rgb(pictures[name])
+        check_ratio(*picture.size)  # a teacher keeps the aspect
+        return ask(picture, name), None
 
-    label_all(pictures, predict, teacher.quantity, described, *where)
+    return label_all(pictures, predict, teacher.quantity, described, *where)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,12 @@ class Raw(NamedTuple):
     about: Mapping[str, str]
 
 
+def skipped_line(skipped: Mapping[str, int], more: Sequence[str] = ()) -> str:
+    """ "skipped: 2 .heic, 1 .txt": the files of a folder that were passed over, by ending; empty if there are none."""
+    parts = [f"{count} {ending or 'without ending'}" for ending, count in sorted(skipped.items()) if count]
+    return f"skipped: {', '.join([*parts, *more])}" if parts or more else ""
+
+
 def read_array(path: Path) -> np.ndarray:
     """The numbers in a .npy, .exr or .png file as stored, (H, W) or (H, W, C); ValueError if it is unreadable."""
     return read_raw(path).array

@@ -1,7 +1,6 @@
 """The loop that labels images: divided among processes, resumed where it stopped, recorded in provenance.json."""
 
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
-from utils.errors import InputError, note, print_list
+from utils.errors import InputError, list_failed, note
 from utils.kinds.label_record import PROVENANCE
 from utils.labels.encoding import DEPTHS, OUT_OF_RANGE, check_levels, encode, finish, record, scene_pixels, write_label
 
@@ -28,8 +27,8 @@ def label_all(
     with_npy: bool,
     overwrite: bool,
     depth_coding: str = "linear",
-) -> None:
-    """Label every image that has no label yet; exit with status 1 if any process failed on one.
+) -> int:
+    """Label every image that has no label yet; the exit status, 1 if any process failed on one.
 
     pictures: name -> file. predict: name -> values of `quantity` and where measured (`utils.labels.encoding.encode`).
     depth_coding: of depth and disparity. described: what provenance.json keeps, and what a later run into the same
@@ -69,7 +68,4 @@ def label_all(
             f"{max(left_out.values()):.0%} of one ({OUT_OF_RANGE} in {PROVENANCE}): {BECOME[quantity]}"
         )
     note(f"{output_dir}: {done} labelled, {there} were there, {len(failed)} failed")
-    if failed:
-        if state.is_main_process:
-            print_list(f"error: {len(failed)} images have no label:", failed, sys.stderr)
-        sys.exit(1)
+    return list_failed("images have no label", failed)
