@@ -10,10 +10,11 @@ that people are used to; the files keep the declared frame (normals: x right, y 
 """
 
 import argparse
+import shlex
 
 from utils.base_model.names import check_base
 from utils.cli import Parser, expand
-from utils.errors import InputError, list_failed, note, run, warn
+from utils.errors import InputError, list_failed, note, one_line, run, warn
 from utils.inference.args import check, model_flags, wanted
 from utils.inference.inputs import find_all, output_names
 from utils.inference.job import BASES, SHIPPED, check_lora
@@ -71,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
     note(f"{len(inputs.pictures) - len(failed)} of {len(inputs.pictures)} images predicted: {args.output_dir}")
     for line in args.output.said([job.intrinsic for job in predictor.jobs]):
         note(line)
-    for line in inputs.said():
+    for line in inputs.notes():
         note(line)
     status = list_failed(UNREAD, failed)
     for job in predictor.jobs:
@@ -81,7 +82,7 @@ def main(argv: list[str] | None = None) -> int:
             warn(far)
     if not args.lora:
         note("these LoRAs are of mini-sd: they show the way, not Stable Diffusion's quality")
-    print(f"next: open {path}", flush=True)
+    print(one_line(f"next: open {shlex.quote(str(path))}"), flush=True)
     return status
 
 

@@ -12,10 +12,12 @@ existing labels are skipped. provenance.json records how they were made.
 """
 
 import argparse
+import shlex
+from collections.abc import Callable
 from pathlib import Path
 
 from utils.cli import Parser, above_zero, path_flag
-from utils.errors import InputError, note, run
+from utils.errors import InputError, note, one_line, run
 from utils.intrinsics import DEPTH_CODINGS, restated
 from utils.kinds.frames import FRAMES
 from utils.system.processes import join, start_missing
@@ -95,6 +97,17 @@ def refuse_unread(args: argparse.Namespace, kind: str) -> None:
             raise InputError(f"--{flag} means nothing for a {kind}, only for Marigold's pipelines; leave it out")
 
 
+def what_next(args: argparse.Namespace) -> str:
+    """The command that checks the labels with their images."""
+    labels, images = shlex.quote(str(args.output_dir)), shlex.quote(str(args.input_dir))
+    if (args.input_dir / "depths").is_dir():
+        return f"python -m dataloaders check --root {images} --pseudo_root {labels}"
+    own = f"python -m dataloaders check --dataset folder --pseudo_root {labels} --train_data_dir"
+    if args.input_dir.name == "images":
+        return f"{own} {shlex.quote(str(args.input_dir.parent))}"
+    return f"{own} DATA, after moving {images} to DATA/images"
+
+
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
 
@@ -116,6 +129,12 @@ def main(argv: list[str] | None = None) -> int:
     def restate(conventions: dict[str, str]) -> dict[str, str]:
         return conventions | {"labels": restated(conventions["labels"], coding)}
 
+    def label(predict: Callable[[str], tuple[np.ndarray, np.ndarray | None]], quantity: str) -> int:
+        status = label_all(pictures, predict, quantity, described, *where)
+        if not status and state.is_main_process:
+            print(one_line(f"next: {what_next(args)}"), flush=True)
+        return status
+
     where = (state, args.output_dir, args.npy, args.overwrite, coding)
 
     if args.source == "ground_truth":
@@ -125,7 +144,7 @@ def main(argv: list[str] | None = None) -> int:
         def predict(name: str) -> tuple[np.ndarray, np.ndarray | None]:
             return measured_map(args.input_dir, name, args.task)
 
-        return label_all(pictures, predict, args.task, described, *where)
+        return label(predict, args.task)
 
     # Teacher, and whether it sees what is there
     import torch
@@ -161,7 +180,7 @@ def main(argv: list[str] | None = None) -> int:
         check_ratio(*picture.size)  # a teacher keeps the aspect
         return ask(picture, name), None
 
-    return label_all(pictures, predict, teacher.quantity, described, *where)
+    return label(predict, teacher.quantity)
 
 
 if __name__ == "__main__":

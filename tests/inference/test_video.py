@@ -112,7 +112,7 @@ def test_depth_is_scaled_once_for_the_clip_and_a_broken_run_continues(tmp_path, 
     after = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.npy")}
     assert {name for name in before if before[name] != after[name]} == {"000004_depth.npy"}
     assert np.abs(np.load(folder / "000004_depth.npy") - values[4]).max() < 1e-4
-    with pytest.raises(InputError, match=r"other settings \(view\); remove it"):
+    with pytest.raises(InputError, match=r"other settings \(flip tta False, now True\); remove it"):
         predict("depth", source, tmp_path / "out", "--flip_tta")
 
 
@@ -141,7 +141,7 @@ def test_frames_read_by_other_rules_are_not_continued(tmp_path, monkeypatch):
     source = film(tmp_path / "a.mkv")
     predict("normal", source, tmp_path / "out")
     monkeypatch.setattr("utils.inference.video.READING", 1)
-    with pytest.raises(InputError, match=r"other settings \(reading\)"):
+    with pytest.raises(InputError, match=r"other settings \(version of reading \d, now 1\)"):
         predict("normal", source, tmp_path / "out")
 
 

@@ -173,7 +173,7 @@ def refuse_other_results(args: argparse.Namespace, flags: dict[str, Any]) -> Non
         earlier = report.read_result(path)
         if earlier is None:
             raise InputError(f"{flag} {path}: is there and is no result of evaluate.py; name another {flag}")
-        found = earlier.get("flags") or earlier | earlier["settings"]  # older results have no flags
+        found = earlier.get("flags") or earlier | earlier["settings"] | {"bootstrap": args.bootstrap}  # older results
         other = [
             f"{key} {report.plain(found[key])}, now {report.plain(value)}"
             for key, value in flags.items()

@@ -36,7 +36,8 @@ class Raw(NamedTuple):
 
 def skipped_line(skipped: Mapping[str, int], more: Sequence[str] = ()) -> str:
     """ "skipped: 2 .heic, 1 .txt": the files of a folder that were passed over, by ending; empty if there are none."""
-    parts = [f"{count} {ending or 'without ending'}" for ending, count in sorted(skipped.items()) if count]
+    named = sorted((ending or "without ending", count) for ending, count in skipped.items() if count)
+    parts = [f"{count} {ending}" for ending, count in named]
     return f"skipped: {', '.join([*parts, *more])}" if parts or more else ""
 
 

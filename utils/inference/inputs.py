@@ -29,14 +29,17 @@ class Inputs:
     skipped: Counter[str] = field(default_factory=Counter)
     own: int = 0
 
-    def said(self) -> list[str]:
-        """A line on what was passed over, and one on images of one stem, if there are any."""
-        own = [f"{self.own} images in the output folder"] if self.own else []
-        lines = [line] if (line := skipped_line(self.skipped, own)) else []
-        if twins := sorted(map(str, same_stem(self.pictures))):
+    def said(self) -> str:
+        """One line on what was passed over; empty if nothing was."""
+        return skipped_line(self.skipped, [f"{self.own} images in the output folder"] if self.own else [])
+
+    def notes(self) -> list[str]:
+        """`said`, and a line on images that share their stem, if there are any."""
+        lines = [said] if (said := self.said()) else []
+        if twins := sorted(same_stem(self.pictures)):
             lines.append(
                 f"{len(twins)} images share their stem with another one, such as {twins[0]} and {twins[1]}: the names "
-                f"of their maps keep the ending ({Path(twins[0]).name}_...)"
+                f"of their maps keep the ending ({twins[0].name}_...)"
             )
         return lines
 
@@ -79,8 +82,8 @@ def find_inputs(source: str | Path, output_dir: str | Path, videos: bool = False
             found[path] = path.relative_to(source).as_posix()
     inputs = Inputs({path: found[path] for path in sorted(found)}, +skipped, own)
     if not found:
-        said = "".join(f"; {line}" for line in inputs.said())
-        raise InputError(f"{source}: no images ({', '.join(PICTURES)}) in this folder{said}")
+        said = inputs.said()
+        raise InputError(f"{source}: no images ({', '.join(PICTURES)}) in this folder" + (f"; {said}" if said else ""))
     return inputs
 
 

@@ -148,7 +148,7 @@ def report(args: argparse.Namespace, jobs: Sequence[Job], inputs: Inputs, failed
     note(f"{total - len(failed)} of {total} {what} predicted: {', '.join(map(str, folders))}")
     for line in args.output.said([job.intrinsic for job in jobs]):
         note(line)
-    for line in inputs.said():
+    for line in inputs.notes():
         note(line)
     if int(os.environ.get("RANK", 0)) == 0:
         print(one_line(f"next: {what_next(args, jobs[0].intrinsic, folders[0])}"), flush=True)
@@ -172,7 +172,7 @@ def what_next(args: argparse.Namespace, intrinsic: Intrinsic, folder: Path) -> s
             words += ["--center_crop"] if args.center_crop else []
             words += ["--pred_frame", args.output.frame] if args.output.frame != "opencv" else []
             return f"python evaluate.py {shlex.join(words)}"
-    return f"open {folder}"
+    return f"open {shlex.quote(str(folder))}"
 
 
 def wait(writing: list[Future]) -> None:

@@ -27,6 +27,7 @@ from utils.system.atomic import make_folder, save_bytes, save_png, write_json
 from utils.system.atomic import replace as put
 
 SETTINGS = "settings.json"
+WORDS = {"reading": "version of reading", "bytes": "bytes of the video", "modified": "time of the video"}
 
 
 def predict_video(source: Path, engine: Engine, output_dir: str | Path, output: Output, joined: bool) -> None:
@@ -139,10 +140,14 @@ def _claim(folder: Path, about: dict) -> None:
             raise InputError(f"{folder}: holds files of unknown origin; name another --output_dir")
         write_json(path, about)
         return
-    found = json.loads(path.read_text())
-    changed = sorted(key for key in found.keys() | about.keys() if found.get(key) != about.get(key))
+    earlier, now = (each | each["view"] for each in (json.loads(path.read_text()), about))
+    changed = sorted(
+        f"{WORDS.get(key, key.replace('_', ' '))} {earlier.get(key)}, now {now.get(key)}"
+        for key in (earlier.keys() | now.keys()) - {"view"}
+        if earlier.get(key) != now.get(key)
+    )
     if changed:
         raise InputError(
-            f"{folder}: holds frames made with other settings ({', '.join(changed)}); remove it, or name another "
+            f"{folder}: holds frames made with other settings ({'; '.join(changed)}); remove it, or name another "
             "--output_dir"
         )

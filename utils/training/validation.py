@@ -78,7 +78,10 @@ class Validation:
         tracking.log_panels(self.accelerator, panels, step)
         tracking.log_best(self.accelerator, checkpoint.mark_best(self.output_dir, self.best_metric), step)
         headline = next(iter(scores), "").rsplit("/")[-1]  # a metric's dictionary begins with its main value
-        shown = [f"{name[4:]} {value:.3f}" for name, value in scores.items() if name.endswith(f"/{headline}")]
+        title, _, unit = self.intrinsic.scores.get(headline.removeprefix("label_"), headline).partition(", ")
+        title += " from the label" if headline.startswith("label_") else ""
+        values = {name.split("/")[1]: value for name, value in scores.items() if name.endswith(f"/{headline}")}
+        shown = [f"{split}: {title} {f'{value:.3f} {unit}'.strip()}" for split, value in values.items()]
         tqdm.write(f"step {step}: {', '.join(shown)}" if shown else f"step {step}: validated, nothing to score")
 
     @torch.no_grad()
