@@ -143,12 +143,12 @@ def pair_maps(
         truths = {name: path for name, path in truths.items() if sample_of(path) in listed}
         if not truths:
             raise InputError(f"--diode_set meta: diode_meta.json lists none of the files under {gt_dir}")
+    refuse_same_stem(truths, predictions)
     if not truths.keys() & predictions.keys():
         raise InputError(
             f"no prediction pairs with a ground truth: for example {min(predictions)!r} under {pred_dir} and "
             f"{min(truths)!r} under {gt_dir}; relative paths must agree, or with --by_stem the stems alone"
         )
-    refuse_same_stem(truths, predictions)
     pairs = []
     for name, gt in sorted(truths.items()):
         scene = next((part for part in reversed(gt.resolve().parts) if part in SCENE_TYPES), None)
