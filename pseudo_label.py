@@ -108,7 +108,7 @@ def what_next(args: argparse.Namespace) -> str:
     return f"{own} DATA, after moving {images} to DATA/images"
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
 
     import numpy as np  # only now: the libraries take seconds to import, --help should not
@@ -129,11 +129,10 @@ def main(argv: list[str] | None = None) -> int:
     def restate(conventions: dict[str, str]) -> dict[str, str]:
         return conventions | {"labels": restated(conventions["labels"], coding)}
 
-    def label(predict: Callable[[str], tuple[np.ndarray, np.ndarray | None]], quantity: str) -> int:
-        status = label_all(pictures, predict, quantity, described, *where)
-        if not status and state.is_main_process:
+    def label(predict: Callable[[str], tuple[np.ndarray, np.ndarray | None]], quantity: str) -> None:
+        label_all(pictures, predict, quantity, described, *where)  # exits where an image has failed
+        if state.is_main_process:
             print(one_line(f"next: {what_next(args)}"), flush=True)
-        return status
 
     where = (state, args.output_dir, args.npy, args.overwrite, coding)
 
@@ -144,7 +143,8 @@ def main(argv: list[str] | None = None) -> int:
         def predict(name: str) -> tuple[np.ndarray, np.ndarray | None]:
             return measured_map(args.input_dir, name, args.task)
 
-        return label(predict, args.task)
+        label(predict, args.task)
+        return
 
     # Teacher, and whether it sees what is there
     import torch
@@ -180,7 +180,7 @@ def main(argv: list[str] | None = None) -> int:
         check_ratio(*picture.size)  # a teacher keeps the aspect
         return ask(picture, name), None
 
-    return label(predict, teacher.quantity)
+    label(predict, teacher.quantity)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The loop that labels images: divided among processes, resumed where it stopped, recorded in provenance.json."""
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,8 +28,8 @@ def label_all(
     with_npy: bool,
     overwrite: bool,
     depth_coding: str = "linear",
-) -> int:
-    """Label every image that has no label yet; the exit status, 1 if any process failed on one.
+) -> None:
+    """Label every image that has no label yet; exit with status 1 if any process failed on one.
 
     pictures: name -> file. predict: name -> values of `quantity` and where measured (`utils.labels.encoding.encode`).
     depth_coding: of depth and disparity. described: what provenance.json keeps, and what a later run into the same
@@ -68,4 +69,5 @@ def label_all(
             f"{max(left_out.values()):.0%} of one ({OUT_OF_RANGE} in {PROVENANCE}): {BECOME[quantity]}"
         )
     note(f"{output_dir}: {done} labelled, {there} were there, {len(failed)} failed")
-    return list_failed("images have no label", failed)
+    if list_failed("images have no label", failed):
+        sys.exit(1)
