@@ -61,8 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     device = torch.device(args.device or state.device)
     network = TokenPredictor(job, device, dtype_of(args.dtype), args.batch_size, args.temperature,
         args.ensemble_size, args.seed)  # fmt: skip
-    mine = dict(list(inputs.pictures.items())[state.process_index :: state.num_processes])
-    failed = predict_all(mine, state, network, args.output_dir, args.output)
+    failed = predict_all(inputs.pictures, state, network, args.output_dir, args.output)
     return report(args, [job], inputs, failed)
 
 

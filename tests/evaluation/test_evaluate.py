@@ -757,6 +757,7 @@ def test_mirrored_and_exchanged_predictions_are_named_in_every_space_and_frame(t
         ("exchanged", "exchanging the images"),
     ):
         space = ["--pred_space", "linear"] if task == "albedo" else []
+        (tmp_path / "m.json").unlink(missing_ok=True)
         evaluate.main([*flags, *space, "--pred_dir", str(tmp_path / folder)])
         warnings = json.loads((tmp_path / "m.json").read_text())["warnings"]
         assert [words in line for line in warnings] == ([True] if words else []), (folder, warnings)

@@ -1,7 +1,8 @@
 """Shows a result: as text for the terminal, and as one HTML page that opens from disk and loads nothing."""
 
+import json
 from collections.abc import Mapping
-from html import escape
+from html import escape, unescape
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from utils.image_io.images import read_rgb
 from utils.image_io.panels import data_uri
 from utils.intrinsics import INTRINSICS
 from utils.kinds.base import ErrorAxis, Rules, higher_is_better
+from utils.system.atomic import make_folder, save_bytes
 
+META = '<meta name="evaluation" content="'  # flags and metrics of the run, as JSON
 BASELINE = "constant: mean of truth"
 PICTURE_WIDTH = 420
 INVALID = (70, 74, 82)
@@ -104,9 +107,23 @@ def write(
         examples(result, headline, pairs, rules, photos),
     ]
     parts += ["<h2>Settings</h2>", _settings(result["settings"])]
-    folder.mkdir(parents=True, exist_ok=True)
-    page = PAGE.replace("TITLE", title).replace("BODY", "\n".join(parts))
-    (folder / "index.html").write_text(page, encoding="utf-8")
+    identity = json.dumps({key: result[key] for key in ("flags", "metrics")})
+    head, tail = PAGE.replace("TITLE", title).split("BODY")
+    page = head.replace(META, META + escape(identity)) + "\n".join(parts) + tail
+    make_folder(folder, "--report")
+    save_bytes(folder / "index.html", page.encode())
+
+
+def read_result(path: Path) -> dict | None:
+    """What a result file, or a report's page, states of its run: flags and metrics; None if it is neither."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".html":
+            text = unescape(text.partition(META)[2].partition('"')[0])
+        found = json.loads(text)
+        return found if found["metrics"] and (found.get("flags") or found["settings"]) else None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return None
 
 
 def _lead(result: dict) -> str:
@@ -310,6 +327,7 @@ PAGE = """<!doctype html>
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="evaluation" content="">
 <title>TITLE</title>
 <style>
 body { font: 15px/1.5 system-ui, sans-serif; color: #1c2430; background: #fff; margin: 0 auto; max-width: 1140px;

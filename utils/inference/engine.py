@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from utils.errors import InputError
 from utils.image_io.images import Crop
-from utils.image_io.opening import LARGE
+from utils.image_io.opening import LARGE, check_ratio
 from utils.image_io.panels import to_uint8
 from utils.image_io.rgb import AnyImage, upright_rgb
-from utils.inference.canvas import Canvas
+from utils.inference.canvas import Canvas, up
 from utils.inference.prediction import Prediction, merge_batches
 from utils.inference.tiles import Maps, Tiling
 from utils.inference.view import View
@@ -119,15 +119,21 @@ class Engine:
         return None if self.view.tile else self.trained_at
 
     def prepare(self, image: Image.Image) -> Prepared:
-        """An RGB image, resized, cropped or padded as the view says. InputError: its maps do not fit into memory."""
+        """An RGB image, resized, cropped or padded as the view says. InputError: it is too long to be predicted whole,
+        or its maps do not fit into memory; the message does not name the image.
+        """
         width, height = image.size
-        if self.view.output_size == "input" and not self.view.center_crop:
-            _check_memory(width, height, len(self.adapters))
         canvas: Canvas | Crop
         if self.view.center_crop:
             canvas = Crop.of(width, height, self.resolution or self.trained_at)
         else:
+            if self.view.tile is None:
+                check_ratio(width, height, f"pass --tile {up(self.trained_at, self.multiple)}, or crop it")
             canvas = Canvas.of((height, width), self.resolution, self.multiple, self.view.wrap)
+        if self.view.output_size == "input" and not self.view.center_crop:
+            _check_memory(width, height, len(self.adapters), "scale it down, or pass --output_size network")
+        inner = (canvas.width, canvas.height) if isinstance(canvas, Crop) else canvas.outer[::-1]
+        _check_memory(*inner, len(self.adapters), "crop it, or lower --resolution")
         return Prepared(canvas.picture(image), canvas, image)
 
     @overload
@@ -241,13 +247,13 @@ class Engine:
         self._active = adapter
 
 
-def _check_memory(width: int, height: int, maps: int) -> None:
-    """InputError where the maps of a large image, at its own size, need more memory than there is."""
+def _check_memory(width: int, height: int, maps: int, cure: str) -> None:
+    """InputError where the maps of a large image, of that size, need more memory than there is."""
     if width * height <= LARGE:
         return
     needed, free = width * height * (MAP_BYTES + HELD_BYTES * (maps - 1)), psutil.virtual_memory().available
     if needed > 0.9 * free:
         raise InputError(
             f"maps of {width}x{height} pixels need {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free; "
-            "scale it down, or pass --output_size network"
+            f"{cure}"
         )

@@ -7,15 +7,17 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from utils.errors import InputError, note
 from utils.image_io.images import read_rgb
 from utils.image_io.panels import data_uri, small
 from utils.inference.job import Job, short
 from utils.inference.output import Output
 from utils.inference.prediction import Prediction
-from utils.system.atomic import make_folder, replace
+from utils.system.atomic import make_folder, save_bytes
 
 SIDE = 1024  # longest side of an image in the page, in pixels; the files have the full size
 QUALITY = 90
+TITLE = "<title>Intrinsic images</title>"
 
 
 class Page:
@@ -50,10 +52,22 @@ class Page:
             job.intrinsic.map_kind.legend(self.colours, self.output.convention(job.intrinsic)[1]) for job in jobs
         ]
         facts += [legend for legend in legends if legend is not None]
-        text = PAGE.replace("FACTS", "".join(f"<p>{escape(fact)}</p>" for fact in facts))
+        text = PAGE.replace("TITLE", TITLE).replace("FACTS", "".join(f"<p>{escape(fact)}</p>" for fact in facts))
         text = text.replace("BODY", "".join(self.sections))
-        replace(path, lambda part: part.write_text(text, encoding="utf-8", errors="backslashreplace"))
+        save_bytes(path, text.encode(errors="backslashreplace"))
         return path
+
+
+def refuse_other_page(folder: str | Path) -> None:
+    """InputError where `folder` has an index.html that is not a page of this kind; a note where it is: maps stay, but
+    the page shows the images of one run.
+    """
+    path = Path(folder) / "index.html"
+    if not path.is_file():
+        return
+    if TITLE not in path.read_text(encoding="utf-8", errors="replace")[:2000]:
+        raise InputError(f"--output_dir: {path} is another page, which would be overwritten; name another folder")
+    note(f"{path}: the page of an earlier run is replaced; its maps stay")
 
 
 def _section(number: int, name: str, pictures: Mapping[str, str], ratio: float) -> str:
@@ -92,7 +106,7 @@ PAGE = """<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy"
  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
-<title>Intrinsic images</title>
+TITLE
 <style>
 :root { color-scheme: light dark; --line: #8885; }
 body { font: 16px/1.45 system-ui, sans-serif; max-width: 64rem; margin: 0 auto; padding: 1rem; }

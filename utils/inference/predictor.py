@@ -97,7 +97,7 @@ def pick_device(wanted: str | torch.device | None) -> torch.device:
     """The device wanted, or a GPU if there is one. Raises InputError where this machine has none of that name."""
     try:
         device = torch.device(wanted or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(1, device=device)
+        torch.empty(1, device=device).cpu()  # of the meta device there is nothing to copy
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).strip().splitlines()[0][:150]
         raise InputError(f"--device={wanted}: {reason}; try cpu, or leave it out") from None

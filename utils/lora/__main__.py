@@ -1,6 +1,7 @@
 """`python -m utils.lora inspect` and `convert`: look into a LoRA file, and write it under other key names."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from utils.cli import Parser, path_flag
@@ -48,6 +49,8 @@ def convert(source: Path, out: Path, to: str, drop_text_encoder: bool = False) -
         converted = to_format(layers, to)
     except InputError as error:
         raise InputError(f"{file}: {error}") from None
+    if out.exists():
+        refuse_other_lora(out, converted, metadata)
     conv_in, conv_in_out = Path(file).parent / CONV_IN, out.parent / CONV_IN
     travels = brings_conv_in(file, metadata) and conv_in_out.resolve() != conv_in.resolve()
     if travels and conv_in_out.exists() and conv_in_out.read_bytes() != conv_in.read_bytes():
@@ -64,6 +67,21 @@ def convert(source: Path, out: Path, to: str, drop_text_encoder: bool = False) -
         note("diffusers 0.35 leaves time_embedding out of kohya files silently (0.39 does not): give it peft keys")
     if metadata and out.suffix == ".bin":
         note(f"{out.name} cannot hold the metadata ({', '.join(sorted(metadata))}); a .safetensors file does")
+
+
+def refuse_other_lora(out: Path, state: Mapping, metadata: Mapping[str, str]) -> None:
+    """InputError unless the file `out` holds just these weights and this header: a conversion that is repeated."""
+    import torch
+
+    try:
+        found, header, _ = read_lora(out)
+        same = found.keys() == state.keys() and all(torch.equal(found[key], state[key]) for key in state)
+        same = same and (out.suffix == ".bin" or dict(header) == dict(metadata))
+    except InputError:
+        same = False
+    if not same:
+        raise InputError(f"{out}: is there and holds something else; remove it, or name another file")
+    note(f"{out}: replaces the same weights")
 
 
 def _write(state: dict, metadata: dict[str, str], path: Path, suffix: str) -> None:

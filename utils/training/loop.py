@@ -1,6 +1,8 @@
 """The only training loop, the same for every intrinsic and method: it calls the objective's `loss` and `predict`."""
 
 import math
+import os
+import shlex
 import time
 from argparse import Namespace
 from collections.abc import Mapping
@@ -18,11 +20,12 @@ from tqdm.auto import tqdm
 
 from utils import __version__
 from utils.base_model import Frozen
-from utils.errors import InputError, note
+from utils.errors import InputError, note, one_line
 from utils.inference.job import BASES, SCRIPTS
 from utils.lora import add_lora, load_attn_procs, save_lora
 from utils.noise import generators
 from utils.objectives import Objective
+from utils.paths import ROOT
 from utils.system import atomic, environment, processes, provenance, signals
 from utils.system.compute import autocasts, compile_unet, move_frozen, runs_ahead, warn_of_slow_bf16
 from utils.training import checkpoint, tracking, upload
@@ -367,9 +370,18 @@ def outcome(output_dir: Path, metadata: Mapping[str, object], settings: Settings
     method = str(metadata["method"])
     files = " and .bin" if has_bin(metadata) else ""
     files += ", metrics.jsonl" + (", validation/, best.json" if settings.validation_steps else "")
-    images = "" if method == "gan" else " --input_dir path/to/images"  # a GAN reads none
-    command = f"python {SCRIPTS[method]} --lora {output_dir}{images} --output_dir output"
+    words = ["python", SCRIPTS[method], "--lora", str(output_dir)]
+    if method != "gan":  # which reads no images
+        words += ["--input_dir", images_to_predict(str(settings.flags.get("train_data_dir") or ""))]
+    command = shlex.join([*words, "--output_dir", "output"])
     lines = [f"{output_dir}: pytorch_lora_weights.safetensors{files}", f"next: {command}"]
     if "tensorboard" in settings.trackers:
-        lines.append(f"      tensorboard --logdir {output_dir / settings.logging_dir}")
-    return "\n".join(lines)
+        lines.append(f"      tensorboard --logdir {shlex.quote(str(output_dir / settings.logging_dir))}")
+    return "\n".join(map(one_line, lines))
+
+
+def images_to_predict(train_data_dir: str) -> str:
+    """Images next to the training data: DIODE's val, else those of an own folder, else the ones shipped here."""
+    places = (Path(train_data_dir).parent / "depths" / "val", Path(train_data_dir) / "images")
+    found = next((str(place) for place in places if train_data_dir and place.is_dir()), None)
+    return found or os.path.relpath(ROOT / "examples")
