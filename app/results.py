@@ -13,12 +13,13 @@ from PIL import Image
 from torch.nn import functional as F
 
 from utils.errors import InputError
-from utils.image_io.panels import data_uri, small, to_byte
+from utils.image_io.panels import small, to_byte
 from utils.inference.output import Output
 from utils.inference.prediction import Prediction, uncertainty_picture
 from utils.inference.write import write
 from utils.intrinsics import ALBEDO
 from utils.kinds.axes import to_frame
+from utils.pages import data_uri
 from utils.system.atomic import make_folder
 
 SIDE = 1024  # longest side of an image in the slider, in pixels
