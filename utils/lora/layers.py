@@ -164,7 +164,21 @@ def load_attn_procs(unet: nn.Module, source: str | Path | LoraFile | Mapping[str
     spared = _spared(wanted, layers, source)
     _match(layers, {name: layer for name, layer in wanted.items() if name not in spared}, targets, name, made_for)
     _check_numbers(layers, name)
-    ranks, present = {module: layer.down.shape[0] for module, layer in layers.items()}, _lora_modules(unet)
+    present = _modules_for(unet, {module: layer.down.shape[0] for module, layer in layers.items()}, targets, name)
+    for module in spared:
+        present[module].lora_B[ADAPTER].weight.data.zero_()
+    for module, layer in layers.items():
+        for own, weight in zip((present[module].lora_A, present[module].lora_B), layer.folded()):
+            own[ADAPTER].weight.data.copy_(weight)
+    if conv_in is not None:
+        unet.conv_in = conv_in
+        unet.register_to_config(in_channels=conv_in.in_channels)
+    return metadata
+
+
+def _modules_for(unet: nn.Module, ranks: dict[str, int], targets: tuple[str, ...], name: str) -> dict[str, nn.Module]:
+    """The UNet's LoRA layers, which are added if it has none. InputError where those it has differ from the file's."""
+    present = _lora_modules(unet)
     if present and lora_targets(unet) != targets:
         raise InputError(
             f"{name}: a LoRA on {','.join(targets)} layers, but the UNet's is on {','.join(lora_targets(unet))}"
@@ -175,15 +189,7 @@ def load_attn_procs(unet: nn.Module, source: str | Path | LoraFile | Mapping[str
     for module, rank in ranks.items():
         if (own_rank := present[module].r[ADAPTER]) != rank:
             raise InputError(f"{name}: {module} has rank {rank}, but the UNet's LoRA has rank {own_rank}")
-    for module in spared:
-        present[module].lora_B[ADAPTER].weight.data.zero_()
-    for module, layer in layers.items():
-        for own, weight in zip((present[module].lora_A, present[module].lora_B), layer.folded()):
-            own[ADAPTER].weight.data.copy_(weight)
-    if conv_in is not None:
-        unet.conv_in = conv_in
-        unet.register_to_config(in_channels=conv_in.in_channels)
-    return metadata
+    return present
 
 
 def fuse_lora(unet: nn.Module) -> None:

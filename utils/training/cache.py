@@ -252,7 +252,7 @@ def cache_key(train_set: TrainingSet, stems: Sequence[str], shape: tuple[int, in
 
 def signature(path: Path) -> list[str | int]:
     """Changes whenever the file does: its path, size and time."""
-    status = os.stat(path)
+    status = path.stat()
     return [str(path.resolve()), status.st_size, status.st_mtime_ns]
 
 

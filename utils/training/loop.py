@@ -103,7 +103,7 @@ def attach_lora(base: Frozen, args: Namespace, accelerator: Accelerator) -> None
         load_attn_procs(base.network, args.lora_path)
 
 
-def train(
+def train(  # noqa: C901 (the loop is read from top to bottom in one place)
     settings: Settings,
     accelerator: Accelerator,
     resume_from: Path | None,
