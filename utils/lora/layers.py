@@ -14,10 +14,9 @@ from torch import Tensor, nn
 from utils.errors import InputError, note, warn
 from utils.lora.files import BIN, CONV_IN, SAFETENSORS, LoraFile, brings_conv_in, read_lora
 from utils.lora.keys import Layer, key_format, make_key, parse_layers, split_key, strip_wrappers
-from utils.lora.scale import rank_record
+from utils.lora.scale import WRAPPERS, rank_record
 from utils.lora.targets import ATTENTION, KINDS, kind_of, kinds_of, module_pattern, parse_targets
 from utils.system.atomic import replace
-from utils.system.compute import unwrap
 
 ADAPTER = "default"
 METADATA_TARGETS = "lora_targets"  # the header's key for the kinds of layers that the file covers
@@ -72,6 +71,20 @@ def layers_of(unet: nn.Module, targets: Sequence[str]) -> dict[str, nn.Linear | 
 def lora_parameters(unet: nn.Module) -> list[nn.Parameter]:
     """The LoRA's parameters in a fixed order: the only ones that train."""
     return [parameter for parameter in unet.parameters() if parameter.requires_grad]
+
+
+def unwrap(network: nn.Module) -> nn.Module:
+    """The network inside the wrappers of torch.compile, DDP, FSDP and DeepSpeed, in any order, with its own names.
+
+    Used wherever parameters are named or saved, and wherever a network is more than called.
+    """
+    while True:
+        # a child; but accelerate keeps the original of a network with compiled parts in __dict__
+        held = {**network.__dict__, **network._modules}
+        name = next((name for name in (*WRAPPERS.split("|"), "module") if name in held), None)
+        if name is None:
+            return network
+        network = held[name]
 
 
 def lora_targets(unet: nn.Module) -> tuple[str, ...]:

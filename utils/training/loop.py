@@ -32,6 +32,8 @@ from utils.training.settings import Settings
 from utils.training.state import TrainingState, shared_settings
 from utils.training.validation import Samples, Validation
 
+TRUTH = ("gt", "valid")  # of an item
+
 
 def start(settings: Settings) -> tuple[Accelerator, Path | None]:
     """Make the output folder, set the process-wide switches, and return the run's accelerator and the checkpoint that
@@ -188,7 +190,8 @@ def train(  # noqa: C901 (the loop is read from top to bottom in one place)
     for micro_step, batch in zip(count(), loader if state.step < state.max_steps else ()):
         # batch; its noise is a function of the seed and of the samples' places in the stream
         noise = generators(seed, batches.first(micro_step), batch_size)
-        tensors = {key: value for key, value in batch.items() if torch.is_tensor(value)}
+        # ground truth stays here: validation reads it, no loss does
+        tensors = {key: value for key, value in batch.items() if torch.is_tensor(value) and key not in TRUTH}
         inputs = {key: value.to(accelerator.device, non_blocking=True) for key, value in tensors.items()}
         with accelerator.accumulate(state.network):
             # loss
