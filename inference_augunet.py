@@ -16,7 +16,7 @@ import argparse
 
 from utils.errors import InputError, run
 from utils.inference.args import check, find_files, inference_parser, wanted_of_one
-from utils.system.processes import start_missing
+from utils.system.processes import join, start_missing
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -41,9 +41,9 @@ def main(argv: list[str] | None = None) -> int:
     start_missing()
 
     from utils.inference.predictor import Predictor  # only now: PyTorch takes seconds to import, --help should not
-    from utils.inference.run import predict_inputs, processes, report
+    from utils.inference.run import predict_inputs, report
 
-    state = processes(args.device)
+    state = join(args.device)
     predictor = Predictor(
         **wanted_of_one(args, state.device),
         augment_from=args.augment_from,

@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
             "predict.py writes one page and runs in one process; inference_sd_single.py shares images out"
         )
     predictor = Predictor(loras, **wanted(args, state.device))
-    if args.colours != "opengl" and not any(job.intrinsic.kind == "normals" for job in predictor.jobs):
+    if args.colours != "opengl" and not any(job.intrinsic.map_kind.has_axes for job in predictor.jobs):
         raise InputError(
             f"--colours={args.colours}: means nothing without normals, whose colours it sets; leave it out"
         )

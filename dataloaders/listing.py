@@ -270,8 +270,8 @@ class _Finder:
             if place not in self._names:
                 names: dict[str, list[str]] = {}
                 with contextlib.suppress(OSError):
-                    for name in os.listdir(place):
-                        names.setdefault(one_name(name).casefold(), []).append(name)
+                    for file in place.iterdir():
+                        names.setdefault(one_name(file.name).casefold(), []).append(file.name)
                 self._names[place] = names
             near = self._names[place].get(one_name(part).casefold(), [])
             same = [name for name in near if fold(one_name(name)) == fold(one_name(part))]

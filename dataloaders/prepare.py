@@ -4,7 +4,6 @@ import argparse
 import gzip
 import hashlib
 import json
-import os
 import re
 import shlex
 import tarfile
@@ -173,7 +172,7 @@ def _place(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path, kind: st
             sink.write(chunk)
     if draft.stat().st_size != member.size:
         raise EOFError(f"{member.name} ends early")
-    os.replace(draft, target)
+    draft.replace(target)
     return known
 
 

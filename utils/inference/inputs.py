@@ -53,14 +53,7 @@ def find_inputs(source: str | Path, output_dir: str | Path, videos: bool = False
     """
     source, output = Path(source), Path(output_dir).resolve()
     if source.is_file():
-        if videos and source.suffix.lower() in VIDEOS:
-            if find_spec("av") is None:
-                raise InputError(f"{source}: a video needs the package av, which is not installed: pip install av")
-            return Inputs({source: source.name})
-        if source.suffix.lower() in VIDEOS:
-            raise InputError(f"{source}: a video, which has a command of its own: {film_command(source)}")
-        if source.suffix.lower() not in PICTURES:
-            raise InputError(f"{source}: not an image we read ({', '.join(PICTURES)})")
+        _check_kind(source, videos)
         return Inputs({source: source.name})
     if not source.is_dir():
         raise InputError(f"{source}: no such folder or image{nearest(source)}")
@@ -85,6 +78,17 @@ def find_inputs(source: str | Path, output_dir: str | Path, videos: bool = False
         said = inputs.said()
         raise InputError(f"{source}: no images ({', '.join(PICTURES)}) in this folder" + (f"; {said}" if said else ""))
     return inputs
+
+
+def _check_kind(source: Path, videos: bool) -> None:
+    """InputError unless the file is an image or, with `videos`, a video that can be read."""
+    is_video = source.suffix.lower() in VIDEOS
+    if is_video and not videos:
+        raise InputError(f"{source}: a video, which has a command of its own: {film_command(source)}")
+    if is_video and find_spec("av") is None:
+        raise InputError(f"{source}: a video needs the package av, which is not installed: pip install av")
+    if not is_video and source.suffix.lower() not in PICTURES:
+        raise InputError(f"{source}: not an image we read ({', '.join(PICTURES)})")
 
 
 def find_all(sources: Sequence[str | Path], output_dir: str | Path) -> Inputs:

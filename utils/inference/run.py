@@ -17,17 +17,16 @@ from utils.errors import InputError, list_failed, note, one_line, warn
 from utils.image_io.diode_names import diode_root
 from utils.image_io.files import VIDEOS
 from utils.image_io.images import read_rgb
-from utils.inference.engine import Engine, Prepared
 from utils.inference.inputs import Inputs, output_names
 from utils.inference.job import Job
 from utils.inference.output import Output
 from utils.inference.prediction import Prediction
+from utils.inference.predictor import Engine, Prepared
 from utils.inference.video import predict_video
 from utils.inference.write import write_prediction
 from utils.intrinsics import Intrinsic
 from utils.kinds.label_record import loras_of
 from utils.system.atomic import make_folder
-from utils.system.processes import join
 
 IO_THREADS = 4
 UNREAD = "images could not be read"
@@ -44,11 +43,6 @@ class Network(Protocol):
     def prepare(self, image: Image.Image) -> Prepared: ...
 
     def predict(self, images: Sequence[Prepared], names: Sequence[str]) -> list[dict[str, Prediction]]: ...
-
-
-def processes(device: str | None) -> PartialState:
-    """The processes of this launch; see `join`."""
-    return join(device)
 
 
 def predict_inputs(args: argparse.Namespace, inputs: Inputs, state: PartialState, engine: Engine) -> list[str]:

@@ -17,8 +17,8 @@ from tqdm.auto import tqdm
 from utils.errors import InputError, note, one_line
 from utils.image_io.files import SIXTEEN, png16, to_16_bits
 from utils.image_io.rgb import READING
-from utils.inference.engine import Adapter, Engine
 from utils.inference.output import Output
+from utils.inference.predictor import Adapter, Engine
 from utils.inference.video_files import frame_count, frames, join
 from utils.inference.write import write_prediction
 from utils.intrinsics import Intrinsic
@@ -75,7 +75,7 @@ def predict_video(source: Path, engine: Engine, output_dir: str | Path, output: 
             _scale(pictures, adapters[name].intrinsic, output, dict(adapters[name].facts))
         if joined:
             target = folder.with_name(f"{source.stem}_{name}.mp4")
-            put(target, partial(join, source, pictures))
+            put(target, partial(join, source, pictures), durable=False)
             note(f"video: {target}")
 
 

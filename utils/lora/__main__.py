@@ -6,7 +6,7 @@ from pathlib import Path
 
 from utils.cli import Parser, path_flag
 from utils.errors import InputError, note, run
-from utils.lora.files import CONV_IN, PEFT, brings_conv_in, read_lora
+from utils.lora.files import CONV_IN, PEFT, LoraFile, brings_conv_in, read_lora
 from utils.lora.inspection import describe, table
 from utils.lora.keys import FORMATS, header_of, parse_layers, to_format, without_text_encoder
 
@@ -21,18 +21,7 @@ def convert(source: Path, out: Path, to: str, drop_text_encoder: bool = False) -
     """
     from utils.system.atomic import replace  # with torch below: slow to import, and `inspect` needs neither
 
-    if out.suffix not in (".safetensors", ".bin"):
-        raise InputError(f"{out}: name a file that ends in .safetensors or .bin")
-    if out.name in PEFT:
-        raise InputError(f"{out}: peft looks for an adapter_config.json next to a file of that name; name another one")
-    state, metadata, file = read_lora(source)
-    if out.exists() and out.samefile(file):
-        raise InputError(f"{out}: is the file to convert; name another one")
-    if out.suffix == ".bin" and metadata.get("depth_coding", "linear") != "linear":
-        raise InputError(
-            f"{out}: a .bin has no metadata, and {file} predicts {metadata['depth_coding']} depth, which inference "
-            "must know of; name a .safetensors file"
-        )
+    state, metadata, file = _read_for(source, out)
     if drop_text_encoder:
         state, dropped = without_text_encoder(state)
         note(
@@ -67,6 +56,24 @@ def convert(source: Path, out: Path, to: str, drop_text_encoder: bool = False) -
         note("diffusers 0.35 leaves time_embedding out of kohya files silently (0.39 does not): give it peft keys")
     if metadata and out.suffix == ".bin":
         note(f"{out.name} cannot hold the metadata ({', '.join(sorted(metadata))}); a .safetensors file does")
+
+
+def _read_for(source: Path, out: Path) -> LoraFile:
+    """The LoRA to convert. InputError where `out` cannot hold it."""
+    if out.suffix not in (".safetensors", ".bin"):
+        raise InputError(f"{out}: name a file that ends in .safetensors or .bin")
+    if out.name in PEFT:
+        raise InputError(f"{out}: peft looks for an adapter_config.json next to a file of that name; name another one")
+    lora = read_lora(source)
+    if out.exists() and out.samefile(lora.path):
+        raise InputError(f"{out}: is the file to convert; name another one")
+    coding = lora.metadata.get("depth_coding", "linear")
+    if out.suffix == ".bin" and coding != "linear":
+        raise InputError(
+            f"{out}: a .bin has no metadata, and {lora.path} predicts {coding} depth, which inference must know of; "
+            "name a .safetensors file"
+        )
+    return lora
 
 
 def refuse_other_lora(out: Path, state: Mapping, metadata: Mapping[str, str]) -> None:

@@ -61,7 +61,7 @@ def replace(path: Path, write: Callable[[Path], object], durable: bool = True) -
         part.chmod(0o666 & ~_UMASK)  # safetensors writes files that only their owner can read
         if durable:
             sync(part)
-        os.replace(part, path)
+        part.replace(path)
         if durable:
             sync(path.parent)
     finally:
@@ -156,7 +156,7 @@ def lock(folder: Path, doing: str = "training", flag: str = "--output_dir") -> N
     if folder in _locks:
         return
     try:
-        file = open(folder / LOCK, "w")  # noqa: SIM115 (open for as long as the process lives)
+        file = (folder / LOCK).open("w")
     except OSError as error:
         raise InputError(f"{flag}: {folder} cannot be written ({error.strerror}); name another folder") from None
     try:

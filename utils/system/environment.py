@@ -67,8 +67,8 @@ def configuration(words: list[str]) -> Path | None:
         return Path(named)
     if "--cpu" in words:
         return None
-    home = os.environ.get("HF_HOME", os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "huggingface"))
-    file = Path(home).expanduser() / "accelerate" / "default_config.yaml"
+    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "huggingface"
+    file = Path(os.environ.get("HF_HOME", cache)).expanduser() / "accelerate" / "default_config.yaml"
     return file if file.is_file() else None
 
 

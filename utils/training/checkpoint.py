@@ -7,7 +7,6 @@ and step are the whole run. A manifest with checksums tells a whole checkpoint f
 
 import json
 import math
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -122,8 +121,8 @@ def save(
         torch.save(state | {name: each.state_dict() for name, each in stateful.items()}, aside / STATE)
         seal(aside)
         if final.exists():  # a damaged one
-            os.replace(final, gone)
-        os.replace(aside, final)
+            final.replace(gone)
+        aside.replace(final)
         sync(output_dir)
     except (OSError, RuntimeError, InputError) as error:  # torch.save raises RuntimeError where a disk is full
         reason = "no space left on device" if is_full(output_dir, error) else " ".join(str(error).split())[:300]
@@ -133,7 +132,7 @@ def save(
         return None
     for old in find(output_dir)[:-limit] if limit is not None else ():
         if old.name != spare:
-            os.replace(old, output_dir / GONE.format(step_of(old)))  # a kill while deleting must not leave half of it
+            old.replace(output_dir / GONE.format(step_of(old)))  # a kill while deleting must not leave half of it
     clear(output_dir)
     return final
 

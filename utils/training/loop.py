@@ -35,6 +35,8 @@ from utils.training.settings import Settings
 from utils.training.state import Report, TrainingState, shared_settings
 from utils.training.validation import Samples, Validation
 
+TRUTH = ("gt", "valid")  # of an item
+
 
 def start(settings: Settings) -> tuple[Accelerator, Path | None]:
     """Make the output folder, set the process-wide switches, and return the run's accelerator and the checkpoint that
@@ -107,7 +109,7 @@ def attach_lora(base: Frozen, args: Namespace, accelerator: Accelerator) -> None
         load_attn_procs(base.network, args.lora_path)
 
 
-def train(
+def train(  # noqa: C901 (the loop is read from top to bottom in one place)
     settings: Settings,
     accelerator: Accelerator,
     resume_from: Path | None,
@@ -208,7 +210,8 @@ def train(
     for micro_step, batch in zip(count(), loader if state.step < state.max_steps else ()):
         # batch; its noise is a function of the seed and of the samples' places in the stream
         noise = generators(seed, batches.first(micro_step), batch_size)
-        tensors = {key: value for key, value in batch.items() if torch.is_tensor(value)}
+        # ground truth stays here: validation reads it, no loss does
+        tensors = {key: value for key, value in batch.items() if torch.is_tensor(value) and key not in TRUTH}
         inputs = {key: value.to(accelerator.device, non_blocking=True) for key, value in tensors.items()}
         with accelerator.accumulate(state.network):
             # loss
