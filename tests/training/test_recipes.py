@@ -380,7 +380,7 @@ def test_the_same_command_after_kill_ctrl_c_and_the_end(flags, tmp_path):
 
 @pytest.mark.slow
 def test_a_recipe_under_the_interpreter_and_two_processes(flags, tmp_path):
-    """`python script.py @FILE` writes the script's own name and version; two processes write the launcher's line."""
+    """A run of the interpreter writes the script's own name and version; two processes write the launcher's line."""
     words = flags(SCRIPT, tmp_path / "run", "--max_train_steps", 1, "--validation_steps", 0)
     recipe = write(tmp_path / "mine.txt", "\n".join(map(shlex.quote, words)))
     done = subprocess.run([sys.executable, SCRIPT, recipe], cwd=ROOT, capture_output=True, text=True, timeout=300)
