@@ -142,7 +142,7 @@ def _plain(value: Any) -> Any:
 
 
 def read_recipe(path: Path) -> tuple[list[str], list[str]]:
-    """The words of a file of flags, and the scripts that its comments run with it (`python NAME.py @FILE`).
+    """The words of a file of flags, and the scripts that its comments run with it (RUN_BY).
 
     Words are separated and quoted as in a shell. A # that begins a word starts a comment, and a backslash at the end
     of a line is passed over. Raises InputError where the file cannot be read, or reads another one.
