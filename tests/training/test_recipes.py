@@ -169,7 +169,7 @@ class Parsed(Exception):
 
 
 def parsed(script: str, words: list[str], monkeypatch) -> argparse.Namespace:
-    """What a script's flags are, once parsed and checked."""
+    """A script's flags, parsed and checked."""
     module, seen = importlib.import_module(script.removesuffix(".py")), []
 
     def settings_of(args):

@@ -27,13 +27,18 @@ from utils.training.flags import (
     state_meanings,
     tracking_flags,
 )
-from utils.training.recipe import used_flags
 from utils.training.settings import Settings
 
 RECOMMENDED = "recommended_settings.json"  # in a base model's folder
 RECOMMENDABLE = {"learning_rate": 1e-4, "timestep": 999, "resolution": 512}
 DEAD = ("dataset_name", "snr_gamma", "enable_xformers_memory_efficient_attention")  # refused by every script
 TRACKERS = ("wandb", "tensorboard")
+NOT_KEPT = (
+    "hub_token",
+    "resume_from_checkpoint",
+    "force_resume",
+    "local_rank",
+)  # in recipe.txt: a secret; one start's
 NOT_SHOWN = ("hub_token", "typed", "script", "recipe")  # in the trackers' configuration
 POSITIVE = (
     "rank", "resolution", "train_batch_size", "gradient_accumulation_steps", "checkpointing_steps", "learning_rate",
@@ -139,6 +144,22 @@ def finish(parser: Parser, args: argparse.Namespace) -> None:
     if args.local_rank >= 0:
         os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     args.script, args.recipe = parser.prog, used_flags(parser, args)
+
+
+def used_flags(parser: Parser, args: argparse.Namespace) -> tuple[str, ...]:
+    """The flags that were passed, or whose value in `args` is not the script's default, as words of a command line.
+
+    Those that were passed at their default count too: a base's recommended settings would replace them.
+    """
+    words = []
+    for action in parser._actions:  # argparse has no public list of them
+        name, value = action.dest, getattr(args, action.dest, None)
+        used = parser.given.intersection(action.option_strings) or value != parser.get_default(name)
+        if name in NOT_KEPT or value is None or not used:
+            continue
+        flag = f"--{name}" if value is not False else f"--no-{name}"
+        words.append(flag if isinstance(value, bool) else f"{flag}={value}")
+    return tuple(words)
 
 
 def settings_of(args: argparse.Namespace) -> Settings:

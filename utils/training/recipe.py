@@ -1,34 +1,15 @@
 """`recipe.txt` in a run's folder: the flags that the run used, as a file that a script reads as @FILE."""
 
-import argparse
 import os
 import shlex
 from pathlib import Path
 
-from utils.cli import Parser
 from utils.errors import one_line, warn
 from utils.system import provenance
 from utils.system.atomic import replace
 from utils.training.settings import Settings
 
 RECIPE = "recipe.txt"
-NOT_KEPT = ("hub_token", "resume_from_checkpoint", "force_resume", "local_rank")  # a secret; of one start only
-
-
-def used_flags(parser: Parser, args: argparse.Namespace) -> tuple[str, ...]:
-    """The flags that were passed, or whose value in `args` is not the script's default, as words of a command line.
-
-    Those that were passed at their default count too: a base's recommended settings would replace them.
-    """
-    words = []
-    for action in parser._actions:  # argparse has no public list of them
-        name, value = action.dest, getattr(args, action.dest, None)
-        used = parser.given.intersection(action.option_strings) or value != parser.get_default(name)
-        if name in NOT_KEPT or value is None or not used:
-            continue
-        flag = f"--{name}" if value is not False else f"--no-{name}"
-        words.append(flag if isinstance(value, bool) else f"{flag}={value}")
-    return tuple(words)
 
 
 def write_recipe(settings: Settings, resume_from: Path | None, step: int, precision: str, processes: int) -> None:
@@ -56,7 +37,7 @@ def write_recipe(settings: Settings, resume_from: Path | None, step: int, precis
     body = "".join(f"{flag}{equals}{equals and shlex.quote(value)}\n" for flag, equals, value in map(parts, words))
     try:
         if step and path.is_file():
-            if path.read_text(encoding="utf-8").endswith(f"\n\n{body}"):
+            if path.read_bytes().endswith(f"\n\n{body}".encode()):
                 return
             former = path.with_name(f"recipe-until-{step}.txt")
             os.replace(path, former)
