@@ -1,6 +1,6 @@
 """Predict normals, depth, albedo and shading of photographs, and show them on one page.
 
-    python predict.py photo.jpg                                # the four small LoRAs that are here
+    python predict.py examples/coffee.jpg                      # the four small LoRAs that are here
     python predict.py photo.jpg folder/ --lora path/to/normal path/to/depth --output_dir out
 
 All LoRAs share one base, which is loaded once, and one pass of its encoder. Written are the maps, where and as the

@@ -53,7 +53,7 @@ def list_failed(title: str, failed: Sequence[str]) -> int:
     return int(bool(failed))
 
 
-def run(main: Callable[[], int | None]) -> None:
+def run(main: Callable[[], int | None]) -> None:  # noqa: C901  # one list of causes, read from top to bottom
     """The one way from exception to exit status, for every command: call `main` and exit with what it returns.
 
     An `InputError` is printed as one line, status 2; so are a package that is not installed and a full disk, wherever

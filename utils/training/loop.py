@@ -22,7 +22,7 @@ from utils import __version__
 from utils.base_model import Frozen
 from utils.errors import InputError, note, one_line
 from utils.inference.job import BASES, SCRIPTS
-from utils.lora import add_lora, load_attn_procs, save_lora
+from utils.lora import SAFETENSORS, add_lora, load_attn_procs, read_lora, save_lora
 from utils.noise import generators
 from utils.objectives import Objective
 from utils.paths import ROOT
@@ -31,6 +31,7 @@ from utils.system.compute import autocasts, compile_unet, move_frozen, runs_ahea
 from utils.training import checkpoint, tracking, upload
 from utils.training.cache import ByShape, CachedLatents, cached_or_not
 from utils.training.data import BucketBatches, EndlessBatches, TrainingSet, describe_buckets, masked_share
+from utils.training.recipe import write_recipe
 from utils.training.settings import Settings
 from utils.training.state import Report, TrainingState, shared_settings
 from utils.training.validation import Samples, Validation
@@ -143,12 +144,25 @@ def train(  # noqa: C901 (the loop is read from top to bottom in one place)
     shared = shared_settings(settings, metadata, state.step_samples, accelerator, train_set.fingerprint)
     if resume_from:
         state.load(resume_from, shared, settings.force_resume)
+        if is_finished(settings, state.step, state.max_steps):
+            if main:
+                print(
+                    f"already finished: {state.step} of {state.max_steps} steps in {output_dir}; nothing was written"
+                )
+                print(outcome(output_dir, metadata, settings))
+                print("      or a larger --max_train_steps to train on, another --output_dir to start again")
+            signals.forget()
+            accelerator.end_training()
+            atomic.unlock(output_dir)
+            return
         note(f"resuming from {resume_from} at step {state.step}")
     elif settings.resume_from_checkpoint:
         note(f"no checkpoint in {output_dir} yet; starting from step 0")
 
     # Records of the run: new, or cut back to the step that it continues from
     sent = begin_records(settings, state.step if resume_from else None) if main else set()
+    if main:
+        write_recipe(settings, resume_from, state.step, accelerator.mixed_precision, accelerator.num_processes)
     config = dict(settings.flags) | metadata | state.counts | {"training_images": len(train_set)}
     config |= {"training_data": train_set.fingerprint, "versions": provenance.versions(), **provenance.git_state()}
     config["validation_images"] = {split: len(items) for split, items in validation_samples.items()}
@@ -281,6 +295,20 @@ def train(  # noqa: C901 (the loop is read from top to bottom in one place)
         uploads.finish(state.step)
     signals.forget()
     atomic.unlock(output_dir)
+
+
+def is_finished(settings: Settings, step: int, max_steps: int) -> bool:
+    """True if the run has made its steps and nothing is left to do: the LoRA of the last one is in the folder.
+
+    A run with --push_to_hub is never finished in this sense: the same command uploads again.
+    """
+    if step < max_steps or settings.push_to_hub or not (settings.output_dir / SAFETENSORS).is_file():
+        return False
+    try:
+        written = read_lora(settings.output_dir).metadata
+    except InputError:  # damaged: it is written again
+        return False
+    return written.get("steps") == str(step)
 
 
 def validates(settings: Settings, step: int, max_steps: int) -> bool:
