@@ -40,7 +40,7 @@ def write_recipe(settings: Settings, resume_from: Path | None, step: int, precis
             if path.read_bytes().endswith(f"\n\n{body}".encode()):
                 return
             former = path.with_name(f"recipe-until-{step}.txt")
-            os.replace(path, former)
+            path.replace(former)
             about.append(f"From step {step} on; until then: {former.name}.")
         text = "".join(f"# {one_line(line)}\n" for line in about) + f"\n{body}"
         replace(path, lambda part: part.write_text(text, encoding="utf-8"))
