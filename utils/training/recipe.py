@@ -1,6 +1,5 @@
 """`recipe.txt` in a run's folder: the flags that the run used, as a file that a script reads as @FILE."""
 
-import os
 import shlex
 from pathlib import Path
 
@@ -30,7 +29,7 @@ def write_recipe(settings: Settings, resume_from: Path | None, step: int, precis
         "The flags of this run that were passed or differ from the script's defaults. The same training again:",
         f"    {start} {settings.script} @{shlex.quote(str(path))} --output_dir=another/folder",
         f"Version {provenance.versions()['project']}, commit {commit['git_commit'] or 'unknown'}{changed}.",
-        f"Relative paths are relative to the current folder, which was {os.getcwd()}.",
+        f"Relative paths are relative to the current folder, which was {Path.cwd()}.",
     ]
     if "hub_token" in settings.typed:
         about.append("--hub_token was passed too. It is a secret and not kept here.")
