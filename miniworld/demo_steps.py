@@ -112,12 +112,9 @@ def run_demo(args: argparse.Namespace) -> None:
     predicted = out / "predictions" / "lora" / args.task / "predicted"
     page = comparison_sheet([unseen[index] for index in chosen], intrinsic, predicted)
     page.save(out / "demo.png")
-    print(
-        f"\n{text}\n\nRGB | ground truth | label | prediction, {ROWS} unseen images: {os.path.relpath(out / 'demo.png')}"
-    )
-    print(
-        f"report: {os.path.relpath(out / 'report' / 'index.html')}\n{base.name} is a toy: Stable Diffusion is far more accurate"
-    )
+    picture, report = (os.path.relpath(out / name) for name in ("demo.png", "report/index.html"))
+    print(f"\n{text}\n\nRGB | ground truth | label | prediction, {ROWS} unseen images: {picture}\nreport: {report}")
+    print(f"{base.name} is a toy: it demonstrates the pipeline, not the quality you get with Stable Diffusion")
 
 
 def train(trainings: dict[str, Training], args: argparse.Namespace, diode: Path, out: Path) -> None:
@@ -175,6 +172,7 @@ def at_once(commands: dict[str, list[object]], out: Path, what: str, steps: int 
             f"  and {len(commands) - 1} more like it; logs: {os.path.relpath(out)}/{{{','.join(commands)}}}.log",
             flush=True,
         )
+    out.mkdir(parents=True, exist_ok=True)
     running = {name: begin(words, logs[name], threads) for name, words in commands.items()}
     titles = {name: f"{what} {name}" for name in commands} if steps else {"": what}
     bars = [

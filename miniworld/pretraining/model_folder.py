@@ -60,7 +60,7 @@ def recommend(folder: Path, around: Path, parts: Parts, vae: AutoencoderKL) -> N
 def save_editor(folder: Path, generator: Path, editor: UNet2DConditionModel) -> None:
     """Write the 8-channel UNet in float16, and relative links to the generator's other parts.
 
-    Its conv_in is also written alone, with the UNet's config: all that `--augment_from` reads, and all that is shipped.
+    Its conv_in is also written alone, with the UNet's config: all that `--augment_from` reads and that is shipped.
     """
     folder.mkdir(parents=True, exist_ok=True)
     half = deepcopy(editor).half()

@@ -88,7 +88,7 @@ def test_a_mistyped_file_is_never_looked_for_on_the_hub(tmp_path, monkeypatch):
         check_lora("runs/nromal")
 
 
-# The authors' LoRAs as they lie on the hub: four files with names of their own, without headers
+# The authors' LoRAs as they are on the hub: four files with names of their own, without headers
 
 
 @pytest.fixture(scope="module")
@@ -157,8 +157,8 @@ def test_the_task_chooses_the_file_and_no_other_is_downloaded(lora, authors, bas
 
 
 @pytest.mark.parametrize(("files", "task", "message"), [
-    (["a_depth.safetensors", "b_depths.bin"], "depth", r"several LoRAs for depth: a_depth\.safetensors, b_depths\.bin; "
-     r"pass one as --lora someone/many/a_depth\.safetensors"),
+    (["a_depth.safetensors", "b_depths.bin"], "depth", r"several LoRAs for depth: a_depth\.safetensors, "
+     r"b_depths\.bin; pass one as --lora someone/many/a_depth\.safetensors"),
     (["a_depth.safetensors"], "albedo", r"no file there is named for albedo: a_depth\.safetensors; pass another"),
     (["README.md", "model.ckpt"], "albedo", r"holds neither .*; there: README\.md, model\.ckpt"),
     (["mine.safetensors"], None, r"holds neither .*; pass the file: mine\.safetensors"),

@@ -119,8 +119,8 @@ def load_donor(name: str) -> nn.Conv2d:
     except Exception as error:  # a damaged file, another one's config, ...: the donor cannot be used
         reason = " ".join(str(error).split())[:200]
         raise InputError(
-            f"--augment_from: {folder / CONV_IN} and {DONOR_CONFIGS[0]} next to it do not fit ({type(error).__name__}: "
-            f"{reason}); copy both from one InstructPix2Pix"
+            f"--augment_from: {folder / CONV_IN} and {DONOR_CONFIGS[0]} next to it do not fit "
+            f"({type(error).__name__}: {reason}); copy both from one InstructPix2Pix"
         ) from None
     return conv
 

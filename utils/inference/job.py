@@ -167,8 +167,10 @@ def by_task(loras: Sequence[str | Path], task: str | None = None) -> list[str | 
     """LoRAs, where a folder, or a repository of the hub, whose files are named for intrinsics is replaced by the one
     that is named for `task` or, without a task, by all of them (see `named_for`).
     """
-    tasks = [task] if task else list(INTRINSICS)
-    return [file for lora in loras for file in (list(named_for(lora, tasks).values()) or [lora])]
+    found: list[str | Path] = []
+    for lora in loras:
+        found += named_for(lora, [task] if task else list(INTRINSICS)).values() or [lora]
+    return found
 
 
 def check_lora(path: str | Path, default: str | None = None, task: str | None = None) -> None:
@@ -176,9 +178,9 @@ def check_lora(path: str | Path, default: str | None = None, task: str | None = 
     exist. task: see `by_task`.
     """
     if Path(path).exists() or (is_on_hub(path) and path != default):
-        for lora in by_task([path], task):
-            if is_on_hub(lora):
-                find_lora(lora)
+        for file in by_task([path], task):
+            if is_on_hub(file):
+                find_lora(file)
         return
     if default is not None and Path(path) == Path(default):
         shipped = sorted(folder.name for folder in SHIPPED.glob("*") if (folder / SAFETENSORS).is_file())

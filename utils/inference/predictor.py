@@ -26,8 +26,9 @@ class Predictor(Engine):
 
     lora: .safetensors, .bin, a training's output folder or a hub name; several predict several maps from one base and
     one pass of its encoder. A folder or repository with a file named for each intrinsic counts as several, of which
-    `task` chooses one. base: a folder or hub name, else the one that the LoRAs were made for. device: None: a GPU if there is
-    one. dtype: fp32, fp16 or bf16. method, task, prompt, timestep, depth_coding: for files whose metadata lacks them.
+    `task` chooses one. base: a folder or hub name, else the one that the LoRAs were made for. device: None: a GPU if
+    there is one. dtype: fp32, fp16 or bf16. method, task, prompt, timestep, depth_coding: for files whose metadata
+    lacks them.
     steps, guidance_scale, ensemble_size, seed, augment_from: of AugUNet's LoRAs, as inference_augunet.py has them.
     view: the fields of `View`, such as resolution=768, center_crop=True or tile=512.
 

@@ -206,6 +206,10 @@ def check_data(args: argparse.Namespace, given: set[str]) -> None:
         "pseudo_root": "the folder of labels that holds train/ and val/",
         "manifest": "a .jsonl file",
     }
+    if args.dataset == "diode" and args.train_data_dir and (Path(args.train_data_dir) / "images").is_dir():
+        raise InputError(
+            f"--train_data_dir={args.train_data_dir}: holds images/, so it is not a DIODE tree; pass --dataset folder"
+        )
     for name in needs:
         if not getattr(args, name):
             raise InputError(f"--{name} is missing: pass {hints[name]}")
