@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import transformers
 from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
@@ -50,6 +51,7 @@ class Training:
 
 def run_demo(args: argparse.Namespace) -> None:
     """Render, train, predict and score in `args.out`. `args`: as `miniworld.demo` parses them."""
+    transformers.utils.logging.disable_progress_bar()  # the demo's own bars are enough
     intrinsic, method, base = INTRINSICS[args.task], args.method, args.base.resolve()
     diode, out = args.out.resolve() / "DIODE", args.out.resolve() / f"{args.task}-{method}"
 
