@@ -34,7 +34,7 @@ PAGE_ROWS, GAP = (0, 3), 12  # the rows of each run on the page (a room, a yard)
 SIDE, ROWS, RANK = 64, 6, 16
 BATCH = 8
 TAIL = 20  # lines of a failed command's log that are printed
-# The random row of `python -m miniworld.demo --all`, the same on two machines: [low, high] are 95 % intervals
+# The random row of `python -m miniworld.demo --all`, with 95 % intervals; another CPU differs by about 0.1
 RECORDED = {
     "metrics": {"mean": 22.8, "median": 15.2},
     "intervals": {"mean": [21.3, 24.3], "median": [13.2, 17.3]},
