@@ -19,7 +19,7 @@ demo: .venv/installed
 
 demo-all: .venv/installed
 	for method in single augunet; do for task in normal depth albedo shading; do \
-	  $(PY) -m miniworld.demo --out demo --task $$task --method $$method || exit 1; done; done
+	  $(PY) -m miniworld.demo --out demo --all --task $$task --method $$method || exit 1; done; done
 	$(PY) -m miniworld.demo --out demo --page
 
 test: .venv/installed

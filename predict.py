@@ -2,6 +2,7 @@
 
     python predict.py examples/coffee.jpg                      # the four small LoRAs that are here
     python predict.py photo.jpg folder/ --lora path/to/normal path/to/depth --output_dir out
+    python predict.py photo.jpg --lora neph1/intrinsic_lora    # the authors' four, for Stable Diffusion 1.5
 
 All LoRAs share one base, which is loaded once, and one pass of its encoder. Written are the maps, where and as the
 inference scripts write them (<output_dir>/<task>/predicted/<stem>_<task>.png), and <output_dir>/index.html: image and
@@ -28,7 +29,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("images", nargs="+", type=expand, help="images, or folders with any subfolders")
     add("--lora", nargs="+", type=expand, help="LoRAs of one base, each of another task: .safetensors, .bin, output "
-        "folders of training scripts, or hub names (default: the four in miniworld/mini-loras)")  # fmt: skip
+        "folders of training scripts, or hub names; a folder or hub name with a file named for each intrinsic "
+        "stands for all of them (default: the four in miniworld/mini-loras)")  # fmt: skip
     add("--output_dir", type=expand, default="out", help="maps and index.html")
     add("--colours", choices=["opengl", "opencv"], default="opengl", help="of the page's normals: opengl, blue-violet "
         "where a surface faces the viewer, or opencv, the files' own axes")  # fmt: skip

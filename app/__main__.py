@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from utils.base_model.names import check_base
 from utils.cli import Parser, above_zero, expand
 from utils.errors import InputError, run
-from utils.inference.job import BASES, SHIPPED, check_lora
+from utils.inference.job import BASES, SHIPPED, by_task, check_lora
 from utils.intrinsics import INTRINSICS
 from utils.lora.files import read_arrays
 from utils.paths import ROOT
@@ -54,7 +54,7 @@ def refuse_unread(args: argparse.Namespace, loras: Sequence[str]) -> None:
     for name, default in DIFFUSION.items():
         if getattr(args, name) == default:
             continue
-        if all(read_arrays(lora)[0].metadata.get("method", "single-step") == "single-step" for lora in loras):
+        if all(read_arrays(lora)[0].metadata.get("method", "single-step") == "single-step" for lora in by_task(loras)):
             raise InputError(f"--{name} means nothing for these LoRAs, which take one step; leave it out")
 
 

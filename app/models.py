@@ -6,7 +6,7 @@ from typing import Any
 from PIL import Image
 
 from utils.errors import InputError
-from utils.inference.job import Job, describe, short
+from utils.inference.job import Job, by_task, describe, short
 from utils.inference.prediction import Prediction
 from utils.inference.predictor import Predictor
 from utils.objectives import AugUNet
@@ -23,7 +23,7 @@ class Models:
     def __init__(self, loras: Sequence[str], **options: Any):
         self.options = options
         self.jobs: dict[str, Job] = {}
-        for lora in loras:
+        for lora in by_task(loras):
             job = describe(lora, base=options.get("base"))
             label = _label(job, short(job.name))
             self.jobs[_label(job, job.name) if label in self.jobs else label] = job

@@ -26,7 +26,7 @@ from miniworld.pretraining.continued import MORE, VELOCITY, continued_stage, lat
 from miniworld.pretraining.editor import build_editor, editor_stage
 from miniworld.pretraining.generator import Latents, Parts, build_generator, encode_images, generator_stage
 from miniworld.pretraining.image_cache import cached_images
-from miniworld.pretraining.model_folder import load_generator, save_editor, save_generator, save_velocity
+from miniworld.pretraining.model_folder import EDITOR, load_generator, save_editor, save_generator, save_velocity
 from miniworld.pretraining.report import report, write_velocity_card
 from miniworld.pretraining.stage import run_stage, snapshot_steps
 from miniworld.pretraining.vae import build_mini_vae, decoder_stage, enlarge, vae_stage
@@ -209,7 +209,7 @@ def train_editor(
     settings = {"steps": args.ip2p_steps, "learning_rate": 3e-4, "seed": args.seed, "ema_decay": 0.99}
     half = not args.full_precision
     run_stage(editor_stage(editor, parts, vae, rgb, data, args.work / name, args.batch, half, **settings))
-    save_editor(args.out.parent / "mini-ip2p", args.out, editor)
+    save_editor(args.out.parent / EDITOR, args.out, editor)
 
 
 if __name__ == "__main__":

@@ -9,12 +9,15 @@ from copy import deepcopy
 from pathlib import Path
 
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import save_file
 
 from miniworld.pretraining.generator import Parts, predicts_velocity, quick
 from miniworld.pretraining.random_sd import save_pipeline, save_text_encoder
+from utils.lora import CONV_IN
 from utils.training.args import RECOMMENDED
 
 LEARNING_RATE, TIMESTEP = 4e-3, 400  # recommended for LoRAs: see docs/paper_questions.md, question 5
+EDITOR = "mini-ip2p"  # next to the generator it started from
 SHARED = ("scheduler", "text_encoder", "tokenizer", "vae")
 SHARED_BY_VELOCITY = ("tokenizer", "vae")
 
@@ -25,7 +28,7 @@ def save_generator(folder: Path, parts: Parts, vae: AutoencoderKL) -> None:
     """
     unet, vae = (deepcopy(part).half().requires_grad_(True) for part in (parts.unet, vae))
     save_pipeline(folder, parts.tokenizer, parts.text_encoder, vae, unet, parts.scheduler)
-    recommend(folder, parts, vae)
+    recommend(folder, folder.parent, parts, vae)
 
 
 def save_velocity(folder: Path, generator: Path, parts: Parts, vae: AutoencoderKL) -> None:
@@ -38,22 +41,32 @@ def save_velocity(folder: Path, generator: Path, parts: Parts, vae: AutoencoderK
     parts.scheduler.save_pretrained(folder / "scheduler")
     link(folder, generator, SHARED_BY_VELOCITY)
     (folder / "model_index.json").write_text((generator / "model_index.json").read_text())
-    recommend(folder, parts, vae)
+    recommend(folder, generator.parent, parts, vae)
 
 
-def recommend(folder: Path, parts: Parts, vae: AutoencoderKL) -> None:
-    """Write RECOMMENDED. At the last timestep a base that predicts noise returns nearly its input: not recommended."""
-    settings: dict[str, float] = {"learning_rate": LEARNING_RATE}
+def recommend(folder: Path, around: Path, parts: Parts, vae: AutoencoderKL) -> None:
+    """Write RECOMMENDED. At the last timestep a base that predicts noise returns nearly its input: not recommended.
+
+    around: the folder of EDITOR, whose conv_in AugUNet takes.
+    """
+    settings: dict[str, float | str] = {"learning_rate": LEARNING_RATE}
     if not predicts_velocity(parts.scheduler):
         settings["timestep"] = TIMESTEP
+    settings["augment_from"] = os.path.relpath((around / EDITOR).resolve(), folder.resolve())
     settings["resolution"] = parts.unet.config.sample_size * 2 ** (len(vae.config.block_out_channels) - 1)
     (folder / RECOMMENDED).write_text(json.dumps(settings, indent=2) + "\n")
 
 
 def save_editor(folder: Path, generator: Path, editor: UNet2DConditionModel) -> None:
-    """Write the 8-channel UNet in float16, and relative links to the generator's other parts."""
+    """Write the 8-channel UNet in float16, and relative links to the generator's other parts.
+
+    Its conv_in is also written alone, with the UNet's config: all that `--augment_from` reads and that is shipped.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    deepcopy(editor).half().save_pretrained(folder / "unet")
+    half = deepcopy(editor).half()
+    half.save_pretrained(folder / "unet")
+    half.save_config(folder)
+    save_file({key: value.contiguous() for key, value in half.conv_in.state_dict().items()}, folder / CONV_IN)
     link(folder, generator, SHARED)
     index = json.loads((generator / "model_index.json").read_text())
     index["_class_name"] = "StableDiffusionInstructPix2PixPipeline"

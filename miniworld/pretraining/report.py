@@ -20,7 +20,7 @@ from miniworld.pretraining.gates import (
     vae_gates,
 )
 from miniworld.pretraining.generator import Parts, fingerprint, predicts_velocity
-from miniworld.pretraining.model_folder import load_generator
+from miniworld.pretraining.model_folder import EDITOR, load_generator
 from miniworld.pretraining.stage import Stage
 from miniworld.pretraining.vae import reconstruct
 from miniworld.pretraining.wasserstein import sliced_wasserstein
@@ -88,8 +88,8 @@ def report(out: Path, work: Path, sheet: Path, seed: int, last: str) -> None:
     gates = vae_gates(vae, maps, seen)
     along = distances_along(parts, vae, maps["rgb"], captions, work / last, seed)
     gates += distance_gates(along)
-    if not velocity:
-        editor = UNet2DConditionModel.from_pretrained(out.parent / "mini-ip2p", subfolder="unet")
+    if not velocity and (out.parent / EDITOR / "unet").is_dir():  # only its conv_in is shipped
+        editor = UNet2DConditionModel.from_pretrained(out.parent / EDITOR, subfolder="unet")
         gain = condition_gain(editor, parts, vae, maps["rgb"][:64], captions[:64])
         gates.append(
             Gate("mini-ip2p's error with another scene's image / with its own", f"{gain:.2f}", "above 1", gain > 1)

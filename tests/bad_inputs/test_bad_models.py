@@ -9,13 +9,14 @@ import shutil
 import pytest
 import torch
 from bad_files import encoded, malicious_pickle, malicious_zip
-from helpers import random_lora
+from fake_hub import serve
+from helpers import fork, random_lora
 from refusals import put, refused
 from safetensors.torch import save, save_file
 
 from miniworld.pretraining.random_sd import build_unet
 from utils.base_model.stable_diffusion import load_base, load_donor, widen_conv_in
-from utils.lora import load_attn_procs
+from utils.lora import CONV_IN, load_attn_procs
 from utils.system import atomic
 from utils.training import checkpoint
 
@@ -102,7 +103,22 @@ def test_a_donor_with_four_channels(bases, unet):
 
 def test_a_donor_of_another_width(unet):
     narrow = build_unet(8, channels=(64, 64, 64)).conv_in
-    refused(lambda: widen_conv_in(copy.deepcopy(unet), narrow), "--augment_from")
+    refused(lambda: widen_conv_in(copy.deepcopy(unet), narrow), "--augment_from", "miniworld/mini-ip2p")
+
+
+def test_a_donor_that_is_a_conv_in_alone(unet, tmp_path):
+    """Its config comes with it, and they fit each other."""
+    other = build_unet(8, channels=(64, 64, 64))
+    save_file(dict(other.conv_in.state_dict()), tmp_path / CONV_IN)
+    refused(lambda: load_donor(str(tmp_path)), f"{CONV_IN} and config.json next to it do not fit")
+    build_unet(8, channels=(32, 64, 64)).save_config(tmp_path)
+    refused(lambda: load_donor(str(tmp_path)), "do not fit", "size mismatch")
+    other.save_config(tmp_path)
+    assert torch.equal(load_donor(str(tmp_path)).weight, other.conv_in.weight)
+    with serve({"someone/donor": tmp_path}) as hub:  # and from the hub, without asking for a UNet
+        program = "from utils.base_model.stable_diffusion import load_donor\nprint(load_donor('someone/donor'))"
+        assert "Conv2d(8, 64" in fork("-c", program, env=hub.env | {"HF_HUB_CACHE": str(tmp_path / "cache")}).stdout
+        assert sorted(hub.sent) == ["someone/donor/config.json", f"someone/donor/{CONV_IN}"]
 
 
 @pytest.fixture

@@ -226,3 +226,13 @@ def test_check_counts_missing_corrupt_and_mismatched_files(own, capsys):
     path = own.parent / "m.jsonl"
     path.write_text(json.dumps({"image": "own/images/02.png", "label": "own/labels/02.png"}))
     assert check(["--dataset", "manifest", "--manifest", str(path)]) == 0
+
+
+def test_a_forgotten_dataset_flag_is_named_where_images_are_there(flags, own, tmp_path):
+    words = flags("sd_single_diode_pseudo_normal.py", tmp_path / "run")
+    words[words.index("--train_data_dir") + 1] = str(own)
+    with pytest.raises(InputError, match=r"holds images/, so it is not a DIODE tree; pass --dataset folder"):
+        run_here("sd_single_diode_pseudo_normal.py", words)
+    del words[words.index("--pseudo_root") : words.index("--pseudo_root") + 2]  # or without labels' folder
+    with pytest.raises(InputError, match=r"pass --dataset folder"):
+        run_here("sd_single_diode_pseudo_normal.py", words)

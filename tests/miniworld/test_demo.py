@@ -1,12 +1,15 @@
 """A short training on mini-sd, by the real script, on labelled scenes; judged on scenes that it has not seen."""
 
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from helpers import ROOT, run_here
+from PIL import Image
+from tqdm import tqdm
 
 import inference_augunet
 import inference_sd_single
@@ -145,3 +148,56 @@ def test_the_table_has_the_rows_that_were_run():
         lines = results_table(dict.fromkeys(names, result), names, NORMAL, "title").splitlines()
         assert lines[2] == "| LoRA on all layers of mini-sd | 1 [0.5, 1.5] | 2 [1.5, 2.5] |"
         assert len(lines) == 2 + len(rows) and any("the paper's place" in line for line in lines) == (len(rows) == 3)
+
+
+def test_the_bar_of_a_training_follows_its_log(tmp_path):
+    log = tmp_path / "lora.log"
+    with log.open("w") as file:
+        assert demo_steps.steps_in(log, 40) == 0
+        bar = tqdm(total=40, desc="training", file=file, mininterval=0)
+        for count in (1, 17):
+            bar.update(count - bar.n)
+            bar.set_postfix(loss=0.5)
+            file.flush()
+            assert demo_steps.steps_in(log, 40) == count
+        print("\rvalidating:  50%|##  | 30/40 [00:01<00:01]", file=file, flush=True)
+        assert demo_steps.steps_in(log, 40) == 17
+
+
+def test_a_command_that_fails_ends_the_others_and_shows_the_end_of_its_log(tmp_path, capsys):
+    sleep, fail = (
+        "import time; time.sleep(100)",
+        "print('first'); print('much\\n' * 99); raise SystemExit('the reason')",
+    )
+    started = time.monotonic()
+    with pytest.raises(SystemExit, match=r"the reason\n+error: .*b\.log is the log of what failed") as ended:
+        demo_steps.at_once({"a": ["-c", sleep], "b": ["-c", fail]}, tmp_path / "out", "training", 3)
+    assert time.monotonic() - started < 60 and "first" not in str(ended.value)
+    assert len(str(ended.value).splitlines()) <= demo_steps.TAIL + 1
+    assert "$ python -c" in capsys.readouterr().out
+
+
+def test_commands_are_shown_as_typed_in_the_projects_root():
+    assert demo_steps.typed(ROOT / "demo" / "DIODE") == "demo/DIODE" and demo_steps.typed(300) == "300"
+    assert demo_steps.typed(Path("/elsewhere/DIODE")) == "/elsewhere/DIODE"
+
+
+def test_a_recorded_row_is_shown_by_the_default_run_alone():
+    """With the command that measures it, in the README too."""
+    assert demo.parse_args([]).show_recorded and demo.parse_args(["--out", "x"]).show_recorded
+    for words in (["--steps", "3"], ["--task", "depth"], ["--timestep", "999"], ["--seed", "1"], ["--only_lora"]):
+        assert not demo.parse_args(words).show_recorded
+    table = results_table({"random": demo_steps.RECORDED}, {"random": "row"}, NORMAL, "title").splitlines()[2]
+    row = f"{demo_steps.ROW_NAMES['random']} (recorded: `python -m miniworld.demo --all`)"
+    assert table.replace("row", row) in (ROOT / "README.md").read_text()
+
+
+@pytest.mark.slow
+def test_the_demo_from_rendering_to_table_fits_on_a_screen(tmp_path, capfd):
+    demo.main(["--out", str(tmp_path), "--train", "8", "--val", "6", "--steps", "2", "--all"])
+    shown = capfd.readouterr()
+    assert len((shown.out + shown.err).splitlines()) <= 60, shown.out
+    table = (tmp_path / "normal-single" / "results.md").read_text()
+    assert table.count("\n") == 8 and "randomly initialised UNet | " in table and "recorded" not in table
+    assert str(ROOT) not in shown.out
+    assert Image.open(tmp_path / "normal-single" / "demo.png").height > 6 * 128

@@ -2,12 +2,14 @@
 AugUNet makes to them.
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -15,7 +17,10 @@ from utils.base_model.names import is_folder, resolve
 from utils.base_model.single_file import SUFFIXES, is_single_file
 from utils.base_model.single_file_parts import load_conv_in, load_parts
 from utils.errors import InputError, note
-from utils.system.network import require
+from utils.lora.files import CONV_IN
+from utils.system.network import download, require
+
+DONOR_CONFIGS = ("config.json", "unet/config.json")  # next to CONV_IN; of a donor with a whole UNet
 
 Component = TypeVar(
     "Component", bound=CLIPTokenizer | CLIPTextModel | AutoencoderKL | UNet2DConditionModel | DDIMScheduler
@@ -181,10 +186,30 @@ def load_base(name: str, revision: str | None = None) -> Base:
 
 
 def load_donor(name: str) -> nn.Conv2d:
-    """InstructPix2Pix's conv_in, from a local folder, a .safetensors or .ckpt file, or the hub."""
+    """InstructPix2Pix's conv_in, from a local folder, a .safetensors or .ckpt file, or the hub.
+
+    A folder or repository with CONV_IN, and the UNet's config.json next to it, needs no other weights.
+
+    Raises:
+        InputError: there is no such donor, or its conv_in is missing, unreadable or not the one in its config.
+    """
     if is_single_file(name):
         return load_conv_in(Path(name))
-    return load_component(UNet2DConditionModel, resolve(name), "unet").conv_in
+    name = resolve(name)
+    folder = Path(name) if is_folder(name) else download(name, (CONV_IN, *DONOR_CONFIGS))
+    if not (folder / CONV_IN).is_file():
+        return load_component(UNet2DConditionModel, name, "unet").conv_in
+    try:
+        config = json.loads((folder / DONOR_CONFIGS[0]).read_text())
+        conv = nn.Conv2d(config["in_channels"], config["block_out_channels"][0], config["conv_in_kernel"], padding=1)
+        conv.load_state_dict(load_file(folder / CONV_IN))
+    except Exception as error:  # a damaged file, another one's config, ...: the donor cannot be used
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"--augment_from: {folder / CONV_IN} and {DONOR_CONFIGS[0]} next to it do not fit "
+            f"({type(error).__name__}: {reason}); copy both from one InstructPix2Pix"
+        ) from None
+    return conv
 
 
 def widen_conv_in(unet: UNet2DConditionModel, donor: nn.Conv2d) -> None:
@@ -200,7 +225,9 @@ def widen_conv_in(unet: UNet2DConditionModel, donor: nn.Conv2d) -> None:
     expected = (old.out_channels, 2 * old.in_channels, *old.kernel_size)
     if tuple(donor.weight.shape) != expected:
         raise InputError(
-            f"--augment_from: its UNet's conv_in has weights {tuple(donor.weight.shape)}, expected {expected}"
+            f"--augment_from: its UNet's conv_in has weights {tuple(donor.weight.shape)}, expected {expected}; pass "
+            "an InstructPix2Pix of this base's architecture (for mini-sd and mini-sd-2: --augment_from "
+            "miniworld/mini-ip2p)"
         )
     new = nn.Conv2d(2 * old.in_channels, old.out_channels, old.kernel_size, old.stride, old.padding)
     weight = torch.cat([old.weight, donor.weight[:, old.in_channels :].to(old.weight)], dim=1)

@@ -23,10 +23,11 @@ def inference_parser(description: str, lora: str, method: str) -> argparse.Argum
     add(
         "--task",
         choices=list(INTRINSICS),
-        help="intrinsic to predict (default: the one in the LoRA's metadata, else depth)",
+        help="intrinsic to predict (default: the one in the LoRA's metadata, else depth); of a folder or repository "
+        "with a file named for each intrinsic: the file to take (default: all)",
     )
     add("--lora", type=expand, default=lora, help="LoRA: .safetensors, .bin, the output folder of a training script, "
-        "or a repository on the hub, owner/name")  # fmt: skip
+        "or a repository on the hub, owner/name or owner/name/file")  # fmt: skip
     add("--input_dir", type=expand, default="./my_dataset", help="an image, or a folder with any subfolders "
         "(png, jpg, jpeg, webp, bmp, tif), or a video (mp4, mov, webm, mkv, gif; package av)")  # fmt: skip
     add("--output_dir", type=expand, default="./output", help="maps go to <output_dir>/<task>/predicted/, in "
@@ -67,7 +68,7 @@ def find_files(args: argparse.Namespace) -> Inputs:
     """The images of --input_dir. Raises InputError where they or the LoRA are missing, or two would write one map:
     before PyTorch is imported, which takes seconds.
     """
-    check_lora(args.lora, args.default_lora)
+    check_lora(args.lora, args.default_lora, args.task)
     if args.pretrained_model_name_or_path is not None:
         check_base(args.pretrained_model_name_or_path, args.revision)
     inputs = find_inputs(args.input_dir, args.output_dir, videos=True)

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,9 +11,8 @@ from utils.errors import InputError
 from utils.inference.view import View
 from utils.intrinsics import DEPTH, INTRINSICS, Intrinsic
 from utils.lora import SAFETENSORS, LoraFile, read_lora
-from utils.lora.files import NAMES, is_on_hub
+from utils.lora.files import find_lora, is_named_for, is_on_hub, named_for
 from utils.paths import ROOT
-from utils.system.network import require
 
 SCRIPTS = {
     "single-step": "inference_sd_single.py",
@@ -82,7 +81,8 @@ def describe(
     base: str | None = None,
     depth_coding: str | None = None,
 ) -> Job:
-    """Read a LoRA; its metadata (none in .bin files) fills in what is left out, then the paper's values do.
+    """Read a LoRA; its metadata (none in .bin files) fills in what is left out, then the paper's values do. A file
+    without metadata is for the intrinsic that is in its name, else for depth, as in the released script.
 
     Raises InputError where the LoRA was made for another method than `method` (None: any kind of diffusion), or for a
     base model that is not here.
@@ -94,7 +94,7 @@ def describe(
     if made_for not in ((method,) if method else BASES):
         cure = f"run {SCRIPTS[made_for]}" if made_for in SCRIPTS else "no inference script predicts with it"
         raise InputError(f"{lora}: made for {made_for}: {cure}")
-    trained_for = metadata.get("task")
+    trained_for = metadata.get("task", _named_task(Path(file.path)))
     if task is None and trained_for not in (None, *INTRINSICS):
         raise InputError(
             f"{lora}: its header has task={trained_for!r}, unknown here; pass --task {'|'.join(INTRINSICS)}"
@@ -127,6 +127,12 @@ def describe(
     )
 
 
+def _named_task(file: Path) -> str | None:
+    """The intrinsic in a file's name, where there is exactly one."""
+    found = [task for task in INTRINSICS if is_named_for(file.name, task)]
+    return found[0] if len(found) == 1 else None
+
+
 def _whole(lora: str, metadata: Mapping[str, str], key: str, least: int) -> int | None:
     """A whole number in a LoRA's header; None: not there. InputError for anything else or less than `least`."""
     text = metadata.get(key)
@@ -157,14 +163,24 @@ def find_coding(lora: str, metadata: Mapping[str, str], intrinsic: Intrinsic, wa
     return said or wanted or "linear"
 
 
-def check_lora(path: str | Path, default: str | None = None) -> None:
-    """InputError for a --lora that does not exist, here or on the hub, with the nearest name, or with the LoRAs that
-    exist.
+def by_task(loras: Sequence[str | Path], task: str | None = None) -> list[str | Path]:
+    """LoRAs, where a folder, or a repository of the hub, whose files are named for intrinsics is replaced by the one
+    that is named for `task` or, without a task, by all of them (see `named_for`).
     """
-    if Path(path).exists():
-        return
-    if is_on_hub(path) and path != default:
-        require(str(path), files=NAMES)
+    found: list[str | Path] = []
+    for lora in loras:
+        found += named_for(lora, [task] if task else list(INTRINSICS)).values() or [lora]
+    return found
+
+
+def check_lora(path: str | Path, default: str | None = None, task: str | None = None) -> None:
+    """InputError for a --lora that does not exist, here or on the hub, with the nearest name, or with the LoRAs that
+    exist. task: see `by_task`.
+    """
+    if Path(path).exists() or (is_on_hub(path) and path != default):
+        for file in by_task([path], task):
+            if is_on_hub(file):
+                find_lora(file)
         return
     if default is not None and Path(path) == Path(default):
         shipped = sorted(folder.name for folder in SHIPPED.glob("*") if (folder / SAFETENSORS).is_file())
@@ -172,7 +188,11 @@ def check_lora(path: str | Path, default: str | None = None) -> None:
             f"{Path(path)}: no such LoRA file; pass --lora: your training's output folder, a small one that is here "
             f"({_from_here(SHIPPED)}/{{{','.join(shipped)}}}), or the authors' weights, linked from {RELEASED}"
         )
-    raise InputError(f"{path}: no such LoRA file{nearest(path)}")
+    hint, elsewhere = nearest(path), ROOT / path
+    if not Path(path).is_absolute():
+        hint += f" (tried {Path(path).absolute()}: relative to the current folder)"
+        hint += f"; pass {elsewhere}" if elsewhere.exists() else ""
+    raise InputError(f"{path}: no such LoRA file{hint}")
 
 
 def find_base(name: str, lora: str) -> str:

@@ -23,7 +23,7 @@ from utils.image_io.opening import LARGE, check_ratio
 from utils.image_io.panels import to_uint8
 from utils.image_io.rgb import AnyImage, upright_rgb
 from utils.inference.canvas import Canvas, up
-from utils.inference.job import Job, describe, find_base
+from utils.inference.job import Job, by_task, describe, find_base
 from utils.inference.prediction import Prediction, merge_batches
 from utils.inference.tiles import Maps, Tiling
 from utils.inference.view import View
@@ -269,9 +269,11 @@ def _check_memory(width: int, height: int, maps: int, cure: str) -> None:
 class Predictor(Engine):
     """Predictor("path/to/lora")(image) -> {"normal": Prediction}, of the whole image at its own size.
 
-    lora: .safetensors, .bin or a training's output folder; several predict several maps from one base and one pass of
-    its encoder. base: a folder or hub name, else the one that the LoRAs were made for. device: None: a GPU if there is
-    one. dtype: fp32, fp16 or bf16. method, task, prompt, timestep, depth_coding: for files whose metadata lacks them.
+    lora: .safetensors, .bin, a training's output folder or a hub name; several predict several maps from one base and
+    one pass of its encoder. A folder or repository with a file named for each intrinsic counts as several, of which
+    `task` chooses one. base: a folder or hub name, else the one that the LoRAs were made for. device: None: a GPU if
+    there is one. dtype: fp32, fp16 or bf16. method, task, prompt, timestep, depth_coding: for files whose metadata
+    lacks them.
     steps, guidance_scale, ensemble_size, seed, augment_from: of AugUNet's LoRAs, as inference_augunet.py has them.
     view: the fields of `View`, such as resolution=768, center_crop=True or tile=512.
 
@@ -300,12 +302,14 @@ class Predictor(Engine):
         compile: bool = False,
         **view: Any,
     ):
-        loras = [lora] if isinstance(lora, (str, Path)) else list(lora)
+        loras = by_task([lora] if isinstance(lora, (str, Path)) else list(lora), task)
         known_base = None if base is None else str(base)
         self.jobs = [describe(one, method, task, prompt, known_base, depth_coding) for one in loras]
         name = _one_base(self.jobs)
         if base is None:  # else `check_base` has looked at it
             note_revision(name, revision)
+            if bare := [f"{Path(job.name).name} ({job.intrinsic.name})" for job in self.jobs if not job.trained_on]:
+                note(f"{', '.join(bare)}: no base model in the header; taking the paper's, {name}")
         loaded = load_base(name, revision)
         for job in self.jobs:
             _note_other_base(job, loaded)

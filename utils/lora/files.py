@@ -3,7 +3,7 @@
 import contextlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -13,11 +13,12 @@ from utils.errors import InputError, note
 from utils.lora.keys import split_key
 from utils.lora.scale import CONFIG, HEADER, STATED
 from utils.lora.targets import ALL, kind_of
-from utils.system.network import download, looks_like_one
+from utils.system.network import download, files_of, looks_like_one
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+SUFFIXES = (".safetensors", ".bin")
 SAFETENSORS, BIN = "pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin"
 PEFT = ("adapter_model.safetensors", "adapter_model.bin")  # peft's save_pretrained, with CONFIG next to them
 NAMES = (SAFETENSORS, BIN, "pytorch_model.bin", *PEFT)  # in a folder the first of them is the LoRA
@@ -48,14 +49,14 @@ class LoraFile(NamedTuple):
 
 def read_lora(path: str | Path) -> LoraFile:
     """Read a .safetensors file, a .bin file, or the one in a folder or in the hub's repository `owner/name`, as torch
-    tensors on the CPU.
+    tensors on the CPU. One file of a repository is `owner/name/file`.
 
     Pickles are only read with `weights_only=True`, so a file that would run code is refused.
     """
     import torch
     from safetensors import safe_open
 
-    path = _find(path)
+    path = find_lora(path)
     try:
         if path.suffix.lower() == ".safetensors":
             with safe_open(path, framework="pt") as file:
@@ -128,7 +129,7 @@ def read_arrays(path: str | Path) -> tuple[LoraFile, dict[str, str]]:
 
     A .safetensors file is read without importing torch, unless it holds rare types such as fp8.
     """
-    path, types = _find(path), {}
+    path, types = find_lora(path), {}
     if path.suffix.lower() == ".safetensors":
         from safetensors import deserialize
 
@@ -160,32 +161,101 @@ def _numbers(tensor: "Tensor") -> np.ndarray:
 
 
 def is_on_hub(name: str | Path) -> bool:
-    """True if a LoRA of that name is to be found on the hub: owner/name, and not a local file or folder."""
+    """True if a LoRA of that name is to be found on the hub: owner/name or owner/name/file, and not here."""
     path = Path(name)
-    local = path.exists() or path.parent.is_dir() or path.suffix in (".safetensors", ".bin")
+    if path.suffix in SUFFIXES and len(path.parts) == 3:
+        return not Path(path.parts[0]).is_dir() and looks_like_one(str(path.parent))
+    local = path.exists() or path.parent.is_dir() or path.suffix in SUFFIXES
     return not local and looks_like_one(str(name))
 
 
-def _find(path: str | Path) -> Path:
-    """The LoRA file `path`, or the one in the folder `path`, or in the hub's repository of that name."""
-    path = download(str(path), (*NAMES, CONV_IN, CONFIG)) if is_on_hub(path) else Path(path)
-    if path.is_dir():
-        found = [path / name for name in NAMES if (path / name).is_file()]
-        if not found:
-            below = sorted({str(file.parent) for name in NAMES for file in path.glob(f"*/{name}")})
-            hint = f"; {', '.join(below[:4])} {'does' if len(below) == 1 else 'do'}" if below else ""
-            others = sorted(file.name for file in path.glob("*.safetensors") if file.name != CONV_IN)
-            if any(_SHARD.search(name) for name in others):
-                hint = f"; its LoRA is in {len(others)} parts ({others[0]}): {_JOIN}"
-            elif others and not below:
-                hint = f"; pass the file: {', '.join(others[:4])}"
-            raise InputError(f"{path}: holds neither {SAFETENSORS} nor {BIN}{hint}")
-        path = found[0]
+def find_lora(path: str | Path) -> Path:
+    """The LoRA file `path`, or the one in the folder `path` or in the hub's repository of that name, downloaded.
+
+    Raises InputError where there is none, with the names of the files that are there.
+    """
+    on_hub = is_on_hub(path)
+    if on_hub and Path(path).suffix in SUFFIXES:
+        path = _fetched(str(Path(path).parent), Path(path).name)
+    elif on_hub or Path(path).is_dir():
+        names = _listed(path)
+        name = next((name for name in NAMES if name in names), None)
+        if name is None:
+            raise InputError(f"{path}: holds neither {SAFETENSORS} nor {BIN}{_instead(path, names)}")
+        path = _fetched(str(path), name) if on_hub else Path(path) / name
+    path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such LoRA file")
     if path.suffix.lower() == ".json" or _SHARD.search(path.name):
         raise InputError(f"{path}: not a whole LoRA file, but the list of its parts, a part or settings; {_JOIN}")
     return path
+
+
+def is_named_for(name: str, task: str) -> bool:
+    """True if a file's name has the word `task` or its plural."""
+    return bool({task, f"{task}s"} & set(re.split("[^a-z]+", Path(name).stem.lower())))
+
+
+def named_for(path: str | Path, tasks: Sequence[str]) -> dict[str, str]:
+    """Task -> LoRA file, for a folder or a repository of the hub whose files have names of their own: those with the
+    word "normal" or "normals" in them are for normals, and so on. Tasks without a file are left out.
+
+    Empty for a single LoRA: a file, or a folder or repository with a name of NAMES. Raises InputError, with the names
+    that are there, for a task with several files, and where there is none for the only one of `tasks`.
+    """
+    names = [] if Path(path).suffix in SUFFIXES else _listed(path)
+    there = [] if set(names) & set(NAMES) else _own_names(names)
+    found: dict[str, str] = {}
+    for task in tasks:
+        fit = [name for name in there if is_named_for(name, task)]
+        if len(fit) > 1:
+            raise InputError(f"{path}: several LoRAs for {task}: {_few(fit)}; pass one as --lora {path}/{fit[0]}")
+        if fit:
+            found[task] = f"{path}/{fit[0]}"
+        elif len(tasks) == 1 and there:
+            raise InputError(
+                f"{path}: no file there is named for {task}: {_few(there)}; pass another --task, or a file as --lora "
+                f"{path}/{there[0]}"
+            )
+    return found
+
+
+def _listed(path: str | Path) -> list[str]:
+    """Files of a repository, or of a folder and the LoRAs directly below it, by their relative paths; [] of a file."""
+    if is_on_hub(path):
+        return sorted(files_of(str(path)))
+    found = (file for pattern in ("*", *(f"*/{name}" for name in NAMES)) for file in Path(path).glob(pattern))
+    return sorted(file.relative_to(path).as_posix() for file in found if file.is_file())
+
+
+def _own_names(names: Sequence[str]) -> list[str]:
+    """Whole files that may be LoRAs."""
+    found = [name for name in names if "/" not in name and name != CONV_IN and name.endswith(SUFFIXES)]
+    return [] if any(map(_SHARD.search, found)) else found
+
+
+def _fetched(repository: str, name: str) -> Path:
+    """The file `name` of a repository, downloaded with what belongs to it."""
+    there = files_of(repository)
+    if name not in there:
+        raise InputError(f"{repository}: has no file {name}; there: {_few(there)}")
+    return download(repository, (name, CONV_IN, CONFIG)) / name
+
+
+def _instead(path: str | Path, names: Sequence[str]) -> str:
+    """What a folder or repository without a name of NAMES holds, and what to do."""
+    below = sorted({f"{path}/{name.rpartition('/')[0]}" for name in names if name.rpartition("/")[2] in NAMES})
+    if parts := [name for name in names if _SHARD.search(name) and name.endswith(SUFFIXES)]:
+        return f"; its LoRA is in {len(parts)} parts ({parts[0]}): {_JOIN}"
+    if below:
+        return f"; {_few(below)} {'does' if len(below) == 1 else 'do'}"
+    if there := _own_names(names):
+        return f"; pass the file: {_few(there)}"
+    return f"; there: {_few(names)}" if names else ""
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
 def _array(entry: dict) -> np.ndarray:

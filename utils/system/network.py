@@ -3,6 +3,7 @@
 Imports nothing heavy, so that a command line can refuse a mistyped name immediately.
 """
 
+import glob
 import os
 import socket
 from collections.abc import Sequence
@@ -44,11 +45,11 @@ def unreachable(endpoint: str) -> str:
     return ""
 
 
-def require(name: str, revision: str | None = None, files: Sequence[str] = BASE_FILES) -> bool:
+def require(name: str, revision: str | None = None, files: Sequence[str] | None = BASE_FILES) -> bool:
     """True if the hub repository `name` must be read from the local cache because the hub cannot be reached.
 
-    files: at least one of them is in the cache if the repository is. Raises InputError, without retries, where the
-    repository is in neither place; a local folder with a similar name is suggested.
+    files: at least one of them is in the cache if the repository is; None: any. Raises InputError, without retries,
+    where the repository is in neither place; a local folder with a similar name is suggested.
     """
     from huggingface_hub import constants, try_to_load_from_cache
 
@@ -56,7 +57,10 @@ def require(name: str, revision: str | None = None, files: Sequence[str] = BASE_
     if not offline:
         return False
     try:
-        cached = any(isinstance(try_to_load_from_cache(name, file, revision=revision), str) for file in files)
+        if files is None:
+            cached = bool(_cached_files(name))
+        else:
+            cached = any(isinstance(try_to_load_from_cache(name, file, revision=revision), str) for file in files)
     except ValueError as error:  # the hub's rules for names
         reason = one_line(str(error))[:150]
         raise InputError(
@@ -67,8 +71,8 @@ def require(name: str, revision: str | None = None, files: Sequence[str] = BASE_
             _note_once(f"{offline}: {name} is read from the local cache")
         return True
     raise InputError(
-        f"{name}: no such folder here, not in the hub's local cache, and {offline}{nearest(name)}; "
-        "pass a local folder, or check the network"
+        f"{name}: no such folder here ({Path(name).absolute()}), not in the hub's local cache, and "
+        f"{offline}{nearest(name)}; pass a local folder, or check the network"
     )
 
 
@@ -86,7 +90,42 @@ def download(name: str, files: Sequence[str]) -> Path:
 
     offline = require(name, files=files)
     try:
-        return Path(snapshot_download(name, allow_patterns=list(files), local_files_only=offline))
+        patterns = [glob.escape(file) for file in files]
+        return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=offline))
     except Exception as error:  # not found, private, no network, no space: never a bug of this project
-        reason = one_line(" ".join(str(error).split()))[:200]
-        raise InputError(f"{name}: not available from the hub ({reason}); check the name, or pass a file") from None
+        raise _unavailable(name, error) from None
+
+
+@cache
+def files_of(name: str) -> tuple[str, ...]:
+    """The files of the repository `name` on the hub or, where that cannot be reached, those in the local cache. See
+    `require` for errors.
+    """
+    from huggingface_hub import HfApi
+
+    if require(name, files=None):
+        return _cached_files(name)
+    try:
+        return tuple(HfApi().list_repo_files(name))
+    except Exception as error:
+        raise _unavailable(name, error) from None
+
+
+def _cached_files(name: str) -> tuple[str, ...]:
+    """The files of a repository that are in the local cache. Raises ValueError for what is not a repository's name."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:  # no pattern: a snapshot counts although most of its files were never downloaded
+        folder = Path(snapshot_download(name, allow_patterns=[], local_files_only=True))
+    except LocalEntryNotFoundError:
+        return ()
+    return tuple(sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()))
+
+
+def _unavailable(name: str, error: Exception) -> InputError:
+    reason = one_line(" ".join(str(error).split()))[:200]
+    return InputError(
+        f"{name}: no such folder here ({Path(name).absolute()}), and not available from the hub ({reason}); check the "
+        "name, or pass a file"
+    )

@@ -30,7 +30,7 @@ from utils.training.flags import (
 from utils.training.settings import Settings
 
 RECOMMENDED = "recommended_settings.json"  # in a base model's folder
-RECOMMENDABLE = {"learning_rate": 1e-4, "timestep": 999, "resolution": 512}
+RECOMMENDABLE = {"learning_rate": float, "timestep": int, "resolution": int, "augment_from": str}
 DEAD = ("dataset_name", "snr_gamma", "enable_xformers_memory_efficient_attention")  # refused by every script
 TRACKERS = ("wandb", "tensorboard")
 NOT_KEPT = (
@@ -175,23 +175,30 @@ def settings_of(args: argparse.Namespace) -> Settings:
 
 
 def _recommend(args: argparse.Namespace, given: Collection[str]) -> None:
-    """Replace defaults, the paper's for Stable Diffusion, by those that a small base's folder recommends."""
+    """Replace defaults, the paper's for Stable Diffusion, by those that a small base's folder recommends: numbers, and
+    the donor of AugUNet's conv_in by its path relative to that folder.
+    """
     file = Path(args.pretrained_model_name_or_path) / RECOMMENDED
     if not file.is_file():
         return
     try:
         content = json.loads(file.read_text())
-        recommended = {name: type(RECOMMENDABLE[name])(value) for name, value in content.items()}
+        recommended = {name: RECOMMENDABLE[name](value) for name, value in content.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         names = ", ".join(RECOMMENDABLE)
-        raise InputError(f"{file}: not an object of numbers for {names} ({type(error).__name__}: {error})") from None
+        raise InputError(f"{file}: not an object with values for {names} ({type(error).__name__}: {error})") from None
+    if "augment_from" in recommended:
+        recommended["augment_from"] = os.path.normpath(file.parent / recommended["augment_from"])
     taken = {
-        name: value for name, value in recommended.items() if f"--{name}" not in given and name not in args.refused
+        name: value
+        for name, value in recommended.items()
+        if f"--{name}" not in given and name not in args.refused and hasattr(args, name)
     }
     for name, value in taken.items():
         setattr(args, name, value)
     if taken:
-        words = " ".join(f"--{name} {value:g}" for name, value in taken.items())
+        texts = {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in taken.items()}
+        words = " ".join(f"--{name} {text}" for name, text in texts.items())
         note(f"{args.pretrained_model_name_or_path} recommends {words}, used where you set none")
 
 
@@ -222,6 +229,10 @@ def check_data(args: argparse.Namespace, given: Collection[str]) -> None:
         "pseudo_root": "the folder of labels that holds train/ and val/",
         "manifest": "a .jsonl file",
     }
+    if args.dataset == "diode" and args.train_data_dir and (Path(args.train_data_dir) / "images").is_dir():
+        raise InputError(
+            f"--train_data_dir={args.train_data_dir}: holds images/, so it is not a DIODE tree; pass --dataset folder"
+        )
     for name in needs:
         if not getattr(args, name):
             raise InputError(f"--{name} is missing: pass {hints[name]}")
