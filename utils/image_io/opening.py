@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -70,7 +70,7 @@ def open_header(path: str | Path) -> Image.Image:
     return image
 
 
-def identify(path: str | Path, formats: Sequence[str] | None = None) -> Image.Image:
+def identify(path: str | Path, formats: tuple[str, ...] | None = None) -> Image.Image:
     """`Image.open`, for HEIC too, which is told by its content, whatever the ending.
 
     formats: Pillow's names of what else may be opened (default: all). Raises InputError naming the file and a package

@@ -293,7 +293,8 @@ def _by_codes(source: str, primaries: int, transfer: int, name: str) -> dict[str
 
 def _start_of(image: Image.Image) -> bytes:
     """The first 64 kB of an opened image's file, in which the headers of AVIF are; empty where it has none."""
-    name, file = getattr(image, "filename", ""), getattr(image, "fp", None)
+    name: str = getattr(image, "filename", "")
+    file: Any = getattr(image, "fp", None)
     if name and Path(name).is_file():
         with open(name, "rb") as opened:
             return opened.read(1 << 16)
