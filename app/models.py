@@ -1,8 +1,10 @@
 """Maps from the ticked LoRAs: predictors are loaded when first needed, and those of the last choice are kept."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from huggingface_hub import ModelCard
 from PIL import Image
 
 from utils.errors import InputError
@@ -37,6 +39,15 @@ class Models:
             if job.model == base:
                 labels.setdefault(job.intrinsic.name, label)
         return list(labels.values())
+
+    def toys(self) -> str:
+        """One sentence where a base's own model card has the tag toy, else nothing."""
+        bases = dict.fromkeys(job.model for job in self.jobs.values())
+        names = [Path(base).resolve().name for base in bases if _is_toy(Path(base) / "README.md")]
+        if not names:
+            return ""
+        said = f"{names[0]} is a toy: it demonstrates" if len(names) == 1 else f"{' and '.join(names)} are toys: they demonstrate"
+        return f"{said} the pipeline, not the quality you get with Stable Diffusion."
 
     def check(self, labels: Iterable[str]) -> list[Job]:
         """The jobs of these labels. InputError if there are none, or two predict the same intrinsic."""
@@ -87,6 +98,11 @@ class Models:
             finally:
                 hook.remove()
         return _in_order(maps, self.jobs)
+
+
+def _is_toy(card: Path) -> bool:
+    """Whether a model card in Hugging Face's format has the tag."""
+    return card.is_file() and "toy" in (ModelCard.load(card, ignore_metadata_errors=True).data.tags or ())
 
 
 def _passes(predictor: Predictor, ensemble_size: int) -> int:
