@@ -41,13 +41,11 @@ class Models:
         return list(labels.values())
 
     def toys(self) -> str:
-        """One sentence where a base's own model card has the tag toy, else nothing."""
-        bases = dict.fromkeys(job.model for job in self.jobs.values())
-        names = [Path(base).resolve().name for base in bases if _is_toy(Path(base) / "README.md")]
-        if not names:
-            return ""
-        said = f"{names[0]} is a toy: it demonstrates" if len(names) == 1 else f"{' and '.join(names)} are toys: they demonstrate"
-        return f"{said} the pipeline, not the quality you get with Stable Diffusion."
+        """One sentence where the model card of a base has the tag toy, else nothing."""
+        cards = (Path(job.model).resolve() / "README.md" for job in self.jobs.values())
+        name = next((card.parent.name for card in cards if _is_toy(card)), None)
+        said = "is a toy: it demonstrates the pipeline, not the quality you get with Stable Diffusion."
+        return f"{name} {said}" if name else ""
 
     def check(self, labels: Iterable[str]) -> list[Job]:
         """The jobs of these labels. InputError if there are none, or two predict the same intrinsic."""

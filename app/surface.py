@@ -1,6 +1,4 @@
-"""The depth as a small surface for the 3D view, its silhouettes sharpened: triangles never join what is near and what is
-far behind it.
-"""
+"""The depth as a small surface for the 3D view. Silhouettes are sharpened, so that no triangle crosses them."""
 
 from pathlib import Path
 
@@ -20,9 +18,7 @@ JUMP = 0.08  # share of the depth; 1.7 times what `geometry.GRAZING` leaves whol
 STEP = 0.75  # a window twice as wide: a slope spans 2 times the depth, half a slope 1.5 times, a step no more at all
 
 
-def write_surface(
-    depth: Prediction, image: Image.Image, path: Path, near: float, far: float, fov: float
-) -> Path:
+def write_surface(depth: Prediction, image: Image.Image, path: Path, near: float, far: float, fov: float) -> Path:
     """Write a predicted depth to `path`, a .glb of at most SIDE pixels a side. Raises `Output`'s InputErrors."""
     output = Output(("glb",), near=near, far=far, fov=fov)
     small = shrunk(depth, SIDE)
@@ -48,9 +44,9 @@ def sharpened(metres: np.ndarray) -> np.ndarray:
     """Depth (H,W) whose blurred silhouettes become steps of one pixel, which `geometry.triangles` leaves open.
 
     A network's silhouette is a ramp of several pixels. Parts of it are steep enough to be left open and parts are not,
-    which tears its edge. A pixel lies on a ramp where the depth in a window of REACH spans more than JUMP, hardly more
-    in a window twice as wide (STEP: slopes go on, steps do not), and changes fast at the pixel itself. Such pixels take
-    the depth of the nearest pixel beside the ramp, the one of the two sides that is closer to their own.
+    which tears its edge. A pixel lies on a ramp where the depth in a window of REACH spans more than JUMP and hardly
+    more in a window twice as wide (STEP: slopes go on, steps do not), and changes fast at the pixel itself. It takes
+    the depth of one of the two sides, the one that is closer to its own.
     """
     reach = max(1, round(REACH * max(metres.shape) / SIDE))
     closeness = 1 / metres  # linear in the image on every plane, whatever its angle
