@@ -60,8 +60,9 @@ def build(models: Models, examples: Path) -> gr.Blocks:
         views = [slider, light, model, made]
         # two events: whoever has chosen another image while the first one was predicted keeps it
         opened = page.load(handlers.prepare, None, notice, show_progress_on=slider, **closed(MODEL))
-        opened.success(handlers.first, [file, result], [result, *views], show_progress="hidden", **closed())
-        file.change(handlers.show, [file, result], [notice, result, *views], show_progress="hidden", **closed())
+        started = opened.success(handlers.first, [file, result], [result, *views], show_progress="hidden", **closed())
+        shown = [notice, result, *views]
+        file.change(handlers.show, [file, result], shown, show_progress="hidden", cancels=started, **closed())
         gallery.select(handlers.example, None, file, show_progress="hidden", **closed())
         inputs = [file, loras, ensemble, *space, result]
         predict.click(handlers.predict, inputs, [result, *views], show_progress_on=slider, **closed(MODEL))
@@ -97,7 +98,7 @@ def _image_input(examples: list[Path]) -> tuple[gr.File, gr.Gallery]:
     gallery = gr.Gallery(
         [(str(path), path.stem) for path in examples],
         label="Examples",
-        columns=3,
+        columns=4,
         height="auto",
         object_fit="cover",
         allow_preview=False,
@@ -160,10 +161,13 @@ class Handlers:
 
     @one_line
     def prepare(self, progress: gr.Progress = gr.Progress()) -> dict:  # noqa: B008 - how Gradio passes its progress bar
-        """Predict the first example with the LoRAs that are ticked at first, once for all who open the page."""
-        if self.made is None and self.examples:
+        """Predict the first example with the LoRAs that are ticked at first, once for all who open the page. Not by
+        diffusion, which may take minutes, during which nobody could predict anything else.
+        """
+        labels = self.models.first_choice()
+        diffusing = any(self.models.jobs[label].method == "augunet" for label in labels)
+        if self.made is None and self.examples and not diffusing:
             image = read_upload(self.examples[0])
-            labels = self.models.first_choice()
             self.made = image, self.models.predict(image, self.examples[0].name, labels, 1, reporter(progress))
         return gr.skip()
 
