@@ -136,7 +136,8 @@ def section(found: dict[str, list[Row]], folder: Path) -> str:
     axes.legend(fontsize=7, frameon=False)
     head = ("family", "steps of pretraining", "distance x 1000", headline(TASK), "over the mean label's", "seeds")
     parts += [table(head, lines), "\n".join(f"* {sentence}" for sentence in sentences)]
-    parts.append(finish(axes, folder / "generators_4.png", "Error of normals by quality of samples, during pretraining"))
+    title = "Error of normals by quality of samples, while pretraining"
+    parts.append(finish(axes, folder / "generators_4.png", title))
     return "\n\n".join(parts)
 
 
