@@ -44,9 +44,9 @@ def sharpened(metres: np.ndarray) -> np.ndarray:
     """Depth (H,W) whose blurred silhouettes become steps of one pixel, which `geometry.triangles` leaves open.
 
     A network's silhouette is a ramp of several pixels. Parts of it are steep enough to be left open and parts are not,
-    which tears its edge. A pixel lies on a ramp where the depth in a window of REACH spans more than JUMP and hardly
-    more in a window twice as wide (STEP: slopes go on, steps do not), and changes fast at the pixel itself. It takes
-    the depth of one of the two sides, the one that is closer to its own.
+    which tears its edge. A pixel is part of a ramp where the depth in a window of REACH spans more than JUMP and
+    hardly more in a window twice as wide (STEP: slopes continue, steps do not), and changes fast at the pixel itself.
+    It takes the depth of one of the two sides, the one that is closer to its own.
     """
     reach = max(1, round(REACH * max(metres.shape) / SIDE))
     closeness = 1 / metres  # linear in the image on every plane, whatever its angle
@@ -65,7 +65,7 @@ def sharpened(metres: np.ndarray) -> np.ndarray:
 
 def _spans(values: np.ndarray, reach: int) -> tuple[np.ndarray, np.ndarray]:
     """(H,W) each, in a window of `reach` pixels to every side: the largest, and the largest minus the least."""
-    padded = np.pad(values, reach, mode="reflect", reflect_type="odd")  # slopes go on beyond the border
+    padded = np.pad(values, reach, mode="reflect", reflect_type="odd")  # slopes continue beyond the border
     both = torch.from_numpy(np.stack([padded, -padded])[None])
     largest, least = F.max_pool2d(both, 2 * reach + 1, 1)[0].numpy() * np.array([1, -1])[:, None, None]
     return largest, largest - least

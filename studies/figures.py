@@ -40,7 +40,7 @@ ELSEWHERE = {  # image of docs/ -> the command that draws it
 
 
 class Figure(NamedTuple):
-    """images: the files in docs/ (or examples/). draw: writes them. needs: programs of `MISSING`."""
+    """images: the files in docs/ (or examples/). draw: writes them. needs: a key of `missing`."""
 
     images: tuple[str, ...]
     draw: Callable[[], object]
@@ -110,7 +110,7 @@ FIGURES = {
 
 
 def missing(needs: str) -> str:
-    """What a figure needs and this machine lacks, with the remedy; empty where nothing is."""
+    """The missing program of a figure, with the remedy; empty where none is missing."""
     if needs == "chromium" and shutil.which("chromium") is None:
         return "Chromium (apt-get install chromium)"
     if needs == "blender" and not (os.environ.get("BPY_PYTHON") and (ROOT / "data" / "rooms" / "scenes").is_dir()):

@@ -47,7 +47,7 @@ def main() -> None:
     args = parser.parse_args()
     width, height, left, top = (int(number) for number in [*re.findall(r"\d+", args.geometry), "0", "0"][:4])
     image = capture(args.address, width, height).crop((left, top, width, height))
-    image.quantize(256).save(args.out, optimize=True)
+    image.save(args.out, optimize=True)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ def test_every_image_has_one_source():
 
 
 def test_the_images_are_small():
-    """What the images of docs/ weighed before `make figures`, in bytes: they are downloaded with every clone."""
+    """At most the bytes that they had before `make figures`: they are downloaded with every clone."""
     assert sum((ROOT / "docs" / name).stat().st_size for name in DOCS) <= 2_711_102
 
 
