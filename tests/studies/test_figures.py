@@ -39,6 +39,7 @@ def test_an_unknown_figure_is_refused():
         figures.main(["nothing"])
 
 
+@pytest.mark.slow  # 15 CPU seconds of bootstrap
 def test_charts_are_drawn_from_the_recorded_numbers_with_titles(monkeypatch, tmp_path):
     from matplotlib.axes import Axes
 
