@@ -6,13 +6,14 @@
 # make interop: LoRA files through diffusers of 2023 to today, writes the table in interop/README.md; full-size bases
 #   in one file
 # make comfyui COMFYUI_DIR=...: the workflows and nodes of integrations/comfyui in the real ComfyUI
+# make figures: the images of docs/ again (BPY_PYTHON=... for Blender's)
 # make blender BPY_PYTHON=...: export of scenes, add-on, GLB and EXR files, in a real bpy
 PYTHON ?= python3
 PY := .venv/bin/python
 
 install: .venv/installed
 
-.PHONY: install demo demo-all test test-slow check fix interop comfyui blender clean
+.PHONY: install demo demo-all test test-slow check fix interop comfyui blender figures clean
 
 demo: .venv/installed
 	$(PY) -m miniworld.demo --out demo
@@ -41,6 +42,9 @@ fix: .venv/installed
 interop: .venv/installed
 	$(PY) -m interop.run
 	$(PY) -m interop.full_size
+
+figures: .venv/installed
+	$(PY) -m studies.figures
 
 comfyui: .venv/installed
 	$(PY) -m integrations.comfyui.check $(if $(COMFYUI_DIR),--comfyui_dir $(COMFYUI_DIR)) \

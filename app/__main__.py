@@ -1,5 +1,8 @@
 """Predict normals, depth, albedo and shading on a page in the browser, served to this computer alone.
 
+mini-sd, the base of the shipped LoRAs, is a toy: it demonstrates the pipeline, not the quality you get with Stable
+Diffusion. For maps to use, pass LoRAs for Stable Diffusion.
+
     python -m app                                        # the small shipped LoRAs, and examples/
     python -m app --lora path/to/normal path/to/depth    # yours; tick any of them on the page
 
@@ -23,7 +26,6 @@ from utils.paths import ROOT
 EXAMPLES = ROOT / "examples"
 DIFFUSING = SHIPPED / "augunet" / "normal"
 DIFFUSION = {"steps": 25, "seed": 1234}  # flags of LoRAs that diffuse, and their defaults
-TOYS = "for the toys mini-sd and mini-sd-2, trained on rendered rooms: far from Stable Diffusion's quality"
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -72,8 +74,7 @@ def main(argv: list[str] | None = None) -> None:
     from app.server import serve  # only now: PyTorch and Gradio take seconds to import
 
     options = {name: getattr(args, name) for name in ("revision", "dtype", "device", "resolution", "steps", "seed")}
-    about = "" if args.lora else TOYS
-    serve(loras, EXAMPLES, args.port, args.share, about, base=args.pretrained_model_name_or_path, **options)
+    serve(loras, EXAMPLES, args.port, args.share, base=args.pretrained_model_name_or_path, **options)
 
 
 if __name__ == "__main__":

@@ -3,42 +3,48 @@
 In a handler, an InputError becomes one line on the page. Any other exception is a defect and is only logged.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from html import escape
 from pathlib import Path
 from typing import Any, TypeVar
 
 import gradio as gr
+from PIL import Image
 
-from app.models import Models
+from app.models import Models, Progress
 from app.results import FORMATS, Result, compare, export, relit, surface
-from app.upload import read_upload, safe_stem
+from app.upload import read_upload, remark, safe_stem
 from utils.errors import InputError
 from utils.image_io.files import PICTURES
+from utils.inference.prediction import Prediction
 
 HERE = Path(__file__).parent
 INTRO = """# Intrinsic images
 Choose an image and LoRAs, predict, then compare the maps, light the scene and turn the surface."""
 MODEL = "model"  # events of this name wait for each other, because there is one model
+SPACE = (1.0, 4.0, 60.0)  # metres of the nearest and the farthest pixel, and field of view in degrees, at the start
+FIRST = "room"  # stem of the example that is chosen at the start
 AGE = 3600  # seconds after which uploads and files for download are deleted while the server runs
 Made = TypeVar("Made")
 
 
-def build(models: Models, examples: Path, about: str = "") -> gr.Blocks:
-    """The page. examples: a folder of images to try, the first of which is chosen at the start. about: a remark on the
-    LoRAs.
+def build(models: Models, examples: Path) -> gr.Blocks:
+    """The page. examples: a folder of images to try. The first is chosen at the start and predicted when the page is
+    first opened: FIRST if it is there, because the shipped LoRAs were trained on rendered rooms.
     """
-    images = sorted(path for path in examples.glob("*") if path.suffix.lower() in PICTURES)
+    found = (path for path in examples.glob("*") if path.suffix.lower() in PICTURES)
+    images = sorted(found, key=lambda path: (path.stem != FIRST, path))
     handlers = Handlers(models, images)
     title = "Intrinsic images"
     with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(AGE // 4, AGE)) as page:
-        gr.Markdown(INTRO)
+        gr.Markdown("\n\n".join(filter(None, (INTRO, models.toys()))), elem_id="intro")
         result = gr.State(None, time_to_live=AGE, delete_callback=forget)
         with gr.Row():
             with gr.Column(scale=2, min_width=240):
                 file, gallery = _image_input(images)
-                loras, ensemble = _choice(models, about)
+                notice = gr.Markdown(visible=False, elem_id="notice")
+                loras, ensemble = _choice(models)
                 predict = gr.Button("Predict", variant="primary", elem_id="predict")
             with gr.Column(scale=5, min_width=240):
                 first = compare(read_upload(images[0]), {}) if images else None
@@ -52,7 +58,11 @@ def build(models: Models, examples: Path, about: str = "") -> gr.Blocks:
         made, make, formats = _downloads()
 
         views = [slider, light, model, made]
-        file.change(handlers.show, [file, result], [result, *views], show_progress="hidden", **closed())
+        # two events: whoever has chosen another image while the first one was predicted keeps it
+        opened = page.load(handlers.prepare, None, notice, show_progress_on=slider, **closed(MODEL))
+        started = opened.success(handlers.first, [file, result], [result, *views], show_progress="hidden", **closed())
+        shown = [notice, result, *views]
+        file.change(handlers.show, [file, result], shown, show_progress="hidden", cancels=started, **closed())
         gallery.select(handlers.example, None, file, show_progress="hidden", **closed())
         inputs = [file, loras, ensemble, *space, result]
         predict.click(handlers.predict, inputs, [result, *views], show_progress_on=slider, **closed(MODEL))
@@ -88,7 +98,7 @@ def _image_input(examples: list[Path]) -> tuple[gr.File, gr.Gallery]:
     gallery = gr.Gallery(
         [(str(path), path.stem) for path in examples],
         label="Examples",
-        columns=3,
+        columns=4,
         height="auto",
         object_fit="cover",
         allow_preview=False,
@@ -100,9 +110,9 @@ def _image_input(examples: list[Path]) -> tuple[gr.File, gr.Gallery]:
     return file, gallery
 
 
-def _choice(models: Models, about: str) -> tuple[gr.CheckboxGroup, gr.Slider]:
+def _choice(models: Models) -> tuple[gr.CheckboxGroup, gr.Slider]:
     labels, chosen = list(models.jobs), models.first_choice()
-    loras = gr.CheckboxGroup(labels, value=chosen, label="LoRAs", info=about or None, elem_id="loras")
+    loras = gr.CheckboxGroup(labels, value=chosen, label="LoRAs", elem_id="loras")
     diffusing = any(job.method == "augunet" for job in models.jobs.values())
     ensemble = gr.Slider(1, 10, 1, step=1, visible=diffusing, label="Ensemble", elem_id="ensemble",
         info="for LoRAs that diffuse; 2 or more also give uncertainties")  # fmt: skip
@@ -112,9 +122,9 @@ def _choice(models: Models, about: str) -> tuple[gr.CheckboxGroup, gr.Slider]:
 def _space() -> list[gr.Slider]:
     """The scale of the surface, which a predicted depth does not have."""
     with gr.Row():
-        near = gr.Slider(0.1, 10, 1, step=0.1, label="Nearest, metres", min_width=160, elem_id="near")
-        far = gr.Slider(0.2, 50, 4, step=0.1, label="Farthest, metres", min_width=160, elem_id="far")
-        fov = gr.Slider(10, 120, 60, step=1, label="Field of view, degrees", min_width=160, elem_id="fov")
+        near = gr.Slider(0.1, 10, SPACE[0], step=0.1, label="Nearest, metres", min_width=160, elem_id="near")
+        far = gr.Slider(0.2, 50, SPACE[1], step=0.1, label="Farthest, metres", min_width=160, elem_id="far")
+        fov = gr.Slider(10, 120, SPACE[2], step=1, label="Field of view, degrees", min_width=160, elem_id="fov")
     return [near, far, fov]
 
 
@@ -147,13 +157,39 @@ class Handlers:
 
     def __init__(self, models: Models, examples: Sequence[Path]):
         self.models, self.examples = models, examples
+        self.made: tuple[Image.Image, Mapping[str, Prediction]] | None = None  # the first example, predicted
+
+    @one_line
+    def prepare(self, progress: gr.Progress = gr.Progress()) -> dict:  # noqa: B008 - how Gradio passes its progress bar
+        """Predict the first example with the LoRAs that are ticked at first, once for all who open the page. Not by
+        diffusion, which may take minutes, during which nobody could predict anything else.
+        """
+        labels = self.models.first_choice()
+        diffusing = any(self.models.jobs[label].method == "augunet" for label in labels)
+        if self.made is None and self.examples and not diffusing:
+            image = read_upload(self.examples[0])
+            self.made = image, self.models.predict(image, self.examples[0].name, labels, 1, reporter(progress))
+        return gr.skip()
+
+    def first(self, path: str | None, result: Result | None) -> tuple:
+        """The first example's (result, slider, light, surface, files), if it is still the one on the page, and nothing
+        has been predicted meanwhile.
+        """
+        chosen = self.made is not None and path is not None and Path(path).name == self.examples[0].name
+        if self.made is None or not chosen or result is not None:
+            return (gr.skip(),) * 5
+        image, maps = self.made
+        return views_of(Result(image, safe_stem(self.examples[0]), maps), *SPACE)
 
     @one_line
     def show(self, path: str | None, old: Result | None) -> tuple:
-        """Take a new image: (result, slider, light, surface, files), all but the slider empty."""
+        """Take a new image: (notice, result, slider, light, surface, files), those after the slider empty."""
         forget(old)
-        value = None if path is None else compare(read_upload(path), {})
-        return None, value, None, None, None
+        if path is None:
+            return gr.update(visible=False), None, None, None, None, None
+        image = read_upload(path)
+        said = remark(path, image)
+        return gr.update(value=escape(said), visible=bool(said)), None, compare(image, {}), None, None, None
 
     def example(self, event: gr.SelectData) -> str:
         """The image that was clicked in the gallery."""
@@ -176,14 +212,9 @@ class Handlers:
             raise InputError("no image is chosen; upload one, or take an example")
         self.models.check(labels)
         image = read_upload(path)
-
-        def report(done: int, total: int, what: str) -> None:
-            progress((done, total) if done else 0, desc=what, unit="passes")
-
-        maps = self.models.predict(image, Path(path).name, labels, int(ensemble), report)
+        maps = self.models.predict(image, Path(path).name, labels, int(ensemble), reporter(progress))
         forget(old)
-        result = Result(image, safe_stem(path), maps)
-        return result, compare(image, maps), relit(maps), surface_file(result, near, far, fov), None
+        return views_of(Result(image, safe_stem(path), maps), near, far, fov)
 
     @one_line
     def turn(self, result: Result | None, near: float, far: float, fov: float) -> str | None:
@@ -196,6 +227,17 @@ class Handlers:
         if result is None:
             raise InputError("nothing is predicted yet; press Predict first")
         return [str(path) for path in export(result, formats, near, far, fov)]
+
+
+def reporter(progress: gr.Progress) -> Progress:
+    """Gradio's bar, which counts UNet passes."""
+    return lambda done, total, what: progress((done, total) if done else 0, desc=what, unit="passes")
+
+
+def views_of(result: Result, near: float, far: float, fov: float) -> tuple:
+    """(result, slider, light, surface, files), the last empty."""
+    maps = result.maps
+    return result, compare(result.image, maps), relit(maps), surface_file(result, near, far, fov), None
 
 
 def forget(result: Result | None) -> None:

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
+from app.surface import write_surface
 from utils.errors import InputError
 from utils.image_io.panels import small, to_byte
 from utils.inference.output import Output
@@ -24,7 +25,6 @@ from utils.system.atomic import make_folder
 
 SIDE = 1024  # longest side of an image in the slider, in pixels
 LIT_SIDE = 640  # longest side of the scene under the light, which is computed for every move of the lamp
-PREVIEW_SIDE = 256  # longest side of the surface in the 3D view, in pixels
 JPEG = {"quality": 92, "subsampling": 0}
 FORMATS = {"PNG, 16 bits": "png16", "EXR": "exr", "GLB": "glb"}  # label on the page -> name in --formats
 
@@ -88,11 +88,8 @@ def surface(result: Result, near: float, far: float, fov: float) -> Path | None:
     depth = next((one for one in result.maps.values() if one.intrinsic.map_kind.has_surface), None)
     if depth is None:
         return None
-    output = Output(("glb",), near=near, far=far, fov=fov)
-    small = shrunk(depth, PREVIEW_SIDE)
-    path = result.folder / "preview" / f"{result.stem}_3d.png"
-    write(small, path, output, result.image.resize(small.shape[::-1]))
-    return path.with_suffix(".glb")
+    path = result.folder / "preview" / f"{result.stem}_3d.glb"
+    return write_surface(depth, result.image, path, near, far, fov)
 
 
 def export(result: Result, names: Sequence[str], near: float, far: float, fov: float) -> list[Path]:
@@ -110,15 +107,3 @@ def export(result: Result, names: Sequence[str], near: float, far: float, fov: f
     for name, prediction in result.maps.items():
         write(prediction, folder / f"{result.stem}_{name}.png", output, result.image)
     return sorted(folder.iterdir())
-
-
-def shrunk(prediction: Prediction, side: int) -> Prediction:
-    """A prediction of depth or colour whose longest side is at most `side` pixels."""
-    height, width = prediction.shape
-    scale = side / max(height, width)
-    if scale >= 1:
-        return prediction
-    size = (max(2, round(height * scale)), max(2, round(width * scale)))
-    return Prediction(
-        prediction.intrinsic, F.interpolate(prediction.map[None], size=size, mode="area")[0], None, prediction.facts
-    )

@@ -40,13 +40,10 @@ class SafeHeaders:
         await self.app(scope, receive, add)
 
 
-def serve(
-    loras: Sequence[str], examples: Path, port: int | None, share: bool, about: str = "", **options: Any
-) -> None:
+def serve(loras: Sequence[str], examples: Path, port: int | None, share: bool, **options: Any) -> None:
     """Load the models, serve the page and return when the process is interrupted (Ctrl-C, SIGTERM).
 
-    about: a remark on the LoRAs. options: keywords of `Predictor`. Raises InputError if a model is not available or
-    the port is taken.
+    options: keywords of `Predictor`. Raises InputError if a model is not available or the port is taken.
     """
     os.environ.update(QUIET)
     _check_port(port)
@@ -56,7 +53,9 @@ def serve(
 
         models = Models(loras, **options)
         models.load(models.first_choice())
-        page = build(models, examples, about)
+        if remark := models.toys():
+            note(remark)
+        page = build(models, examples)
         page.queue(api_open=False, max_size=8)
         _, address, public = page.launch(**_settings(examples, port, share))
         try:

@@ -112,6 +112,9 @@ def better_generator(results: list[dict], folder: Path) -> str:
     )
 
 
+TITLES = {"rank": "the LoRA's rank", "labels": "the number of labels"}
+
+
 def plot(results: list[dict], key: str, title: str, path: Path) -> str:
     """Error against a number on a logarithmic axis, each seed as a point; returns the image's link."""
     axes = new_axes()
@@ -119,27 +122,29 @@ def plot(results: list[dict], key: str, title: str, path: Path) -> str:
     for (value,), group in groups(results, key).items():
         low, high = interval(resample(matrix(group)))
         mean = np.nanmean(matrix(group))
-        axes.plot([value, value], [low, high], color="#356", linewidth=1.5)
-        axes.scatter([value] * len(group), np.nanmean(matrix(group), axis=1), s=9, color="#b54", zorder=3)
+        bar = axes.plot([value, value], [low, high], color="#356", linewidth=1.5)[0]
+        dots = axes.scatter([value] * len(group), np.nanmean(matrix(group), axis=1), s=9, color="#b54", zorder=3)
         values.append(value)
         means.append(mean)
-    axes.plot(values, means, color="#356", marker="o", markersize=4)
+    line = axes.plot(values, means, color="#356", marker="o", markersize=4)[0]
+    axes.legend([line, bar, dots], ["mean", "95 % interval", "one training"], fontsize=8, frameon=False)
     axes.set(xscale="log", xlabel=title, ylabel=headline("normal"))
     axes.set_xticks(values, [str(value) for value in values])
     axes.minorticks_off()
-    return finish(axes, path, f"error against {title}")
+    return finish(axes, path, f"Error of normals by {TITLES.get(key, title)}")
 
 
 def plot_pairs(distances: list[float], found: dict[int, list[dict]], path: Path) -> None:
     axes = new_axes()
-    for distance, (step, group) in zip(distances, found.items()):
+    for number, (distance, (step, group)) in enumerate(zip(distances, found.items())):
         low, high = interval(resample(matrix(group)))
         mean = np.nanmean(matrix(group))
         axes.plot([distance, distance], [low, high], color="#356")
         axes.scatter(distance, mean, color="#356", s=16, zorder=3)
-        axes.annotate(str(step), (distance, mean), textcoords="offset points", xytext=(4, 4), fontsize=7)
+        axes.annotate(str(step), (distance, mean), textcoords="offset points", fontsize=8,
+            xytext=(5, -10 if number % 2 else 4))  # fmt: skip
     axes.set(xlabel="sliced Wasserstein distance x 1000 (better to the left)", ylabel=headline("normal"))
-    finish(axes, path, "")
+    finish(axes, path, "Error of normals by quality of samples; numbers: steps of pretraining")
 
 
 def write_answers(answers: dict[str, list[dict]], study: dict, args: argparse.Namespace) -> None:

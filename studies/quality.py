@@ -130,13 +130,14 @@ def section(found: dict[str, list[Row]], folder: Path) -> str:
         points(axes, family, distances, shares)
     axes.axhline(1, color="#888", linewidth=0.8)
     axes.set(xscale="log", xlabel="sliced Wasserstein distance x 1000 (better to the left)")
-    axes.set(ylabel="error / mean label's error")
+    axes.set(ylabel="error / mean label's; bars: 95 % interval")
     axes.set_xticks([40, 60, 100, 200], ["40", "60", "100", "200"])
     axes.minorticks_off()
-    axes.legend(fontsize=6, frameon=False)
+    axes.legend(fontsize=7, frameon=False)
     head = ("family", "steps of pretraining", "distance x 1000", headline(TASK), "over the mean label's", "seeds")
     parts += [table(head, lines), "\n".join(f"* {sentence}" for sentence in sentences)]
-    parts.append(finish(axes, folder / "generators_4.png", "error against the distance of samples"))
+    title = "Error of normals by quality of samples, while pretraining"
+    parts.append(finish(axes, folder / "generators_4.png", title))
     return "\n\n".join(parts)
 
 

@@ -94,10 +94,12 @@ def new_axes():
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    return pyplot.subplots(figsize=(5.2, 3.2), layout="constrained")[1]
+    return pyplot.subplots(figsize=(5.8, 3.6), layout="constrained")[1]
 
 
-def finish(axes, path: Path, text: str) -> str:
+def finish(axes, path: Path, title: str) -> str:
+    """Save the plot under this title; returns the image's link, with the title as its text."""
+    axes.set_title(title, fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     axes.figure.savefig(path, dpi=110)
-    return f"![{text}]({path.name})"
+    return f"![{title}]({path.name})"

@@ -1,66 +1,58 @@
-"""Takes the screenshots of the app's page: docs/app.jpg and docs/app_narrow.jpg.
+"""Takes the screenshots of the app's page, docs/app.jpg and docs/app_narrow.jpg: what it shows when it is opened.
 
-    python -m app --port 7993 &
-    python docs/figures/app.py http://127.0.0.1:7993
+python docs/figures/app.py
 
-Needs Chromium and `pip install playwright`.
+Starts the app itself. Needs Chromium and `pip install playwright`.
 """
 
-import argparse
 import io
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 from PIL import Image
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, sync_playwright
 
-HERE = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SCREENS = {"app": (1200, 1000), "app_narrow": (380, 800)}
-SETTLING = 8000  # milliseconds, for the surface
+WAITING, SETTLING = 300_000, 20_000  # milliseconds; the surface is drawn without a GPU
 LAMP = (0.62, 0.3)
-
-
-def predict(page: Page, ensemble: bool) -> None:
-    """The cup, by the shipped LoRAs; normals by diffusion, in an ensemble, where wanted."""
-    page.locator("#examples button", has_text="coffee").click()
-    page.wait_for_function("document.querySelector('#compare img.left')?.naturalWidth === 600")
-    if ensemble:
-        for name in ("mini-loras/normal", "diffusion"):
-            page.click(f"#loras label:has-text('{name}')")
-        page.locator("#ensemble input[type=number]").fill("4")
-        page.keyboard.press("Tab")
-    page.click("#predict")
-    page.wait_for_selector("#light canvas", timeout=300_000)
-    page.wait_for_selector("#surface canvas", timeout=60_000)
 
 
 def take(browser: Browser, address: str, name: str) -> None:
     width, height = SCREENS[name]
     page = browser.new_page(viewport={"width": width, "height": height})
     page.goto(address)
-    page.wait_for_selector("#compare .frame", timeout=60_000)
-    predict(page, ensemble=name == "app")
+    page.wait_for_selector("#light canvas", timeout=WAITING)  # the example is predicted
+    page.wait_for_selector("#surface canvas", timeout=WAITING)
+    page.locator("#surface canvas").scroll_into_view_if_needed()
+    page.wait_for_timeout(SETTLING)
     page.locator("#light canvas").hover()
     box = page.locator("#light canvas").bounding_box()
     page.mouse.down()
     page.mouse.move(box["x"] + LAMP[0] * box["width"], box["y"] + LAMP[1] * box["height"])
     page.mouse.up()
-    page.wait_for_timeout(SETTLING)
     page.evaluate("scrollTo(0, 0)")
-    shot = Image.open(io.BytesIO(page.screenshot(full_page=True))).convert("RGB")
-    shot.save(HERE / f"{name}.jpg", quality=82, optimize=True)
+    page.wait_for_timeout(1000)
+    shot = Image.open(io.BytesIO(page.screenshot(full_page=True, timeout=WAITING))).convert("RGB")
+    shot.save(ROOT / "docs" / f"{name}.jpg", quality=82, optimize=True)
     page.close()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("address")
-    args = parser.parse_args()
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        for name in SCREENS:
-            take(browser, args.address, name)
-        browser.close()
+    words = [sys.executable, "-m", "app", "--device", "cpu"]
+    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True) as app:
+        try:
+            address = next(found[1] for line in app.stdout if (found := re.match(r"next: open (\S+)", line)))
+            with sync_playwright() as playwright:
+                browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+                for name in SCREENS:
+                    take(browser, address, name)
+                browser.close()
+        finally:
+            app.terminate()
 
 
 if __name__ == "__main__":

@@ -1,75 +1,87 @@
-"""Draws docs/teaser.png: an unseen image, the four intrinsics that the shipped LoRAs predict, and the exact maps.
+"""Draws docs/teaser.png: an unseen scene, the four intrinsics that the shipped LoRAs predict, and the exact maps.
 
-python docs/figures/teaser.py [--index 17]
+python docs/figures/teaser.py [--scene 3]
 """
 
 import argparse
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import numpy as np
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
-SEED, SCENES, SIDE = 2026, 24, 64  # the LoRAs were trained on the world of seed 1
+sys.path.insert(0, str(ROOT))
+from miniworld.scenes import render  # noqa: E402
+from utils.image_io.colour_space import to_srgb  # noqa: E402
+from utils.inference import Predictor  # noqa: E402
+from utils.inference.job import SHIPPED  # noqa: E402
+from utils.intrinsics import INTRINSICS  # noqa: E402
+from utils.kinds.axes import convert_frame  # noqa: E402
+
+WORLD = 7  # the LoRAs were trained on the world of seed 1
+SIZE, SEEN = (360, 480), 96  # pixels of the scene, and of the short side that the network sees; 64 in training
 TITLES = {"normal": "surface normals", "depth": "depth", "albedo": "albedo", "shading": "shading"}
+FOOT = (
+    "normals: RGB = (n + 1) / 2, x right, y up, z toward the viewer     depth: red is near, blue is far     "
+    "shading: 1st to 99th percentile stretched to black and white"
+)
+Maps = dict[str, np.ndarray]
 
 
-def python(*words: object) -> None:
-    subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, check=True)
+def stretched(pixels: np.ndarray) -> np.ndarray:
+    """uint8 (H,W,3) from the 1st to the 99th percentile of its brightness, colours kept."""
+    low, high = np.percentile(pixels.mean(2), [1, 99])
+    return np.clip((pixels - low) / (high - low) * 255, 0, 255).astype(np.uint8)
 
 
-def predict(work: Path, index: int) -> tuple[Path, dict[str, tuple[Path, Path]]]:
-    """An unseen image, and task -> its predicted and exact map: the commands of the README, run in `work`."""
-    world = ["--train", 0, "--val", SCENES, "--size", f"{SIDE}x{SIDE}", "--seed", SEED]
-    python("-m", "miniworld.scenes", "--root", work / "DIODE", *world)
-    image = sorted((work / "DIODE" / "depths").rglob("*.png"))[index]
-    (work / "input").mkdir()
-    (work / "input" / "scene.png").write_bytes(image.read_bytes())
-    found = {}
-    for task in TITLES:
-        lora = ROOT / "miniworld" / "mini-loras" / task
-        python(
-            "inference_sd_single.py", "--lora", lora, "--input_dir", work / "input", "--output_dir", work / "output"
-        )
-        exact = work / "DIODE" / "pseudo" / task / image.relative_to(work / "DIODE" / "depths")
-        found[task] = work / "output" / task / "predicted" / f"scene_{task}.png", exact
-    return image, found
+def shown(task: str, values: np.ndarray) -> np.ndarray:
+    """A map as the page and the app show it, uint8 (H,W,3)."""
+    pixels = next(iter(INTRINSICS[task].map_kind.shown(values).values()))
+    return stretched(pixels) if task == "shading" else pixels
 
 
-def draw(image: Path, found: dict[str, tuple[Path, Path]], out: Path) -> None:
-    figure = plt.figure(figsize=(12.8, 4.7), dpi=85)
-    grid = figure.add_gridspec(2, 6, left=0.005, right=0.995, top=0.91, bottom=0.01, wspace=0.03, hspace=0.03)
+def maps(scene: int) -> tuple[np.ndarray, Maps, Maps]:
+    """The image, the predicted and the exact maps."""
+    truth = render([WORLD, scene], "room", *SIZE)
+    predictor = Predictor([SHIPPED / task for task in TITLES], device="cpu", resolution=SEEN)
+    predicted = {task: one.values for task, one in predictor(Image.fromarray(truth.rgb)).items()}
+    exact = {"normal": convert_frame(truth.normal, "opengl"), "depth": -truth.depth}  # depth: near = large
+    exact |= {"albedo": to_srgb(truth.albedo), "shading": to_srgb(truth.shading)}
+    return truth.rgb, *({task: shown(task, one[task]) for task in TITLES} for one in (predicted, exact))
+
+
+def draw(image: np.ndarray, predicted: Maps, exact: Maps, out: Path) -> None:
+    figure = plt.figure(figsize=(14.4, 4.36), dpi=100)
+    grid = figure.add_gridspec(2, 6, left=0.002, right=0.998, top=0.905, bottom=0.068, wspace=0.02, hspace=0.02)
     show(figure.add_subplot(grid[:, :2]), image, "image")
-    for column, (task, paths) in enumerate(found.items(), 2):
-        for row, path in enumerate(paths):
-            axis = show(figure.add_subplot(grid[row, column]), path, "" if row else TITLES[task])
+    for column, task in enumerate(TITLES, 2):
+        for row, (name, tiles) in enumerate({"predicted": predicted, "exact": exact}.items()):
+            axis = show(figure.add_subplot(grid[row, column]), tiles[task], "" if row else TITLES[task])
             if column == 2:
-                text = ("predicted", "exact")[row]
                 style = {"facecolor": "white", "edgecolor": "none", "pad": 3, "alpha": 0.85}
-                axis.text(0.03, 0.96, text, transform=axis.transAxes, va="top", fontsize=12, bbox=style)
+                axis.text(0.03, 0.95, name, transform=axis.transAxes, va="top", fontsize=15, bbox=style)
+    figure.text(0.5, 0.018, FOOT, ha="center", fontsize=12, color="#333")
     figure.savefig(out)
 
 
-def show(axis, path: Path, title: str):
-    axis.imshow(Image.open(path).convert("RGB"), interpolation="bicubic")
-    axis.set_title(title, fontsize=16, pad=6)
+def show(axis, pixels: np.ndarray, title: str):
+    axis.imshow(pixels, aspect="auto")
+    axis.set_title(title, fontsize=20, pad=7)
     axis.axis("off")
     return axis
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--index", type=int, default=17, help=f"which of {SCENES} scenes (default: %(default)s)")
+    parser.add_argument("--scene", type=int, default=3, help="number of the scene (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "teaser.png", help="default: docs/teaser.png")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as work:
-        draw(*predict(Path(work), args.index), args.out)
+    draw(*maps(args.scene), args.out)
 
 
 if __name__ == "__main__":

@@ -52,6 +52,8 @@ VELOCITY_CARD = """---
 license: apache-2.0
 library_name: diffusers
 pipeline_tag: text-to-image
+tags:
+- toy
 ---
 
 # {name}

@@ -45,6 +45,6 @@ def page(browser, served):
     opened.on("pageerror", lambda error: opened.broken.append(str(error)))
     opened.on("dialog", lambda dialog: (opened.broken.append(dialog.message), dialog.dismiss()))
     opened.goto(served.address)
-    opened.wait_for_selector("#compare .frame")
+    opened.wait_for_selector("#light canvas", timeout=120_000)  # the example is predicted
     yield opened
     opened.close()

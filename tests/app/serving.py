@@ -11,7 +11,7 @@ from pathlib import Path
 
 from helpers import ROOT
 
-STARTING = 120  # seconds
+STARTING = 240  # seconds, on a busy machine
 
 
 @dataclass

@@ -29,6 +29,20 @@ def test_one_lora_of_every_intrinsic_is_ticked_at_first(models):
     assert list(models.jobs)[-1] == "normal, diffusion (augunet/normal)"
 
 
+def test_a_toy_is_told_by_its_model_card_and_not_by_its_name(models, tmp_path):
+    said = "is a toy: it demonstrates the pipeline, not the quality you get with Stable Diffusion."
+    assert models.toys() == f"mini-sd {said}"
+    base = tmp_path / "mine"
+    shutil.copytree(SHIPPED.parent / "mini-sd", base)
+    mine = Models([str(SHIPPED / "normal")], base=str(base))
+    assert mine.toys() == f"mine {said}"
+    card = base / "README.md"
+    card.write_text(card.read_text().replace("- toy\n", "- stable-diffusion\n"))
+    assert mine.toys() == ""
+    card.unlink()
+    assert mine.toys() == ""
+
+
 def test_what_does_not_go_together_is_refused(models):
     with pytest.raises(InputError, match="two of the ticked LoRAs predict normal"):
         models.check(models.jobs)

@@ -3,12 +3,15 @@
 import io
 import struct
 import zlib
+from urllib.request import urlopen
 
 import numpy as np
 import OpenEXR
 import pytest
 import trimesh
+from helpers import ROOT
 from PIL import Image
+from serving import start
 
 from app.results import relit
 from utils.inference.job import SHIPPED
@@ -214,9 +217,58 @@ def test_two_loras_of_one_intrinsic_are_refused(page):
 
 
 def test_an_example_is_there_from_the_start_and_another_can_be_taken(page):
-    page.wait_for_function("document.querySelector('#compare img.left')?.naturalWidth === 512")
+    page.wait_for_function("document.querySelector('#compare img.left')?.naturalWidth === 640")
     page.locator("#examples button", has_text="coffee").click()
     page.wait_for_function("document.querySelector('#compare img.left')?.naturalWidth === 600")
+
+
+def test_the_first_example_is_predicted_without_a_click_and_as_the_predictor_does(page):
+    from utils.inference import Predictor
+
+    assert options(page) == TITLES
+    predict = Predictor([SHIPPED / name for name in INTRINSICS], device="cpu")
+    maps = predict(ROOT / "examples" / "room.jpg")
+    for title, side in (("albedo", "left"), ("normal", "right")):
+        page.select_option(f"select.side-{side}", title)
+        expected = maps[title].intrinsic.map_kind.shown(maps[title].values)[title]
+        assert np.abs(picture(page, side) - expected).mean() < 4, title
+    page.click("#make")
+    page.wait_for_selector("#made a[download]")
+
+
+def test_an_image_chosen_before_the_example_is_predicted_stays(browser, tmp_path, photograph):
+    """A server of its own, whose first page is just being predicted."""
+    app = start(tmp_path)
+    try:
+        page = browser.new_page()
+        page.goto(app.address)
+        page.wait_for_selector("#compare .frame")
+        upload(page, photograph)
+        page.wait_for_function(f"document.querySelector('#compare img.left')?.naturalWidth === {SIZE[0]}")
+        assert page.locator("#light canvas").count() == 0, "too late to test anything"
+        with urlopen(app.address) as answer:  # the server answers while it predicts
+            assert answer.status == 200
+        other = browser.new_page()
+        other.goto(app.address)
+        other.wait_for_selector("#light canvas", timeout=PREDICTING)
+        page.wait_for_timeout(1000)
+        assert options(page) == ["image"] and page.locator("#light canvas").count() == 0
+    finally:
+        app.stop()
+
+
+def test_the_page_says_that_the_base_is_a_toy(page):
+    said = "mini-sd is a toy: it demonstrates the pipeline, not the quality you get with Stable Diffusion."
+    assert said in page.locator("#intro").inner_text()
+
+
+def test_a_photograph_of_24_megapixels_is_scaled_and_the_page_says_so(page):
+    buffer = io.BytesIO()
+    Image.new("RGB", (6000, 4000), (200, 90, 40)).save(buffer, "JPEG")
+    upload(page, buffer.getvalue(), "phone.jpg")
+    page.wait_for_selector("#notice >> text=phone.jpg has 24 megapixels: scaled to 4898x3265 pixels.")
+    upload(page, png(Image.new("RGB", SIZE)), "small.png")
+    page.wait_for_selector("#notice", state="hidden")
 
 
 def bomb(width: int, height: int) -> bytes:
@@ -232,7 +284,7 @@ def bomb(width: int, height: int) -> bytes:
 HOSTILE = {
     "a decompression bomb": ("photo.png", bomb(30000, 30000), "photo.png: not a readable image (Image size"),
     "one that Pillow would only warn of": ("a.png", bomb(10000, 10000), "a.png: 10000x10000 pixels, more than"),
-    "more pixels than we take": ("a.png", bomb(5000, 5000), "a.png: 5000x5000 pixels, more than 16,000,000; scale it"),
+    "more pixels than we take": ("a.png", bomb(9460, 9460), "a.png: 9460x9460 pixels, more than 89,478,485; scale it"),
     "text": ("text.png", b"hello", "text.png: not a readable image (cannot identify image file"),
     "a way out of the folder": ("../../../evil.png", b"hello", "evil.png: not a readable image"),
     "markup": ("<img src=x onerror=alert(1)>.png", b"hello", "img src=x onerror=alert(1).png: not a readable image"),

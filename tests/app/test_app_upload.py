@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from app.upload import MAX_BYTES, read_upload, safe_stem
+from app.upload import MAX_BYTES, read_upload, remark, safe_stem
 from utils.errors import InputError
 
-ENDINGS = ("png", "jpg", "webp", "bmp", "tif")
+ENDINGS = ("png", "jpg", "webp", "bmp", "tif", "avif")
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
@@ -43,11 +43,11 @@ REFUSED = {
     "nothing": ("a.png", lambda path: path.touch(), "a.png: "),
     "another ending": ("a.svg", lambda path: path.write_text("<svg/>"), r"a.svg: not an image format we read \(\.png"),
     "a program": ("a.png", program, r"a.png: not a readable image \(cannot identify"),
-    "bytes": ("a.png", large, "a.png: more than 32 MB; save it smaller"),
+    "bytes": ("a.png", large, "a.png: more than 64 MB; save it smaller"),
     "pixels": (
         "a.png",
-        lambda path: Image.new("1", (4001, 4000)).save(path),
-        "4001x4000 pixels, more than 16,000,000",
+        lambda path: Image.new("1", (9500, 9500)).save(path),
+        "9500x9500 pixels, more than 89,478,485",
     ),
     "a strip": ("a.png", lambda path: Image.new("1", (900, 100)).save(path), "900x100 pixels, longer than 8:1; crop"),
     "a folder": ("a.png", lambda path: path.mkdir(), "a.png: "),
@@ -64,10 +64,30 @@ def test_what_is_no_picture_for_us_is_refused_without_naming_its_folder(tmp_path
 
 
 def test_a_large_picture_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
-    Image.new("1", (5000, 5000)).save(tmp_path / "a.png")
+    Image.new("1", (9500, 9500)).save(tmp_path / "a.png")
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda *_: pytest.fail("decoded"))
-    with pytest.raises(InputError, match="5000x5000 pixels"):
+    with pytest.raises(InputError, match="9500x9500 pixels"):
         read_upload(tmp_path / "a.png")
+
+
+def test_a_photograph_of_24_megapixels_is_scaled_and_the_page_says_so(tmp_path):
+    halves = Image.new("RGB", (6000, 4000), (250, 0, 0))
+    halves.paste((0, 0, 250), (3000, 0, 6000, 4000))
+    exif = halves.getexif()
+    exif[0x0112] = 6
+    halves.save(tmp_path / "phone.jpg", exif=exif)
+    found = read_upload(tmp_path / "phone.jpg")
+    assert found.size == (3265, 4898) and 15_900_000 < 3265 * 4898 <= 16_000_000
+    assert found.resize((1, 2), Image.Resampling.BOX).getpixel((0, 0))[0] > 245
+    assert remark(tmp_path / "phone.jpg", found) == (
+        "phone.jpg has 24 megapixels: scaled to 3265x4898 pixels. Maps and files have this size."
+    )
+
+
+def test_an_image_within_the_limit_keeps_its_pixels(tmp_path):
+    Image.new("1", (4000, 4000)).save(tmp_path / "a.png")
+    found = read_upload(tmp_path / "a.png")
+    assert found.size == (4000, 4000) and remark(tmp_path / "a.png", found) == ""
 
 
 @pytest.mark.parametrize(

@@ -26,10 +26,10 @@ def names(inputs) -> list[str]:
 
 
 def test_a_tree_is_read_in_sorted_order_and_the_rest_is_counted_by_ending(tmp_path):
-    tree(tmp_path, "b.PNG", "a.jpg", "x/c.webp", "x/y/d.tif", "x/e.heic", "f.HEIC", "g.mov", "README")
+    tree(tmp_path, "b.PNG", "a.jpg", "x/c.webp", "x/y/d.tif", "x/e.cr3", "f.CR3", "g.mov", "README")
     inputs = find_inputs(tmp_path, OUT)
     assert names(inputs) == ["a.jpg", "b.PNG", "x/c.webp", "x/y/d.tif"]
-    assert inputs.said() == "skipped: 2 .heic, 1 .mov, 1 without ending"
+    assert inputs.said() == "skipped: 2 .cr3, 1 .mov, 1 without ending"
     maps = output_names(inputs.pictures, "depth")
     assert list(maps.values()) == ["a_depth.png", "b_depth.png", "x/c_depth.png", "x/y/d_depth.png"]
 

@@ -17,7 +17,7 @@ from PIL import Image
 from utils.errors import InputError
 from utils.image_io.opening import check_file, open_header
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")  # endings of the images we read
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif", ".hif")  # of images
 VIDEOS = (".mp4", ".mov", ".webm", ".mkv", ".gif")
 MAPS = (".npy", ".exr", ".png")  # endings of the maps we read, the most precise first
 SIXTEEN = "_16bit"  # how the stem of a .png ends that holds a map with 16 bits a channel

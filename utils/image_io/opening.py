@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
-from PIL import Image
+from PIL import Image, UnidentifiedImageError, features
 
 from utils.errors import InputError, note
 
@@ -17,6 +17,7 @@ MAX_PIXELS = 1_000_000_000
 LARGE = 89_478_485  # pixels from which memory is checked and stated; Pillow's own limit against hostile uploads
 MAX_RATIO = 8  # long side to short side of an image that a network takes whole: phones' panoramas have 4 to 6
 BYTES_PER_PIXEL = 13  # while one image is read: decoded (4), as RGB (4), alpha or a colour conversion (5)
+HEIF = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")  # brands of HEIC
 
 _pillow_limit = threading.Lock()
 _told: set[str] = set()
@@ -55,11 +56,11 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
 
 
 def open_header(path: str | Path) -> Image.Image:
-    """`Image.open` with the limits of `check_size`: Pillow's own takes every large image for an attack."""
+    """`identify` with the limits of `check_size`: Pillow's own takes every large image for an attack."""
     with _pillow_limit:  # a global of Pillow, lifted while a header is read
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            image = Image.open(path)
+            image = identify(path)
         finally:
             Image.MAX_IMAGE_PIXELS = limit
     try:
@@ -68,6 +69,30 @@ def open_header(path: str | Path) -> Image.Image:
         image.close()
         raise
     return image
+
+
+def identify(path: str | Path, formats: tuple[str, ...] | None = None) -> Image.Image:
+    """`Image.open`, for HEIC too, which is told by its content, whatever the ending.
+
+    formats: Pillow's names of what else may be opened (default: all). Raises InputError naming the file and a package
+    that is missing, and Pillow's errors.
+    """
+    try:
+        return Image.open(path, formats=formats)
+    except UnidentifiedImageError:
+        with open(path, "rb") as file:
+            head = file.read(12)
+        brand = head[8:] if head[4:8] == b"ftyp" else b""  # ISO/IEC 14496-12
+        if brand in (b"avif", b"avis") and not features.check("avif"):
+            raise InputError(f"{path}: is an AVIF image; pip install -U pillow, or save it as JPEG") from None
+        if brand not in HEIF:
+            raise
+    try:
+        import pillow_heif  # optional: requirements-extra.txt
+    except ImportError:
+        raise InputError(f"{path}: is a HEIC image; pip install pillow-heif, or save it as JPEG") from None
+    pillow_heif.register_heif_opener()
+    return Image.open(path, formats=["HEIF"])
 
 
 def check_size(path: str | Path, width: int, height: int) -> None:

@@ -24,7 +24,7 @@ AnyImage: TypeAlias = "str | Path | Image.Image | np.ndarray | torch.Tensor"
 READING = 2  # version of the rules here; what was computed from pixels read by other rules is not reused
 ORIENTATION = 0x0112  # EXIF's tag
 INTEGERS = ("I", "I;16", "I;16B", "I;16L", "I;16N")  # modes of grey with more than 8 bits
-FRAMES = {"TIFF": "pages", "MPO": "images", "ICO": "sizes"}  # by format; else "frames"
+FRAMES = {"TIFF": "pages", "MPO": "images", "HEIF": "images", "ICO": "sizes"}  # by format; else "frames"
 FLAGS = (
     ImageCms.Flags.BLACKPOINTCOMPENSATION | ImageCms.Flags.NOCACHE
 )  # LittleCMS's flags: black stays black; transforms are shared by threads
@@ -207,9 +207,10 @@ def _note_frames(image: Image.Image, name: str) -> None:
         return
     if chosen == 0 and getattr(image, "tag_v2", {}).get(254, 0) & 1 and count > 1:
         raise InputError(f"{name}: the first of its {count} pages is a thumbnail; save the full image as its own file")
-    if count > 1 and not chosen:
+    primary = image.info.get("primary") is True  # of HEIF, which opens it wherever it stands
+    if count > 1 and (primary or not chosen):
         what = FRAMES.get(image.format or "", "frames")
-        which = "largest" if what == "sizes" else "first"
+        which = "largest" if what == "sizes" else "primary" if primary else "first"
         size = f"{image.width}x{image.height}"
         once(note, f"frames {image.format}", f"{name}: of its {count} {what} the {which} alone is read, {size}")
 
@@ -238,7 +239,7 @@ def _meaning(image: Image.Image, name: str) -> Meaning:
         known["white"] = 4095 if bits == (12,) else 65535
         known["inverted"] = tags.get(262) == 0 and image.mode in INTEGERS
     if known["icc"] is None and image.mode not in ("CMYK", "LAB"):
-        known |= _png_space(image, name) if image.format == "PNG" else _exif_space(image)
+        known |= _png_space(image, name) if image.format == "PNG" else _nclx(image, name) or _exif_space(image)
     elif image.format == "PNG":
         known |= _cicp(image, name)
     return Meaning(**known)
@@ -265,10 +266,46 @@ def _cicp(image: Image.Image, name: str) -> dict[str, Any]:
     if code is None or len(code) != 4:
         return {}
     primaries, transfer, matrix, full = code
-    if primaries not in PRIMARIES or transfer not in TRANSFERS or matrix or full != 1:
+    if matrix or full != 1:
         raise InputError(f"{name}: colours by cICP {tuple(code)}, which is not read; save it as sRGB")
-    space = f"cICP {primaries}, {HDR.get(transfer, transfer)}"
-    return {"icc": None, "primaries": PRIMARIES[primaries], "transfer": TRANSFERS[transfer], "space": space}
+    return {"icc": None} | _by_codes("cICP", primaries, transfer, name)
+
+
+def _nclx(image: Image.Image, name: str) -> dict[str, Any]:
+    """The colour space in a HEIC or AVIF file's nclx box, where it is not sRGB's; without it HDR would look grey."""
+    if image.format == "HEIF" and (box := image.info.get("nclx_profile")):
+        codes = box["color_primaries"], box["transfer_characteristics"]
+    elif image.format == "AVIF" and (box := _start_of(image).partition(b"colrnclx")[2][:4]):  # Pillow leaves it out
+        codes = int.from_bytes(box[:2]), int.from_bytes(box[2:])
+    else:
+        return {}
+    found = _by_codes("nclx", *codes, name)
+    return found if found["primaries"] or found["transfer"] else {}
+
+
+def _by_codes(source: str, primaries: int, transfer: int, name: str) -> dict[str, Any]:
+    """The colour space by its code points in ITU-T H.273."""
+    if primaries not in PRIMARIES or transfer not in TRANSFERS:
+        raise InputError(f"{name}: colours by {source} {primaries}, {transfer}, which is not read; save it as sRGB")
+    space = f"{source} {primaries}, {HDR.get(transfer, transfer)}"
+    return {"primaries": PRIMARIES[primaries], "transfer": TRANSFERS[transfer], "space": space}
+
+
+def _start_of(image: Image.Image) -> bytes:
+    """The first 64 kB of an opened image's file, in which the headers of AVIF are; empty where it has none."""
+    name: str = getattr(image, "filename", "")
+    file: Any = getattr(image, "fp", None)
+    if name and Path(name).is_file():
+        with open(name, "rb") as opened:
+            return opened.read(1 << 16)
+    try:
+        start = file.tell()
+        file.seek(0)
+        head = file.read(1 << 16)
+        file.seek(start)
+    except (AttributeError, ValueError, OSError):
+        return b""
+    return head
 
 
 def _exif_space(image: Image.Image) -> dict[str, Any]:
