@@ -52,9 +52,11 @@ blender: .venv/installed
 	BPY_PYTHON=$(abspath $(BPY_PYTHON)) $(PY) -m pytest tests/integrations/test_blender*.py
 
 .venv/installed: requirements.txt requirements-dev.txt constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "error: $(PYTHON) is older than 3.11; pass a newer one: make PYTHON=python3.12 ..."; exit 1; }
-	@test -x $(PY) || $(PYTHON) -m venv .venv || \
+	@command -v "$(PYTHON)" >/dev/null || \
+	  { echo "error: PYTHON=$(PYTHON): there is no such program; pass Python 3.11 to 3.13: make PYTHON=python3.12 ..."; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: PYTHON=$(PYTHON) is older than Python 3.11; pass a newer one: make PYTHON=python3.12 ..."; exit 1; }
+	@test -x $(PY) || "$(PYTHON)" -m venv .venv || \
 	  { rm -rf .venv; echo "error: $(PYTHON) -m venv failed; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
 	@echo "installing into .venv ..."
 	@$(PY) -m pip install --disable-pip-version-check -c constraints.txt torch

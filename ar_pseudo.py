@@ -8,10 +8,10 @@ image with its map:
 The generator's own VQ decoder turns the label's tokens into the map. They are the likeliest ones, or sampled at
 --temperature. --decoding at_once predicts the whole label in one pass, which is what works on the toy generator:
 
-    accelerate launch --config_file accelerate.yaml ar_pseudo.py --task=normal \\
+    python ar_pseudo.py --task=normal \\
       --pretrained_model_name_or_path=miniworld/mini-ar --train_data_dir=DIODE/normals \\
       --pseudo_root=DIODE/pseudo/normal --decoding=at_once --output_dir=runs/ar-normal --max_train_steps=1000 \\
-      --report_to=none
+      --report_to=none --resume_from_checkpoint=latest
 """
 
 from generators.args import TRANSFORMER_REFUSES, check_temperature

@@ -8,7 +8,10 @@ rule, frames, counts, resolution and version. The evaluation of the Intrinsic Lo
 released: nothing here reproduces its tables.
 """
 
-from utils.errors import run
+import shlex
+import sys
+
+from utils.errors import one_line, run
 from utils.evaluation.args import parse_args
 
 
@@ -22,6 +25,8 @@ def main(argv: list[str] | None = None) -> None:
     write_result(result, args.output)
     print(report.as_text(result))
     print(f"\nwritten: {args.output}" + (f", {args.report / 'index.html'}" if args.report else ""))
+    again = shlex.join(["python", "evaluate.py", *(sys.argv[1:] if argv is None else argv), "--report", "report"])
+    print(one_line(f"next: open {shlex.quote(str(args.report / 'index.html'))}" if args.report else f"next: {again}"))
 
 
 if __name__ == "__main__":

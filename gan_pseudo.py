@@ -7,9 +7,9 @@ learns
 
 where G' is G with the LoRA. Validation compares with the teacher's labels of other images. On the toy generator:
 
-    accelerate launch --config_file accelerate.yaml gan_pseudo.py --task=normal \\
+    python gan_pseudo.py --task=normal \\
       --pretrained_model_name_or_path=miniworld/mini-gan --teacher=miniworld/mini-teacher \\
-      --output_dir=runs/gan-normal --report_to=none
+      --output_dir=runs/gan-normal --report_to=none --resume_from_checkpoint=latest
 """
 
 from generators.args import gan_parser, parse_gan

@@ -17,7 +17,7 @@ from utils.cli import above_zero, expand
 from utils.errors import InputError, run
 from utils.inference.output import output_of
 from utils.inference.view import View
-from utils.system.processes import start_missing
+from utils.system.processes import join, start_missing
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -54,15 +54,14 @@ def main(argv: list[str] | None = None) -> int:
     import torch  # only now: it takes seconds to import, --help should not
 
     from generators.token_prediction import TokenPredictor
-    from utils.inference.run import predict_all, processes, report
+    from utils.inference.run import predict_all, report
     from utils.system.compute import dtype_of
 
-    state = processes(args.device)
+    state = join(args.device)
     device = torch.device(args.device or state.device)
     network = TokenPredictor(job, device, dtype_of(args.dtype), args.batch_size, args.temperature,
         args.ensemble_size, args.seed)  # fmt: skip
-    mine = dict(list(inputs.pictures.items())[state.process_index :: state.num_processes])
-    failed = predict_all(mine, state, network, args.output_dir, args.output)
+    failed = predict_all(inputs.pictures, state, network, args.output_dir, args.output)
     return report(args, [job], inputs, failed)
 
 

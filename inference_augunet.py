@@ -9,14 +9,14 @@ of normals, the median of aligned depths, the median of albedo and shading. How 
 <output_dir>/<task>/uncertainty/, .npy and .png.
 
     python inference_augunet.py --lora path/to/output --input_dir my_dataset --output_dir output --ensemble_size 5
-    accelerate launch --num_processes 4 inference_augunet.py ...        # shares the images out
+    accelerate launch -q --num_processes 4 inference_augunet.py ...        # shares the images out
 """
 
 import argparse
 
 from utils.errors import InputError, run
 from utils.inference.args import check, find_files, inference_parser, wanted_of_one
-from utils.system.processes import start_missing
+from utils.system.processes import join, start_missing
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -41,9 +41,9 @@ def main(argv: list[str] | None = None) -> int:
     start_missing()
 
     from utils.inference.predictor import Predictor  # only now: PyTorch takes seconds to import, --help should not
-    from utils.inference.run import predict_inputs, processes, report
+    from utils.inference.run import predict_inputs, report
 
-    state = processes(args.device)
+    state = join(args.device)
     predictor = Predictor(
         **wanted_of_one(args, state.device),
         augment_from=args.augment_from,

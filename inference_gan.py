@@ -43,6 +43,7 @@ def main(argv: list[str] | None = None) -> None:
     if len({job.model for job in jobs}) > 1:
         raise InputError(f"--lora: made for different generators: {', '.join(sorted({job.model for job in jobs}))}")
 
+    import numpy as np
     import torch  # only now: it takes seconds to import, --help should not
     from PIL import Image
     from tqdm import tqdm
@@ -82,7 +83,8 @@ def main(argv: list[str] | None = None) -> None:
             write_prediction(prediction, out / name, f"{stem}_{name}.png", args.output, image)
             row.append(job.intrinsic.map_kind.panel(values))
         rows.append(strip(row))
-    sheet(rows, ["G(w)", *(job.intrinsic.name for job in jobs)]).save(out / "sheet.png")
+    page = sheet(rows, ["G(w)", *(job.intrinsic.name for job in jobs)])
+    save_png(out / "sheet.png", np.asarray(page))
     for line in args.output.said([job.intrinsic for job in jobs]):
         note(line)
     print(f"{args.num_imgs} images in {out / 'rgb'}, with {', '.join(job.intrinsic.name for job in jobs)}")

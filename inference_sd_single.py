@@ -8,14 +8,14 @@ The whole image is predicted, its short side brought to --resolution, and the ma
 --input_dir become subfolders there.
 
     python inference_sd_single.py --task normal --lora path/to/output --input_dir my_dataset --output_dir output
-    accelerate launch --num_processes 4 inference_sd_single.py ...      # shares the images out
+    accelerate launch -q --num_processes 4 inference_sd_single.py ...      # shares the images out
 """
 
 import argparse
 
 from utils.errors import run
 from utils.inference.args import check, find_files, inference_parser, wanted_of_one
-from utils.system.processes import start_missing
+from utils.system.processes import join, start_missing
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -31,9 +31,9 @@ def main(argv: list[str] | None = None) -> int:
     start_missing()
 
     from utils.inference.predictor import Predictor  # only now: PyTorch takes seconds to import, --help should not
-    from utils.inference.run import predict_inputs, processes, report
+    from utils.inference.run import predict_inputs, report
 
-    state = processes(args.device)
+    state = join(args.device)
     predictor = Predictor(**wanted_of_one(args, state.device), timestep=args.timestep)
     failed = predict_inputs(args, inputs, state, predictor)
     return report(args, predictor.jobs, inputs, failed)

@@ -19,8 +19,11 @@ This file imports nothing from the repository and can be copied anywhere. The sc
 """
 
 import argparse
+import os
 from functools import partial
 from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is imported: on a busy CPU, spinning is slow
 
 import numpy as np
 import torch

@@ -1,6 +1,6 @@
 """Predict normals, depth, albedo and shading of photographs, and show them on one page.
 
-    python predict.py photo.jpg                                # the four small LoRAs that are here
+    python predict.py examples/coffee.jpg                      # the four small LoRAs that are here
     python predict.py photo.jpg folder/ --lora path/to/normal path/to/depth --output_dir out
 
 All LoRAs share one base, which is loaded once, and one pass of its encoder. Written are the maps, where and as the
@@ -10,10 +10,11 @@ that people are used to; the files keep the declared frame (normals: x right, y 
 """
 
 import argparse
+import shlex
 
 from utils.base_model.names import check_base
 from utils.cli import Parser, expand
-from utils.errors import InputError, note, run, warn
+from utils.errors import InputError, list_failed, note, one_line, run, warn
 from utils.inference.args import check, model_flags, wanted
 from utils.inference.inputs import find_all, output_names
 from utils.inference.job import BASES, SHIPPED, check_lora
@@ -46,17 +47,21 @@ def main(argv: list[str] | None = None) -> int:
     inputs = find_all(args.images, args.output_dir)
     output_names(inputs.pictures, "<task>")
 
-    from utils.inference.page import Page  # only now: PyTorch takes seconds to import, --help should not
+    from utils.inference.page import (  # only now: PyTorch takes seconds to import, --help should not
+        Page,
+        refuse_other_page,
+    )
     from utils.inference.predictor import Predictor
-    from utils.inference.run import predict_all
+    from utils.inference.run import UNREAD, predict_all
 
+    refuse_other_page(args.output_dir)
     state = join(args.device)
     if state.num_processes > 1:
         raise InputError(
             "predict.py writes one page and runs in one process; inference_sd_single.py shares images out"
         )
     predictor = Predictor(loras, **wanted(args, state.device))
-    if args.colours != "opengl" and not any(job.intrinsic.kind == "normals" for job in predictor.jobs):
+    if args.colours != "opengl" and not any(job.intrinsic.map_kind.has_axes for job in predictor.jobs):
         raise InputError(
             f"--colours={args.colours}: means nothing without normals, whose colours it sets; leave it out"
         )
@@ -67,10 +72,9 @@ def main(argv: list[str] | None = None) -> int:
     note(f"{len(inputs.pictures) - len(failed)} of {len(inputs.pictures)} images predicted: {args.output_dir}")
     for line in args.output.said([job.intrinsic for job in predictor.jobs]):
         note(line)
-    if said := inputs.said():
-        note(said)
-    for line in failed:
-        warn(f"not read: {line}")
+    for line in inputs.notes():
+        note(line)
+    status = list_failed(UNREAD, failed)
     for job in predictor.jobs:
         for line in job.closing:
             note(line)
@@ -78,8 +82,8 @@ def main(argv: list[str] | None = None) -> int:
             warn(far)
     if not args.lora:
         note("these LoRAs are of mini-sd: they show the way, not Stable Diffusion's quality")
-    print(f"next: open {path}", flush=True)
-    return int(bool(failed))
+    print(one_line(f"next: open {shlex.quote(str(path))}"), flush=True)
+    return status
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python pseudo_label.py --task depth --teacher zoedepth --input_dir DIODE --output_dir pseudo/depth
     python pseudo_label.py --task normal --teacher marigold --input_dir my_images --output_dir data/labels --npy
     python pseudo_label.py --task normal --from ground_truth --input_dir DIODE --output_dir pseudo/normal
-    accelerate launch --num_processes 4 pseudo_label.py ...                 # the processes share the images
+    accelerate launch -q --num_processes 4 pseudo_label.py ...                 # the processes share the images
 
 --input_dir is DIODE's root (the folder with depths/) or any folder of images. Labels are written to --output_dir
 under the images' relative names, as 8-bit .png. Normals have x right, y down, z forward. Depth has near = white and
@@ -12,10 +12,12 @@ existing labels are skipped. provenance.json records how they were made.
 """
 
 import argparse
+import shlex
+from collections.abc import Callable
 from pathlib import Path
 
 from utils.cli import Parser, above_zero, path_flag
-from utils.errors import InputError, note, run
+from utils.errors import InputError, note, one_line, run
 from utils.intrinsics import DEPTH_CODINGS, restated
 from utils.kinds.frames import FRAMES
 from utils.system.processes import join, start_missing
@@ -95,6 +97,17 @@ def refuse_unread(args: argparse.Namespace, kind: str) -> None:
             raise InputError(f"--{flag} means nothing for a {kind}, only for Marigold's pipelines; leave it out")
 
 
+def what_next(args: argparse.Namespace) -> str:
+    """The command that checks the labels with their images."""
+    labels, images = shlex.quote(str(args.output_dir)), shlex.quote(str(args.input_dir))
+    if (args.input_dir / "depths").is_dir():
+        return f"python -m dataloaders check --root {images} --pseudo_root {labels}"
+    own = f"python -m dataloaders check --dataset folder --pseudo_root {labels} --train_data_dir"
+    if args.input_dir.name == "images":
+        return f"{own} {shlex.quote(str(args.input_dir.parent))}"
+    return f"{own} DATA, after moving {images} to DATA/images"
+
+
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
 
@@ -116,6 +129,11 @@ def main(argv: list[str] | None = None) -> None:
     def restate(conventions: dict[str, str]) -> dict[str, str]:
         return conventions | {"labels": restated(conventions["labels"], coding)}
 
+    def label(predict: Callable[[str], tuple[np.ndarray, np.ndarray | None]], quantity: str) -> None:
+        label_all(pictures, predict, quantity, described, *where)  # exits where an image has failed
+        if state.is_main_process:
+            print(one_line(f"next: {what_next(args)}"), flush=True)
+
     where = (state, args.output_dir, args.npy, args.overwrite, coding)
 
     if args.source == "ground_truth":
@@ -125,7 +143,7 @@ def main(argv: list[str] | None = None) -> None:
         def predict(name: str) -> tuple[np.ndarray, np.ndarray | None]:
             return measured_map(args.input_dir, name, args.task)
 
-        label_all(pictures, predict, args.task, described, *where)
+        label(predict, args.task)
         return
 
     # Teacher, and whether it sees what is there
@@ -134,6 +152,7 @@ def main(argv: list[str] | None = None) -> None:
 
     from miniworld.reference_room import room_with_sphere
     from utils.image_io.images import read_rgb
+    from utils.image_io.opening import check_ratio
     from utils.labels.self_check import self_check
     from utils.labels.teachers import load_teacher
     from utils.noise import noise_of
@@ -157,9 +176,11 @@ def main(argv: list[str] | None = None) -> None:
     described |= {"teacher": teacher.about, "conventions": restate(teacher.conventions), "self_check": check}
 
     def predict(name: str) -> tuple[np.ndarray, None]:
-        return ask(read_rgb(pictures[name]), name), None
+        picture = read_rgb(pictures[name])
+        check_ratio(*picture.size)  # a teacher keeps the aspect
+        return ask(picture, name), None
 
-    label_all(pictures, predict, teacher.quantity, described, *where)
+    label(predict, teacher.quantity)
 
 
 if __name__ == "__main__":

@@ -13,12 +13,13 @@ from PIL import Image
 from torch.nn import functional as F
 
 from utils.errors import InputError
-from utils.image_io.panels import data_uri, small, to_byte
+from utils.image_io.panels import small, to_byte
 from utils.inference.output import Output
 from utils.inference.prediction import Prediction, uncertainty_picture
 from utils.inference.write import write
 from utils.intrinsics import ALBEDO
 from utils.kinds.axes import to_frame
+from utils.pages import data_uri
 from utils.system.atomic import make_folder
 
 SIDE = 1024  # longest side of an image in the slider, in pixels
@@ -50,7 +51,7 @@ def relit(maps: Mapping[str, Prediction]) -> dict | None:
     """The light's value: normals in opengl axes, (n + 1) / 2 in 8 bits, and sRGB-coded albedo, both as lossless PNG of
     one size. None without normals. Without an albedo the scene is white.
     """
-    normals = next((one for one in maps.values() if one.intrinsic.kind == "normals"), None)
+    normals = next((one for one in maps.values() if one.intrinsic.map_kind.has_axes), None)
     if normals is None:
         return None
     height, width = normals.shape
@@ -84,7 +85,7 @@ class Result:
 
 def surface(result: Result, near: float, far: float, fov: float) -> Path | None:
     """A small .glb of the depth, to look at; None without depth. Raises `Output`'s InputErrors."""
-    depth = next((one for one in result.maps.values() if one.intrinsic.kind == "depth"), None)
+    depth = next((one for one in result.maps.values() if one.intrinsic.map_kind.has_surface), None)
     if depth is None:
         return None
     output = Output(("glb",), near=near, far=far, fov=fov)

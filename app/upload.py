@@ -7,14 +7,14 @@ from pathlib import Path
 from PIL import Image
 
 from utils.errors import InputError
-from utils.image_io.files import PICTURES
+from utils.image_io.files import PICTURES, VIDEOS
 from utils.image_io.images import read_rgb
-from utils.image_io.opening import unreadable
+from utils.image_io.opening import check_ratio, unreadable
+from utils.inference.inputs import film_command
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")  # Pillow's names for PICTURES
 MAX_BYTES = 32 * 2**20
 MAX_PIXELS = 16_000_000  # a map of that size is 0.2 GB as float32
-MAX_RATIO = 8  # long side to short side; a thinner strip, padded to the network's size, would be mostly border
 
 
 def read_upload(path: str | Path) -> Image.Image:
@@ -22,6 +22,8 @@ def read_upload(path: str | Path) -> Image.Image:
     by its header, too many pixels, if its format is not one of `PICTURES`, or if it is not a complete image.
     """
     path = Path(path)
+    if path.suffix.lower() in VIDEOS:
+        raise InputError(f"{path.name}: a video; the page takes images. {film_command(path.name)}")
     if path.suffix.lower() not in PICTURES:
         raise InputError(f"{path.name}: not an image format we read ({', '.join(PICTURES)})")
     try:
@@ -30,8 +32,10 @@ def read_upload(path: str | Path) -> Image.Image:
         width, height = _stated_size(path)
         if width * height > MAX_PIXELS:
             raise InputError(f"{path.name}: {width}x{height} pixels, more than {MAX_PIXELS:,}; scale it down")
-        if max(width, height) > MAX_RATIO * min(width, height):
-            raise InputError(f"{path.name}: {width}x{height} pixels, longer than {MAX_RATIO}:1; crop it")
+        try:
+            check_ratio(width, height)
+        except InputError as error:
+            raise InputError(f"{path.name}: {error}") from None
         return read_rgb(path)
     except InputError as error:
         raise InputError(str(error).replace(str(path), path.name)) from None

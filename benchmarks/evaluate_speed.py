@@ -45,7 +45,8 @@ def link(source: Path, target: Path, images: int, distinct: int, png: bool) -> N
         suffix = ".png" if png and side == "pred" else ".npy"
         (target / side).mkdir(parents=True)
         for index in range(images):
-            os.symlink(source / f"{side}{index % distinct}{suffix}", target / side / f"{index:05d}_normal{suffix}")
+            link = target / side / f"{index:05d}_normal{suffix}"
+            link.symlink_to(source / f"{side}{index % distinct}{suffix}")
 
 
 def measure(folder: Path, workers: int) -> tuple[float, float, dict]:

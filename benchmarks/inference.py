@@ -28,8 +28,8 @@ from PIL import Image
 from benchmarks.models import models, prompt_tokens
 from benchmarks.side_by_side import DTYPES, compare, parser_of
 from utils.image_io.images import Crop, read_rgb
-from utils.inference.engine import Adapter, Engine
 from utils.inference.output import Output
+from utils.inference.predictor import Adapter, Engine
 from utils.inference.run import predict_all
 from utils.inference.view import View
 from utils.intrinsics import NORMAL

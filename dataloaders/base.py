@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from utils.errors import InputError
 from utils.image_io.images import Crop, read_label, read_rgb, same_aspect, size_of, whole_size
+from utils.image_io.opening import check_ratio
 from utils.intrinsics import Intrinsic
 from utils.kinds.base import Known, Score, against_label, label_as_truth, score_of, shares
 
@@ -98,7 +99,15 @@ class Maps(Dataset):
         """Height and width of every item; for whole images from the files' headers."""
         if not self.whole:
             return [(self.resolution, self.resolution)] * len(self)
-        return [whole_size(*size_of(self.rgb_path(stem)), self.resolution) for stem in self.stems]
+        return [self._whole_size(self.rgb_path(stem)) for stem in self.stems]
+
+    def _whole_size(self, path: Path) -> tuple[int, int]:
+        width, height = size_of(path)
+        try:
+            check_ratio(width, height, "crop image and label, or pass --crop square")
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
+        return whole_size(width, height, self.resolution)
 
     @property
     def fingerprint(self) -> str:

@@ -11,6 +11,7 @@ training takes them for? The exit status is 1 if anything is wrong.
 import argparse
 import os
 import platform
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -180,7 +181,42 @@ def finish(samples: list[Files], args: argparse.Namespace, notes: list[str]) -> 
     problems = check_all(samples, args.workers)
     conventions = check_conventions(samples, problems, args, notes)
     print(report(samples, problems, notes, conventions))
-    return 1 if problems or conventions else 0
+    if problems or conventions:
+        return 1
+    if line := what_next(samples, args):
+        print(one_line(f"next: {line}"))
+    return 0
+
+
+def what_next(samples: list[Files], args: argparse.Namespace) -> str:
+    """The command that makes labels, where there are none, else the one that trains on them; empty where nothing
+    states which intrinsic they are of.
+    """
+    from dataloaders.label_check import intrinsic_of  # only now: PyTorch takes seconds to import
+
+    own, tree = args.dataset in ("folder", "manifest"), args.root or (args.train_data_dir or Path()).parent
+    labels = [files.paths["label"] for files in samples if "label" in files.paths]
+    if not labels:
+        task = args.task if args.task in ("normal", "depth") else "normal"
+        words = ["python", "pseudo_label.py", "--task", task, "--from", "ground_truth", "--input_dir", str(tree)]
+        return shlex.join([*words, "--output_dir", f"pseudo/{task}"])
+    intrinsic = intrinsic_of(labels, args.task)
+    if intrinsic is None:
+        return ""
+    truth = tree / intrinsic.truth_folder
+    data = args.train_data_dir if own else (truth if truth.is_dir() else tree / "depths")
+    flags = {
+        "pretrained_model_name_or_path": "runwayml/stable-diffusion-v1-5",
+        "dataset": args.dataset if own else None,
+        "manifest": args.manifest,
+        "train_data_dir": data,
+        "pseudo_root": args.pseudo_root,
+        "gt_frame": args.gt_frame,
+        "depth_coding": None if intrinsic.depth_coding == "linear" else intrinsic.depth_coding,
+        "output_dir": f"runs/{intrinsic.name}",
+    }
+    words = ["accelerate", "launch", f"sd_single_diode_pseudo_{intrinsic.name}.py"]
+    return shlex.join(words + [f"--{name}={value}" for name, value in flags.items() if value is not None])
 
 
 def add_flags(parser: Parser) -> None:

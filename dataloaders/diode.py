@@ -224,7 +224,7 @@ def validation_sets(train: Diode) -> dict[str, list[dict]]:
 
 def _names(folder: Path) -> set[str]:
     try:
-        return set(os.listdir(folder)) if os.path.isdir(folder) else set()
+        return {path.name for path in folder.iterdir()} if os.path.isdir(folder) else set()
     except OSError as error:
         raise InputError(f"{folder}: cannot be read ({error.strerror})") from None
 

@@ -16,12 +16,22 @@ import json
 import os
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.errors import InputError, warn
-from utils.image_io.files import MAPS, MASK_ENDINGS, PICTURES, SIXTEEN, masks_next_to, stem_of_mask, the_mask
+from utils.errors import InputError, note, warn
+from utils.image_io.files import (
+    MAPS,
+    MASK_ENDINGS,
+    PICTURES,
+    SIXTEEN,
+    masks_next_to,
+    skipped_line,
+    stem_of_mask,
+    the_mask,
+)
 
 SPLITS = ("train", "val")
 KEYS = {"image", "label", "gt", "mask", "split", "name"}
@@ -50,8 +60,13 @@ def folder_samples(root: Path, label_root: Path | None = None) -> list[Sample]:
         if not roots[role].is_dir():
             raise InputError(f"{roots[role]}: no such folder; {hint}")
     files = {"rgb": _by_stem(roots["rgb"], PICTURES)}
+    others = Counter(path.suffix.lower() for path in roots["rgb"].rglob("[!.]*") if path.is_file())
+    passed = skipped_line({ending: count for ending, count in others.items() if ending not in PICTURES})
     if not files["rgb"]:
-        raise InputError(f"{roots['rgb']}: no images ({', '.join(PICTURES)}) in it")
+        why = f"; {passed}" if passed else ""
+        raise InputError(f"{roots['rgb']}: no images ({', '.join(PICTURES)}) in it{why}")
+    if passed:
+        note(f"{roots['rgb']}: {passed}")
     files["label"] = _by_stem(roots["label"], PICTURES)
     for role, endings in (("gt", MAPS), ("mask", MASK_ENDINGS)):
         files[role] = _by_stem(roots[role], endings, files["rgb"].keys())
@@ -255,8 +270,8 @@ class _Finder:
             if place not in self._names:
                 names: dict[str, list[str]] = {}
                 with contextlib.suppress(OSError):
-                    for name in os.listdir(place):
-                        names.setdefault(one_name(name).casefold(), []).append(name)
+                    for file in place.iterdir():
+                        names.setdefault(one_name(file.name).casefold(), []).append(file.name)
                 self._names[place] = names
             near = self._names[place].get(one_name(part).casefold(), [])
             same = [name for name in near if fold(one_name(name)) == fold(one_name(part))]

@@ -4,8 +4,8 @@ import argparse
 import gzip
 import hashlib
 import json
-import os
 import re
+import shlex
 import tarfile
 import zlib
 from collections import Counter
@@ -15,7 +15,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from utils.cli import path_flag
-from utils.errors import InputError, note
+from utils.errors import InputError, note, one_line
 from utils.image_io.diode_names import listed_samples, read_meta
 from utils.system.atomic import write_json
 
@@ -86,7 +86,7 @@ def unpack(archive: Path, root: Path, kind: str) -> Counter[str]:
             raise InputError(f"{archive}: broken or cut off ({error}); download it again") from None
         except OSError as error:
             raise InputError(f"{archive} -> {root}: {error}; run the same command again to continue") from None
-    if not counts["written"] + counts["there"]:
+    if not counts["written"] + counts["replaced"] + counts["there"]:
         raise InputError(f"{archive}: holds none of DIODE's {kind} (train/ or val/ with *{ENDINGS[kind][-1]})")
     return counts
 
@@ -130,19 +130,21 @@ def prepare(root: Path, archives: dict[str, list[Path]], skip_md5: bool = False)
             counts = unpack(archive, root, kind)
             done[f"{kind} {archive.resolve()}"] = _identity(archive)
             write_json(root / STATE, state)
+            changed = f", {counts['replaced']} of another size replaced" if counts["replaced"] else ""
             note(
-                f"{archive}: {counts['written']} files written to {root / kind}, {counts['there']} were there, "
-                f"{counts['other']} of other names passed over"
+                f"{archive}: {counts['written']} files written to {root / kind}, {counts['there']} were there{changed}"
+                f", {counts['other']} of other names passed over"
             )
     if (root / "depths").is_dir():
         added, listed = complete_meta(root)
         note(
             f"{root / 'diode_meta.json'}: {added} names added, {listed} listed (DIODE's own list has 612 of val's 771)"
         )
+        print(one_line(f"next: python -m dataloaders check --root {shlex.quote(str(root))}"), flush=True)
 
 
 def _place(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path, kind: str, archive: Path) -> str:
-    """Write one member if it is one of DIODE's files: "written", "there", "folder" or "other"."""
+    """Write one member if it is one of DIODE's files: "written", "replaced", "there", "folder" or "other"."""
     name = member.name.removeprefix("./")
     if name.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", name) or re.match(r"[A-Za-z]:", name):
         raise InputError(f"{archive}: its member {member.name!r} points outside; this is not DIODE's archive")
@@ -160,6 +162,7 @@ def _place(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path, kind: st
     if target.is_file() and target.stat().st_size == member.size:
         return "there"
     target.parent.mkdir(parents=True, exist_ok=True)
+    known = "replaced" if target.is_file() else "written"
     draft = target.with_name(target.name + ".part")
     content = tar.extractfile(member)
     if content is None:  # for a regular file there is one
@@ -169,8 +172,8 @@ def _place(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path, kind: st
             sink.write(chunk)
     if draft.stat().st_size != member.size:
         raise EOFError(f"{member.name} ends early")
-    os.replace(draft, target)
-    return "written"
+    draft.replace(target)
+    return known
 
 
 def _identity(archive: Path) -> list[int]:

@@ -1,12 +1,14 @@
 """Images to label: DIODE's or a folder's, and DIODE's measured maps of them."""
 
+import shlex
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
-from utils.errors import InputError
+from utils.errors import InputError, note
 from utils.image_io.diode_names import SCENE_TYPES
-from utils.image_io.files import PICTURES
+from utils.image_io.files import PICTURES, VIDEOS, skipped_line
 from utils.intrinsics import INTRINSICS
 from utils.labels.encoding import SKY_NORMAL, fill
 
@@ -29,6 +31,10 @@ def find_pictures(root: Path, output_dir: Path, splits: list[str], scene_types: 
 
     Files in `output_dir` are left out. Raises InputError if there are no images, or two with the same name.
     """
+    if root.suffix.lower() in VIDEOS and root.is_file():
+        folder = shlex.quote(str(root.with_suffix("")))
+        cure = f"ffmpeg -i {shlex.quote(str(root))} {folder}/%06d.png"
+        raise InputError(f"{root}: a video; extract its frames first (mkdir -p {folder} && {cure})")
     if not root.is_dir():
         raise InputError(f"{root}: no such folder (from --input_dir)")
     diode = (root / "depths").is_dir()
@@ -38,16 +44,23 @@ def find_pictures(root: Path, output_dir: Path, splits: list[str], scene_types: 
     base = root / "depths" if diode else root
     folders = [base / split / kind for split in splits for kind in scene_types] if diode else [base]
     found: dict[str, Path] = {}
+    skipped: Counter[str] = Counter()
     for path in sorted(path for folder in folders for path in folder.rglob("*")):
         hidden = path.name.startswith(".") or output_dir.resolve() in path.resolve().parents
-        if hidden or path.suffix.lower() not in PICTURES or not path.is_file():
+        if hidden or not path.is_file():
+            continue
+        if path.suffix.lower() not in PICTURES:
+            skipped[path.suffix.lower()] += not diode  # whose tree also holds measured values
             continue
         name = path.relative_to(base).with_suffix("").as_posix()
         if name in found:
             raise InputError(f"{found[name]} and {path} would get one label: rename one of them")
         found[name] = path
+    passed = skipped_line(skipped)
     if not found:
-        raise InputError(f"{base}: no images ({', '.join(PICTURES)}) in it")
+        raise InputError(f"{base}: no images ({', '.join(PICTURES)}) in it" + (f"; {passed}" if passed else ""))
+    if passed:
+        note(passed)
     return found
 
 

@@ -4,7 +4,6 @@ Imports nothing heavy, so that a command line can refuse a mistyped name immedia
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 from utils.cli import Parser, expand, nearest
@@ -49,8 +48,7 @@ def gan_parser(description: str) -> Parser:
     """The flags of gan_pseudo.py: data, LoRA, optimisation, run and trackers."""
     parser = Parser(
         description=description,
-        usage="accelerate launch %(prog)s --task TASK --pretrained_model_name_or_path GAN --teacher NETWORK "
-        "--output_dir DIR ...",
+        usage="python %(prog)s --task TASK --pretrained_model_name_or_path GAN --teacher NETWORK --output_dir DIR ...",
     )
     add = parser.add_argument_group("what must be given").add_argument
     add("--task", choices=list(INTRINSICS), required=True, help="the intrinsic to learn")
@@ -78,10 +76,9 @@ def gan_parser(description: str) -> Parser:
 
 def parse_gan(parser: Parser, argv: list[str] | None = None) -> argparse.Namespace:
     """Parse and check before anything heavy is imported. Raises InputError for a flag that cannot work."""
-    argv = sys.argv[1:] if argv is None else argv
     args = parser.parse_args(argv)
     check_refused(parser, args)
-    finish(args, {word.split("=")[0] for word in argv if word.startswith("--")})
+    finish(parser, args)
     for name in (args.pretrained_model_name_or_path, args.pictures_from):
         if name is not None:
             check_gan(name)

@@ -19,9 +19,9 @@ from tqdm.auto import tqdm
 from generators.transformer import Positions, Tokens, choose, load_autoregressive
 from utils.errors import InputError, note
 from utils.image_io.images import Crop
-from utils.inference.engine import Prepared
 from utils.inference.job import Job
 from utils.inference.prediction import Prediction, merge_batches
+from utils.inference.predictor import Prepared
 from utils.intrinsics import Intrinsic
 from utils.kinds.alignment import linear_map
 from utils.lora import load_attn_procs

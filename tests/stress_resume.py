@@ -100,7 +100,7 @@ def fork_run(case: str, words: list[str], log: Path) -> list[int]:
         status = 1
         try:
             os.setsid()
-            with open(log, "ab", buffering=0) as file:
+            with log.open("ab", buffering=0) as file:
                 os.dup2(file.fileno(), 1)
                 os.dup2(file.fileno(), 2)
             if count > 1:

@@ -1,5 +1,6 @@
 """Errors that the user can fix, warnings and notes, and the one way from an exception to an exit status."""
 
+import errno
 import os
 import re
 import sys
@@ -10,6 +11,7 @@ from typing import TextIO
 OWN = (
     "utils", "dataloaders", "generators", "app", "miniworld", "benchmarks", "studies", "interop", "integrations",
 )  # fmt: skip
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a full disk, a used-up quota, a limit on the size of files
 SHOWN = 20  # details of an error that are printed
 _UNPRINTABLE = re.compile(  # control characters; what reorders or hides text (Trojan Source); halves of surrogates
     "[\\x00-\\x1f\\x7f-\\x9f\\u061c\\u200b\\u200e\\u200f\\u2028-\\u202e\\u2060-\\u2069\\ufeff\\ud800-\\udfff"
@@ -39,11 +41,24 @@ def print_list(title: str, items: Sequence[str], file: TextIO | None = None) -> 
     print(title, *map(one_line, items), sep="\n  ", file=file or sys.stdout, flush=True)
 
 
-def run(main: Callable[[], int | None]) -> None:
+def list_failed(title: str, failed: Sequence[str]) -> int:
+    """The end of every command over a folder: name each file that failed, once; the exit status, 1 if any did.
+
+    One bad file does not stop a folder, and what was made of the others is there; but a caller must see that it is not
+    all. A score or a training over the rest would mean something else, so evaluation and training refuse instead. From
+    the first process only.
+    """
+    if failed and os.environ.get("RANK", "0") == "0":
+        print_list(f"error: {len(failed)} {title}:", failed, sys.stderr)
+    return int(bool(failed))
+
+
+def run(main: Callable[[], int | None]) -> None:  # noqa: C901  # one list of causes, read from top to bottom
     """The one way from exception to exit status, for every command: call `main` and exit with what it returns.
 
-    An `InputError` is printed as one line, status 2; so is a package that is not installed. Ctrl-C: status 130. Every
-    other exception keeps its traceback: it is a defect, and the traceback is the report.
+    An `InputError` is printed as one line, status 2; so are a package that is not installed and a full disk, wherever
+    it was noticed. Ctrl-C: status 130. Every other exception keeps its traceback: it is a defect, and the traceback is
+    the report.
     """
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files may hold bytes that are no text
@@ -54,7 +69,7 @@ def run(main: Callable[[], int | None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         _close_bars()
-        print("interrupted", file=sys.stderr, flush=True)
+        _say("interrupted", sys.stderr)
         sys.exit(130)
     except Exception as error:
         if "DataLoader worker" in str(error) and isinstance(error, RuntimeError):
@@ -62,16 +77,20 @@ def run(main: Callable[[], int | None]) -> None:
             error = InputError(f"{cause} Most often memory has run out: lower --dataloader_num_workers")
         if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] not in OWN:
             error = InputError(f"the package {error.name} is not installed: pip install -r requirements.txt")
+        if isinstance(error, OSError) and error.errno in NO_SPACE:
+            where = f"{error.filename}: " if error.filename else ""
+            error = InputError(f"{where}no space left on device; free some and run the command again")
         _tell_launcher(error)
         _close_bars()
         if not isinstance(error, InputError):
             raise
-        rank = f"[rank {os.environ['RANK']}] " if "RANK" in os.environ else ""
         for detail in error.details[:SHOWN]:
             print(f"  {detail}", file=sys.stderr)
         if len(error.details) > SHOWN:
             print(f"  ... and {len(error.details) - SHOWN} more", file=sys.stderr)
-        print(f"{rank}error: {error}", file=sys.stderr, flush=True)
+        if not _supervised():  # else the line is printed once, as the last one, when all processes have ended
+            rank = f"[rank {os.environ['RANK']}] " if "RANK" in os.environ else ""
+            print(f"{rank}error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
     if status:
         sys.exit(status)
@@ -84,8 +103,13 @@ def _close_bars() -> None:
             bar.close()
 
 
+def _supervised() -> bool:
+    """True in a process of `system.processes.supervise`; torchrun sets the second variable too."""
+    return "TORCHELASTIC_ERROR_FILE" in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ
+
+
 def _tell_launcher(error: Exception) -> None:
-    """Leave the error where torchrun and `system.processes.supervise` look for the reason of a failure."""
+    """Leave the error where torchrun and `system.processes.supervise` look for the reason, which they print last."""
     if "TORCHELASTIC_ERROR_FILE" in os.environ:
         from torch.distributed.elastic.multiprocessing.errors import get_error_handler  # slow to import
 

@@ -24,7 +24,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from integrations.comfyui import workflows
-from integrations.comfyui.pack_graphs import pack_graph
+from integrations.comfyui.workflows import pack_graph
 from interop import full_size
 from utils.base_model.single_file_parts import CONFIGS
 from utils.cli import Parser, path_flag

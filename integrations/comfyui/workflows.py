@@ -79,6 +79,33 @@ def text_of(task: str) -> str:
     return json.dumps(graph(task, INTRINSICS[task].prompt), indent=1) + "\n"
 
 
+def pack_graph(checkpoint: str, lora: str, image: str) -> Graph:
+    """The workflow of this project's own nodes, as the check posts it: load, predict, and save the displayed image, a
+    16-bit PNG and an EXR, and for normals a relit image.
+    """
+    base = {"ckpt_name": checkpoint}
+    said = {"lora_name": lora, "task": "as the file says", "prompt": "", "timestep": -1}
+    axes = {"frame": "opencv (x right, y down, z forward)", "invert": False}
+    nodes: Graph = {
+        "1": {"class_type": "CheckpointLoaderSimple", "inputs": base},
+        "2": {"class_type": "LoadIntrinsicLora", "inputs": {"model": ["1", 0], "clip": ["1", 1], **said}},
+        "3": {"class_type": "LoadImage", "inputs": {"image": image}},
+        "4": {
+            "class_type": "PredictIntrinsic",
+            "inputs": {"intrinsic": ["2", 0], "vae": ["1", 2], "image": ["3", 0], "resolution": 0},
+        },
+        "5": {"class_type": "SaveImage", "inputs": {"images": ["4", 0], "filename_prefix": "picture"}},
+    }
+    for number, kind in (("6", "png16"), ("7", "exr")):
+        inputs = {"map": ["4", 1], "filename_prefix": f"map_{kind}", "format": kind, **axes}
+        nodes[number] = {"class_type": "SaveIntrinsicMap", "inputs": inputs}
+    if "depth" not in lora:
+        lamp = {"azimuth": 60.0, "elevation": 30.0, "ambient": 0.2}
+        nodes["8"] = {"class_type": "RelightIntrinsic", "inputs": {"map": ["4", 1], "image": ["3", 0], **lamp}}
+        nodes["9"] = {"class_type": "SaveImage", "inputs": {"images": ["8", 0], "filename_prefix": "relit"}}
+    return nodes
+
+
 def main() -> None:
     FOLDER.mkdir(exist_ok=True)
     for task in INTRINSICS:

@@ -6,7 +6,6 @@ stream's image `index`, regardless of how many are cached.
 
 import json
 import multiprocessing
-import os
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from itertools import islice
@@ -50,4 +49,4 @@ def render_chunk(folder: Path, seed: int, size: int, chunk: int) -> None:
     np.save(folder / f"{chunk:05d}.npy", np.stack([rgb for rgb, _ in pairs]))
     draft = folder / f"{chunk:05d}.tmp"
     draft.write_text(json.dumps([caption for _, caption in pairs]))
-    os.replace(draft, folder / f"{chunk:05d}.json")
+    draft.replace(folder / f"{chunk:05d}.json")

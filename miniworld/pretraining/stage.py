@@ -7,7 +7,6 @@ misses nothing. Running the same command again resumes.
 
 import json
 import math
-import os
 import time
 import zlib
 from collections.abc import Callable
@@ -155,7 +154,7 @@ def save_atomically(content, path: Path) -> None:
     """Write the whole file or none of it."""
     draft = path.with_suffix(".tmp")
     torch.save(content, draft)
-    os.replace(draft, path)
+    draft.replace(path)
 
 
 def load(stage: Stage, optimizer: torch.optim.Optimizer, average: list[Tensor]) -> int:

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from miniworld.render.raycast import Rendering, trace
 from miniworld.render.rooms import draw_room
 from miniworld.render.yards import draw_yard
 from utils.image_io.colour_space import to_srgb
+from utils.system.atomic import save_npy, save_png
 
 # Increase when the same seed no longer gives the same image: folders of an older version are refused, not mixed.
 WORLD_VERSION = 1
@@ -149,9 +149,9 @@ def write_sample(root: Path, settings: Settings, sample: Sample) -> None:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".png":
-            Image.fromarray(arrays[role]).save(path)
+            save_png(path, arrays[role])
         else:
-            np.save(path, arrays[role])
+            save_npy(path, arrays[role])
 
 
 def meta_json(settings: Settings) -> dict:

@@ -29,7 +29,7 @@ def test_a_photograph_is_turned_upright(tmp_path):
 
 
 def large(path):
-    with open(path, "wb") as file:
+    with path.open("wb") as file:
         file.truncate(MAX_BYTES + 1)
 
 

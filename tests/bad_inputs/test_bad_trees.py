@@ -162,7 +162,7 @@ def test_a_file_that_is_missing(folder, suffix, tree):
 
 def test_depths_in_capitals(tree):
     root, _ = tree
-    os.rename(root / "depths", root / "Depths")
+    (root / "depths").rename(root / "Depths")
     refused(lambda: normals(root), "depths: no such folder")
 
 

@@ -728,6 +728,14 @@ def test_report_is_one_page_that_loads_nothing(tmp_path, run, task):
     assert titles == list(zip(("Best", "Median", "Worst"), names))
 
 
+def test_a_report_that_cannot_be_written_is_refused_in_one_line(tmp_path, fail):
+    save(tmp_path / "gt/a.npy", normals())
+    save(tmp_path / "pred/a.npy", normals(10))
+    (tmp_path / "report").write_text("a file")
+    message = fail("--report", tmp_path / "report")
+    assert f"error: --report: {tmp_path / 'report'} cannot be written" in message and "Traceback" not in message
+
+
 @pytest.mark.parametrize("task", ["normal", "depth", "albedo"])
 def test_mirrored_and_exchanged_predictions_are_named_in_every_space_and_frame(task, tmp_path):
     """The scores themselves do not change; colours are compared in linear light whatever the flags."""
@@ -757,6 +765,7 @@ def test_mirrored_and_exchanged_predictions_are_named_in_every_space_and_frame(t
         ("exchanged", "exchanging the images"),
     ):
         space = ["--pred_space", "linear"] if task == "albedo" else []
+        (tmp_path / "m.json").unlink(missing_ok=True)
         evaluate.main([*flags, *space, "--pred_dir", str(tmp_path / folder)])
         warnings = json.loads((tmp_path / "m.json").read_text())["warnings"]
         assert [words in line for line in warnings] == ([True] if words else []), (folder, warnings)

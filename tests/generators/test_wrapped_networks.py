@@ -17,9 +17,10 @@ from generators.transformer import load_autoregressive
 from miniworld.pretraining.random_sd import build_scheduler, build_unet, build_vae
 from utils.lora import add_lora, load_attn_procs, lora_state, save_lora
 from utils.lora.keys import strip_wrappers
+from utils.lora.layers import unwrap
 from utils.noise import generators
 from utils.objectives import AugUNet, SingleStep, zero_snr_scheduler
-from utils.system.compute import as_written, unwrap
+from utils.system.compute import as_written
 
 PROMPT = torch.full((1, 77, 64), 0.5)
 METHODS = ["single step", "augunet", "one by one", "at once", "gan"]

@@ -170,13 +170,13 @@ def test_two_processes_share_the_images(weights, pictures, tmp_path):
 
 @pytest.mark.parametrize(("words", "message"), [
     (["--input_dir", "empty"], "no images"),
-    (["--input_dir", "twins"], "would both be written as a_<task>.png"),
+    (["--input_dir", "triplets"], "would both be written as a.jpg_<task>.png"),
     (["--input_dir", "good", "--resolution", "63"], "multiple of 8"),
     (["--input_dir", "good", "--pretrained_model_name_or_path", "./x"], "./x: no such model folder"),
 ])  # fmt: skip
 def test_a_mistake_is_named(words, message, weights, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in ("empty/none.txt", "twins/a.png", "twins/a.jpg", "good/a.png"):
+    for name in ("empty/none.txt", "triplets/a.png", "triplets/a.jpg", "triplets/a.jpg.png", "good/a.png"):
         Path(name).parent.mkdir(exist_ok=True)
         Image.new("RGB", (64, 64)).save(name) if "none" not in name else Path(name).touch()
     with pytest.raises(InputError, match=message):

@@ -4,9 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from app.upload import read_upload
+from dataloaders.listing import folder_samples
+from dataloaders.to_label import find_pictures
 from utils.cli import nearest
 from utils.errors import InputError
-from utils.inference.inputs import find_inputs, output_names
+from utils.inference.inputs import find_all, find_inputs, output_names
 
 OUT = "nowhere/out"
 
@@ -73,10 +76,41 @@ def test_links_to_folders_are_followed_once_and_dead_ones_reported(tmp_path):
     assert names(find_inputs(tmp_path / "in", OUT)) == ["b.jpg", "dead.png", "link/a.jpg"]
 
 
+def test_images_of_one_stem_are_both_predicted_and_their_maps_keep_the_ending(tmp_path):
+    tree(tmp_path, "x/a.jpg", "x/a.png", "a.jpg", "x/b.png")
+    inputs = find_inputs(tmp_path, OUT)
+    maps = list(output_names(inputs.pictures, "normal").values())
+    assert maps == ["a_normal.png", "x/a.jpg_normal.png", "x/a.png_normal.png", "x/b_normal.png"]
+    (line,) = inputs.notes()
+    assert line.startswith(f"2 images share their stem with another one, such as {tmp_path}/x/a.jpg and ")
+
+
 def test_two_images_that_would_write_one_map_are_refused(tmp_path):
-    tree(tmp_path, "x/a.jpg", "x/a.png", "a.jpg")
-    with pytest.raises(InputError, match=r"would both be written as x/a_normal\.png"):
+    tree(tmp_path, "x/a.jpg", "x/a.png", "x/a.jpg.png")
+    with pytest.raises(InputError, match=r"would both be written as x/a\.jpg_normal\.png"):
         output_names(find_inputs(tmp_path, OUT).pictures, "normal")
+
+
+def test_a_film_is_sent_to_the_command_that_predicts_it(tmp_path):
+    """The other doors: predict.py (`find_all`), pseudo_label.py and the page's upload."""
+    tree(tmp_path, "a film.mov")
+    film = tmp_path / "a film.mov"
+    command = f"python inference_sd_single.py --lora miniworld/mini-loras/normal --input_dir '{film}' --video"
+    with pytest.raises(InputError, match=f"a video, which has a command of its own: {command}$"):
+        find_all([film], OUT)
+    with pytest.raises(InputError, match=r"a video; extract its frames first .*ffmpeg -i"):
+        find_pictures(film, tmp_path / "out", ["train"], ["indoors"])
+    with pytest.raises(InputError, match=r"a film\.mov: a video; the page takes images"):
+        read_upload(film)
+
+
+def test_unread_endings_are_named_by_every_door(tmp_path, capsys):
+    tree(tmp_path, "images/a.jpg", "images/b.heic", "images/c.heic", "labels/a.png")
+    assert find_inputs(tmp_path / "images", OUT).notes() == ["skipped: 2 .heic"]
+    find_pictures(tmp_path / "images", tmp_path / "out", ["train"], ["indoors"])
+    assert capsys.readouterr().out == "note: skipped: 2 .heic\n"
+    folder_samples(tmp_path)
+    assert capsys.readouterr().out == f"note: {tmp_path}/images: skipped: 2 .heic\n"
 
 
 def test_what_is_missing_is_named_with_its_neighbour(tmp_path):

@@ -11,7 +11,7 @@ from PIL import Image
 
 import inference_sd_single
 from utils.errors import InputError
-from utils.inference.video_files import frames
+from utils.inference.video_files import frame_count, frames
 
 LORAS = ROOT / "miniworld" / "mini-loras"
 TIMES = [0, 40, 80, 200, 240, 400]  # milliseconds: no constant frame rate
@@ -68,6 +68,23 @@ def test_frames_come_in_order_with_their_times(tmp_path):
     assert [np.asarray(image)[10, 60, 0] for image, _ in found] == [30 + 35 * i for i in range(6)]
 
 
+def test_a_bar_has_the_films_length_where_the_file_states_it(tmp_path, capfd):
+    assert frame_count(film(tmp_path / "a.mp4", "libx264", size=(64, 48))) == 6
+    assert 6 <= frame_count(film(tmp_path / "b.mkv")) <= 16  # by its length and its mean rate
+    predict("normal", tmp_path / "a.mp4", tmp_path / "out")
+    assert "predicting normal of a.mp4: 100%" in capfd.readouterr().err
+    with av.open(str(tmp_path / "d.h264"), "w", format="h264") as out:  # a bare stream states nothing
+        stream = out.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for _ in range(3):
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8), "rgb24")))
+        out.mux(stream.encode(None))
+    (tmp_path / "d.h264").rename(tmp_path / "d.mp4")
+    assert frame_count(tmp_path / "d.mp4") is None
+    predict("normal", tmp_path / "d.mp4", tmp_path / "out")
+    assert "predicting normal of d.mp4 (of unknown length): 3frame" in capfd.readouterr().err
+
+
 def test_a_phones_film_is_turned_upright(tmp_path):
     image, _ = next(frames(turned(tmp_path / "a.mp4")))
     assert image.size == (48, 64)
@@ -112,7 +129,7 @@ def test_depth_is_scaled_once_for_the_clip_and_a_broken_run_continues(tmp_path, 
     after = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.npy")}
     assert {name for name in before if before[name] != after[name]} == {"000004_depth.npy"}
     assert np.abs(np.load(folder / "000004_depth.npy") - values[4]).max() < 1e-4
-    with pytest.raises(InputError, match=r"other settings \(view\); remove it"):
+    with pytest.raises(InputError, match=r"other settings \(flip tta False, now True\); remove it"):
         predict("depth", source, tmp_path / "out", "--flip_tta")
 
 
@@ -141,7 +158,7 @@ def test_frames_read_by_other_rules_are_not_continued(tmp_path, monkeypatch):
     source = film(tmp_path / "a.mkv")
     predict("normal", source, tmp_path / "out")
     monkeypatch.setattr("utils.inference.video.READING", 1)
-    with pytest.raises(InputError, match=r"other settings \(reading\)"):
+    with pytest.raises(InputError, match=r"other settings \(version of reading \d, now 1\)"):
         predict("normal", source, tmp_path / "out")
 
 

@@ -138,6 +138,28 @@ def test_whole_images_of_any_size_come_back_at_their_own():
     np.testing.assert_allclose(found[2]["depth"], alone["depth"], atol=1e-4)
 
 
+@pytest.mark.parametrize("size", [(1, 700), (700, 1), (2000, 30), (581, 72)])
+def test_a_long_image_is_refused_with_the_flag_that_predicts_it(size, tmp_path, capsys):
+    """At the trained 64 pixels, 1x700 would become 64x44800. Before: half an hour without a word."""
+    photograph().save(tmp_path / "a.png")
+    photograph(*size).save(tmp_path / "long.png")
+    words = ["--lora", str(SHIPPED / "normal"), "--input_dir", str(tmp_path), "--output_dir", str(tmp_path / "out")]
+    assert inference_sd_single.main(words) == 1
+    said = capsys.readouterr().err
+    line = f"  {tmp_path}/long.png: {size[0]}x{size[1]} pixels, longer than 8:1; pass --tile 64, or crop it"
+    assert line in said.splitlines() and (tmp_path / "out/normal/predicted/a_normal.png").is_file()
+    assert inference_sd_single.main([*words, "--tile", "64"]) == 0
+    assert Image.open(tmp_path / "out/normal/predicted/long_normal.png").size == size
+
+
+def test_eight_to_one_is_predicted_and_a_square_is_cropped_from_anything_that_fits(monkeypatch):
+    assert predictor("normal")(photograph(576, 72))["normal"].shape == (72, 576)
+    assert predictor("normal", center_crop=True)(photograph(900, 60))["normal"].shape == (64, 64)
+    for view in ({"center_crop": True}, {"tile": 64, "resolution": 64}):
+        with pytest.raises(InputError, match=r"need \d+\.\d GB of memory"):  # 64 pixels high, 19 million wide
+            predictor("normal", **view)(photograph(300_000, 1))
+
+
 def test_a_square_at_the_networks_size_is_what_center_crop_gives():
     image = photograph(64, 64)
     whole, network, crop = (predictor("albedo", **view)(image)["albedo"].map for view in (

@@ -6,6 +6,7 @@ import sys
 import time
 import tomllib
 import zipfile
+from pathlib import Path
 
 import pytest
 from helpers import ROOT, python
@@ -94,7 +95,7 @@ def test_cancel_stops_what_the_job_has_started_too(job, tmp_path):
             os.kill(child, 0)
         except ProcessLookupError:
             return True
-        with open(f"/proc/{child}/stat") as file:  # an orphan that nobody has waited for yet is dead as well
+        with Path(f"/proc/{child}/stat").open() as file:  # an orphan that nobody has waited for yet is dead as well
             return file.read().rpartition(")")[2].split()[0] == "Z"
 
     assert until(gone)

@@ -17,7 +17,7 @@ from utils.inference import Predictor
 from utils.inference.job import describe
 from utils.lora import load_attn_procs
 from utils.lora.__main__ import main
-from utils.training.model_card import model_card
+from utils.training.upload import model_card
 
 SHIPPED = ROOT / "miniworld" / "mini-loras" / "normal" / "pytorch_lora_weights.safetensors"
 GOOD = {"task": "normal", "method": "single-step", "base_model": "miniworld/mini-sd", "prompt": "surface normal"}

@@ -16,8 +16,8 @@ from miniworld.pretraining.random_sd import build_unet
 from utils.errors import InputError
 from utils.lora import CONV_IN, load_attn_procs, lora_state, read_lora, save_lora
 from utils.lora.__main__ import describe, main
+from utils.lora.inspection import sd_layers
 from utils.lora.keys import FORMATS, key_format, make_key, parse_layers, split_key, to_format
-from utils.lora.sd_layers import sd_layers
 
 ARCHITECTURES = {
     768: {"cross_attention_dim": 768, "attention_head_dim": 8},

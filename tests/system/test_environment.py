@@ -1,5 +1,6 @@
 """Settings outside the flags, in variables or accelerate's file: refused, overruled with a note, or reported."""
 
+import importlib
 import re
 import shutil
 
@@ -74,6 +75,38 @@ def test_fewer_bits_than_flagged_are_refused(variable, value, allow_tf32, monkey
 def test_what_agrees_with_the_flags_is_not_refused(variable, value, allow_tf32, monkeypatch):
     monkeypatch.setenv(variable, value)
     environment.refuse_unsupported(allow_tf32)
+
+
+@pytest.mark.parametrize(("values", "message"), [
+    ({"ACCELERATE_TORCH_DEVICE": "meta"}, "ACCELERATE_TORCH_DEVICE is 'meta', not a device that computes; unset it"),
+    ({"ACCELERATE_TORCH_DEVICE": "gpu"}, "ACCELERATE_TORCH_DEVICE is 'gpu', not a device"),
+    ({"WORLD_SIZE": "2"}, "WORLD_SIZE=2 states 2 processes, but RANK and MASTER_ADDR are not set; start with acc"),
+    ({"WORLD_SIZE": "2", "RANK": "0"}, "but MASTER_ADDR is not set"),
+    ({"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}, "but RANK is not set"),
+    ({"WORLD_SIZE": "two"}, "WORLD_SIZE=two: not a number of processes"),
+])  # fmt: skip
+def test_a_device_and_processes_that_are_not_there_are_one_line(values, message, monkeypatch, flags, tmp_path):
+    for name in ("RANK", "MASTER_ADDR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=re.escape(message)):
+        environment.settle_inference()
+    if values.get("WORLD_SIZE") in (None, "2"):  # training calls the same, before anything is made
+        with pytest.raises(InputError, match=re.escape(message)):
+            importlib.import_module(SCRIPT.removesuffix(".py")).main(flags(SCRIPT, tmp_path / "run"))
+        assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("values", [
+    {"WORLD_SIZE": "1"}, {"ACCELERATE_TORCH_DEVICE": "cuda:1"}, {"ACCELERATE_TORCH_DEVICE": "mps"},
+    {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "x"},
+    {"WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1", "MASTER_ADDR": "x"},
+])  # fmt: skip
+def test_a_usual_launch_is_not_refused(values, monkeypatch):
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    environment.refuse_unsupported()
 
 
 def test_the_flag_alone_decides_about_tf32(tmp_path):

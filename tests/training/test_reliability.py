@@ -89,7 +89,7 @@ def test_a_damaged_checkpoint_is_replaced_when_its_step_comes_again(saved):
 def test_what_a_killed_run_left_is_cleared(saved):
     folder, unet, state = saved
     shutil.copytree(folder / "checkpoint-3", folder / checkpoint.ASIDE.format(4))
-    os.replace(folder / "checkpoint-1", folder / checkpoint.GONE.format(1))  # killed while pruning
+    (folder / "checkpoint-1").replace(folder / checkpoint.GONE.format(1))  # killed while pruning
     assert checkpoint.choose(folder, "latest") == folder / "checkpoint-3"
     checkpoint.save(folder, 5, 5, unet, state, {}, {})
     assert sorted(path.name for path in folder.iterdir()) == ["checkpoint-2", "checkpoint-3", "checkpoint-5"]
@@ -224,7 +224,7 @@ def test_signals_under_accelerate_launch(processes, flags, tmp_path):
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes)]
     command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", str(ROOT / SCRIPT), *words]
     log = tmp_path / "log"
-    with open(log, "wb") as file:
+    with log.open("wb") as file:
         process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file, start_new_session=True)
     deadline = time.monotonic() + 200
     while not (tmp_path / "run/metrics.jsonl").exists() or len(records(tmp_path / "run")) < 3:
@@ -248,7 +248,7 @@ def test_a_launcher_alone_that_is_killed_stops_its_run(flags, tmp_path):
     words = flags(SCRIPT, tmp_path / "run", "--max_train_steps", 100_000)
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--num_machines", "1"]
     command += ["--mixed_precision", "no", "--dynamo_backend", "no", str(ROOT / SCRIPT), *words]
-    with open(tmp_path / "log", "wb") as file:
+    with (tmp_path / "log").open("wb") as file:
         process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file, start_new_session=True)
     deadline = time.monotonic() + 200
     while not (tmp_path / "run/metrics.jsonl").exists() or len(records(tmp_path / "run")) < 3:

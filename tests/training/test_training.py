@@ -8,6 +8,7 @@ import torch
 from helpers import ROOT, distance, fork, launch, lora, losses, records, run_here
 
 from utils.errors import InputError
+from utils.objectives import SingleStep
 
 SINGLE = "sd_single_diode_pseudo_normal.py"
 
@@ -28,6 +29,19 @@ def test_two_processes_train_what_one_trains_on_the_joint_batch(script, targets,
     for other in ("two", "micro"):
         assert losses(tmp_path / other) == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
         assert distance(tmp_path / other, tmp_path / "one") < 1e-3 * moved
+
+
+def test_a_loss_receives_no_ground_truth(flags, tmp_path, monkeypatch):
+    seen, loss = [], SingleStep.loss
+
+    def spy(self, unet, batch, noise):
+        seen.append(set(batch))
+        return loss(self, unet, batch, noise)
+
+    monkeypatch.setattr(SingleStep, "loss", spy)
+    more = ("--max_train_steps", 1, "--no_cache_latents", "--validation_steps", 0)
+    run_here(SINGLE, flags(SINGLE, tmp_path / "run", *more))
+    assert seen == [{"rgb", "target"}]
 
 
 @pytest.mark.parametrize("more", [(), pytest.param(("--multi_gpu",), marks=pytest.mark.slow)])

@@ -17,7 +17,7 @@ from utils.base_model.names import licence_of
 from utils.intrinsics import DEPTH, NORMAL
 from utils.kinds.base import against_label, score_of
 from utils.lora import BIN, CONV_IN, SAFETENSORS
-from utils.training.model_card import model_card
+from utils.training.upload import model_card
 
 SINGLE, AUGUNET = "sd_single_diode_pseudo_normal.py", "augunet_diode_pseudo_depth.py"
 

@@ -1,7 +1,6 @@
 """Base models: from a folder, a hub name or a single file to frozen parts.
 
 names                checks a name before anything heavy is imported; moved models and licences
-folder               one part of a folder or hub repository in diffusers' format
 single_file          recognises and reads a .safetensors or .ckpt file; imports torch only for the weights
 single_file_parts    builds the parts from such a file
 stable_diffusion     the family of Stable Diffusion 1.x and 2.x: `load_base` returns its `Base`

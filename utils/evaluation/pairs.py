@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,13 +18,14 @@ from utils.image_io.files import (
     PICTURES,
     SIXTEEN,
     masks_next_to,
+    skipped_line,
     stem_of_mask,
     the_mask,
 )
 from utils.intrinsics import INTRINSICS
 
 FORMATS = (".npy", ".exr", f"{SIXTEEN}.png", ".png")  # the most precise first; it is read where several exist
-NOT_READ = (".npz", ".tif", ".tiff", ".jpg", ".jpeg", ".hdr", ".pfm", ".mat", ".h5", ".hdf5", ".pt")
+NOT_READ = (".npz", ".tif", ".tiff", ".hdr", ".pfm", ".mat", ".h5", ".hdf5", ".pt", ".jpg", ".jpeg")  # images last
 
 
 class Pair(NamedTuple):
@@ -72,6 +74,9 @@ def find_maps(folder: Path, task: str, what: str, by_stem: bool = False) -> tupl
         others = Counter(path.suffix.lower() for path in files if path.suffix.lower() in NOT_READ)
         advice = "".join(f"; {count} {ending} files are there: save them as .npy" for ending, count in others.items())
         raise InputError(f"{what}: no .npy or .png {task} map under {folder}, and no .exr{advice}")
+    unread = Counter(path.suffix.lower() for path in files if path.suffix.lower() in NOT_READ[:-2])
+    if passed := skipped_line(unread):
+        note(f"{what}: {passed}; save them as .npy")
     doubles: Counter[Formats] = Counter()
     chosen = {}
     for name, candidates in ranked.items():
@@ -138,6 +143,7 @@ def pair_maps(
         truths = {name: path for name, path in truths.items() if sample_of(path) in listed}
         if not truths:
             raise InputError(f"--diode_set meta: diode_meta.json lists none of the files under {gt_dir}")
+    refuse_same_stem(truths, predictions)
     if not truths.keys() & predictions.keys():
         raise InputError(
             f"no prediction pairs with a ground truth: for example {min(predictions)!r} under {pred_dir} and "
@@ -152,6 +158,22 @@ def pair_maps(
         raise InputError(f"{len(without)} masks missing from {mask_dir}, e.g. {without[0]}", without)
     several = {"predictions": doubles, "ground truths": truth_doubles}
     return pairs, several, len(predictions.keys() - truths.keys())
+
+
+def refuse_same_stem(truths: Mapping[str, Path], predictions: Mapping[str, Path]) -> None:
+    """InputError for a truth `x` without prediction where there are predictions `x.jpg` and `x.png`, whose names kept
+    the endings because both images were predicted (`utils.inference.inputs.output_names`).
+    """
+    of_stem: dict[str, list[str]] = {}
+    for name in predictions:
+        if name.lower().endswith(PICTURES):
+            of_stem.setdefault(name.rpartition(".")[0], []).append(name)
+    for name in sorted(truths.keys() & of_stem.keys() - predictions.keys()):
+        claims = " and ".join(str(predictions[one]) for one in of_stem[name])
+        raise InputError(
+            f"{truths[name]}: {claims} share its stem; give it the full name of its image "
+            f"({Path(of_stem[name][0]).name}{truths[name].suffix}), or predict that image alone"
+        )
 
 
 def find_pairs(args: argparse.Namespace, notes: list[str]) -> list[Pair]:
@@ -228,7 +250,7 @@ def find_images(pairs: list[Pair], args: argparse.Namespace) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for pair in pairs:
         if args.image_dir:
-            places = [args.image_dir / f"{pair.name}{ending}" for ending in PICTURES]
+            places = [args.image_dir / f"{pair.name}{ending}" for ending in ("", *PICTURES)]
         else:
             places = [root / "depths" / f"{diode_names.sample_of(pair.gt)}.png"] if root and pair.gt else []
         if here := next((path for path in places if path.is_file()), None):

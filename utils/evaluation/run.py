@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from utils import __version__
-from utils.errors import InputError
+from utils.errors import InputError, note
 from utils.evaluation import report, scoring
 from utils.evaluation.aggregation import ImageScore, make_rows, total_errors
 from utils.evaluation.pairs import Pair, find_images, find_judgements, find_pairs
@@ -23,9 +23,10 @@ from utils.image_io import diode_names
 from utils.intrinsics import INTRINSICS
 from utils.kinds.base import OUTSIDE, Rules, shares
 from utils.kinds.evidence import placement_findings
-from utils.kinds.label_record import Use, check_record
+from utils.kinds.label_record import Use, check_record, loras_of
 from utils.system.atomic import make_folder, replace
 
+NOT_IN_RESULT = ("output", "report", "image_dir", "workers", "baseline")  # flags that change no score
 PLACES = {  # key of a finding about where predictions lie -> what to do
     "placed": "predict the images as they are shown (EXIF orientation applied), and undo every flip of the input",
     "paired": "each has the name of another image: rename them",
@@ -154,10 +155,59 @@ def check_records(args: argparse.Namespace, rules: Rules) -> list[str]:
     return notes
 
 
+def flags_of(args: argparse.Namespace, rules: Rules) -> dict[str, Any]:
+    """The flags that a result depends on, with the defaults filled in: two runs with the same are one run repeated."""
+    used = {name: value for name, value in vars(args).items() if name not in NOT_IN_RESULT}
+    used |= {name: getattr(rules, name) for name in used if hasattr(rules, name)}
+    return {name: str(value) if isinstance(value, Path) else value for name, value in used.items()}
+
+
+def refuse_other_results(args: argparse.Namespace, flags: dict[str, Any]) -> None:
+    """InputError where --output or --report holds anything but an earlier result of the same flags; a note where it
+    holds that. Before anything is scored.
+    """
+    places = [("--output", args.output)] + ([("--report", args.report / "index.html")] if args.report else [])
+    for flag, path in places:
+        if not path.is_file() or not path.stat().st_size:
+            continue
+        earlier = report.read_result(path)
+        if earlier is None:
+            raise InputError(f"{flag} {path}: is there and is no result of evaluate.py; name another {flag}")
+        found = earlier.get("flags") or earlier | earlier["settings"] | {"bootstrap": args.bootstrap}  # older results
+        other = [
+            f"{key} {report.plain(found[key])}, now {report.plain(value)}"
+            for key, value in flags.items()
+            if key in found and found[key] != value
+        ]
+        if other:
+            raise InputError(
+                f"{flag} {path}: holds the result of another run ({'; '.join(other)}); remove it, or name another "
+                f"{flag}"
+            )
+        metric, value = next(iter(earlier["metrics"].items()))
+        known = "" if value is None else f", whose {metric} was {report.number(value)}"
+        note(f"{path}: replaces the result of an earlier run with the same flags{known}")
+
+
+def mixed_loras(pairs: list[Pair]) -> list[str]:
+    """A warning where the predictions' headers name several LoRAs; [] where they name one or none."""
+    images = {pair.prediction.with_suffix(".png") for pair in pairs if pair.prediction}
+    found = loras_of(path for path in images if path.is_file())
+    if len(found) < 2:
+        return []
+    each = ", ".join(f"{count} of {lora}" for (lora, _), count in found.most_common())
+    return [f"the predictions were made with {len(found)} LoRAs ({each}): predict all of them with one"]
+
+
 def evaluate(args: argparse.Namespace) -> dict:
-    """The whole result, as it is written to --output; also writes the --report."""
+    """The whole result, as it is written to --output; also writes the --report.
+
+    Raises InputError where the files cannot be scored, or another run's result would be overwritten.
+    """
     notes: list[str] = []
     rules = make_rules(args)
+    flags = flags_of(args, rules)
+    refuse_other_results(args, flags)
     notes += check_records(args, rules)
     pairs = find_pairs(args, notes)
     judgements = find_judgements(args.whdr, pairs) if args.whdr else {}
@@ -180,9 +230,11 @@ def evaluate(args: argparse.Namespace) -> dict:
         "unknown_truth": unknown,
         "warnings": warnings_of([plain for plain, _ in scores], rules)
         + unit_warnings([plain for plain, _ in scores], rules)
-        + mask_warnings(pairs, [plain for plain, _ in scores]),
+        + mask_warnings(pairs, [plain for plain, _ in scores])
+        + mixed_loras(pairs),
         "notes": notes,
         "settings": describe_settings(args, rules, pairs, scores),
+        "flags": flags,
     }
     result |= {key: result["rows"][0][key] for key in ("images", "pixels", "metrics", "intervals")}
     errors = {"prediction": total_errors([plain for plain, _ in scores])}

@@ -34,6 +34,13 @@ class Raw(NamedTuple):
     about: Mapping[str, str]
 
 
+def skipped_line(skipped: Mapping[str, int], more: Sequence[str] = ()) -> str:
+    """ "skipped: 2 .heic, 1 .txt": the files of a folder that were passed over, by ending; empty if there are none."""
+    named = sorted((ending or "without ending", count) for ending, count in skipped.items() if count)
+    parts = [f"{count} {ending}" for ending, count in named]
+    return f"skipped: {', '.join([*parts, *more])}" if parts or more else ""
+
+
 def read_array(path: Path) -> np.ndarray:
     """The numbers in a .npy, .exr or .png file as stored, (H, W) or (H, W, C); ValueError if it is unreadable."""
     return read_raw(path).array

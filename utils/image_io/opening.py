@@ -15,6 +15,7 @@ from utils.errors import InputError, note
 
 MAX_PIXELS = 1_000_000_000
 LARGE = 89_478_485  # pixels from which memory is checked and stated; Pillow's own limit against hostile uploads
+MAX_RATIO = 8  # long side to short side of an image that a network takes whole: phones' panoramas have 4 to 6
 BYTES_PER_PIXEL = 13  # while one image is read: decoded (4), as RGB (4), alpha or a colour conversion (5)
 
 _pillow_limit = threading.Lock()
@@ -80,6 +81,14 @@ def check_size(path: str | Path, width: int, height: int) -> None:
         reason = f"{width}x{height} pixels need {needed / 1e9:.1f} GB to read"
         raise InputError(f"{path}: {reason}; scale it down to at most {most / 1e6:.0f} megapixels")
     once(note, "large", f"{path}: {pixels / 1e6:.0f} megapixels; reading takes up to {needed / 1e9:.1f} GB of memory")
+
+
+def check_ratio(width: int, height: int, cure: str = "crop it") -> None:
+    """InputError where an image is longer than `MAX_RATIO`. A network's attention is quadratic in its area, and its
+    short side has a fixed length: time and memory grow with the square of the ratio.
+    """
+    if max(width, height) > MAX_RATIO * min(width, height):
+        raise InputError(f"{width}x{height} pixels, longer than {MAX_RATIO}:1; {cure}")
 
 
 def unreadable(path: str | Path, error: Exception) -> InputError:

@@ -1,9 +1,7 @@
-"""Tensors and arrays as images, and images side by side: validation panels, sheets, and pages that load nothing."""
+"""Tensors and arrays as images, and images side by side: validation panels and sheets."""
 
 from __future__ import annotations
 
-import base64
-import io
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -84,10 +82,3 @@ def small(picture: Image.Image, side: int) -> Image.Image:
     picture = picture.copy()
     picture.thumbnail((side, side))
     return picture
-
-
-def data_uri(picture: Image.Image, kind: str, **options: object) -> str:
-    """An image as a data URI, for pages that load nothing. kind: PNG or JPEG; options: for its encoder."""
-    buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)
-    return f"data:image/{kind.lower()};base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -291,7 +291,7 @@ def png_chunks(source: Any) -> dict[bytes, bytes]:
     if isinstance(source, (str, Path)):
         if not Path(source).is_file():
             return {}
-        with open(source, "rb") as file:
+        with Path(source).open("rb") as file:
             return png_chunks(file)
     try:
         start = source.tell()

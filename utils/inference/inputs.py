@@ -1,15 +1,16 @@
 """The images that --input_dir names: one, or all of a folder and its subfolders. Imports no torch."""
 
 import os
+import shlex
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
 from utils.cli import nearest
 from utils.errors import InputError
-from utils.image_io.files import PICTURES, VIDEOS
+from utils.image_io.files import PICTURES, VIDEOS, skipped_line
 from utils.intrinsics import INTRINSICS
 
 WRITTEN = ("predicted", "uncertainty")  # folders of maps, below <output_dir>/<task>/
@@ -30,9 +31,17 @@ class Inputs:
 
     def said(self) -> str:
         """One line on what was passed over; empty if nothing was."""
-        parts = [f"{count} {ending}" for ending, count in sorted(self.skipped.items())]
-        parts += [f"{self.own} images in the output folder"] if self.own else []
-        return f"skipped: {', '.join(parts)}" if parts else ""
+        return skipped_line(self.skipped, [f"{self.own} images in the output folder"] if self.own else [])
+
+    def notes(self) -> list[str]:
+        """`said`, and a line on images that share their stem, if there are any."""
+        lines = [said] if (said := self.said()) else []
+        if twins := sorted(same_stem(self.pictures)):
+            lines.append(
+                f"{len(twins)} images share their stem with another one, such as {twins[0]} and {twins[1]}: the names "
+                f"of their maps keep the ending ({twins[0].name}_...)"
+            )
+        return lines
 
 
 def find_inputs(source: str | Path, output_dir: str | Path, videos: bool = False) -> Inputs:
@@ -44,12 +53,7 @@ def find_inputs(source: str | Path, output_dir: str | Path, videos: bool = False
     """
     source, output = Path(source), Path(output_dir).resolve()
     if source.is_file():
-        if videos and source.suffix.lower() in VIDEOS:
-            if find_spec("av") is None:
-                raise InputError(f"{source}: a video needs the package av, which is not installed: pip install av")
-            return Inputs({source: source.name})
-        if source.suffix.lower() not in PICTURES:
-            raise InputError(f"{source}: not an image we read ({', '.join(PICTURES)})")
+        _check_kind(source, videos)
         return Inputs({source: source.name})
     if not source.is_dir():
         raise InputError(f"{source}: no such folder or image{nearest(source)}")
@@ -64,7 +68,7 @@ def find_inputs(source: str | Path, output_dir: str | Path, videos: bool = False
     own = 0
     for path, is_own in _files(source, written):
         if path.suffix.lower() not in PICTURES:
-            skipped[path.suffix.lower() or "without ending"] += not is_own
+            skipped[path.suffix.lower()] += not is_own
         elif is_own:
             own += 1
         else:
@@ -74,6 +78,17 @@ def find_inputs(source: str | Path, output_dir: str | Path, videos: bool = False
         said = inputs.said()
         raise InputError(f"{source}: no images ({', '.join(PICTURES)}) in this folder" + (f"; {said}" if said else ""))
     return inputs
+
+
+def _check_kind(source: Path, videos: bool) -> None:
+    """InputError unless the file is an image or, with `videos`, a video that can be read."""
+    is_video = source.suffix.lower() in VIDEOS
+    if is_video and not videos:
+        raise InputError(f"{source}: a video, which has a command of its own: {film_command(source)}")
+    if is_video and find_spec("av") is None:
+        raise InputError(f"{source}: a video needs the package av, which is not installed: pip install av")
+    if not is_video and source.suffix.lower() not in PICTURES:
+        raise InputError(f"{source}: not an image we read ({', '.join(PICTURES)})")
 
 
 def find_all(sources: Sequence[str | Path], output_dir: str | Path) -> Inputs:
@@ -90,14 +105,29 @@ def find_all(sources: Sequence[str | Path], output_dir: str | Path) -> Inputs:
     return Inputs(pictures, skipped, own)
 
 
-def output_names(pictures: dict[Path, str], suffix: str) -> dict[Path, str]:
-    """Input file -> `<its folder below --input_dir>/<stem>_<suffix>.png`.
+def film_command(source: str | Path) -> str:
+    """The command that predicts a video's frames, ready to be pasted; with a shipped LoRA."""
+    lora = "miniworld/mini-loras/normal"
+    return f"python inference_sd_single.py --lora {lora} --input_dir {shlex.quote(str(source))} --video"
 
-    Raises InputError where two inputs would write the same file.
+
+def same_stem(pictures: Mapping[Path, str]) -> set[Path]:
+    """The images that share folder and stem with another one, such as IMG_1.jpg next to IMG_1.png."""
+    stems = Counter(Path(relative).with_suffix("") for relative in pictures.values())
+    return {file for file, relative in pictures.items() if stems[Path(relative).with_suffix("")] > 1}
+
+
+def output_names(pictures: dict[Path, str], suffix: str) -> dict[Path, str]:
+    """Input file -> `<its folder below --input_dir>/<stem>_<suffix>.png`, for all images of a run at once.
+
+    Images of one stem keep their endings (`IMG_1.jpg_<suffix>.png`), all of them, so that a name depends on neither
+    order nor process. Raises InputError where two inputs would still write the same file.
     """
     names: dict[str, Path] = {}
+    twins = same_stem(pictures)
     for file, relative in pictures.items():
-        name = Path(relative).with_name(f"{file.stem}_{suffix}.png").as_posix()
+        stem = file.name if file in twins else file.stem
+        name = Path(relative).with_name(f"{stem}_{suffix}.png").as_posix()
         if name in names:
             raise InputError(f"{names[name]} and {file} would both be written as {name}; rename one of them")
         names[name] = file

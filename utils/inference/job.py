@@ -60,7 +60,7 @@ class Job:
         """How its maps were made, for the metadata of their files. Paths are cut to their last two parts: readers need
         not know where the files were.
         """
-        with open(self.lora.path, "rb") as file:
+        with Path(self.lora.path).open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         return {"base": short(self.model), "lora": short(self.name), "lora_sha256": digest, "prompt": self.prompt}
 

@@ -81,7 +81,7 @@ class Output:
         if self != Output():
             for one in intrinsics:
                 key, meaning = self.convention(one)
-                lines.append(f"{one.name}: {key} {meaning}")
+                lines.append(f"{one.name}: {key.replace('_', ' ')} {meaning}")
         if self.meshes:
             assumed = "" if self.fov else " is assumed; pass --fov, the angle across the image's width"
             lines.append(f"{', '.join(self.meshes)}: a field of view of {self.fov or FOV:g} degrees{assumed}")

@@ -1,24 +1,269 @@
-"""From LoRA files to a function of images: the base is loaded once, whatever the number of LoRAs."""
+"""From LoRA files to a function of images: the base is loaded once, whatever the number of LoRAs.
 
-from collections.abc import Sequence
+The plain case is `prepare`, `predict`, `_maps`, `_pass`, `_back` of `Engine`. Mirrored passes and ensembles (here) and
+tiles (tiles.py) wrap it. `Predictor` is an engine of LoRA files.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
+import psutil
 import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from PIL import Image
 from torch import Tensor, nn
 
 from utils.base_model.names import note_revision
 from utils.base_model.stable_diffusion import Base, load_base, load_donor, widen_conv_in
 from utils.errors import InputError, note
-from utils.inference.engine import Adapter, Engine
+from utils.image_io.images import Crop
+from utils.image_io.opening import LARGE, check_ratio
+from utils.image_io.panels import to_uint8
+from utils.image_io.rgb import AnyImage, upright_rgb
+from utils.inference.canvas import Canvas, up
 from utils.inference.job import Job, describe, find_base
+from utils.inference.prediction import Prediction, merge_batches
+from utils.inference.tiles import Maps, Tiling
 from utils.inference.view import View
+from utils.intrinsics import Intrinsic
+from utils.kinds.alignment import linear_map
+from utils.latents import mode
 from utils.lora import fuse_lora, load_attn_procs
 from utils.lora.layers import layers_of, lora_targets
-from utils.objectives import AugUNet, SingleStep, zero_snr_scheduler
+from utils.noise import gaussian, noise_of
+from utils.objectives import AugUNet, SingleStep, decode, zero_snr_scheduler
 from utils.system.compute import compile_unet, dtype_of, warn_of_slow_bf16
 
 DONOR = "timbrooks/instruct-pix2pix"
+MAP_BYTES = 52  # per pixel while a map is brought to the image's own size and written (measured at 24 megapixels)
+HELD_BYTES = 12  # per pixel of every further map, which waits for that
+
+
+@dataclass
+class Adapter:
+    """One LoRA on the base: what it predicts and how, and the side in pixels of its training images.
+
+    depth_coding: of the labels it was trained on; undone first, so that everything after it is linear.
+    weights: the UNet's layers with the LoRA added, by module name, and conv_in, where the base serves several LoRAs;
+    where there is one, it is in the UNet. facts: as `Prediction` has them.
+    """
+
+    intrinsic: Intrinsic
+    method: SingleStep | AugUNet
+    trained_at: int
+    depth_coding: str = "linear"
+    weights: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    conv_in: nn.Conv2d | None = None
+    facts: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An image as the network takes it, (3,H,W) in [-1,1], how its maps are brought back, and the RGB image itself."""
+
+    rgb: Tensor
+    canvas: Canvas | Crop
+    image: Image.Image
+
+    def shown(self, shape: tuple[int, int]) -> Image.Image:
+        """The image that a map of `shape` (height, width) belongs to, in its size."""
+        if isinstance(self.canvas, Crop):
+            return Image.fromarray(to_uint8(self.rgb))
+        return self.image if self.image.size == shape[::-1] else self.image.resize(shape[::-1])
+
+
+class Engine:
+    """Prediction with a loaded base and its LoRAs, for the predictor and both inference scripts.
+
+    own: the base's own weights of the layers that any adapter replaces. The members of an ensemble begin with other
+    noise, by (seed, name, member); a single step has no noise and no ensemble.
+    """
+
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        unet: UNet2DConditionModel,
+        adapters: Sequence[Adapter],
+        view: View | None = None,
+        *,
+        batch_size: int = 1,
+        ensemble_size: int = 1,
+        seed: int = 1234,
+        own: dict[str, Tensor] | None = None,
+    ):
+        self.vae, self.unet, self.adapters, self.view = vae, unet, list(adapters), view or View()
+        self.batch_size, self.ensemble_size, self.seed = batch_size, ensemble_size, seed
+        self.own, self._active = own or {}, self.adapters[0] if len(self.adapters) == 1 else None
+        self.factor = 2 ** (len(vae.config.block_out_channels) - 1)  # pixels per latent: 8 in Stable Diffusion
+        self.multiple = self.factor * 2 ** (len(unet.config.block_out_channels) - 1)  # so that all levels halve: 64
+        self.trained_at = max(adapter.trained_at for adapter in self.adapters)
+        self.tiling = None
+        if self.view.tile or self.view.wrap:
+            self.tiling = Tiling(
+                self.view.tile,
+                self.view.overlap,
+                self.view.wrap,
+                self.factor,
+                self.multiple,
+                self.trained_at,
+                batch_size,
+            )
+        if self.view.tile is not None and self.view.tile % self.multiple:
+            raise InputError(f"--tile={self.view.tile}: must be a multiple of {self.multiple} for this base model")
+
+    @property
+    def intrinsics(self) -> list[Intrinsic]:
+        """The intrinsics that it predicts."""
+        return [adapter.intrinsic for adapter in self.adapters]
+
+    @property
+    def resolution(self) -> int | None:
+        """The length that the short side is resized to; None: images keep their size."""
+        if self.view.resolution is not None:
+            return self.view.resolution
+        return None if self.view.tile else self.trained_at
+
+    def prepare(self, image: Image.Image) -> Prepared:
+        """An RGB image, resized, cropped or padded as the view says. InputError: it is too long to be predicted whole,
+        or its maps do not fit into memory; the message does not name the image.
+        """
+        width, height = image.size
+        canvas: Canvas | Crop
+        if self.view.center_crop:
+            canvas = Crop.of(width, height, self.resolution or self.trained_at)
+        else:
+            if self.view.tile is None:
+                check_ratio(width, height, f"pass --tile {up(self.trained_at, self.multiple)}, or crop it")
+            canvas = Canvas.of((height, width), self.resolution, self.multiple, self.view.wrap)
+        if self.view.output_size == "input" and not self.view.center_crop:
+            _check_memory(width, height, len(self.adapters), "scale it down, or pass --output_size network")
+        inner = (canvas.width, canvas.height) if isinstance(canvas, Crop) else canvas.outer[::-1]
+        _check_memory(*inner, len(self.adapters), "crop it, or lower --resolution")
+        return Prepared(canvas.picture(image), canvas, image)
+
+    @overload
+    def __call__(self, images: AnyImage, names: Sequence[str] | None = None) -> dict[str, Prediction]: ...
+
+    @overload
+    def __call__(
+        self, images: list[AnyImage] | tuple[AnyImage, ...], names: Sequence[str] | None = None
+    ) -> list[dict[str, Prediction]]: ...
+
+    def __call__(self, images: Any, names: Any = None) -> Any:
+        """Maps by name of the intrinsic; of a list of images, a list.
+
+        images: a file's path, a PIL image, an array or a tensor, as `upright_rgb` takes them. names: AugUNet's noise
+        depends on them and on the seed; default: the files' names, else empty.
+        """
+        if not isinstance(images, (list, tuple)):
+            return self([images], names)[0]
+        if names is None:
+            names = [Path(image).name if isinstance(image, (str, Path)) else "" for image in images]
+        return self.predict([self.prepare(upright_rgb(image)) for image in images], names)
+
+    @torch.inference_mode()
+    def predict(self, images: Sequence[Prepared], names: Sequence[str]) -> list[dict[str, Prediction]]:
+        """All maps of every image: name of the intrinsic -> Prediction. Images of one size share UNet passes."""
+        found: list[dict[str, Prediction]] = [{} for _ in images]
+        for group in self._groups(images):
+            rgb, of_group = torch.stack([images[i].rgb for i in group]), [names[i] for i in group]
+            maps = self._maps(rgb, of_group, 0, self.adapters)
+            several = self._ensembles(rgb, of_group, maps) if self.ensemble_size > 1 else {}
+            for adapter in self.adapters:
+                name = adapter.intrinsic.name
+                merged, doubts = several.get(name, (maps[name], [None] * len(group)))
+                for i, one, doubt in zip(group, merged, doubts, strict=True):
+                    found[i][name] = self._back(images[i].canvas, adapter, one, doubt)
+        return found
+
+    def _groups(self, images: Sequence[Prepared]) -> Iterator[list[int]]:
+        """Indices of images of one size, at most a batch; one by one where they are tiled."""
+        by_shape: dict[tuple[int, ...], list[int]] = {}
+        for i, image in enumerate(images):
+            by_shape.setdefault(tuple(image.rgb.shape), []).append(i)
+        size = 1 if self.tiling else self.batch_size
+        for indices in by_shape.values():
+            for first in range(0, len(indices), size):
+                yield indices[first : first + size]
+
+    def _back(self, canvas: Canvas | Crop, adapter: Adapter, one: Tensor, uncertainty: Tensor | None) -> Prediction:
+        if isinstance(canvas, Crop):
+            return Prediction(adapter.intrinsic, one, uncertainty, adapter.facts)
+        to_own = self.view.output_size == "input"
+        if uncertainty is not None:
+            uncertainty = canvas.uncertainty_back(uncertainty, to_own)
+        return Prediction(adapter.intrinsic, canvas.back(one, adapter.intrinsic, to_own), uncertainty, adapter.facts)
+
+    def _maps(self, rgb: Tensor, names: Sequence[str], member: int, adapters: Sequence[Adapter]) -> Maps:
+        """rgb (B,3,H,W) on the CPU -> maps (B,3,H,W) on the CPU. member: of an ensemble, from 0."""
+
+        def noise(height: int, width: int) -> Tensor:
+            """Standard normal (B,4,height,width) for latents of that size."""
+            like = torch.empty(0, device=self.vae.device)  # fp32
+            sources = [noise_of(self.seed, name, member) for name in names]
+            return gaussian((len(names), self.vae.config.latent_channels, height, width), sources, like)
+
+        sides = [side // self.factor for side in rgb.shape[-2:]]
+        eps = noise(*sides) if any(isinstance(adapter.method, AugUNet) for adapter in adapters) else None
+        if self.tiling is not None:
+            return self.tiling.predict(self._mirrored, rgb, eps, noise, adapters)
+        return self._mirrored(rgb, eps, adapters)
+
+    def _ensembles(
+        self, rgb: Tensor, names: Sequence[str], maps: Maps
+    ) -> dict[str, tuple[Sequence[Tensor], Sequence[Tensor | None]]]:
+        """Name -> (maps, uncertainties) of what is sampled, from `maps` and the other members: they begin with other
+        noise.
+        """
+        sampled = [adapter for adapter in self.adapters if isinstance(adapter.method, AugUNet)]
+        others = [self._maps(rgb, names, member, sampled) for member in range(1, self.ensemble_size) if sampled]
+        each = [(one.intrinsic.name, one.intrinsic) for one in sampled]
+        return {name: merge_batches([maps[name], *(one[name] for one in others)], of) for name, of in each}
+
+    def _mirrored(self, rgb: Tensor, eps: Tensor | None, adapters: Sequence[Adapter]) -> Maps:
+        """Maps of rgb (B,3,H,W) with eps (B,4,h,w); with flip_tta the mean with those of the mirrored images."""
+        maps = self._pass(rgb, eps, adapters)
+        if self.view.flip_tta:
+            mirrored = self._pass(rgb.flip(-1), None if eps is None else eps.flip(-1), adapters)
+            for one in adapters:
+                name = one.intrinsic.name
+                maps[name] = one.intrinsic.map_kind.mirrored_mean(maps[name], mirrored[name].flip(-1))
+        return maps
+
+    def _pass(self, rgb: Tensor, eps: Tensor | None, adapters: Sequence[Adapter]) -> Maps:
+        """One pass of the VAE's encoder for all adapters; each adapter's latents and its map (B,3,H,W)."""
+        cond, maps = mode(self.vae, rgb.to(self.vae.device)), {}
+        for adapter in adapters:
+            if adapter is not self._active:
+                self._use(adapter)
+            map_ = decode(self.vae, adapter.method.latents(self.unet, cond, eps)).float().cpu()
+            if adapter.depth_coding != "linear":
+                map_ = linear_map(map_, adapter.depth_coding)
+            maps[adapter.intrinsic.name] = map_
+        return maps
+
+    def _use(self, adapter: Adapter) -> None:
+        """Put this adapter's weights into the UNet: a change of pointers, nothing is computed or copied."""
+        for name, weight in (self.own | adapter.weights).items():
+            self.unet.get_submodule(name).weight.data = weight
+        if adapter.conv_in is not None:
+            self.unet.conv_in = adapter.conv_in
+            self.unet.register_to_config(in_channels=adapter.conv_in.in_channels)
+        self._active = adapter
+
+
+def _check_memory(width: int, height: int, maps: int, cure: str) -> None:
+    """InputError where the maps of a large image, of that size, need more memory than there is."""
+    if width * height <= LARGE:
+        return
+    needed, free = width * height * (MAP_BYTES + HELD_BYTES * (maps - 1)), psutil.virtual_memory().available
+    if needed > 0.9 * free:
+        raise InputError(
+            f"maps of {width}x{height} pixels need {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free; "
+            f"{cure}"
+        )
 
 
 class Predictor(Engine):
@@ -100,7 +345,7 @@ def pick_device(wanted: str | torch.device | None) -> torch.device:
     """
     try:
         device = torch.device(wanted or torch.accelerator.current_accelerator(check_available=True) or "cpu")
-        torch.empty(1, device=device)
+        torch.empty(1, device=device).cpu()  # of the meta device there is nothing to copy
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).strip().splitlines()[0][:150]
         raise InputError(f"--device={wanted}: {reason}; try cpu, or leave it out") from None

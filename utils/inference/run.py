@@ -3,8 +3,7 @@
 import argparse
 import os
 import shlex
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
@@ -14,22 +13,23 @@ from accelerate.utils import gather_object
 from PIL import Image
 from tqdm.auto import tqdm
 
-from utils.errors import InputError, note, one_line, print_list, warn
+from utils.errors import InputError, list_failed, note, one_line, warn
 from utils.image_io.diode_names import diode_root
 from utils.image_io.files import VIDEOS
 from utils.image_io.images import read_rgb
-from utils.inference.engine import Engine, Prepared
 from utils.inference.inputs import Inputs, output_names
 from utils.inference.job import Job
 from utils.inference.output import Output
 from utils.inference.prediction import Prediction
+from utils.inference.predictor import Engine, Prepared
 from utils.inference.video import predict_video
 from utils.inference.write import write_prediction
 from utils.intrinsics import Intrinsic
+from utils.kinds.label_record import loras_of
 from utils.system.atomic import make_folder
-from utils.system.processes import join
 
 IO_THREADS = 4
+UNREAD = "images could not be read"
 
 
 class Network(Protocol):
@@ -45,11 +45,6 @@ class Network(Protocol):
     def predict(self, images: Sequence[Prepared], names: Sequence[str]) -> list[dict[str, Prediction]]: ...
 
 
-def processes(device: str | None) -> PartialState:
-    """The processes of this launch; see `join`."""
-    return join(device)
-
-
 def predict_inputs(args: argparse.Namespace, inputs: Inputs, state: PartialState, engine: Engine) -> list[str]:
     """Predict and write what --input_dir names: `predict_all` of this process's images, or `predict_video`."""
     if is_video(args):
@@ -57,8 +52,7 @@ def predict_inputs(args: argparse.Namespace, inputs: Inputs, state: PartialState
             raise InputError("--input_dir: a video is predicted by one process; launch with --num_processes 1")
         predict_video(Path(args.input_dir), engine, args.output_dir, args.output, args.video)
         return []
-    mine = dict(list(inputs.pictures.items())[state.process_index :: state.num_processes])
-    return predict_all(mine, state, engine, args.output_dir, args.output)
+    return predict_all(inputs.pictures, state, engine, args.output_dir, args.output)
 
 
 def is_video(args: argparse.Namespace) -> bool:
@@ -67,36 +61,41 @@ def is_video(args: argparse.Namespace) -> bool:
 
 
 def predict_all(
-    mine: dict[Path, str],
+    pictures: dict[Path, str],
     state: PartialState,
     engine: Network,
     output_dir: str | Path,
     output: Output,
     also: Callable[[Path, dict[str, Prediction]], object] | None = None,
 ) -> list[str]:
-    """Predict and write every image of this process; return why images could not be read, those of all processes.
+    """Predict and write this process's share of the images; return why images could not be read, in any process.
 
-    mine: file -> its name, which may have folders in front. Maps go to <output_dir>/<intrinsic>/predicted/,
-    uncertainties to <output_dir>/<intrinsic>/uncertainty/, below the folders of the names. output: which files.
-    also: called with every file and its maps, in order. Raises InputError where a file cannot be written, or a mesh
-    is wanted of a map that is not depth.
+    pictures: of all processes, file -> its name, which may have folders in front. Maps go to
+    <output_dir>/<intrinsic>/predicted/, uncertainties to <output_dir>/<intrinsic>/uncertainty/, below the folders of
+    the names. output: which files. also: called with every file and its maps, in order. Raises InputError where a file
+    cannot be written, or a mesh is wanted of a map that is not depth.
     """
     output.check(engine.intrinsics)
-    targets = {intrinsic.name: output_names(mine, intrinsic.name) for intrinsic in engine.intrinsics}
+    targets = {intrinsic.name: output_names(pictures, intrinsic.name) for intrinsic in engine.intrinsics}
     for name in targets:
         make_folder(Path(output_dir) / name / "predicted", "--output_dir")
-    files, size = list(mine), engine.batch_size
+    files, size = list(pictures)[state.process_index :: state.num_processes], engine.batch_size
     failed: list[str] = []
     chunks = [files[first : first + size] for first in range(0, len(files), size)]
     bar = tqdm(total=len(files), desc=f"predicting {', '.join(targets)}", disable=not state.is_local_main_process)
     writing: list[Future] = []
+    told = False
     with ThreadPoolExecutor(IO_THREADS) as pool:  # the next images are read and the last maps written meanwhile
         reading = [pool.submit(read_batch, chunk, engine, failed) for chunk in chunks[:1]]
         for chunk, following in zip(chunks, [*chunks[1:], None]):
             batch = reading.pop().result()
             if following:
                 reading.append(pool.submit(read_batch, following, engine, failed))
-            found = engine.predict(list(batch.values()), [mine[path] for path in batch])
+            found = engine.predict(list(batch.values()), [pictures[path] for path in batch])
+            if found and state.is_main_process and not told:
+                told = True
+                for name, one in found[0].items():
+                    note_other_loras(Path(output_dir) / name / "predicted", set(targets[name].values()), one.facts)
             images = [
                 one.shown(next(iter(maps.values())).shape) if output.meshes else None
                 for one, maps in zip(batch.values(), found)
@@ -116,6 +115,23 @@ def predict_all(
     return gather_object(failed)
 
 
+def note_other_loras(folder: Path, names: Collection[str], facts: Mapping[str, str]) -> None:
+    """Maps of another LoRA in `folder`: a note on those of `names`, which are replaced, and a warning on others, which
+    stay. facts: of this run's maps.
+    """
+    for stay in (False, True):
+        maps = (path for path in folder.rglob("*.png") if (path.relative_to(folder).as_posix() in names) != stay)
+        found = loras_of(maps)
+        other = {lora: count for (lora, digest), count in found.items() if digest != facts.get("lora_sha256")}
+        if not other:
+            continue
+        what = f"{folder}: {sum(other.values())} maps by {', '.join(other)}"
+        if stay:
+            warn(f"{what} stay among those by {facts.get('lora')}; remove them, or name another --output_dir")
+        else:
+            note(f"{what} are replaced by those of {facts.get('lora')}")
+
+
 def report(args: argparse.Namespace, jobs: Sequence[Job], inputs: Inputs, failed: list[str]) -> int:
     """Say what was done, what was passed over, and what to do next; the exit status: 1 if an image could not be read.
 
@@ -126,17 +142,16 @@ def report(args: argparse.Namespace, jobs: Sequence[Job], inputs: Inputs, failed
     note(f"{total - len(failed)} of {total} {what} predicted: {', '.join(map(str, folders))}")
     for line in args.output.said([job.intrinsic for job in jobs]):
         note(line)
-    if said := inputs.said():
-        note(said)
+    for line in inputs.notes():
+        note(line)
     if int(os.environ.get("RANK", 0)) == 0:
         print(one_line(f"next: {what_next(args, jobs[0].intrinsic, folders[0])}"), flush=True)
-        if failed:
-            print_list(f"error: {len(failed)} images could not be read:", failed, sys.stderr)
+    status = list_failed(UNREAD, failed)
     for line in (line for job in jobs for line in job.closing):
         note(line)
     for far in {far for job in jobs if (far := job.far(args.view))}:
         warn(far)
-    return int(bool(failed))
+    return status
 
 
 def what_next(args: argparse.Namespace, intrinsic: Intrinsic, folder: Path) -> str:
@@ -151,7 +166,7 @@ def what_next(args: argparse.Namespace, intrinsic: Intrinsic, folder: Path) -> s
             words += ["--center_crop"] if args.center_crop else []
             words += ["--pred_frame", args.output.frame] if args.output.frame != "opencv" else []
             return f"python evaluate.py {shlex.join(words)}"
-    return f"open {folder}"
+    return f"open {shlex.quote(str(folder))}"
 
 
 def wait(writing: list[Future]) -> None:

@@ -17,9 +17,9 @@ from tqdm.auto import tqdm
 from utils.errors import InputError, note, one_line
 from utils.image_io.files import SIXTEEN, png16, to_16_bits
 from utils.image_io.rgb import READING
-from utils.inference.engine import Adapter, Engine
 from utils.inference.output import Output
-from utils.inference.video_files import frames, join
+from utils.inference.predictor import Adapter, Engine
+from utils.inference.video_files import frame_count, frames, join
 from utils.inference.write import write_prediction
 from utils.intrinsics import Intrinsic
 from utils.objectives import AugUNet
@@ -27,6 +27,7 @@ from utils.system.atomic import make_folder, save_bytes, save_png, write_json
 from utils.system.atomic import replace as put
 
 SETTINGS = "settings.json"
+WORDS = {"reading": "version of reading", "bytes": "bytes of the video", "modified": "time of the video"}
 
 
 def predict_video(source: Path, engine: Engine, output_dir: str | Path, output: Output, joined: bool) -> None:
@@ -46,14 +47,20 @@ def predict_video(source: Path, engine: Engine, output_dir: str | Path, output: 
         _claim(folders[name], _settings(source, engine, output, adapter))
     first = {name: _first_pass(adapter.intrinsic, output) for name, adapter in adapters.items()}
     count = done = 0
-    bar = tqdm(desc=one_line(f"predicting {', '.join(adapters)} of {source.name}"), unit="frame")
+    total = frame_count(source)
+    title = one_line(f"predicting {', '.join(adapters)} of {source.name}")
+    bar = tqdm(desc=title if total else f"{title} (of unknown length)", total=total, unit="frame")
     stream = enumerate(image for image, _ in frames(source))
     while batch := list(islice(stream, engine.batch_size)):
         count += len(batch)
         paths = {i: {name: folder / f"{i:06d}_{name}.png" for name, folder in folders.items()} for i, _ in batch}
         todo = [(i, image) for i, image in batch if not all(_is_there(paths[i][name], first[name]) for name in first)]
         done += len(batch) - len(todo)
-        found = engine.predict([engine.prepare(image) for _, image in todo], [source.name] * len(todo)) if todo else []
+        try:
+            prepared = [engine.prepare(image) for _, image in todo]
+        except InputError as error:
+            raise InputError(f"{source}: {error}") from None
+        found = engine.predict(prepared, [source.name] * len(todo)) if todo else []
         for (i, _), maps in zip(todo, found):
             for name, one in maps.items():
                 write_prediction(one, folders[name].parents[1], f"{source.stem}/{i:06d}_{name}.png", first[name])
@@ -68,7 +75,7 @@ def predict_video(source: Path, engine: Engine, output_dir: str | Path, output: 
             _scale(pictures, adapters[name].intrinsic, output, dict(adapters[name].facts))
         if joined:
             target = folder.with_name(f"{source.stem}_{name}.mp4")
-            put(target, partial(join, source, pictures))
+            put(target, partial(join, source, pictures), durable=False)
             note(f"video: {target}")
 
 
@@ -133,10 +140,14 @@ def _claim(folder: Path, about: dict) -> None:
             raise InputError(f"{folder}: holds files of unknown origin; name another --output_dir")
         write_json(path, about)
         return
-    found = json.loads(path.read_text())
-    changed = sorted(key for key in found.keys() | about.keys() if found.get(key) != about.get(key))
+    earlier, now = (each | each["view"] for each in (json.loads(path.read_text()), about))
+    changed = sorted(
+        f"{WORDS.get(key, key.replace('_', ' '))} {earlier.get(key)}, now {now.get(key)}"
+        for key in (earlier.keys() | now.keys()) - {"view"}
+        if earlier.get(key) != now.get(key)
+    )
     if changed:
         raise InputError(
-            f"{folder}: holds frames made with other settings ({', '.join(changed)}); remove it, or name another "
+            f"{folder}: holds frames made with other settings ({'; '.join(changed)}); remove it, or name another "
             "--output_dir"
         )

@@ -67,6 +67,21 @@ def frames(path: Path) -> Iterator[tuple[Image.Image, int | None]]:
             raise InputError(f"{path}: cannot be decoded ({_reason(error)}); convert it again, or cut it") from None
 
 
+def frame_count(path: Path) -> int | None:
+    """The number of frames that the file states, or its duration and rate give; None where it states neither.
+
+    For progress bars alone: broken and edited files state others than they have.
+    """
+    with closing(_open(path)) as container:
+        stream = _main_stream(container, path)
+        rate, seconds = stream.average_rate, None
+        if stream.duration is not None and stream.time_base:
+            seconds = stream.duration * stream.time_base
+        elif container.duration is not None:
+            seconds = Fraction(container.duration, 1_000_000)  # AV_TIME_BASE
+        return stream.frames or (round(seconds * rate) if seconds and rate else None) or None
+
+
 @dataclass(frozen=True)
 class Look:
     """How the frames of a film become what players show.

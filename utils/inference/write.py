@@ -11,7 +11,6 @@ from utils.image_io import geometry
 from utils.image_io.files import SIXTEEN, png16, to_16_bits, write_exr
 from utils.inference.output import FOV, Output
 from utils.inference.prediction import Prediction, uncertainty_picture
-from utils.intrinsics import Intrinsic
 from utils.kinds.base import PROGRAM
 from utils.system.atomic import make_folder, save, save_bytes, save_npy, save_png
 
@@ -34,12 +33,12 @@ def write(prediction: Prediction, path: Path, output: Output, image: Image.Image
     """
     make_folder(path.parent, "--output_dir")
     kind, formats = prediction.intrinsic.map_kind, output.formats
-    turned, about = turn(prediction, output), metadata(prediction, output)
+    turned, about = replace(prediction, map=kind.turned(prediction.map, output)), metadata(prediction, output)
     values = turned.values if {"npy", "exr", "png16"} & set(formats) else np.empty(0)
     if "npy" in formats:
         save_npy(path.with_suffix(".npy"), values)
     if "exr" in formats:
-        save(path.with_suffix(".exr"), lambda part: write_exr(part, *exr(values, prediction.intrinsic, about)))
+        save(path.with_suffix(".exr"), lambda part: write_exr(part, *kind.exr(values, about)))
     if "png16" in formats:
         shares, scale = kind.shares(values)
         save_bytes(path.with_name(f"{path.stem}{SIXTEEN}.png"), png16(to_16_bits(shares), about | scale))
@@ -47,16 +46,6 @@ def write(prediction: Prediction, path: Path, output: Output, image: Image.Image
         write_meshes(prediction, path, output, image)
     if "png" in formats:
         save_png(path, turned.image, about)
-
-
-def exr(values: np.ndarray, intrinsic: Intrinsic, about: dict[str, str]) -> tuple[np.ndarray, str, dict[str, str]]:
-    """Values as OpenEXR holds them, in linear light, with the names of its channels and its header."""
-    return intrinsic.map_kind.exr(values, about)
-
-
-def turn(prediction: Prediction, output: Output) -> Prediction:
-    """The prediction in the axes, and with the polarity, of the files."""
-    return replace(prediction, map=prediction.intrinsic.map_kind.turned(prediction.map, output))
 
 
 def metadata(prediction: Prediction, output: Output) -> dict[str, str]:

@@ -10,6 +10,7 @@ sRGB-coded.
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,6 +113,22 @@ def header_of(folder: Path, task: str | None = None) -> tuple[Path, dict[str, st
             return _first_of_ours(own)
         others = others or maps
     return _first_of_ours(others)
+
+
+def loras_of(maps: Iterable[Path]) -> Counter[tuple[str, str]]:
+    """(LoRA's name, its SHA-256) -> number of these .png that it has predicted; others are not counted. Headers alone
+    are read.
+    """
+    found: Counter[tuple[str, str]] = Counter()
+    for path in maps:
+        try:
+            with Image.open(path) as image:
+                about = image.info  # not .text, which decodes the pixels first
+        except (OSError, ValueError, SyntaxError):  # whoever reads the map will name it
+            continue
+        if "lora_sha256" in about:
+            found[str(about.get("lora")), str(about["lora_sha256"])] += 1
+    return found
 
 
 def _first_of_ours(maps: Sequence[Path]) -> tuple[Path, dict[str, str]] | None:

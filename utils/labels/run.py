@@ -10,7 +10,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
-from utils.errors import InputError, note, print_list
+from utils.errors import InputError, list_failed, note
 from utils.kinds.label_record import PROVENANCE
 from utils.labels.encoding import DEPTHS, OUT_OF_RANGE, check_levels, encode, finish, record, scene_pixels, write_label
 
@@ -69,7 +69,5 @@ def label_all(
             f"{max(left_out.values()):.0%} of one ({OUT_OF_RANGE} in {PROVENANCE}): {BECOME[quantity]}"
         )
     note(f"{output_dir}: {done} labelled, {there} were there, {len(failed)} failed")
-    if failed:
-        if state.is_main_process:
-            print_list(f"error: {len(failed)} images have no label:", failed, sys.stderr)
+    if list_failed("images have no label", failed):
         sys.exit(1)

@@ -22,7 +22,7 @@ A supervised network for all four intrinsics can be a teacher too (`load_supervi
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,14 +127,7 @@ def load_teacher(
     where: dict[str, str | bool | None] = {"revision": revision, "token": None}
     if not Path(name).is_dir():
         where["local_files_only"] = require(name, revision)
-    try:
-        kind = diffusers.DiffusionPipeline.load_config(name, **where).get("_class_name")
-    except OSError as error:
-        cause = error.__context__  # the hub's answer: only "no such file" in a repository that is there means that
-        absent = isinstance(cause, EntryNotFoundError) and not isinstance(cause, LocalEntryNotFoundError)
-        if not Path(name).is_dir() and not absent:
-            raise InputError(f"--teacher {name}: cannot be loaded: {' '.join(str(error).split())[:300]}") from None
-        kind = None  # no model_index.json: not of diffusers
+    kind = _pipeline_class(name, where)
     try:
         if kind is None:
             if task != "depth":
@@ -163,6 +156,18 @@ def load_teacher(
         return output.prediction.astype(np.float64)
 
     return _marigold(task, call, pipe, about(name, revision, kind), frame, predicts)
+
+
+def _pipeline_class(name: str, where: Mapping[str, str | bool | None]) -> str | None:
+    """The class that model_index.json names; None without that file: not of diffusers."""
+    try:
+        return diffusers.DiffusionPipeline.load_config(name, **where).get("_class_name")
+    except OSError as error:
+        cause = error.__context__  # the hub's answer: only "no such file" in a repository that is there means that
+        absent = isinstance(cause, EntryNotFoundError) and not isinstance(cause, LocalEntryNotFoundError)
+        if Path(name).is_dir() or absent:
+            return None
+        raise InputError(f"--teacher {name}: cannot be loaded: {' '.join(str(error).split())[:300]}") from None
 
 
 def _marigold(task: str, call: Callable, pipe: Any, who: dict[str, str], frame: str, predicts: str | None) -> Teacher:

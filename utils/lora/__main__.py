@@ -1,11 +1,12 @@
 """`python -m utils.lora inspect` and `convert`: look into a LoRA file, and write it under other key names."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from utils.cli import Parser, path_flag
 from utils.errors import InputError, note, run
-from utils.lora.files import CONV_IN, PEFT, brings_conv_in, read_lora
+from utils.lora.files import CONV_IN, PEFT, LoraFile, brings_conv_in, read_lora
 from utils.lora.inspection import describe, table
 from utils.lora.keys import FORMATS, header_of, parse_layers, to_format, without_text_encoder
 
@@ -20,18 +21,7 @@ def convert(source: Path, out: Path, to: str, drop_text_encoder: bool = False) -
     """
     from utils.system.atomic import replace  # with torch below: slow to import, and `inspect` needs neither
 
-    if out.suffix not in (".safetensors", ".bin"):
-        raise InputError(f"{out}: name a file that ends in .safetensors or .bin")
-    if out.name in PEFT:
-        raise InputError(f"{out}: peft looks for an adapter_config.json next to a file of that name; name another one")
-    state, metadata, file = read_lora(source)
-    if out.exists() and out.samefile(file):
-        raise InputError(f"{out}: is the file to convert; name another one")
-    if out.suffix == ".bin" and metadata.get("depth_coding", "linear") != "linear":
-        raise InputError(
-            f"{out}: a .bin has no metadata, and {file} predicts {metadata['depth_coding']} depth, which inference "
-            "must know of; name a .safetensors file"
-        )
+    state, metadata, file = _read_for(source, out)
     if drop_text_encoder:
         state, dropped = without_text_encoder(state)
         note(
@@ -48,6 +38,8 @@ def convert(source: Path, out: Path, to: str, drop_text_encoder: bool = False) -
         converted = to_format(layers, to)
     except InputError as error:
         raise InputError(f"{file}: {error}") from None
+    if out.exists():
+        refuse_other_lora(out, converted, metadata)
     conv_in, conv_in_out = Path(file).parent / CONV_IN, out.parent / CONV_IN
     travels = brings_conv_in(file, metadata) and conv_in_out.resolve() != conv_in.resolve()
     if travels and conv_in_out.exists() and conv_in_out.read_bytes() != conv_in.read_bytes():
@@ -64,6 +56,39 @@ def convert(source: Path, out: Path, to: str, drop_text_encoder: bool = False) -
         note("diffusers 0.35 leaves time_embedding out of kohya files silently (0.39 does not): give it peft keys")
     if metadata and out.suffix == ".bin":
         note(f"{out.name} cannot hold the metadata ({', '.join(sorted(metadata))}); a .safetensors file does")
+
+
+def _read_for(source: Path, out: Path) -> LoraFile:
+    """The LoRA to convert. InputError where `out` cannot hold it."""
+    if out.suffix not in (".safetensors", ".bin"):
+        raise InputError(f"{out}: name a file that ends in .safetensors or .bin")
+    if out.name in PEFT:
+        raise InputError(f"{out}: peft looks for an adapter_config.json next to a file of that name; name another one")
+    lora = read_lora(source)
+    if out.exists() and out.samefile(lora.path):
+        raise InputError(f"{out}: is the file to convert; name another one")
+    coding = lora.metadata.get("depth_coding", "linear")
+    if out.suffix == ".bin" and coding != "linear":
+        raise InputError(
+            f"{out}: a .bin has no metadata, and {lora.path} predicts {coding} depth, which inference must know of; "
+            "name a .safetensors file"
+        )
+    return lora
+
+
+def refuse_other_lora(out: Path, state: Mapping, metadata: Mapping[str, str]) -> None:
+    """InputError unless the file `out` holds just these weights and this header: a conversion that is repeated."""
+    import torch
+
+    try:
+        found, header, _ = read_lora(out)
+        same = found.keys() == state.keys() and all(torch.equal(found[key], state[key]) for key in state)
+        same = same and (out.suffix == ".bin" or dict(header) == dict(metadata))
+    except InputError:
+        same = False
+    if not same:
+        raise InputError(f"{out}: is there and holds something else; remove it, or name another file")
+    note(f"{out}: replaces the same weights")
 
 
 def _write(state: dict, metadata: dict[str, str], path: Path, suffix: str) -> None:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from utils.errors import InputError
-from utils.lora.scale import NO_RECORD, Record, rank_record, scale_of, scale_records, without_scale
+from utils.lora.scale import NO_RECORD, WRAPPERS, Record, rank_record, scale_of, scale_records, without_scale
 from utils.lora.targets import ALL, ATTENTION, kind_of, kinds_of
 
 if TYPE_CHECKING:
@@ -40,9 +40,8 @@ _NAMES = re.compile(
     r"to_v|to_out|ff|net|proj_in|proj_out|proj|conv_shortcut|conv1|conv2|conv|time_emb_proj|time_embedding|linear_\d|"
     r"\d+"
 )
-_WRAPPERS = r"_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module"
-_DOTTED_WRAPPERS = re.compile(rf"(?<![^.])(?:{_WRAPPERS}|module)(?:\.|$)")
-_KOHYA_WRAPPERS = re.compile(rf"(?<=_)(?:{_WRAPPERS})_|(?<=^lora_unet_)module_")
+_DOTTED_WRAPPERS = re.compile(rf"(?<![^.])(?:{WRAPPERS}|module)(?:\.|$)")
+_KOHYA_WRAPPERS = re.compile(rf"(?<=_)(?:{WRAPPERS})_|(?<=^lora_unet_)module_")
 _TEXT_ENCODER = re.compile(
     r"^(?:lora_te\d*_|(?:base_model\.model\.)?(?:text_encoder(?:_\d+)?|text_model|cond_stage_model|te\d*)\.)"
 )

@@ -15,10 +15,9 @@ from torch.nn import functional as F
 from utils.errors import InputError, note, warn
 from utils.lora.files import BIN, CONV_IN, SAFETENSORS, LoraFile, brings_conv_in, read_lora
 from utils.lora.keys import Layer, key_format, make_key, parse_layers, split_key, strip_wrappers
-from utils.lora.scale import rank_record
+from utils.lora.scale import WRAPPERS, rank_record
 from utils.lora.targets import ATTENTION, KINDS, kind_of, kinds_of, module_pattern, parse_targets
 from utils.system.atomic import replace
-from utils.system.compute import unwrap
 
 ADAPTER = "default"
 METADATA_TARGETS = "lora_targets"  # the header's key for the kinds of layers that the file covers
@@ -90,6 +89,20 @@ def layers_of(unet: nn.Module, targets: Sequence[str]) -> dict[str, nn.Linear | 
 def lora_parameters(unet: nn.Module) -> list[nn.Parameter]:
     """The LoRA's parameters in a fixed order: the only ones that train."""
     return [parameter for parameter in unet.parameters() if parameter.requires_grad]
+
+
+def unwrap(network: nn.Module) -> nn.Module:
+    """The network inside the wrappers of torch.compile, DDP, FSDP and DeepSpeed, in any order, with its own names.
+
+    Used wherever parameters are named or saved, and wherever a network is more than called.
+    """
+    while True:
+        # a child; but accelerate keeps the original of a network with compiled parts in __dict__
+        held = {**network.__dict__, **network._modules}
+        name = next((name for name in (*WRAPPERS.split("|"), "module") if name in held), None)
+        if name is None:
+            return network
+        network = held[name]
 
 
 def lora_targets(unet: nn.Module) -> tuple[str, ...]:
@@ -182,7 +195,21 @@ def load_attn_procs(unet: nn.Module, source: str | Path | LoraFile | Mapping[str
     spared = _spared(wanted, layers, source)
     _match(layers, {name: layer for name, layer in wanted.items() if name not in spared}, targets, name, made_for)
     _check_numbers(layers, name)
-    ranks, present = {module: layer.down.shape[0] for module, layer in layers.items()}, _lora_modules(unet)
+    present = _modules_for(unet, {module: layer.down.shape[0] for module, layer in layers.items()}, targets, name)
+    for module in spared:
+        present[module].lora_B[ADAPTER].weight.data.zero_()
+    for module, layer in layers.items():
+        for own, weight in zip((present[module].lora_A, present[module].lora_B), layer.folded()):
+            own[ADAPTER].weight.data.copy_(weight)
+    if conv_in is not None:
+        unet.conv_in = conv_in
+        unet.register_to_config(in_channels=conv_in.in_channels)
+    return metadata
+
+
+def _modules_for(unet: nn.Module, ranks: dict[str, int], targets: tuple[str, ...], name: str) -> dict[str, nn.Module]:
+    """The UNet's LoRA layers, which are added if it has none. InputError where those it has differ from the file's."""
+    present = _lora_modules(unet)
     if present and lora_targets(unet) != targets:
         raise InputError(
             f"{name}: a LoRA on {','.join(targets)} layers, but the UNet's is on {','.join(lora_targets(unet))}"
@@ -193,15 +220,7 @@ def load_attn_procs(unet: nn.Module, source: str | Path | LoraFile | Mapping[str
     for module, rank in ranks.items():
         if (own_rank := present[module].r[ADAPTER]) != rank:
             raise InputError(f"{name}: {module} has rank {rank}, but the UNet's LoRA has rank {own_rank}")
-    for module in spared:
-        present[module].lora_B[ADAPTER].weight.data.zero_()
-    for module, layer in layers.items():
-        for own, weight in zip((present[module].lora_A, present[module].lora_B), layer.folded()):
-            own[ADAPTER].weight.data.copy_(weight)
-    if conv_in is not None:
-        unet.conv_in = conv_in
-        unet.register_to_config(in_channels=conv_in.in_channels)
-    return metadata
+    return present
 
 
 def fuse_lora(unet: nn.Module) -> None:

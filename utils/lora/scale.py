@@ -32,7 +32,9 @@ _MORE = (  # settings of LoraConfig with which up @ down is not all that the ada
     "use_dora", "lora_bias", "use_qalora", "use_bdlora", "layer_replication", "target_parameters", "kasa_config",
     "monteclora_config", "velora_config", "trainable_token_indices",
 )  # fmt: skip
-_WRAPPERS = re.compile(r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|(?<![\w.])module)\\?\.")
+# What torch.compile, FSDP, activation checkpointing and DeepSpeed name a wrapper's child; DDP names it `module`.
+WRAPPERS = "_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module"
+_WRAPPED = re.compile(rf"(?:{WRAPPERS}|(?<![\w.])module)\\?\.")
 _LONGEST = 300  # characters of a layer's name: real ones have about 80
 _REPEATS, _GROUPS, _CHOICES = 3, 4, 40  # of a regular expression, which comes from a stranger and must end soon
 _CHANGED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # initialisations that subtract from the base weights
@@ -237,7 +239,7 @@ def _patterns(value: object, key: str) -> dict[re.Pattern, float]:
         if _may_not_end(name):
             raise ValueError(f"{key}: {name[:60]!r} has repetitions that could take for ever; name the layers in full")
         try:
-            pattern = re.compile(rf"(.*\.)?({_WRAPPERS.sub('', name)})$")
+            pattern = re.compile(rf"(.*\.)?({_WRAPPED.sub('', name)})$")
         except (re.error, RecursionError, OverflowError):
             raise ValueError(f"{key}: {name[:60]!r} is not a regular expression") from None
         if (stated := _number(number, f"{key}: {name[:60]}")) is not None:

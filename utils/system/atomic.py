@@ -4,11 +4,13 @@ Checkpoints, LoRAs, caches and records are also flushed to the disk, and so surv
 Files that can be predicted again are not (`save` and the functions that use it): flushing takes longer than writing.
 """
 
+import errno
 import fcntl
 import hashlib
 import io
 import json
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TextIO
@@ -17,7 +19,7 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from utils.errors import InputError
+from utils.errors import NO_SPACE, InputError
 
 MANIFEST, LOCK = "manifest.json", ".lock"
 _UMASK = os.umask(0)
@@ -43,18 +45,37 @@ def make_folder(path: Path, flag: str) -> None:
 
 
 def replace(path: Path, write: Callable[[Path], object], durable: bool = True) -> None:
-    """Let `write` fill a file next to `path` and rename it to `path`; if `durable`, once it is on the disk."""
+    """Let `write` fill a file next to `path` and rename it to `path`; if `durable`, once it is on the disk.
+
+    Raises OSError naming `path` where there is no space, whatever `write` raises then: safetensors, PyTorch, OpenEXR
+    and FFmpeg have exceptions of their own.
+    """
     part = path.with_name(f".{path.name}.part")
     try:
-        write(part)
+        try:
+            write(part)
+        except Exception as error:
+            if is_full(path.parent, error):  # the half of the file that was written is still there
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from None
+            raise
         part.chmod(0o666 & ~_UMASK)  # safetensors writes files that only their owner can read
         if durable:
             sync(part)
-        os.replace(part, path)
+        part.replace(path)
         if durable:
             sync(path.parent)
     finally:
         part.unlink(missing_ok=True)
+
+
+def is_full(folder: Path, error: Exception) -> bool:
+    """True if `error` came of a disk, a quota or a limit on file sizes that is used up."""
+    if isinstance(error, OSError) and error.errno in NO_SPACE:
+        return True
+    try:
+        return "o space left on device" in str(error) or shutil.disk_usage(folder).free < 2**16
+    except OSError:
+        return False
 
 
 def write_json(path: Path, content: object) -> None:
@@ -135,7 +156,7 @@ def lock(folder: Path, doing: str = "training", flag: str = "--output_dir") -> N
     if folder in _locks:
         return
     try:
-        file = open(folder / LOCK, "w")  # noqa: SIM115 (open for as long as the process lives)
+        file = (folder / LOCK).open("w")
     except OSError as error:
         raise InputError(f"{flag}: {folder} cannot be written ({error.strerror}); name another folder") from None
     try:

@@ -1,4 +1,4 @@
-"""How a network computes: its dtype, torch.compile, and the wrappers that libraries put around it."""
+"""How a network computes: its dtype and torch.compile."""
 
 import os
 from contextlib import AbstractContextManager
@@ -9,7 +9,6 @@ from torch import nn
 from utils.errors import InputError, note
 
 TORCH = torch.__file__
-WRAPPED = ("_orig_mod", "_fsdp_wrapped_module", "module")  # a wrapper's child, and so a part of its parameters' paths
 
 
 def compile_unet(unet: nn.Module, device: torch.device) -> None:
@@ -77,17 +76,3 @@ def warn_of_slow_bf16(dtype: torch.dtype, device_type: str, instead: str) -> Non
     if dtype == torch.bfloat16 and slow_bf16(device_type):
         slower = "; fp16 is fast on it" if device_type == "cuda" else ", about ten times slower than float32"
         note(f"this {'GPU' if device_type == 'cuda' else 'CPU'} emulates bfloat16{slower} ({instead})")
-
-
-def unwrap(network: nn.Module) -> nn.Module:
-    """The network inside the wrappers of torch.compile, DDP, FSDP and DeepSpeed, in any order, with its own names.
-
-    Used wherever parameters are named or saved, and wherever a network is more than called.
-    """
-    while True:
-        # a child; but accelerate keeps the original of a network with compiled parts in __dict__
-        held = {**network.__dict__, **network._modules}
-        name = next((name for name in WRAPPED if name in held), None)
-        if name is None:
-            return network
-        network = held[name]

@@ -24,6 +24,8 @@ WRAPPERS = {  # accelerate's variable -> the kind of training that it turns on
 }
 FPMATH = ("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE")  # fp32 products in bf16 or fp16 on the CPU
 PRECISION, PRECISIONS = "ACCELERATE_MIXED_PRECISION", ("no", "fp16", "bf16")
+DEVICE = "ACCELERATE_TORCH_DEVICE"
+RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")  # as accelerate reads them
 LAUNCHER = re.compile(r"(^|/)accelerate(-launch)?$|accelerate[./]commands")
 FLAGS = {PRECISION: "--mixed_precision", "ACCELERATE_DYNAMO_BACKEND": "--dynamo_backend"}
 
@@ -65,8 +67,8 @@ def configuration(words: list[str]) -> Path | None:
         return Path(named)
     if "--cpu" in words:
         return None
-    home = os.environ.get("HF_HOME", os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "huggingface"))
-    file = Path(home).expanduser() / "accelerate" / "default_config.yaml"
+    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "huggingface"
+    file = Path(os.environ.get("HF_HOME", cache)).expanduser() / "accelerate" / "default_config.yaml"
     return file if file.is_file() else None
 
 
@@ -106,6 +108,8 @@ def refuse_unsupported(allow_tf32: bool = False) -> None:
             raise InputError(
                 f"{variable}={os.environ[variable]}: oneDNN would compute fp32 products in fewer bits; unset it"
             )
+    check_device()
+    check_processes()
     override = os.environ.get("NVIDIA_TF32_OVERRIDE")
     if override == "1" and not allow_tf32:
         raise InputError(
@@ -114,6 +118,27 @@ def refuse_unsupported(allow_tf32: bool = False) -> None:
         )
     if override == "0" and allow_tf32:
         raise InputError("NVIDIA_TF32_OVERRIDE=0 turns off the TF32 that --allow_tf32 asks for; leave one of them out")
+
+
+def check_device() -> None:
+    """InputError where accelerate's variable names a device that computes nothing, such as meta, or none at all."""
+    device = os.environ.get(DEVICE, "")
+    if device and not re.fullmatch(r"(cpu|cuda|mps|xpu|npu|mlu|hpu|musa|sdaa)(:\d+)?", device):
+        raise InputError(f"{origin(DEVICE)} is {device!r}, not a device that computes; unset it, or set it to cpu")
+
+
+def check_processes() -> None:
+    """InputError where WORLD_SIZE states several processes and nothing states which one this is, or how they meet."""
+    size = os.environ.get("WORLD_SIZE", "1")
+    if not size.isdecimal() or int(size) < 1:
+        raise InputError(f"WORLD_SIZE={size}: not a number of processes; unset it")
+    missing = [] if any(name in os.environ for name in RANKS) else ["RANK"]
+    missing += [] if os.environ.get("MASTER_ADDR") else ["MASTER_ADDR"]
+    if int(size) > 1 and missing:
+        raise InputError(
+            f"WORLD_SIZE={size} states {size} processes, but {' and '.join(missing)} {'are' if missing[1:] else 'is'} "
+            "not set; start with accelerate launch or torchrun, or unset WORLD_SIZE"
+        )
 
 
 def tf32_variable() -> str:

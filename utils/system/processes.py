@@ -68,8 +68,10 @@ def supervise(command: list[str], count: int) -> int:
     shared |= {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", 1)}
     with tempfile.TemporaryDirectory() as folder:
         running: list[subprocess.Popen] = []
+        passed_on = set()
 
         def pass_on(number: int, _frame: object) -> None:
+            passed_on.add(number)
             for process in running:
                 process.send_signal(number)
 
@@ -89,6 +91,8 @@ def supervise(command: list[str], count: int) -> int:
         failed = next((rank for rank, state in enumerate(states) if state), None)
         if failed is None:
             return 0
+        if signal.SIGINT in passed_on and states[failed] in (130, -signal.SIGINT):
+            return 130  # Ctrl-C before the first step: `run` has said so
         reported = min(Path(folder).glob("*.json"), key=lambda path: path.stat().st_mtime_ns, default=None)
         failed = int(reported.stem) if reported else failed
         reason = json.loads(reported.read_text())["message"]["message"] if reported else f"ended with {states[failed]}"

@@ -9,7 +9,6 @@ import argparse
 import json
 import math
 import os
-import sys
 from collections.abc import Collection, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -34,6 +33,13 @@ RECOMMENDED = "recommended_settings.json"  # in a base model's folder
 RECOMMENDABLE = {"learning_rate": 1e-4, "timestep": 999, "resolution": 512}
 DEAD = ("dataset_name", "snr_gamma", "enable_xformers_memory_efficient_attention")  # refused by every script
 TRACKERS = ("wandb", "tensorboard")
+NOT_KEPT = (
+    "hub_token",
+    "resume_from_checkpoint",
+    "force_resume",
+    "local_rank",
+)  # in recipe.txt: a secret; one start's
+NOT_SHOWN = ("hub_token", "typed", "script", "recipe")  # in the trackers' configuration
 POSITIVE = (
     "rank", "resolution", "train_batch_size", "gradient_accumulation_steps", "checkpointing_steps", "learning_rate",
     "max_nonfinite", "num_train_imgs", "num_val_imgs", "max_train_samples", "max_train_steps", "num_train_epochs",
@@ -60,7 +66,7 @@ def training_parser(description: str, refused: Mapping[str, str]) -> Parser:
     refused: flag -> why this method cannot take another value than its default; such flags are not in the help.
     """
     usage = "%(prog)s --pretrained_model_name_or_path BASE --train_data_dir DIR --pseudo_root DIR --output_dir DIR ..."
-    parser = Parser(description=description, usage=f"accelerate launch {usage}")
+    parser = Parser(description=description, usage=f"python {usage}")
     needed_flags(parser.add_argument_group("what must be given"))
     model_flags(parser.add_argument_group("model and LoRA"))
     data_flags(parser.add_argument_group("data"))
@@ -97,9 +103,8 @@ def parse(parser: Parser, argv: list[str] | None = None) -> argparse.Namespace:
     `args.prompt`, the text encoder's input, and `args.trackers`, out of wandb and tensorboard.
     Raises InputError for a flag that cannot work, with the reason and the replacement.
     """
-    argv = sys.argv[1:] if argv is None else argv
     args = parser.parse_args(argv)
-    given = {word.split("=")[0] for word in argv if word.startswith("--")}
+    given = parser.given
     refuse_dead_flags(args)
     _recommend(args, given)
     check_data(args, given)
@@ -111,16 +116,17 @@ def parse(parser: Parser, argv: list[str] | None = None) -> argparse.Namespace:
     args.prompt = "" if args.empty_prompt else args.unified_prompt
     if "lora_targets" not in parser.get_default("refused"):
         args.lora_targets = ",".join(parse_targets(args.lora_targets))
-    finish(args, given)
+    finish(parser, args)
     check_resolution(args)
     check_base(args.pretrained_model_name_or_path, args.revision)
     start_missing()
     return args
 
 
-def finish(args: argparse.Namespace, given: set[str]) -> None:
-    """Check and complete, in place, the flags that every training has. given: the flags that were passed."""
+def finish(parser: Parser, args: argparse.Namespace) -> None:
+    """Check and complete, in place, the flags that every training has."""
     check_numbers(args)
+    given = parser.given
     args.typed = frozenset(flag.removeprefix("--") for flag in given)
     if "--num_train_epochs" in given and "--max_train_steps" not in given:
         args.max_train_steps = None  # a typed number of epochs wins over the script's default number of steps
@@ -137,6 +143,23 @@ def finish(args: argparse.Namespace, given: set[str]) -> None:
     check_tracker_names(args)
     if args.local_rank >= 0:
         os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
+    args.script, args.recipe = parser.prog, used_flags(parser, args)
+
+
+def used_flags(parser: Parser, args: argparse.Namespace) -> tuple[str, ...]:
+    """The flags that were passed, or whose value in `args` is not the script's default, as words of a command line.
+
+    Those that were passed at their default count too: a base's recommended settings would replace them.
+    """
+    words = []
+    for action in parser._actions:  # argparse has no public list of them
+        name, value = action.dest, getattr(args, action.dest, None)
+        used = parser.given.intersection(action.option_strings) or value != parser.get_default(name)
+        if name in NOT_KEPT or value is None or not used:
+            continue
+        flag = f"--{name}" if value is not False else f"--no-{name}"
+        words.append(flag if isinstance(value, bool) else f"{flag}={value}")
+    return tuple(words)
 
 
 def settings_of(args: argparse.Namespace) -> Settings:
@@ -146,12 +169,12 @@ def settings_of(args: argparse.Namespace) -> Settings:
         "cache_dir": args.cache_dir and Path(args.cache_dir),
         "trackers": tuple(args.trackers),
         "tags": tuple(args.tags),
-        "flags": {name: value for name, value in vars(args).items() if name not in ("hub_token", "typed")},
+        "flags": {name: value for name, value in vars(args).items() if name not in NOT_SHOWN},
     }
     return Settings(**{field.name: values[field.name] for field in fields(Settings)})
 
 
-def _recommend(args: argparse.Namespace, given: set[str]) -> None:
+def _recommend(args: argparse.Namespace, given: Collection[str]) -> None:
     """Replace defaults, the paper's for Stable Diffusion, by those that a small base's folder recommends."""
     file = Path(args.pretrained_model_name_or_path) / RECOMMENDED
     if not file.is_file():
@@ -187,7 +210,7 @@ def refuse_dead_flags(args: argparse.Namespace) -> None:
         )
 
 
-def check_data(args: argparse.Namespace, given: set[str]) -> None:
+def check_data(args: argparse.Namespace, given: Collection[str]) -> None:
     """The flags that each kind of data set needs, and those that it reads."""
     needs, reads = {
         "diode": (("train_data_dir", "pseudo_root"), ("scene_types", "list_from")),

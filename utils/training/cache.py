@@ -272,7 +272,7 @@ def arithmetic(device: str, dtype: torch.dtype) -> dict[str, str]:
 
 def signature(path: Path) -> list[str | int]:
     """Changes whenever the file does: its path, size and time."""
-    status = os.stat(path)
+    status = path.stat()
     return [str(path.resolve()), status.st_size, status.st_mtime_ns]
 
 

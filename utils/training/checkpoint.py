@@ -7,7 +7,6 @@ and step are the whole run. A manifest with checksums tells a whole checkpoint f
 
 import json
 import math
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -21,7 +20,7 @@ from torch import nn
 from utils.errors import InputError, note, warn
 from utils.kinds.base import higher_is_better
 from utils.lora import load_attn_procs, save_lora
-from utils.system.atomic import damage, seal, sync, write_json
+from utils.system.atomic import damage, is_full, seal, sync, write_json
 from utils.training.settings import BEFORE, EXACT, NEVER, NOTED, ON_RESUME
 from utils.training.tracking import BEST, read_metrics
 
@@ -122,17 +121,18 @@ def save(
         torch.save(state | {name: each.state_dict() for name, each in stateful.items()}, aside / STATE)
         seal(aside)
         if final.exists():  # a damaged one
-            os.replace(final, gone)
-        os.replace(aside, final)
+            final.replace(gone)
+        aside.replace(final)
         sync(output_dir)
     except (OSError, RuntimeError, InputError) as error:  # torch.save raises RuntimeError where a disk is full
+        reason = "no space left on device" if is_full(output_dir, error) else " ".join(str(error).split())[:300]
         shutil.rmtree(aside, ignore_errors=True)
-        reason, last = " ".join(str(error).split())[:300], last_good(output_dir)
+        last = last_good(output_dir)
         warn(f"{final} could not be written ({reason}); continuing without it, the last good one is {last}")
         return None
     for old in find(output_dir)[:-limit] if limit is not None else ():
         if old.name != spare:
-            os.replace(old, output_dir / GONE.format(step_of(old)))  # a kill while deleting must not leave half of it
+            old.replace(output_dir / GONE.format(step_of(old)))  # a kill while deleting must not leave half of it
     clear(output_dir)
     return final
 

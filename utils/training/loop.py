@@ -1,6 +1,8 @@
 """The only training loop, the same for every intrinsic and method: it calls the objective's `loss` and `predict`."""
 
 import math
+import os
+import shlex
 import time
 from argparse import Namespace
 from collections.abc import Mapping
@@ -24,19 +26,23 @@ from tqdm.auto import tqdm
 
 from utils import __version__
 from utils.base_model import Frozen
-from utils.errors import InputError, note
+from utils.errors import InputError, note, one_line
 from utils.inference.job import BASES, SCRIPTS
-from utils.lora import add_lora, load_attn_procs, save_lora
+from utils.lora import SAFETENSORS, add_lora, load_attn_procs, read_lora, save_lora
 from utils.noise import generators
 from utils.objectives import Objective
+from utils.paths import ROOT
 from utils.system import atomic, environment, processes, provenance, signals
 from utils.system.compute import autocasts, compile_unet, move_frozen, runs_ahead, warn_of_slow_bf16
 from utils.training import checkpoint, tracking, upload
 from utils.training.cache import ByShape, CachedLatents, cached_or_not
 from utils.training.data import BucketBatches, EndlessBatches, TrainingSet, describe_buckets, masked_share
+from utils.training.recipe import write_recipe
 from utils.training.settings import Settings
 from utils.training.state import Report, TrainingState, shared_settings
 from utils.training.validation import Samples, Validation
+
+TRUTH = ("gt", "valid")  # of an item
 
 
 def start(settings: Settings) -> tuple[Accelerator, Path | None]:
@@ -112,7 +118,7 @@ def attach_lora(base: Frozen, args: Namespace, accelerator: Accelerator) -> None
         load_attn_procs(base.network, args.lora_path)
 
 
-def train(
+def train(  # noqa: C901 (the loop is read from top to bottom in one place)
     settings: Settings,
     accelerator: Accelerator,
     resume_from: Path | None,
@@ -146,12 +152,25 @@ def train(
     shared = shared_settings(settings, metadata, state.step_samples, accelerator, train_set.fingerprint)
     if resume_from:
         state.load(resume_from, shared, settings.force_resume)
+        if is_finished(settings, state.step, state.max_steps):
+            if main:
+                print(
+                    f"already finished: {state.step} of {state.max_steps} steps in {output_dir}; nothing was written"
+                )
+                print(outcome(output_dir, metadata, settings))
+                print("      or a larger --max_train_steps to train on, another --output_dir to start again")
+            signals.forget()
+            accelerator.end_training()
+            atomic.unlock(output_dir)
+            return
         note(f"resuming from {resume_from} at step {state.step}")
     elif settings.resume_from_checkpoint:
         note(f"no checkpoint in {output_dir} yet; starting from step 0")
 
     # Records of the run: new, or cut back to the step that it continues from
     sent = begin_records(settings, state.step if resume_from else None) if main else set()
+    if main:
+        write_recipe(settings, resume_from, state.step, accelerator.mixed_precision, accelerator.num_processes)
     config = dict(settings.flags) | metadata | state.counts | {"training_images": len(train_set)}
     config |= {"training_data": train_set.fingerprint, "versions": provenance.versions(), **provenance.git_state()}
     config["validation_images"] = {split: len(items) for split, items in validation_samples.items()}
@@ -213,7 +232,8 @@ def train(
     for micro_step, batch in zip(count(), loader if state.step < state.max_steps else ()):
         # batch; its noise is a function of the seed and of the samples' places in the stream
         noise = generators(seed, batches.first(micro_step), batch_size)
-        tensors = {key: value for key, value in batch.items() if torch.is_tensor(value)}
+        # ground truth stays here: validation reads it, no loss does
+        tensors = {key: value for key, value in batch.items() if torch.is_tensor(value) and key not in TRUTH}
         inputs = {key: value.to(accelerator.device, non_blocking=True) for key, value in tensors.items()}
         with accelerator.accumulate(state.network):
             # loss
@@ -283,6 +303,20 @@ def train(
         uploads.finish(state.step)
     signals.forget()
     atomic.unlock(output_dir)
+
+
+def is_finished(settings: Settings, step: int, max_steps: int) -> bool:
+    """True if the run has made its steps and nothing is left to do: the LoRA of the last one is in the folder.
+
+    A run with --push_to_hub is never finished in this sense: the same command uploads again.
+    """
+    if step < max_steps or settings.push_to_hub or not (settings.output_dir / SAFETENSORS).is_file():
+        return False
+    try:
+        written = read_lora(settings.output_dir).metadata
+    except InputError:  # damaged: it is written again
+        return False
+    return written.get("steps") == str(step)
 
 
 def validates(settings: Settings, step: int, max_steps: int) -> bool:
@@ -375,9 +409,18 @@ def outcome(output_dir: Path, metadata: Mapping[str, object], settings: Settings
     method = str(metadata["method"])
     files = " and .bin" if has_bin(metadata) else ""
     files += ", metrics.jsonl" + (", validation/, best.json" if settings.validation_steps else "")
-    images = "" if method == "gan" else " --input_dir path/to/images"  # a GAN reads none
-    command = f"python {SCRIPTS[method]} --lora {output_dir}{images} --output_dir output"
+    words = ["python", SCRIPTS[method], "--lora", str(output_dir)]
+    if method != "gan":  # which reads no images
+        words += ["--input_dir", images_to_predict(str(settings.flags.get("train_data_dir") or ""))]
+    command = shlex.join([*words, "--output_dir", "output"])
     lines = [f"{output_dir}: pytorch_lora_weights.safetensors{files}", f"next: {command}"]
     if "tensorboard" in settings.trackers:
-        lines.append(f"      tensorboard --logdir {output_dir / settings.logging_dir}")
-    return "\n".join(lines)
+        lines.append(f"      tensorboard --logdir {shlex.quote(str(output_dir / settings.logging_dir))}")
+    return "\n".join(map(one_line, lines))
+
+
+def images_to_predict(train_data_dir: str) -> str:
+    """Images next to the training data: DIODE's val, else those of an own folder, else the ones shipped here."""
+    places = (Path(train_data_dir).parent / "depths" / "val", Path(train_data_dir) / "images")
+    found = next((str(place) for place in places if train_data_dir and place.is_dir()), None)
+    return found or os.path.relpath(ROOT / "examples")

@@ -11,6 +11,8 @@ class Settings:
 
     output_dir: Path  # gets the LoRA, checkpoints, metrics.jsonl and validation/
     typed: frozenset[str]  # names of the flags that were passed: nothing set elsewhere overrides these
+    script: str  # name of the script that runs
+    recipe: tuple[str, ...]  # its flags that were passed or differ from their defaults, for recipe.txt
 
     # LoRA
     rank: int  # rank of every layer of the LoRA

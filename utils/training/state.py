@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from utils.errors import InputError, warn
 from utils.lora import lora_parameters
+from utils.lora.layers import unwrap
 from utils.system import environment
-from utils.system.compute import unwrap
 from utils.training import checkpoint
 from utils.training.settings import ON_RESUME, Settings
 

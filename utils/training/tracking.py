@@ -38,7 +38,7 @@ def read_metrics(output_dir: Path) -> list[dict]:
 
 def append(path: Path, line: str) -> None:
     """Append the whole line or, on a full disk, nothing, with a warning: no line may begin within another."""
-    with open(path, "ab", buffering=0) as file:
+    with path.open("ab", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
         try:
             written = file.write(line.encode())
@@ -75,7 +75,7 @@ def set_aside(output_dir: Path) -> None:
     file = output_dir / METRICS
     if file.exists():
         number = next(number for number in count(1) if not (output_dir / f"metrics-{number}.jsonl").exists())
-        os.replace(file, output_dir / f"metrics-{number}.jsonl")
+        file.replace(output_dir / f"metrics-{number}.jsonl")
         note(f"{file} of an earlier run is metrics-{number}.jsonl now")
 
 

@@ -77,9 +77,7 @@ class Validation:
         tracking.log_scalars(self.accelerator, self.output_dir, scores, step, complete=False)
         tracking.log_panels(self.accelerator, panels, step)
         tracking.log_best(self.accelerator, checkpoint.mark_best(self.output_dir, self.best_metric), step)
-        headline = next(iter(scores), "").rsplit("/")[-1]  # a metric's dictionary begins with its main value
-        shown = [f"{name[4:]} {value:.3f}" for name, value in scores.items() if name.endswith(f"/{headline}")]
-        tqdm.write(f"step {step}: {', '.join(shown)}" if shown else f"step {step}: validated, nothing to score")
+        tqdm.write(f"step {step}: {headline(scores, self.intrinsic) or 'validated, nothing to score'}")
 
     @torch.no_grad()
     def predict(self, unet: nn.Module) -> tuple[dict[str, float], Panels] | None:
@@ -126,6 +124,15 @@ class Validation:
         coding = self.intrinsic.depth_coding
         undone = "" if coding == "linear" else f" The {coding} coding of the labels is undone first."
         return f"{self.score.description}{undone} Mean over {images} fixed images per split, at {side} px."
+
+
+def headline(scores: Mapping[str, float], intrinsic: Intrinsic) -> str:
+    """The metric to watch of every split, in words and with its unit: "indoors: mean angle 21.034 degrees"."""
+    metric = next(iter(scores), "").rsplit("/")[-1]  # a metric's dictionary begins with its main value
+    title, _, unit = intrinsic.scores.get(metric.removeprefix("label_"), metric).partition(", ")
+    title += " from the label" if metric.startswith("label_") else ""
+    values = {name.split("/")[1]: value for name, value in scores.items() if name.endswith(f"/{metric}")}
+    return ", ".join(f"{split}: {title} {value:.3f} {unit}".rstrip() for split, value in values.items())
 
 
 def of_one_shape(items: Sequence[dict], size: int) -> Iterator[tuple[int, Sequence[dict]]]:
