@@ -24,10 +24,10 @@ demo-all: .venv/installed
 	$(PY) -m miniworld.demo --out demo --page
 
 test: .venv/installed
-	$(PY) -m pytest -n auto --dist worksteal -m "not slow"
+	$(PY) -m pytest -n auto --dist worksteal -m "not slow and not gpu"
 
 test-slow: .venv/installed
-	$(PY) -m pytest -n auto --dist worksteal -m slow
+	$(PY) -m pytest -n auto --dist worksteal -m "slow and not gpu"
 
 check: .venv/installed
 	$(PY) -m ruff check .

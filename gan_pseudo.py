@@ -39,9 +39,7 @@ def main(argv: list[str] | None = None) -> None:
     teacher = load_teacher(args.task, args.teacher, None, accelerator.device, torch.float32)
 
     def generated(count: int, seed: int) -> Generated:
-        noise = [torch.Generator().manual_seed(args.seed)]
-        label = lambda image: teacher.predict(image, noise)  # noqa: E731
-        return Generated(INTRINSICS[args.task], painter, label, teacher.quantity, count, seed, gan.network)
+        return Generated(INTRINSICS[args.task], painter, teacher, count, seed, gan.network)
 
     train_set, unseen = generated(args.num_train_imgs, args.seed), generated(args.num_val_imgs, args.seed + 1)
 

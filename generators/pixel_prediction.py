@@ -6,12 +6,13 @@ error of pixels.
 """
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from PIL import Image
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
@@ -22,10 +23,11 @@ from generators.stylegan2 import StyleGAN2
 from utils.intrinsics import Intrinsic
 from utils.kinds.base import Score, against_label, label_as_truth, score_of
 from utils.labels.encoding import encode
+from utils.labels.teachers import Teacher
 from utils.noise import generators
+from utils.system.processes import shared_out
 
 FAR = 4.0  # the farthest relative depth in scores; the nearest is 1
-Label = Callable[[Image.Image], np.ndarray]  # an RGB image -> values as `utils.labels.teachers.Teacher` gives them
 
 
 @dataclass
@@ -61,8 +63,7 @@ class Generated(Dataset):
 
     Item `index`, or `(index, epoch)`: rgb, target float32 (3,S,S) in [-1,1]; w (D,); gt, valid: the label as ground
     truth for the scores; stem. z is a function of (seed, number) alone.
-    quantity: the quantity that `label` returns. reader: the generator whose w, of the same z, an item has (default:
-    `gan` itself).
+    reader: the generator whose w, of the same z, an item has (default: `gan` itself).
     """
 
     masked, whole, center_crop, measured, reference = False, False, True, False, "label of another network"
@@ -71,8 +72,7 @@ class Generated(Dataset):
         self,
         intrinsic: Intrinsic,
         gan: StyleGAN2,
-        label: Label,
-        quantity: str,
+        teacher: Teacher,
         count: int,
         seed: int,
         reader: StyleGAN2 | None = None,
@@ -80,15 +80,18 @@ class Generated(Dataset):
         self.intrinsic, self.resolution = intrinsic, gan.size
         self.notes: list[str] = []
         self.stems = [f"seed{seed}-{number:06d}" for number in range(count)]
-        rgb, targets, points = [], [], []
-        for number in tqdm(range(count), desc=f"labelling {count} generated images", unit="image", leave=False):
+        bar = tqdm(total=count, desc=f"labelling {count} generated images", unit="image", leave=False)
+
+        def labelled(number: int) -> tuple[np.ndarray, np.ndarray, Tensor]:
             w, pixels = generate(gan, seed, number, reader or gan)
-            rgb.append(pixels)
-            targets.append(encode(quantity, label(Image.fromarray(pixels))))
-            points.append(w)
+            label = teacher.predict(Image.fromarray(pixels), generators(seed, number, 1))
+            bar.update(PartialState().num_processes)
+            return pixels, encode(teacher.quantity, label), w
+
+        rgb, targets, points = zip(*shared_out(count, labelled))
+        bar.close()
         self.rgb, self.targets, self.w = np.stack(rgb), np.stack(targets), torch.stack(points)
-        content = self.rgb.tobytes() + self.targets.tobytes()
-        self.fingerprint = f"{count} generated images {hashlib.sha256(content).hexdigest()[:12]}"
+        self.fingerprint = f"{count} generated images {recipe(gan, reader or gan, seed, teacher)}"
 
     def __len__(self) -> int:
         return len(self.stems)
@@ -114,6 +117,20 @@ class Generated(Dataset):
 
     def mask_paths(self, stem: str) -> list[Path]:
         return []
+
+
+def recipe(gan: StyleGAN2, reader: StyleGAN2, seed: int, teacher: Teacher) -> str:
+    """Digest of what determines the images and labels: weights, seed and teacher. Their pixels are not part
+    of it, because their last bits differ between devices.
+    """
+    who = f"{Path(teacher.about['name']).name} {teacher.about['revision']}"
+    digest = hashlib.sha256(f"{seed} {who}".encode())
+    for network in (gan, reader):
+        for name, value in sorted(network.state_dict().items()):
+            if ".lora_" not in name:
+                digest.update(name.replace(".base_layer.", ".").encode())
+                digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:12]
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
 import torch
+from accelerate import PartialState
 from PIL import Image
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
@@ -26,6 +27,7 @@ from utils.kinds.alignment import linear_map
 from utils.lora import load_attn_procs
 from utils.noise import noise_of
 from utils.system.compute import warn_of_slow_bf16
+from utils.system.processes import shared_out
 from utils.training.data import TrainingSet
 
 Decoding = Literal["one_by_one", "at_once"]
@@ -116,12 +118,17 @@ def tokenised(train_set: TrainingSet, tokens: Tokens, device: torch.device, quie
     if not train_set.center_crop:
         note("random crops: tokens are not kept, every step encodes its images")
         return train_set
-    parts = []
-    bar = tqdm(torch.arange(len(train_set)).split(BATCH), desc="images to tokens", disable=quiet, delay=2)
-    for chosen in bar:
-        items = [train_set[index] for index in chosen.tolist()]
+    chunks = torch.arange(len(train_set)).split(BATCH)
+    bar = tqdm(total=len(chunks), desc="images to tokens", disable=quiet, delay=2)
+
+    def encode(number: int) -> Tensor:
+        items = [train_set[index] for index in chunks[number].tolist()]
         pixels = torch.stack([item[name] for name in ("rgb", "target") for item in items])
-        parts.append(torch.stack(tokens.encode(pixels.to(device)).cpu().chunk(2)))
+        bar.update(PartialState().num_processes)
+        return torch.stack(tokens.encode(pixels.to(device)).cpu().chunk(2))
+
+    parts = shared_out(len(chunks), encode)
+    bar.close()
     return Tokenised(train_set, *torch.cat(parts, dim=1))
 
 

@@ -39,13 +39,8 @@ def errors(predictions: Tensor, items: Sequence[dict], intrinsic: Intrinsic, pro
 def generated(base: Path, teacher: Path, task: str, count: int, seed: int, reader: Path | None = None) -> list[dict]:
     """Images of the GAN `base` with the teacher's labels and `reader`'s w, as gan_pseudo.py makes them."""
     asked = load_teacher(task, str(teacher), None, torch.device("cpu"), torch.float32)
-    noise = [torch.Generator().manual_seed(0)]
-
-    def label(image) -> np.ndarray:
-        return asked.predict(image, noise)
-
     painter, read = load_gan(str(base)).network, load_gan(str(reader or base)).network
-    made = Generated(INTRINSICS[task], painter, label, asked.quantity, count, seed, read)
+    made = Generated(INTRINSICS[task], painter, asked, count, seed, read)
     return [made[index] for index in range(count)]
 
 

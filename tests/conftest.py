@@ -1,10 +1,13 @@
 """Everything the tests run on is made here: a rendered DIODE tree and randomly initialised Stable Diffusions."""
 
 import os
+import sys
 from pathlib import Path
 
 # before any library reads them; one thread, because the tests run in two processes on two cores
 os.environ.update(WANDB_MODE="offline", HF_HUB_OFFLINE="1", WANDB_SILENT="true", OMP_NUM_THREADS="1")
+if "gpu" not in sys.argv:  # pytest -m gpu: the tests that run on one; the others' figures and bits are a CPU's
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import pytest
 from helpers import SCRIPTS

@@ -5,17 +5,32 @@ import signal
 import subprocess
 import sys
 
-from helpers import ROOT, fork, python
+import pytest
+import torch
+from helpers import ROOT, fork, python, run_here
+
+from utils.errors import InputError
+from utils.system import processes
 
 SCRIPT = "sd_single_diode_pseudo_normal.py"
 TRAIN = """
 import sys
+import torch
 import sd_single_diode_pseudo_normal as script
 from torch import distributed
 from utils.system import processes
 script.main(sys.argv[1:])
 (group,) = processes._process_groups
 print(f"kept: {group.size()} processes, {distributed.is_initialized()=}")
+print("patience:", group._get_backend(torch.device("cpu")).options._timeout)
+"""
+SHARES = """
+import os
+from utils.system.processes import join, shared_out
+join("cpu")
+mine = []
+found = shared_out(7, lambda number: mine.append(number) or f"result {number}")
+print(os.environ["RANK"], mine, found == [f"result {number}" for number in range(7)])
 """
 
 
@@ -24,6 +39,27 @@ def test_the_process_group_is_kept_after_the_run(flags, tmp_path):
     words = flags(SCRIPT, tmp_path, "--max_train_steps", 1, "--validation_steps", 0)
     done = fork("-c", TRAIN, *words, processes=2)
     assert done.stdout.count("kept: 2 processes, distributed.is_initialized()=False") == 2, done.stdout
+    assert done.stdout.count("patience: 6:00:00") == 2, "a rank's share may take longer than the library's timeout"
+
+
+def test_each_process_computes_its_share_and_has_everything():
+    done = fork("-c", SHARES, processes=2)
+    assert sorted(done.stdout.splitlines()) == ["0 [0, 2, 4, 6] True", "1 [1, 3, 5] True"]
+    assert processes.shared_out(3, str) == ["0", "1", "2"]  # one process
+
+
+@pytest.mark.parametrize("script", ["sd_single_diode_pseudo_normal.py", "inference_sd_single.py"])
+def test_more_processes_than_gpus_are_refused(script, flags, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    words = ["--lora", "miniworld/mini-loras/normal", "--input_dir", "examples", "--output_dir", str(tmp_path)]
+    with pytest.raises(InputError, match=r"--num_processes=3: 2 GPUs on this machine; pass --num_processes 2"):
+        run_here(script, words if script.startswith("inference") else flags(script, tmp_path / "run"))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    processes.check_gpus()
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    processes.check_gpus()
 
 
 def test_a_direct_run_ends_with_the_error_and_status_2(flags, tmp_path):

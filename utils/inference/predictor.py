@@ -343,9 +343,12 @@ class Predictor(Engine):
 
 
 def pick_device(wanted: str | torch.device | None) -> torch.device:
-    """The device wanted, or a GPU if there is one. Raises InputError where this machine has none of that name."""
+    """The device wanted, or a GPU (CUDA, Apple's MPS) if there is one, as accelerate chooses it for the scripts.
+
+    Raises InputError where this machine has none of that name.
+    """
     try:
-        device = torch.device(wanted or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = torch.device(wanted or torch.accelerator.current_accelerator(check_available=True) or "cpu")
         torch.empty(1, device=device).cpu()  # of the meta device there is nothing to copy
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).strip().splitlines()[0][:150]

@@ -67,7 +67,7 @@ def dtype_of(name: str) -> torch.dtype:
 def slow_bf16(device_type: str) -> bool:
     """True if bfloat16 is emulated: on x86 CPUs with AVX2 and no AVX-512, and on NVIDIA GPUs before Ampere."""
     if device_type == "cuda":
-        return not torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False)
     return device_type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2"
 
 

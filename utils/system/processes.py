@@ -8,8 +8,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from utils.errors import InputError, one_line
 from utils.system import environment, signals
@@ -17,6 +19,8 @@ from utils.system import environment, signals
 if TYPE_CHECKING:
     from accelerate import PartialState
 
+PATIENCE = timedelta(hours=6)  # processes wait for each other's shares, such as a latent cache's; NCCL's own: 10 min
+Result = TypeVar("Result")
 _process_groups: list[object] = []  # see `keep_process_group`
 
 
@@ -97,6 +101,28 @@ def supervise(command: list[str], count: int) -> int:
         return 2 if reason.startswith("InputError") else 1
 
 
+def shared_out(count: int, compute: Callable[[int], Result]) -> list[Result]:
+    """[compute(0), ..., compute(count - 1)] in every process, each of which computes its own share."""
+    from accelerate import PartialState
+    from accelerate.utils import gather_object
+
+    state = PartialState()
+    mine = [(number, compute(number)) for number in range(state.process_index, count, state.num_processes)]
+    return [result for _, result in sorted(gather_object(mine), key=lambda pair: pair[0])]
+
+
+def check_gpus() -> None:
+    """InputError where this machine has more processes than GPUs: PyTorch would say "invalid device ordinal"."""
+    import torch
+
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE", 1)))
+    gpus = torch.cuda.device_count() if not environment.is_on("ACCELERATE_USE_CPU") else 0
+    if 0 < gpus < here:
+        raise InputError(
+            f"--num_processes={here}: {gpus} GPU{'s' if gpus > 1 else ''} on this machine; pass --num_processes {gpus}"
+        )
+
+
 def use_cpu() -> bool:
     """True if accelerate has to connect these processes on the CPU."""
     import torch  # only now: `start_missing` runs before PyTorch is imported, which takes seconds of every process
@@ -112,7 +138,9 @@ def join(device: str | None) -> "PartialState":
     environment.settle_inference()
     from accelerate import PartialState
 
-    state = PartialState(cpu=device == "cpu" or use_cpu())
+    if device != "cpu":
+        check_gpus()
+    state = PartialState(cpu=device == "cpu" or use_cpu(), timeout=PATIENCE)
     keep_process_group()
     return state
 

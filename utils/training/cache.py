@@ -201,9 +201,9 @@ def encode(vae: AutoencoderKL, batch: dict[str, Tensor], size: int, bar: tqdm) -
             latents = moments(vae, {name: value[done : done + size].to(vae.device) for name, value in batch.items()})
             parts.append(torch.stack([latents[name] for name in NAMES], dim=1).cpu())
         except torch.OutOfMemoryError:
-            if size == 1:
+            if min(size, total - done) == 1:
                 raise
-            size //= 2
+            size = min(size, total - done) // 2
             note(f"encoding latents: out of memory on {vae.device}; {size} images at a time now")
             continue
         done += len(parts[-1])

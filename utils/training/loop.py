@@ -12,7 +12,13 @@ from pathlib import Path
 import torch
 import transformers
 from accelerate import Accelerator
-from accelerate.utils import AutocastKwargs, GradientAccumulationPlugin, ProjectConfiguration, set_seed
+from accelerate.utils import (
+    AutocastKwargs,
+    GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
+    ProjectConfiguration,
+    set_seed,
+)
 from diffusers import AutoencoderKL
 from torch import nn
 from torch.utils.data import DataLoader
@@ -52,6 +58,7 @@ def start(settings: Settings) -> tuple[Accelerator, Path | None]:
     environment.check_accumulation(accumulation, "gradient_accumulation_steps" in settings.typed)
     environment.note_dynamo(settings.compile)
     precision = environment.mixed_precision(settings.mixed_precision)
+    processes.check_gpus()
     try:
         accelerator = Accelerator(
             cpu=processes.use_cpu(),
@@ -59,6 +66,7 @@ def start(settings: Settings) -> tuple[Accelerator, Path | None]:
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=accumulation),
             mixed_precision=precision,
             dynamo_backend="no",  # else the variable's, which also turns TF32 on; --compile keeps names and weights
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=processes.PATIENCE)],
             log_with=list(settings.trackers) or None,
             project_config=ProjectConfiguration(str(output_dir), str(output_dir / settings.logging_dir)),
         )
