@@ -80,7 +80,7 @@ def identify(path: str | Path, formats: tuple[str, ...] | None = None) -> Image.
     try:
         return Image.open(path, formats=formats)
     except UnidentifiedImageError:
-        with open(path, "rb") as file:
+        with Path(path).open("rb") as file:
             head = file.read(12)
         brand = head[8:] if head[4:8] == b"ftyp" else b""  # ISO/IEC 14496-12
         if brand in (b"avif", b"avis") and not features.check("avif"):

@@ -296,7 +296,7 @@ def _start_of(image: Image.Image) -> bytes:
     name: str = getattr(image, "filename", "")
     file: Any = getattr(image, "fp", None)
     if name and Path(name).is_file():
-        with open(name, "rb") as opened:
+        with Path(name).open("rb") as opened:
             return opened.read(1 << 16)
     try:
         start = file.tell()
