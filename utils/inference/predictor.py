@@ -348,7 +348,8 @@ def pick_device(wanted: str | torch.device | None) -> torch.device:
     Raises InputError where this machine has none of that name.
     """
     try:
-        device = torch.device(wanted or torch.accelerator.current_accelerator(check_available=True) or "cpu")
+        here = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        device = torch.device(wanted or here or "cpu")
         torch.empty(1, device=device).cpu()  # of the meta device there is nothing to copy
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).strip().splitlines()[0][:150]
