@@ -10,7 +10,7 @@ import inference_sd_single
 from utils.errors import InputError
 from utils.image_io import opening
 from utils.inference import Predictor
-from utils.inference import engine as engines
+from utils.inference import predictor as predictors
 
 LORA = ROOT / "miniworld" / "mini-loras" / "normal"
 RGB = np.asarray(Image.open(ROOT / "examples" / "coffee.jpg").convert("RGB").resize((96, 72)))
@@ -72,8 +72,8 @@ def test_tensors_of_both_orders_and_floats_give_the_same_maps(predictor, tmp_pat
 
 
 def test_maps_that_do_not_fit_into_memory_name_the_file_and_the_fix(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(engines, "LARGE", 700)
-    monkeypatch.setattr(engines, "MAP_BYTES", 10**12)
+    monkeypatch.setattr(predictors, "LARGE", 700)
+    monkeypatch.setattr(predictors, "MAP_BYTES", 10**12)
     Image.fromarray(RGB).save(tmp_path / "a.png")
     words = ["--lora", str(LORA), "--input_dir", str(tmp_path / "a.png"), "--device", "cpu", "--output_dir"]
     assert inference_sd_single.main([*words, str(tmp_path / "out")]) == 1
