@@ -115,7 +115,7 @@ class Diode(Maps):
         for folder, flag in ((self.root, "--train_data_dir"), (self.pseudo_root, "--pseudo_root")):
             if not os.path.isdir(folder):
                 what = "a file, not a folder" if os.path.isfile(folder) else "no such folder"
-                raise InputError(f"{folder}: {what} (from {flag})")
+                raise InputError(f"{folder}: {what} (from {flag}); pass a folder that exists")
         if os.path.isdir(self.root / "depths"):  # False too for a folder that may not be looked into
             inside = [name for name in (self.intrinsic.truth_folder, "depths") if os.path.isdir(self.root / name)]
             raise InputError(f"--train_data_dir={self.root}: this is DIODE's root; pass {self.root / inside[0]}")

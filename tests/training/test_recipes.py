@@ -25,7 +25,11 @@ from utils.training.recipe import RECIPE
 SCRIPT = "sd_single_diode_pseudo_normal.py"
 RESUME = ["--resume_from_checkpoint", "latest"]
 MEMORY = sorted((ROOT / "recipes").glob("memory_*.txt"))
-OTHERS = {"toy_normal.txt": SCRIPT, "own_data.txt": SCRIPT}
+OTHERS = {
+    "toy_normal.txt": SCRIPT,
+    "toy_augunet_normal.txt": "augunet_diode_pseudo_normal.py",
+    "own_data.txt": SCRIPT,
+}
 PAPERS = {
     f"paper_{'augunet_' if script.startswith('augunet') else ''}{task}.txt": script for script, task in SCRIPTS.items()
 }
