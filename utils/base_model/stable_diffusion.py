@@ -143,8 +143,8 @@ class Base:
     def to(self, device: torch.device | str, dtype: torch.dtype) -> "Base":
         """Move and cast UNet and VAE, in place. The text encoder stays on the CPU: it reads only one prompt."""
         for part in (self.vae, self.unet):
-            # In one call, so that a GPU never holds a part in fp32 and in half precision. torch's own method: diffusers'
-            # does the same after a warning about layers to keep in fp32, even where there are none.
+            # In one call, so that a GPU never holds a part in fp32 and in half precision. torch's own method, because
+            # diffusers' does the same after a warning about layers to keep in fp32, even where there are none.
             nn.Module.to(part, device, dtype)
         return self
 
