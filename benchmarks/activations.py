@@ -14,6 +14,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from torch.nn import functional
 
+from utils.cli import Parser
 from utils.lora import add_lora
 from utils.paths import ROOT
 
@@ -76,6 +77,7 @@ def size(tensors: list[Tensor]) -> int:
 
 
 def main() -> None:
+    Parser(prog="python -m benchmarks.activations", description=__doc__).parse_args()
     functional.scaled_dot_product_attention = lambda query, key, value, **_: FusedAttention.apply(query, key, value)
     for batch, half, recompute in CASES:
         weights, activations = (value / 1e9 for value in count(batch, half, recompute))

@@ -220,6 +220,12 @@ def begin(words: Sequence[object], log: Path | None = None, threads: int | None 
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output)
 
 
+def python(*words: object) -> None:
+    """`begin` and wait. If it fails, stop with its exit status."""
+    if status := begin(words).wait():
+        sys.exit(status)
+
+
 def show(words: Sequence[object], end: str = "") -> None:
     """Print a command as it is typed in the project's root."""
     print("$ python " + shlex.join(map(typed, words)) + end, flush=True)

@@ -112,6 +112,12 @@ def test_an_error_names_the_file_and_the_line(text, message, tmp_path):
     assert f"{tmp_path}/{message}" in str(error.value)
 
 
+def test_a_recipe_without_its_at_sign_is_recognised(tmp_path):
+    path = write(tmp_path / "a.txt", "--rank=3")[1:]
+    with pytest.raises(InputError, match=rf"unrecognized arguments: {path}, did you mean @{path}\?"):
+        parser().parse_args([path])
+
+
 def test_an_error_on_the_command_line_is_not_blamed_on_the_file(tmp_path):
     recipe = write(tmp_path / "a.txt", "--rank=3")
     for words, message in ((["--rank", "abc"], "invalid int"), (["--rank"], "expected one"), (["--x"], "unrec")):
