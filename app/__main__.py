@@ -12,8 +12,6 @@ folder that is removed at the end. Needs Gradio 6: pip install "gradio>=6,<7".
 """
 
 import argparse
-import os
-import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 
@@ -77,8 +75,6 @@ def main(argv: list[str] | None = None) -> None:
 
     options = {name: getattr(args, name) for name in ("revision", "dtype", "device", "resolution", "steps", "seed")}
     serve(loras, EXAMPLES, args.port, args.share, base=args.pretrained_model_name_or_path, **options)
-    sys.stdout.flush()
-    os._exit(0)  # the usual end of the interpreter aborts where a prediction still runs in one of Gradio's threads
 
 
 if __name__ == "__main__":

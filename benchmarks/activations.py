@@ -8,13 +8,13 @@ as under autocast. Driver, allocator and temporary buffers are not counted.
 """
 
 import json
+from unittest import mock
 
 import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from torch.nn import functional
 
-from utils.cli import Parser
 from utils.lora import add_lora
 from utils.paths import ROOT
 
@@ -30,6 +30,10 @@ class FusedAttention(torch.autograd.Function):
         output = torch.empty_like(query)
         ctx.save_for_backward(query, key, value, output)
         return output
+
+
+def fused(query: Tensor, key: Tensor, value: Tensor, **_: object) -> Tensor:
+    return FusedAttention.apply(query, key, value)
 
 
 def count(batch: int, half: bool, recompute: bool) -> tuple[float, float]:
@@ -67,7 +71,8 @@ def count(batch: int, half: bool, recompute: bool) -> tuple[float, float]:
             unet.enable_gradient_checkpointing(recomputed)
         own = {parameter.untyped_storage()._cdata for parameter in unet.parameters()}
         latents, prompt = torch.empty(batch, 4, 64, 64, dtype=dtype), torch.empty(batch, 77, 768, dtype=dtype)
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        attention = mock.patch.object(functional, "scaled_dot_product_attention", fused)
+        with attention, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             unet(latents, torch.full((batch,), 999), prompt)
     return size(list(unet.parameters())), size(list(kept.values())) + largest
 
@@ -77,8 +82,6 @@ def size(tensors: list[Tensor]) -> int:
 
 
 def main() -> None:
-    Parser(prog="python -m benchmarks.activations", description=__doc__).parse_args()
-    functional.scaled_dot_product_attention = lambda query, key, value, **_: FusedAttention.apply(query, key, value)
     for batch, half, recompute in CASES:
         weights, activations = (value / 1e9 for value in count(batch, half, recompute))
         name = f"{batch} images, {'bf16' if half else 'fp32'}{', --gradient_checkpointing' if recompute else ''}"

@@ -257,19 +257,6 @@ def test_an_image_chosen_before_the_example_is_predicted_stays(browser, tmp_path
         app.stop()
 
 
-@pytest.mark.slow
-def test_the_server_stops_quietly_while_it_predicts(browser, tmp_path):
-    app = start(tmp_path, "--lora", SHIPPED / "augunet" / "normal", "--steps", 1000)
-    try:
-        page = browser.new_page()
-        page.goto(app.address)
-        page.click("#predict")
-        page.wait_for_selector("text=/predicting normal.* [1-9]/", timeout=PREDICTING)  # some of its passes are over
-    finally:
-        status = app.stop()
-    assert status == 0
-
-
 def test_the_page_says_that_the_base_is_a_toy(page):
     said = "mini-sd is a toy: it demonstrates the pipeline, not the quality you get with Stable Diffusion."
     assert said in page.locator("#intro").inner_text()
