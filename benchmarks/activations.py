@@ -15,6 +15,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from torch.nn import functional
 
+from utils.cli import Parser
 from utils.lora import add_lora
 from utils.paths import ROOT
 
@@ -82,6 +83,7 @@ def size(tensors: list[Tensor]) -> int:
 
 
 def main() -> None:
+    Parser(prog="python -m benchmarks.activations", description=__doc__).parse_args()
     for batch, half, recompute in CASES:
         weights, activations = (value / 1e9 for value in count(batch, half, recompute))
         name = f"{batch} images, {'bf16' if half else 'fp32'}{', --gradient_checkpointing' if recompute else ''}"

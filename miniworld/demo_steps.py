@@ -57,10 +57,7 @@ def run_demo(args: argparse.Namespace) -> None:
 
     step("1/4  render scenes in DIODE's layout, with labels")
     size = ("--train", args.train, "--val", args.val, "--size", "128x96", "--truth", "--seed", args.seed)
-    words = ("-m", "miniworld.scenes", "--root", diode, *size)
-    show(words)
-    if status := begin(words).wait():
-        sys.exit(status)
+    python("-m", "miniworld.scenes", "--root", diode, *size)
     shutil.rmtree(
         out, ignore_errors=True
     )  # only now: scenes of other settings end the run above, and the old results are kept
@@ -221,7 +218,8 @@ def begin(words: Sequence[object], log: Path | None = None, threads: int | None 
 
 
 def python(*words: object) -> None:
-    """`begin` and wait. If it fails, stop with its exit status."""
+    """Print the command, `begin` it and wait. If it fails, so does this process."""
+    show(words)
     if status := begin(words).wait():
         sys.exit(status)
 

@@ -51,19 +51,19 @@ def main(argv: list[str] | None = None) -> None:
     runs = {work / f"{name}-{seed}": (name, seed) for seed in range(args.seeds) for name in LABELS}
     untrained = [out for out in runs if not (out / SAFETENSORS).exists()]
     unscored = [out for out in runs if not (out / "scores.json").exists()]
-    in_turns({out.name: training(*runs[out], out, diode, args.steps) for out in untrained}, work)
-    in_turns({out.name: inference(out, diode) for out in unscored}, work)
-    in_turns({out.name: scoring(out, diode) for out in unscored}, work)
+    in_turns({out.name: training(*runs[out], out, diode, args.steps) for out in untrained}, work, "training")
+    in_turns({out.name: inference(out, diode) for out in unscored}, work, "predicting")
+    in_turns({out.name: scoring(out, diode) for out in unscored}, work, "scoring")
     text = table(("labels", headline("depth"), "of linear"), rows(work, args.seeds))
     write_card(args.docs / "codings.md", text)
     print(text)
 
 
-def in_turns(commands: dict[str, list[object]], work: Path) -> None:
+def in_turns(commands: dict[str, list[object]], work: Path, what: str) -> None:
     """Run all of them, as many at a time as there are cores."""
     names, cores = list(commands), available_cores()
     for first in range(0, len(names), cores):
-        at_once({name: commands[name] for name in names[first : first + cores]}, work)
+        at_once({name: commands[name] for name in names[first : first + cores]}, work, what)
 
 
 def training(name: str, seed: int, out: Path, diode: Path, steps: int) -> list[object]:
