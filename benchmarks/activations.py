@@ -83,7 +83,6 @@ def size(tensors: list[Tensor]) -> int:
 
 
 def main() -> None:
-    Parser(prog="python -m benchmarks.activations", description=__doc__).parse_args()
     for batch, half, recompute in CASES:
         weights, activations = (value / 1e9 for value in count(batch, half, recompute))
         name = f"{batch} images, {'bf16' if half else 'fp32'}{', --gradient_checkpointing' if recompute else ''}"
@@ -91,4 +90,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    Parser(prog="python -m benchmarks.activations", description=__doc__).parse_args()
     main()
