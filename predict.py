@@ -83,8 +83,9 @@ def main(argv: list[str] | None = None) -> int:
         if far := job.far(args.view):
             warn(far)
     if not args.lora:
-        note("these LoRAs are of mini-sd: they show the way, not Stable Diffusion's quality")
-    print(one_line(f"next: open {shlex.quote(str(path))}"), flush=True)
+        note("mini-sd is a toy: it demonstrates the pipeline, not the quality you get with Stable Diffusion")
+    if len(failed) < len(inputs.pictures):
+        print(one_line(f"next: open {shlex.quote(str(path))}"), flush=True)
     return status
 
 

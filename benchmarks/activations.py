@@ -15,6 +15,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from torch.nn import functional
 
+from utils.cli import Parser
 from utils.lora import add_lora
 from utils.paths import ROOT
 
@@ -89,4 +90,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    Parser(prog="python -m benchmarks.activations", description=__doc__).parse_args()
     main()

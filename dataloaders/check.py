@@ -26,7 +26,7 @@ from dataloaders.listing import folder_samples, manifest_samples
 from utils import __version__
 from utils.cli import Parser, above_zero, path_flag
 from utils.errors import InputError, one_line, run
-from utils.image_io.diode_names import KNOWN_GAP, lacks_known_gap, listed_samples
+from utils.image_io.diode_names import KNOWN_GAP, check_label_root, lacks_known_gap, listed_samples
 from utils.image_io.files import read_array, read_mask
 from utils.image_io.images import read_label, read_rgb, same_aspect
 from utils.intrinsics import INTRINSICS
@@ -128,6 +128,8 @@ def diode_files(root: Path, pseudo_root: Path | None, notes: list[str]) -> Itera
     depths, normals = root / "depths", root / "normals"
     if not depths.is_dir():
         raise InputError(f"{depths}: no such folder; --root is the folder that holds depths/ and normals/")
+    if pseudo_root:
+        check_label_root(pseudo_root, INTRINSICS)
     stems = {path.relative_to(depths).with_suffix("").as_posix() for path in depths.rglob("*.png")}
     if (root / "diode_meta.json").is_file():
         listed = listed_samples(root)

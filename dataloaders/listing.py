@@ -56,7 +56,11 @@ def folder_samples(root: Path, label_root: Path | None = None) -> list[Sample]:
     files of one name; a sample without label gets the path that its label should have.
     """
     roots = {"rgb": root / "images", "label": label_root or root / "labels", "gt": root / "gt", "mask": root / "masks"}
-    for role, hint in (("rgb", "--train_data_dir holds images/ and labels/"), ("label", "or pass --pseudo_root")):
+    hints = {
+        "rgb": "put your images there, or pass as --train_data_dir the folder that contains images/",
+        "label": "put the labels there, or pass their folder as --pseudo_root",
+    }
+    for role, hint in hints.items():
         if not roots[role].is_dir():
             raise InputError(f"{roots[role]}: no such folder; {hint}")
     files = {"rgb": _by_stem(roots["rgb"], PICTURES)}

@@ -131,7 +131,8 @@ class Parser(argparse.ArgumentParser):
             return did_you_mean(unknown[1], list(self._option_string_actions))
         if choice := re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message):
             return did_you_mean(choice[1], re.findall(r"[\w-]+", choice[2]))
-        return ""
+        recipes = [word for word in self._words if word.endswith(".txt") and Path(word).is_file()]
+        return f", did you mean @{recipes[0]}?" if recipes else ""
 
 
 def _plain(value: Any) -> Any:

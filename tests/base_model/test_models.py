@@ -30,6 +30,12 @@ def test_half_precision_folders_load_in_fp32(bases, tmp_path):
     assert {parameter.dtype for part in parts for parameter in part.parameters()} == {torch.float32}
 
 
+def test_loading_and_moving_print_nothing(capfd):
+    """diffusers warns about a list of layers that is empty, and transformers draws a bar for 36 small tensors."""
+    load_base(str(ROOT / "miniworld" / "mini-sd")).to("cpu", torch.float32)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_words_are_tokens():
     tokenizer = build_tokenizer()
     assert len(tokenizer("surface normal").input_ids) == 4  # start, two words, end

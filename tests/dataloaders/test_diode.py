@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from dataloaders.check import diode_files
 from dataloaders.check import main as check_main
 from dataloaders.diode import Diode, validation_sets
 from utils.errors import InputError
@@ -144,8 +145,12 @@ def test_missing_files_fail_early(tree):
 def test_wrong_folder_is_named(diode):
     with pytest.raises(InputError, match=r"_normal\.npy.*is --train_data_dir DIODE's normals/ folder"):
         Diode(NORMAL, diode / "depths", diode / "pseudo" / "normal", "train")
-    with pytest.raises(InputError, match="--pseudo_root"):
+    with pytest.raises(InputError, match=r"--pseudo_root.*; pass .*pseudo/normal$"):
         Diode(NORMAL, diode / "normals", diode / "pseudo", "train")
+    with pytest.raises(InputError, match=r"--pseudo_root.*; pass .*pseudo/normal"):
+        list(diode_files(diode, diode / "pseudo", []))
+    with pytest.raises(InputError, match="--pseudo_root"):
+        Diode(NORMAL, diode / "normals", diode, "train")
     with pytest.raises(InputError, match="--scene_types"):
         normals(diode, scene_types=("indoor",))
 

@@ -51,7 +51,7 @@ def test_the_recipe_for_your_own_data_runs_as_typed_and_learns(tmp_path):
 
 # Commands that need the network, a GPU's base model, other programs or the reader's own files; or that serve a page.
 ELSEWHERE = re.compile(
-    r"path/to|tar\.gz|stable-diffusion|pseudo_root pseudo/|zoedepth|scene\.blend|bpy|data/normal"
+    r"path/to|neph1/|tar\.gz|stable-diffusion|pseudo_root pseudo/|zoedepth|scene\.blend|bpy|data/normal"
     r"|-m (app|studies|integrations)\b|^(?!python |mkdir |cp )"
 )
 FEWER = {  # added at a command's end, where flags win

@@ -156,6 +156,9 @@ def test_every_kind_of_image_and_one_bad_file(weights, tmp_path, capsys):
     assert "1 images could not be read" in said.err and "bad.jpeg" in said.err and "skipped: 1 .txt" in said.out
     written = sorted(path.name for path in (tmp_path / "out/normal/predicted").iterdir())
     assert written == [f"{letter}_normal.png" for letter in "abcdef"]
+    words = ["--input_dir", folder / "bad.jpeg", "--output_dir", tmp_path / "none"]
+    assert predict("--lora", weights / "ours", *words) == 1
+    assert "next:" in said.out and "next:" not in capsys.readouterr().out  # there is nothing to open
 
 
 def test_two_processes_share_the_images(weights, pictures, tmp_path):

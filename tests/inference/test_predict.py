@@ -95,6 +95,8 @@ def test_unreadable_images_are_named_and_the_rest_is_shown(photographs, tmp_path
     said = capsys.readouterr()
     assert "bad.png: not a readable image" in said.err and "2 of 3 images predicted" in said.out
     assert "bad.png" not in (tmp_path / "out/index.html").read_text()
+    assert run(photographs / "bad.png", "--lora", SHIPPED / "albedo", "--output_dir", tmp_path / "none") == 1
+    assert "next:" in said.out and "next:" not in capsys.readouterr().out  # there is nothing to open
 
 
 def test_sources_of_one_name_are_kept_apart(photographs, tmp_path):

@@ -37,6 +37,13 @@ def scored(tmp_path, monkeypatch):
     return score
 
 
+def test_a_mistyped_folder_is_named_before_the_other_result(scored):
+    scored()
+    with pytest.raises(InputError, match="predictd") as failure:
+        scored("--pred_dir", "predictd")
+    assert "another run" not in str(failure.value)
+
+
 @pytest.mark.parametrize("flags", [
     ["--pred_dir", "other"], ["--gt_dir", "other"], ["--protocol", "per_image"], ["--erode", "1"],
     ["--center_crop"], ["--gt_frame", "opengl"], ["--by_stem"], ["--seed", "1", "--bootstrap", "9"],

@@ -25,7 +25,11 @@ from utils.training.recipe import RECIPE
 SCRIPT = "sd_single_diode_pseudo_normal.py"
 RESUME = ["--resume_from_checkpoint", "latest"]
 MEMORY = sorted((ROOT / "recipes").glob("memory_*.txt"))
-OTHERS = {"toy_normal.txt": SCRIPT, "own_data.txt": SCRIPT}
+OTHERS = {
+    "toy_normal.txt": SCRIPT,
+    "toy_augunet_normal.txt": "augunet_diode_pseudo_normal.py",
+    "own_data.txt": SCRIPT,
+}
 PAPERS = {
     f"paper_{'augunet_' if script.startswith('augunet') else ''}{task}.txt": script for script, task in SCRIPTS.items()
 }
@@ -106,6 +110,12 @@ def test_an_error_names_the_file_and_the_line(text, message, tmp_path):
     with pytest.raises(InputError) as error:
         parser().parse_args([write(tmp_path / "a.txt", text)])
     assert f"{tmp_path}/{message}" in str(error.value)
+
+
+def test_a_recipe_without_its_at_sign_is_recognised(tmp_path):
+    path = write(tmp_path / "a.txt", "--rank=3")[1:]
+    with pytest.raises(InputError, match=rf"unrecognized arguments: {path}, did you mean @{path}\?"):
+        parser().parse_args([path])
 
 
 def test_an_error_on_the_command_line_is_not_blamed_on_the_file(tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+import transformers
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -142,7 +143,9 @@ class Base:
     def to(self, device: torch.device | str, dtype: torch.dtype) -> "Base":
         """Move and cast UNet and VAE, in place. The text encoder stays on the CPU: it reads only one prompt."""
         for part in (self.vae, self.unet):
-            part.to(device, dtype)  # in one call, so that a GPU never holds a part in fp32 and in half precision
+            # In one call, so that a GPU never holds a part in fp32 and in half precision. torch's own method, because
+            # diffusers' does the same after a warning about layers to keep in fp32, even where there are none.
+            nn.Module.to(part, device, dtype)
         return self
 
     def timestep(self, number: int | None = None) -> int:
@@ -171,6 +174,7 @@ def load_base(name: str, revision: str | None = None) -> Base:
     Raises:
         InputError: a component is missing or unreadable; the message names folder or file and what was expected in it.
     """
+    transformers.utils.logging.disable_progress_bar()  # "Loading weights", once per text encoder
     name = resolve(name)
     if is_single_file(name):
         parts = load_parts(Path(name))

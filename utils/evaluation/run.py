@@ -207,9 +207,9 @@ def evaluate(args: argparse.Namespace) -> dict:
     notes: list[str] = []
     rules = make_rules(args)
     flags = flags_of(args, rules)
-    refuse_other_results(args, flags)
     notes += check_records(args, rules)
     pairs = find_pairs(args, notes)
+    refuse_other_results(args, flags)  # after the folders: of a mistyped one, "another run's result" would mislead
     judgements = find_judgements(args.whdr, pairs) if args.whdr else {}
     scores, left_out = score_all(pairs, args, rules, judgements)
     if left_out:

@@ -1,12 +1,14 @@
 """How DIODE names its files and lists its samples: the one reader of diode_meta.json."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from utils.errors import InputError
 
 Meta = dict[str, dict[str, dict[str, dict[str, list[str]]]]]  # [split][scene type][scene][scan] -> stems
 
+SPLITS = ("train", "val")
 SCENE_TYPES = ("indoors", "outdoor")  # DIODE's folder names: one plural, one singular
 KNOWN_GAP = "train/indoors/scene_00000/scan_00007"  # 181 images in diode_meta.json, and no normals of any
 
@@ -61,3 +63,10 @@ def _names_in(meta: Meta) -> list[str]:
         for scan, stems in scans.items()
         for stem in stems
     ]
+
+
+def check_label_root(root: Path, names: Iterable[str]) -> None:
+    """InputError where the labels' tree begins one folder below `root`, in one of `names`, as in pseudo/normal."""
+    below = [root / name for name in names if any((root / name / split).is_dir() for split in SPLITS)]
+    if below and not any((root / split).is_dir() for split in SPLITS):
+        raise InputError(f"--pseudo_root={root}: no train/ or val/ in it; pass {' or '.join(map(str, below))}")

@@ -56,7 +56,7 @@ def find_inputs(source: str | Path, output_dir: str | Path, videos: bool = False
         _check_kind(source, videos)
         return Inputs({source: source.name})
     if not source.is_dir():
-        raise InputError(f"{source}: no such folder or image{nearest(source)}")
+        raise InputError(f"{source}: no such folder or image{nearest(source)}; pass a folder or file that exists")
     maps = [output / name / kind for name in INTRINSICS for kind in WRITTEN]
     for folder in maps:
         if source.resolve().is_relative_to(folder):

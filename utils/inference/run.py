@@ -144,7 +144,7 @@ def report(args: argparse.Namespace, jobs: Sequence[Job], inputs: Inputs, failed
         note(line)
     for line in inputs.notes():
         note(line)
-    if int(os.environ.get("RANK", 0)) == 0:
+    if int(os.environ.get("RANK", 0)) == 0 and len(failed) < total:
         print(one_line(f"next: {what_next(args, jobs[0].intrinsic, folders[0])}"), flush=True)
     status = list_failed(UNREAD, failed)
     for line in (line for job in jobs for line in job.closing):

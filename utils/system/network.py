@@ -72,7 +72,8 @@ def require(name: str, revision: str | None = None, files: Sequence[str] | None 
         return True
     raise InputError(
         f"{name}: no such folder here ({Path(name).absolute()}), not in the hub's local cache, and "
-        f"{offline}{nearest(name)}; pass a local folder, or check the network"
+        f"{offline}{nearest(name)}; pass a local folder, or "
+        f"{'unset HF_HUB_OFFLINE' if constants.HF_HUB_OFFLINE else 'check the network'}"
     )
 
 
