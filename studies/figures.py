@@ -24,8 +24,8 @@ from utils.cli import Parser
 from utils.errors import InputError, note, run, warn
 from utils.paths import ROOT
 
-DOCS = ROOT / "docs"
-ELSEWHERE = {  # image of docs/ -> the command that draws it
+DOCS, RESULTS = ROOT / "docs", ROOT / "studies" / "results"
+ELSEWHERE = {  # image -> the command that draws it
     "demo.png": "make demo; demo/normal-single/demo.png",
     "demo_all.jpg": "make demo-all; the four single-step runs",
     "demo_augunet.jpg": "make demo-all; the four runs by diffusion",
@@ -40,7 +40,7 @@ ELSEWHERE = {  # image of docs/ -> the command that draws it
 
 
 class Figure(NamedTuple):
-    """images: the files in docs/ (or examples/). draw: writes them. needs: a key of `missing`."""
+    """images: the files in docs/, studies/results/ or examples/. draw: writes them. needs: a key of `missing`."""
 
     images: tuple[str, ...]
     draw: Callable[[], object]
@@ -80,17 +80,17 @@ def report() -> None:
 
 def questions() -> None:
     """The plots of the paper's questions, from the recorded numbers."""
-    found = json.loads((DOCS / "paper_questions.json").read_text())["answers"]
-    answers.plot(found["2"], "rank", "rank", DOCS / "paper_questions_2.png")
-    answers.plot(found["3"], "labels", "labels", DOCS / "paper_questions_3.png")
-    answers.better_generator(found["4"], DOCS)
+    found = json.loads((RESULTS / "paper_questions.json").read_text())["answers"]
+    answers.plot(found["2"], "rank", "rank", RESULTS / "paper_questions_2.png")
+    answers.plot(found["3"], "labels", "labels", RESULTS / "paper_questions_3.png")
+    answers.better_generator(found["4"], RESULTS)
 
 
 def generators() -> None:
     """The plots of the families of generators, from the recorded numbers."""
-    found = json.loads((DOCS / "generators.json").read_text())
-    families_page.plot(found["answers"], DOCS / "generators.png")
-    quality.section(found["snapshots"], DOCS)
+    found = json.loads((RESULTS / "generators.json").read_text())
+    families_page.plot(found["answers"], RESULTS / "generators.png")
+    quality.section(found["snapshots"], RESULTS)
 
 
 FIGURES = {
@@ -137,7 +137,8 @@ def main(argv: list[str] | None = None) -> int:
     if len(names) == len(FIGURES):
         for image, command in ELSEWHERE.items():
             note(f"{image} is drawn by: {command}")
-    total = sum(path.stat().st_size for path in DOCS.iterdir() if path.suffix in (".png", ".jpg"))
+    images = [path for folder in (DOCS, RESULTS) for path in folder.iterdir() if path.suffix in (".png", ".jpg")]
+    total = sum(path.stat().st_size for path in images)
     print(f"done: {len(names) - len(skipped)} of {len(names)} figures; the images of docs/ have {total / 1e6:.2f} MB")
     return 1 if skipped else 0
 

@@ -105,12 +105,12 @@ def test_a_film_is_sent_to_the_command_that_predicts_it(tmp_path):
 
 
 def test_unread_endings_are_named_by_every_door(tmp_path, capsys):
-    tree(tmp_path, "images/a.jpg", "images/b.heic", "images/c.heic", "labels/a.png")
-    assert find_inputs(tmp_path / "images", OUT).notes() == ["skipped: 2 .heic"]
+    tree(tmp_path, "images/a.jpg", "images/b.cr2", "images/c.cr2", "labels/a.png")
+    assert find_inputs(tmp_path / "images", OUT).notes() == ["skipped: 2 .cr2"]
     find_pictures(tmp_path / "images", tmp_path / "out", ["train"], ["indoors"])
-    assert capsys.readouterr().out == "note: skipped: 2 .heic\n"
+    assert capsys.readouterr().out == "note: skipped: 2 .cr2\n"
     folder_samples(tmp_path)
-    assert capsys.readouterr().out == f"note: {tmp_path}/images: skipped: 2 .heic\n"
+    assert capsys.readouterr().out == f"note: {tmp_path}/images: skipped: 2 .cr2\n"
 
 
 def test_what_is_missing_is_named_with_its_neighbour(tmp_path):

@@ -127,7 +127,7 @@ def test_the_frame_of_predictions_is_compared_with_the_flag(diode, tmp_path, fra
     evaluate.main([*words, "--pred_frame", frame])
     assert json.loads((tmp_path / "metrics.json").read_text())["metrics"]["mean"] < 1
     with pytest.raises(InputError, match="maps of normal, not of albedo: pass --task normal"):
-        evaluate.main(["--task", "albedo", *words[2:]])
+        evaluate.main(["--task", "albedo", *words[2:-1], str(tmp_path / "albedo.json")])
 
 
 def test_scored_labels_are_named_and_compared(diode, labels, tmp_path):
@@ -137,7 +137,7 @@ def test_scored_labels_are_named_and_compared(diode, labels, tmp_path):
     notes = json.loads((tmp_path / "metrics.json").read_text())["notes"]
     assert any("these are pseudo labels, of DIODE's ground truth" in note for note in notes)
     with pytest.raises(InputError, match="normal in opencv, not opengl: pass --pred_frame opencv"):
-        evaluate.main([*words, "--pred_frame", "opengl"])
+        evaluate.main([*words[:-1], str(tmp_path / "opengl.json"), "--pred_frame", "opengl"])
     swapped = ["--task", "normal", "--pred_dir", words[5], "--gt_dir", words[3]]
     with pytest.raises(InputError, match="normal in opencv, not opengl: pass --gt_frame opencv"):
         evaluate.main([*swapped, "--gt_frame", "opengl"])

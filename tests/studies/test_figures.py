@@ -9,19 +9,20 @@ from helpers import ROOT
 from studies import figures
 from utils.errors import InputError
 
-DOCS = {path.name for path in (ROOT / "docs").iterdir() if path.suffix in (".png", ".jpg")}
+FOLDERS = (ROOT / "docs", ROOT / "studies" / "results")
+IMAGES = {path.name: path for folder in FOLDERS for path in folder.iterdir() if path.suffix in (".png", ".jpg")}
 
 
 def test_every_image_has_one_source():
     drawn = [Path(image).name for figure in figures.FIGURES.values() for image in figure.images]
     listed = [*drawn, *figures.ELSEWHERE]
     assert len(listed) == len(set(listed))
-    assert set(listed) - {"room.jpg"} == DOCS
+    assert set(listed) - {"room.jpg"} == IMAGES.keys()
 
 
 def test_the_images_are_small():
     """At most the bytes that they had before `make figures`: they are downloaded with every clone."""
-    assert sum((ROOT / "docs" / name).stat().st_size for name in DOCS) <= 2_711_102
+    assert sum(path.stat().st_size for path in IMAGES.values()) <= 2_711_102
 
 
 def test_a_figure_whose_program_is_missing_is_left_out_with_a_warning(monkeypatch, capsys):
@@ -44,10 +45,10 @@ def test_charts_are_drawn_from_the_recorded_numbers_with_titles(monkeypatch, tmp
     from matplotlib.axes import Axes
 
     for name in ("paper_questions.json", "generators.json"):
-        (tmp_path / name).write_bytes((ROOT / "docs" / name).read_bytes())
+        (tmp_path / name).write_bytes((FOLDERS[1] / name).read_bytes())
     titles = []
     monkeypatch.setattr(Axes, "set_title", lambda self, text, **_: titles.append(text))
-    monkeypatch.setattr(figures, "DOCS", tmp_path)
+    monkeypatch.setattr(figures, "RESULTS", tmp_path)
     assert figures.main(["questions", "generators"]) == 0
     charts = {path.name for path in tmp_path.glob("*.png")}
     assert charts == {*figures.FIGURES["questions"].images, *figures.FIGURES["generators"].images}

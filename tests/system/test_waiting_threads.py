@@ -13,7 +13,7 @@ COMMANDS = [
     str(path.relative_to(ROOT))
     for folder in ("*.py", *(f"{name}/**/*.py" for name in PACKAGES))
     for path in sorted(ROOT.glob(folder))
-    if 'if __name__ == "__main__"' in path.read_text()
+    if 'if __name__ == "__main__"' in path.read_text() and path.name != "intrinsic_lora.py"  # prints, computes nothing
 ]
 # the environment when PyTorch is imported, or at the end of --help where that is before
 AT_IMPORT = """

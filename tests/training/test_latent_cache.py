@@ -100,8 +100,11 @@ def test_a_cache_made_with_tf32_is_another(monkeypatch):
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
     never = arithmetic("cuda", torch.float32)
     monkeypatch.delenv("NVIDIA_TF32_OVERRIDE")
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
-    assert len({str(one) for one in (plain, never, arithmetic("cuda", torch.float32))}) == 3
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        assert len({str(one) for one in (plain, never, arithmetic("cuda", torch.float32))}) == 3
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def test_the_cache_contains_the_vaes_output(train_set, vae, tmp_path):

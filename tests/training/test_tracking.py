@@ -209,7 +209,7 @@ def test_a_run_with_parts_not_uploaded_stays_offline(flags, killed, tmp_path, mo
         mark.unlink()
     monkeypatch.delenv("WANDB_MODE")
     monkeypatch.setattr(tracking, "wandb_mode", lambda: ("online", ""))
-    words = flags(SCRIPT, copy, "--max_train_steps", 4, "--resume_from_checkpoint", "latest", "--rank", 4)
+    words = flags(SCRIPT, copy, "--max_train_steps", 5, "--resume_from_checkpoint", "latest", "--rank", 4)
     words[words.index("--report_to") + 1] = "wandb"
     run_here(SCRIPT, words)
     assert "wandb is offline (2 earlier part(s) of this run are not uploaded yet)" in capsys.readouterr().out

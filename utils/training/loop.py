@@ -213,6 +213,7 @@ def train(  # noqa: C901 (the loop is read from top to bottom in one place)
     )
     state.network.train()
     losses, stems, since = [], [], time.monotonic()
+    ahead = runs_ahead(accelerator.device.type)
     waiting: Report | None = None  # of the last step, where the host has not read it yet
 
     def settle(report: Report, complete: bool) -> None:
@@ -264,7 +265,7 @@ def train(  # noqa: C901 (the loop is read from top to bottom in one place)
         step = state.step
         validating = validates(settings, step, state.max_steps)
         due = stop or validating or step >= state.max_steps or step % settings.checkpointing_steps == 0
-        if due or not runs_ahead(accelerator.device.type):
+        if due or not ahead:
             stop |= waiting.read()[2]
             validating &= step >= state.max_steps or not stop
             settle(waiting, complete=not validating)
