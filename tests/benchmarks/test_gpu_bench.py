@@ -30,7 +30,7 @@ def bench(tmp_path, capsys):
 
     def run(*words: object) -> str:
         common = ["--device", "cpu", "--base", "tiny", "--resolution", 32, "--matrix", 64, "--rounds", 2]
-        gpu.main([str(word) for word in (*common, "--output", tmp_path / "results.jsonl", *words)])
+        assert gpu.main([str(word) for word in (*common, "--output", tmp_path / "results.jsonl", *words)]) == 0
         return capsys.readouterr().out
 
     yield run
@@ -134,7 +134,7 @@ def test_without_a_gpu_it_prints_the_cells_and_their_counted_memory(capsys, monk
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setitem(sys.modules, "wandb", None)  # an import of it would fail
     monkeypatch.chdir(tmp_path)
-    gpu.main([])
+    assert gpu.main([]) == 0
     text = capsys.readouterr().out
     found = rows(text)
     assert set(found) >= {cell.name for cell in cells.cells()} and "not counted" not in text
