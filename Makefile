@@ -8,12 +8,13 @@
 # make comfyui COMFYUI_DIR=...: the workflows and nodes of integrations/comfyui in the real ComfyUI
 # make figures: the images of docs/ again (BPY_PYTHON=... for Blender's)
 # make blender BPY_PYTHON=...: export of scenes, add-on, GLB and EXR files, in a real bpy
+# make bench-gpu: speed and memory on this machine's GPU, in under ten minutes; without one, what it would run
 PYTHON ?= python3
 PY := .venv/bin/python
 
 install: .venv/installed
 
-.PHONY: install demo demo-all test test-slow check fix interop comfyui blender figures clean
+.PHONY: install demo demo-all test test-slow check fix interop comfyui blender figures bench-gpu clean
 
 demo: .venv/installed
 	$(PY) -m miniworld.demo --out demo
@@ -54,6 +55,9 @@ blender: .venv/installed
 	@test -n "$(BPY_PYTHON)" || { echo 'error: make blender BPY_PYTHON=.bpy/bin/python, after' \
 	  'python3.11 -m venv .bpy && .bpy/bin/pip install "bpy==4.2.*"'; exit 1; }
 	BPY_PYTHON=$(abspath $(BPY_PYTHON)) $(PY) -m pytest tests/integrations/test_blender*.py
+
+bench-gpu: .venv/installed
+	$(PY) -m benchmarks.gpu
 
 .venv/installed: requirements.txt requirements-dev.txt constraints.txt
 	@command -v "$(PYTHON)" >/dev/null || \

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.models import sd15
+from benchmarks.models import random_base
 from benchmarks.side_by_side import format_spread, processor, spread
 from miniworld import scenes
 from miniworld.pretraining.random_sd import save_random_sd
@@ -101,8 +101,8 @@ def launch(work: Path, count: int, steps: int, name: str) -> dict[str, float]:
 def weigh(base: str, tiny: Path, folder: Path, rounds: int) -> dict:
     """Bytes of a checkpoint of this base's LoRA, seconds to write one, and the base's own bytes."""
     torch.manual_seed(0)
-    parts = sd15() if base == "sd15" else load_base(str(tiny if base == "tiny" else base))
-    text_encoder, vae, unet = parts if base == "sd15" else (parts.text_encoder, parts.vae, parts.unet)
+    loaded = random_base("sd1") if base == "sd15" else load_base(str(tiny if base == "tiny" else base))
+    unet, parts = loaded.unet, (loaded.text_encoder, loaded.vae, loaded.unet)
     parameters = add_lora(unet, 8)
     optimizer = torch.optim.AdamW(parameters, fused=True)
     sum(parameter.sum() for parameter in parameters).backward()
@@ -113,7 +113,7 @@ def weigh(base: str, tiny: Path, folder: Path, rounds: int) -> dict:
         written = checkpoint.save(folder / Path(base).name, step, step, unet, {"optimizer": optimizer}, {}, {}, 1)
         times.append(time.monotonic() - begun)
     return {
-        "base_bytes": sum(4 * p.numel() for part in (text_encoder, vae, unet) for p in part.parameters()),
+        "base_bytes": sum(4 * p.numel() for part in parts for p in part.parameters()),
         "lora_bytes": sum(4 * parameter.numel() for parameter in parameters),
         "checkpoint_bytes": sum(file.stat().st_size for file in written.iterdir()),
         "seconds": spread(times),

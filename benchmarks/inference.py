@@ -25,8 +25,8 @@ from accelerate import PartialState
 from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
 
-from benchmarks.models import models, prompt_tokens
-from benchmarks.side_by_side import DTYPES, compare, parser_of
+from benchmarks.models import base_for, prompt_states, prompt_tokens
+from benchmarks.side_by_side import DTYPES, compare, parser_of, set_compile
 from utils.image_io.images import Crop, read_rgb
 from utils.inference.output import Output
 from utils.inference.predictor import Adapter, Engine
@@ -39,7 +39,8 @@ from utils.objectives import SingleStep
 
 def released_pass(args: argparse.Namespace, device: str) -> Callable[[], None]:
     """The released computation, restated from a description of its code: a function that predicts all images."""
-    text_encoder, vae, unet = (part.to(device) for part in models(args))
+    base = base_for(args, device)
+    text_encoder, vae, unet = (part.to(device) for part in (base.text_encoder, base.vae, base.unet))
     unet.set_attn_processor(AttnProcessor())
     a_lora(unet, args.rank)
     files, out = random_images(args)
@@ -62,17 +63,15 @@ def released_pass(args: argparse.Namespace, device: str) -> Callable[[], None]:
 
 def our_pass(args: argparse.Namespace, device: str) -> Callable[[], None]:
     """Inference as in inference_sd_single.py, with its models loaded: a function that predicts all images."""
-    text_encoder, vae, unet = models(args)
     dtype = DTYPES[args.dtype]
+    base = base_for(args, device, dtype)
+    vae, unet = base.vae, base.unet
     a_lora(unet, args.rank)
     fuse_lora(unet)
-    with torch.no_grad():
-        text = text_encoder(prompt_tokens(text_encoder, 1))[0].to(device, dtype)
-    del text_encoder
-    vae.to(device, dtype)
-    unet.to(device, dtype)
-    if args.compile:
-        unet.compile()
+    text = prompt_states(base.text_encoder).to(device, dtype)
+    base.text_encoder = None
+    base.to(device, dtype)
+    set_compile(unet, args.compile)
     files, out = random_images(args)
     adapter = Adapter(NORMAL, SingleStep(vae, text, 999), args.resolution)
     engine = Engine(vae, unet, [adapter], View(center_crop=True), batch_size=args.batch)
@@ -111,6 +110,7 @@ MAKERS = {"released": released_pass, "ours": our_pass}
 def parser() -> argparse.ArgumentParser:
     flags = parser_of("benchmarks.inference", __doc__)
     flags.add_argument("--images", type=int, default=4, help="images in the folder (4)")
+    flags.set_defaults(method="single")
     return flags
 
 

@@ -1,37 +1,71 @@
-"""Models for the benchmarks: a folder's, or Stable Diffusion 1.5's architecture with random weights."""
+"""Models for the benchmarks: a folder's, or Stable Diffusion's architectures with random weights."""
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
-from torch import Tensor
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from utils.base_model.stable_diffusion import load_base
+from miniworld.pretraining import random_sd
+from utils.base_model.single_file_parts import CONFIGS
+from utils.base_model.stable_diffusion import Base, load_base, widen_conv_in
+
+FULL_SIZE = {"single": "sd1", "augunet": "sd2"}  # the paper's bases, by method
+TINY = (32, 64, 64)  # the UNet's width at each level of "tiny"
 
 
-def sd15() -> tuple[CLIPTextModel, AutoencoderKL, UNet2DConditionModel]:
-    """Stable Diffusion 1.5's text encoder, VAE and UNet with random weights: 123, 84 and 860 million parameters."""
-    text = CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(128, 256, 512, 512),
-        layers_per_block=2,
-        scaling_factor=0.18215,
-    )
-    return CLIPTextModel(text), vae, UNet2DConditionModel(sample_size=64, cross_attention_dim=768)
+def random_base(kind: str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Base:
+    """Random weights, made on `device` in `dtype`: "sd1" (text encoder, VAE and UNet of 123, 84 and 860 million
+    parameters), "sd2" or "tiny". Without a tokenizer.
+    """
+    with torch.device(device), default_dtype(dtype):
+        if kind == "tiny":
+            text = random_sd.build_text_encoder(random_sd.build_tokenizer())
+            vae, unet = random_sd.build_vae(TINY), random_sd.build_unet(channels=TINY)
+        else:
+            folder = CONFIGS[kind]
+            text = CLIPTextModel(CLIPTextConfig.from_pretrained(folder / "text_encoder"))
+            vae = AutoencoderKL.from_config(AutoencoderKL.load_config(folder / "vae"))
+            unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder / "unet"))
+    schedule = random_sd.build_scheduler() if kind == "tiny" else DDIMScheduler.from_pretrained(folder / "scheduler")
+    for part in (text, vae, unet):
+        part.requires_grad_(False).eval()
+    return Base(f"random {kind}", None, text, vae, unet, schedule)
 
 
-def models(args: argparse.Namespace) -> tuple[CLIPTextModel, AutoencoderKL, UNet2DConditionModel]:
+def base_for(args: argparse.Namespace, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Base:
+    """The base of --base and --method, AugUNet's with a widened conv_in; a folder's is in fp32 on the CPU."""
     torch.manual_seed(0)
-    if args.base:
-        base = load_base(args.base)
-        return base.text_encoder, base.vae, base.unet
-    return tuple(part.requires_grad_(False).eval() for part in sd15())
+    random = args.base if args.base in ("tiny", *CONFIGS) else None if args.base else FULL_SIZE[args.method]
+    base = random_base(random, device, dtype) if random else load_base(args.base)
+    if args.method == "augunet":
+        own = base.unet.conv_in
+        donor = nn.Conv2d(2 * own.in_channels, own.out_channels, own.kernel_size, padding=own.padding)
+        widen_conv_in(base.unet, donor.to(own.weight))
+    return base
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Inside, new parameters have `dtype`."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def prompt_tokens(text_encoder: CLIPTextModel, count: int) -> Tensor:
     """Some prompt of full length, `count` times, where the text encoder is: (count,L)."""
     length = text_encoder.config.max_position_embeddings
     return torch.ones(count, length, dtype=torch.long, device=text_encoder.device)
+
+
+@torch.no_grad()
+def prompt_states(text_encoder: CLIPTextModel) -> Tensor:
+    """CLIP states of a prompt, (1,L,D)."""
+    return text_encoder(prompt_tokens(text_encoder, 1))[0]

@@ -1,9 +1,9 @@
 """Two ways to compute the same thing, timed in turn in one process, so that a busy machine slows both.
 
 A benchmark passes its two makers to `compare`: (args, device) -> a function that does the work once. Times are medians
-with their spread over --rounds. FLOP are PyTorch's count of matrix products and convolutions. The ceiling is a product
-of two 4096 x 4096 matrices in the same dtype, timed in every round. Peak memory is measured in a fresh process for
-each (on a GPU by its allocator).
+with their spread over --rounds. FLOP are PyTorch's count of matrix products, convolutions and fused attention. The
+ceiling is a product of two 4096 x 4096 matrices in the same dtype, timed in every round. Peak memory is measured in a
+fresh process for each (on a GPU by its allocator).
 """
 
 import argparse
@@ -19,12 +19,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import nn
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from utils.cli import Parser, path_flag
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+ON_CPU = {  # a CPU's fused attention, which PyTorch doesn't count; the GPU's has the same products
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[
+        torch.ops.aten._scaled_dot_product_flash_attention
+    ],
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: flop_registry[
+        torch.ops.aten._scaled_dot_product_flash_attention_backward
+    ],
+}
 SIDE = 4096  # rows and columns of the ceiling's matrices
 VARIANTS = ("released", "ours")
 
@@ -40,7 +49,8 @@ def parser_of(module: str, description: str) -> argparse.ArgumentParser:
     add("--batch", type=int, default=1, help="images at a time (1)")
     add("--rank", type=int, default=8, help="rank of the LoRA (8)")
     add("--dtype", choices=DTYPES, default="fp32", help="dtype of our frozen weights (fp32); the released are fp32")
-    add("--compile", action="store_true", help="torch.compile our UNet")
+    add("--compile", choices=("off", "regional", "whole"), nargs="?", const="whole", default="off",
+        help="torch.compile our UNet, or only its transformer blocks (whole, if nothing follows)")  # fmt: skip
     add("--rounds", type=int, default=5, help="pairs that are timed, after one that is not (5)")
     add("--profile", action="store_true", help="time nothing: print where the time of one call goes, for each")
     add("--output", type=path_flag, help="write the numbers as JSON")
@@ -106,6 +116,14 @@ def measure(args: argparse.Namespace, argv: list[str], module: str, makers: dict
     }
 
 
+def set_compile(unet: nn.Module, what: str) -> None:
+    """Compile nothing ("off"), the repeated transformer blocks ("regional") or the "whole" UNet, in the first pass."""
+    if what == "regional":
+        unet.compile_repeated_blocks(dynamic=False)
+    elif what == "whole":
+        unet.compile(dynamic=False)
+
+
 def seconds(function: Callable[[], object], device: str) -> float:
     """Wall time of one call, the device's work included."""
     if device == "cuda":
@@ -118,8 +136,8 @@ def seconds(function: Callable[[], object], device: str) -> float:
 
 
 def flop(call: Callable[[], object]) -> int:
-    """Multiplications and additions of the matrix products and convolutions of one call, compiled or not."""
-    with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
+    """Multiplications and additions of products, convolutions and attentions in one call, compiled or not."""
+    with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False, custom_mapping=ON_CPU) as counter:
         call()
     return counter.get_total_flops()
 

@@ -1,66 +1,32 @@
-"""What a training step asks of a GPU, counted without one: PyTorch's meta device has shapes, dtypes and kernels, and
+"""Demands of a training step on a GPU, counted without one: PyTorch's meta device has shapes, dtypes and kernels, and
 no numbers, so whatever needs a number on the host is seen here.
 """
 
 import importlib
-import sys
 from collections import Counter
+from typing import NamedTuple
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from helpers import distance, lora, records, run_here
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 import utils.training.loop as loop
+from benchmarks import counted, train_step
 from utils.errors import InputError
 from utils.objectives import SingleStep
 from utils.system.compute import move_frozen
 from utils.training.state import TrainingState
 
 SINGLE, AUGUNET = "sd_single_diode_pseudo_normal.py", "augunet_diode_pseudo_normal.py"
-VIEWS = {"view", "expand", "t", "transpose", "permute", "slice", "select", "unsqueeze", "squeeze", "detach", "alias",
-         "_unsafe_view", "split", "chunk", "as_strided", "lift_fresh", "empty", "empty_like", "empty_strided",
-         "_reshape_alias", "unbind", "new_empty", "new_empty_strided", "split_with_sizes", "diagonal"}  # fmt: skip
 
 
-class Counted(TorchDispatchMode):
-    """Kernels on the meta device, and copies that the host waits for (`waits`) or doesn't (`copies`), by operation.
+class Counts(NamedTuple):
+    """Of one optimiser step; see `counted.Counted`."""
 
-    A number that the host reads is 0.5, a tensor that it reads is zeros.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.kernels, self.waits, self.copies = Counter(), Counter(), Counter()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        kwargs, name = kwargs or {}, function.overloadpacket.__name__
-        devices = {leaf.device.type for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)}
-        if "meta" in devices and name == "_local_scalar_dense":
-            self.waits[name] += 1
-            return 0.5 if args[0].is_floating_point() else 1
-        target = kwargs.get("device") if name == "_to_copy" else args[0].device if name == "copy_" else None
-        source = args[1 if name == "copy_" else 0].device if target is not None else None
-        if target is not None and "meta" in (target.type, source.type) and target.type != source.type:
-            late = kwargs.get("non_blocking", len(args) > 2 and args[2])
-            (self.copies if late else self.waits)[f"{source.type} to {target.type}"] += 1
-            if source.type == "meta":
-                return (
-                    args[0]
-                    if name == "copy_"
-                    else torch.zeros(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
-                )
-        if name == "_fused_adamw_" and "meta" in devices:
-            self.kernels[name] += 1
-            return None
-        result = function(*args, **kwargs)
-        outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
-        if outputs and outputs[0].device.type == "meta" and name not in VIEWS:
-            self.kernels[name] += 1
-        return result
+    kernels: Counter[str]
+    waits: Counter[str]
+    copies: Counter[str]
 
 
 @pytest.fixture
@@ -71,42 +37,25 @@ def moved() -> list[str]:
 
 @pytest.fixture
 def on_meta(monkeypatch, moved):
-    """A training on the meta device: `on_meta(script, words)` -> a Counted for every optimiser step."""
+    """A training on the meta device: `on_meta(script, words)` -> its counts for every optimiser step."""
 
-    def run(script: str, words: list[str]) -> list[Counted]:
-        counted, found = Counted(), []
+    def run(script: str, words: list[str]) -> list[Counts]:
+        found = []
         update = TrainingState.update
 
         def step(self, usable):
             update(self, usable)
-            found.append(Counted())
-            for name in ("kernels", "waits", "copies"):
-                setattr(found[-1], name, getattr(counted, name).copy())
-                getattr(counted, name).clear()
+            found.append(Counts(*(getattr(counts, name).copy() for name in Counts._fields)))
+            for name in Counts._fields:
+                getattr(counts, name).clear()
 
         monkeypatch.setattr(TrainingState, "update", step)
-        monkeypatch.setattr(loop, "runs_ahead", lambda kind: True)
         monkeypatch.setattr(loop, "move_frozen", lambda network, device: moved.append(str(device)))
-        monkeypatch.setattr(
-            sys.modules["torch.optim.optimizer"], "_get_fused_kernels_supported_devices", lambda: ["cpu", "meta"]
-        )
-
-        def context(native, handler):  # the meta device has no autocast
-            assert native is False or handler.enabled is False
-            return torch.autocast("cpu", enabled=False)
-
-        monkeypatch.setattr("accelerate.accelerator.get_mixed_precision_context_manager", context)
-        for state in (AcceleratorState, GradientState, PartialState):
-            state._reset_state()
-        PartialState(cpu=True)
-        PartialState._shared_state["device"] = torch.device("meta")
-        with counted:
+        with counted.on_meta() as counts:
             importlib.import_module(script.removesuffix(".py")).main(words)
         return found
 
-    yield run
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
+    return run
 
 
 def words_for(flags, script, folder, *more):
@@ -122,6 +71,17 @@ def test_a_step_never_makes_the_host_wait(script, uploads, precision, on_meta, f
         # without autocast, half precision adds the casts of the LoRA's weights, two kernels for each of 64 layers'
         # two weights and their gradients, and few others
         assert step.kernels.total() < (2150 if precision == "bf16" else 1800)
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize(("script", "method", "base"), [(SINGLE, "single", "sd15"), (AUGUNET, "augunet", "sd21")])
+def test_the_benchmarks_step_is_the_loops(script, method, base, precision, on_meta, flags, bases, tmp_path):
+    words = words_for(flags, script, tmp_path / "run", "--mixed_precision", precision, "--rank", 8)
+    loops = on_meta(script, words)[2]
+    words = ["--base", bases[base], "--method", method, "--resolution", 32, "--batch", 2]
+    words += ["--dtype", "fp32" if precision == "no" else precision]
+    found = counted.count(train_step.our_step, train_step.parser().parse_args(list(map(str, words))))
+    assert (found["kernels"], found["host_waits"]) == (loops.kernels.total(), loops.waits.total())
 
 
 def test_the_network_is_off_the_device_while_images_are_encoded(on_meta, moved, flags, tmp_path, monkeypatch):
