@@ -72,12 +72,12 @@ def test_tensors_of_both_orders_and_floats_give_the_same_maps(predictor, tmp_pat
 
 
 def test_maps_that_do_not_fit_into_memory_name_the_file_and_the_fix(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(predictors, "LARGE", 700)
+    monkeypatch.setattr(predictors, "LARGE", 20_000)  # pixels: less than the image's, more than the network's
     monkeypatch.setattr(predictors, "MAP_BYTES", 10**12)
-    Image.fromarray(RGB).save(tmp_path / "a.png")
+    Image.fromarray(RGB).resize((192, 144)).save(tmp_path / "a.png")
     words = ["--lora", str(LORA), "--input_dir", str(tmp_path / "a.png"), "--device", "cpu", "--output_dir"]
     assert inference_sd_single.main([*words, str(tmp_path / "out")]) == 1
     said = capsys.readouterr().err
-    assert f"{tmp_path / 'a.png'}: maps of 96x72 pixels need" in said
+    assert f"{tmp_path / 'a.png'}: maps of 192x144 pixels need" in said
     assert "scale it down, or pass --output_size network" in said
     assert inference_sd_single.main([*words, str(tmp_path / "small"), "--output_size", "network"]) == 0
