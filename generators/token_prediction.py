@@ -6,6 +6,7 @@ say how the image is given and what is learned. Here the image's tokens come fir
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, cast, get_args
 
 import torch
@@ -18,7 +19,7 @@ from tqdm.auto import tqdm
 from generators.transformer import Positions, Tokens, choose, load_autoregressive
 from utils.errors import InputError, note
 from utils.image_io.images import Crop
-from utils.inference.engine import Prepared
+from utils.inference.engine import Finish, Prepared
 from utils.inference.job import Job
 from utils.inference.prediction import Prediction, merge_batches
 from utils.intrinsics import Intrinsic
@@ -158,6 +159,10 @@ class TokenPredictor:
         """The centre square at the generator's resolution."""
         crop = Crop.of(*image.size, self.base.resolution)
         return Prepared(crop.picture(image), crop, image)
+
+    def begin(self, images: Sequence[Prepared], names: Sequence[str]) -> list[dict[str, Finish]]:
+        """Nothing is left to do for maps of squares."""
+        return [{name: partial(lambda one: one, one) for name, one in each.items()} for each in self.predict(images, names)]
 
     @torch.inference_mode()
     def predict(self, images: Sequence[Prepared], names: Sequence[str]) -> list[dict[str, Prediction]]:

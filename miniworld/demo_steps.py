@@ -22,6 +22,7 @@ from utils.image_io.panels import CAPTION_HEIGHT, sheet, strip
 from utils.intrinsics import INTRINSICS, Intrinsic
 from utils.lora import CONV_IN, SAFETENSORS, read_lora
 from utils.paths import ROOT
+from utils.system.processes import available_cores
 
 DONOR = ROOT / "miniworld" / "mini-ip2p"
 SCRIPTS = {"single": "sd_single", "augunet": "augunet"}
@@ -155,11 +156,6 @@ def at_once(commands: dict[str, list[object]], out: Path) -> None:
             for other, _ in running:
                 other.terminate()
             sys.exit(log.read_text() if log else process.returncode)
-
-
-def available_cores() -> int:
-    """The cores that this process may use, if the system reports them, else all."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def begin(*words: object, log: Path | None = None, threads: int | None = None) -> tuple[subprocess.Popen, Path | None]:

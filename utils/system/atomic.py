@@ -9,13 +9,11 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
 import numpy as np
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from utils.errors import InputError
 
@@ -67,16 +65,6 @@ def save_npy(path: Path, values: np.ndarray) -> None:
     buffer = io.BytesIO()
     np.save(buffer, values)
     save_bytes(path, buffer.getvalue())
-
-
-def save_png(path: Path, pixels: np.ndarray, text: Mapping[str, str] | None = None) -> None:
-    """Write uint8 pixels (H,W) or (H,W,3) atomically. text: its tEXt chunks. Raises InputError where they cannot
-    be written.
-    """
-    chunks = PngInfo()
-    for key, value in (text or {}).items():
-        chunks.add_text(key, value)
-    save(path, lambda part: Image.fromarray(pixels).save(part, "PNG", pnginfo=chunks))
 
 
 def save_bytes(path: Path, content: bytes) -> None:

@@ -26,7 +26,7 @@ from utils.objectives import Objective
 from utils.system import atomic, environment, processes, provenance, signals
 from utils.system.compute import compile_unet, warn_of_slow_bf16
 from utils.training import checkpoint, tracking, upload
-from utils.training.cache import ByShape, CachedLatents, cached_or_not
+from utils.training.cache import READERS, ByShape, CachedLatents, cached_or_not
 from utils.training.data import BucketBatches, EndlessBatches, TrainingSet, describe_buckets, masked_share
 from utils.training.settings import Settings
 from utils.training.state import TrainingState, shared_settings
@@ -294,7 +294,9 @@ def latents_or_images(
     if not settings.no_cache_latents:
         folder = settings.cache_dir or settings.output_dir / "latent_cache"
         place = (accelerator.process_index, accelerator.num_processes)
-        samples = cached_or_not(train_set, vae, folder, settings.dataloader_num_workers, *place)
+        typed = "dataloader_num_workers" in settings.typed
+        workers = settings.dataloader_num_workers if typed else processes.io_threads(READERS)
+        samples = cached_or_not(train_set, vae, folder, workers, *place)
     home = accelerator.device if samples is train_set else torch.device("cpu")
     vae.to(home)
     return samples, home
