@@ -162,7 +162,9 @@ class TokenPredictor:
 
     def begin(self, images: Sequence[Prepared], names: Sequence[str]) -> list[dict[str, Finish]]:
         """Nothing is left to do for maps of squares."""
-        return [{name: partial(lambda one: one, one) for name, one in each.items()} for each in self.predict(images, names)]
+        return [
+            {name: partial(lambda one: one, one) for name, one in each.items()} for each in self.predict(images, names)
+        ]
 
     @torch.inference_mode()
     def predict(self, images: Sequence[Prepared], names: Sequence[str]) -> list[dict[str, Prediction]]:

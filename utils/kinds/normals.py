@@ -143,7 +143,7 @@ class Normals(MapKind):
 
     def resized(self, prediction: Tensor, resize: Callable[[Tensor], Tensor]) -> Tensor:
         """As directions, which come out with length 1."""
-        return unit_normals(resize(unit_normals(prediction)))
+        return unit_normals(resize(unit_normals(prediction)), in_place=True)
 
     def mirrored_mean(self, plain: Tensor, mirrored: Tensor) -> Tensor:
         """Of directions; x points the other way in a mirrored image."""
@@ -291,8 +291,11 @@ class Normals(MapKind):
 KIND = Normals
 
 
-def unit_normals(prediction: Tensor) -> Tensor:
-    """A predicted normal map (3,H,W), not clamped -> unit vectors (3,H,W) in the label's frame."""
+def unit_normals(prediction: Tensor, in_place: bool = False) -> Tensor:
+    """A predicted normal map (3,H,W), not clamped -> unit vectors (3,H,W) in the label's frame.
+
+    in_place: the result may take the memory of `prediction`.
+    """
     import torch
     from torch.nn.functional import normalize
 
@@ -301,7 +304,7 @@ def unit_normals(prediction: Tensor) -> Tensor:
         return normalize(prediction, dim=0, eps=1e-12)
     # the same numbers, ten times faster: PyTorch's norm over a first axis uses neither caches nor vector instructions
     planes = prediction.numpy()
-    found = np.empty_like(planes, order="C")
+    found = planes if in_place else np.empty_like(planes, order="C")
     for rows in row_blocks(*planes.shape[1:]):
         x, y, z = planes[:, rows]
         length = x * x

@@ -6,7 +6,6 @@ Files that can be predicted again are not (`save` and the functions that use it)
 
 import fcntl
 import hashlib
-import io
 import json
 import os
 from collections.abc import Callable
@@ -62,9 +61,12 @@ def write_json(path: Path, content: object) -> None:
 
 def save_npy(path: Path, values: np.ndarray) -> None:
     """Write an array atomically. Raises InputError where it cannot be written."""
-    buffer = io.BytesIO()
-    np.save(buffer, values)
-    save_bytes(path, buffer.getvalue())
+
+    def write(part: Path) -> None:
+        with part.open("wb") as file:
+            np.save(file, values)
+
+    save(path, write)
 
 
 def save_bytes(path: Path, content: bytes) -> None:
