@@ -300,7 +300,8 @@ def unit_normals(prediction: Tensor, in_place: bool = False) -> Tensor:
     from torch.nn.functional import normalize
 
     prediction = prediction.float()
-    if prediction.device.type != "cpu" or prediction.requires_grad:
+    channels_last = prediction.stride(0) == 1  # PyTorch adds the squares in another order there
+    if prediction.device.type != "cpu" or prediction.requires_grad or channels_last:
         return normalize(prediction, dim=0, eps=1e-12)
     # the same numbers, ten times faster: PyTorch's norm over a first axis uses neither caches nor vector instructions
     planes = prediction.numpy()
