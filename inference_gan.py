@@ -50,13 +50,14 @@ def main(argv: list[str] | None = None) -> None:
 
     from generators.pixel_prediction import generate, to_tensor
     from generators.stylegan2 import load_gan
+    from utils.image_io.files import save_png
     from utils.image_io.panels import sheet, strip
     from utils.inference.prediction import Prediction
     from utils.inference.predictor import pick_device
     from utils.inference.write import write_prediction
     from utils.kinds.alignment import linear_map
     from utils.lora import load_attn_procs
-    from utils.system.atomic import make_folder, save_png
+    from utils.system.atomic import make_folder
 
     environment.settle_inference()
     device, out = pick_device(args.device), Path(args.output_dir)

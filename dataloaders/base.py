@@ -26,14 +26,16 @@ class Maps(Dataset):
 
     Item `index`, or `(index, epoch)` where a new random crop is wanted each epoch, is a dict with
         rgb, target  float32 (3,R,R) in [-1,1]: the image and its pseudo label
-        gt           float32 (C,R,R), measured values in the subclass's unit, arbitrary where not valid
-        valid        bool (1,R,R), where gt is measured
         stem         str, the sample's name
         mask         bool (1,R,R), only where `masked`: the pixels that count in the loss
+        gt           float32 (C,R,R), measured values in the subclass's unit, arbitrary where not valid
+        valid        bool (1,R,R), where gt is measured
 
     R,R is the image's own shape, `shapes[index]`, where it is not cropped (whole).
 
-    Where `measured` is False the label replaces the ground truth (`label_as_truth`).
+    Where `measured` is False the label replaces the ground truth (`label_as_truth`). gt and valid are for validation:
+    set `with_truth` to False for training, whose items are then made without reading a file of truth, except for a
+    mask that it defines.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class Maps(Dataset):
     ):
         self.intrinsic, self.masked, self.whole = intrinsic, masked, whole
         self.resolution, self.center_crop, self.seed = resolution, center_crop, seed
+        self.with_truth = True
         self.stems: list[str] = []
         self.notes: list[str] = []
 
@@ -59,6 +62,11 @@ class Maps(Dataset):
     def ground_truth(self, stem: str) -> tuple[np.ndarray, np.ndarray] | None:
         """Measured values (H,W,C) and where they are valid, bool (H,W); None if this sample has none."""
         raise NotImplementedError
+
+    def known(self, stem: str) -> np.ndarray | None:
+        """Where `ground_truth` is valid, bool (H,W), for a subclass that need not decode its values for that."""
+        found = self.ground_truth(stem)
+        return None if found is None else found[1]
 
     def mask(self, stem: str) -> np.ndarray | None:
         """The valid pixels of a sample without truth, bool (H,W); None if the truth defines them."""
@@ -131,16 +139,17 @@ class Maps(Dataset):
         self._check_frame(self.label_path(stem), label.size, rgb.size)
         crop = self._crop(rgb.size, index, epoch)
         label_crop = crop if same_aspect(label.size, rgb.size) else Crop.of(*label.size, self.resolution)
-        target = label_crop.picture(label)
-        if self.masked or not self.measured:
+        item = {"rgb": crop.picture(rgb), "target": label_crop.picture(label), "stem": stem}
+        if self.masked or (self.with_truth and not self.measured):
             reached = label_crop.reached(~label_known(self.intrinsic, label).pixels)
             known = torch.from_numpy(~reached)[None]  # no pixel that the resize has mixed with an unknown one
-        if self.measured:
-            gt, valid = self._truth(stem, rgb.size, crop)
-        else:
-            gt, valid = label_as_truth(self.intrinsic, target, known)
-        item = {"rgb": crop.picture(rgb), "target": target, "gt": gt, "valid": valid, "stem": stem}
-        return item | {"mask": self._mask(stem, rgb.size, crop, valid) & known} if self.masked else item
+        if self.masked:
+            item["mask"] = self._mask(stem, rgb.size, crop) & known
+        if self.with_truth and self.measured:
+            item["gt"], item["valid"] = self._truth(stem, rgb.size, crop)
+        elif self.with_truth:
+            item["gt"], item["valid"] = label_as_truth(self.intrinsic, item["target"], known)
+        return item
 
     def _crop(self, size: tuple[int, int], index: int, epoch: int) -> Crop:
         if self.whole:
@@ -148,14 +157,14 @@ class Maps(Dataset):
         rng = None if self.center_crop else np.random.default_rng([self.seed, index, epoch])
         return Crop.of(*size, self.resolution, rng)
 
-    def _mask(self, stem: str, size: tuple[int, int], crop: Crop, valid: Tensor) -> Tensor:
+    def _mask(self, stem: str, size: tuple[int, int], crop: Crop) -> Tensor:
         """The pixels that count in the loss, bool (1,R,R): those with truth, or those of the sample's own mask."""
-        mask = self.mask(stem)
-        if mask is None:
-            return valid
-        if (mask.shape[1], mask.shape[0]) != size:
-            path, found = self.mask_paths(stem)[0], f"{mask.shape[1]}x{mask.shape[0]}"
-            raise InputError(f"{path}: a {found} mask for a {size[0]}x{size[1]} image")
+        if (mask := self.mask(stem)) is not None:
+            _check_size(str(self.mask_paths(stem)[0]), "a {} mask", mask, size)
+        elif (mask := self.known(stem)) is not None:
+            _check_size(self.truth_name(stem), "{} ground truth", mask, size)
+        else:
+            return torch.zeros(1, *crop.window, dtype=torch.bool)
         return torch.from_numpy(crop.array(mask))[None]
 
     def _truth(self, stem: str, size: tuple[int, int], crop: Crop) -> tuple[Tensor, Tensor]:
@@ -165,10 +174,7 @@ class Maps(Dataset):
             blank = torch.zeros(self.intrinsic.map_kind.truth_channels, *crop.window)
             return blank, torch.zeros_like(blank[:1], dtype=torch.bool)
         gt, valid = found
-        if (gt.shape[1], gt.shape[0]) != size:
-            raise InputError(
-                f"{self.truth_name(stem)}: {gt.shape[1]}x{gt.shape[0]} ground truth for a {size[0]}x{size[1]} image"
-            )
+        _check_size(self.truth_name(stem), "{} ground truth", gt, size)
         values = torch.from_numpy(crop.array(gt).astype(np.float32)).permute(2, 0, 1).contiguous()
         return values, torch.from_numpy(crop.array(valid))[None]
 
@@ -183,6 +189,13 @@ class Maps(Dataset):
         flags = "--crop square and --center_crop" if self.whole else "--center_crop"
         advice = f"labels of centre squares need {flags}" if label[0] == label[1] else "make the label again"
         raise InputError(f"{path}: a {label[0]}x{label[1]} label does not cover a {rgb[0]}x{rgb[1]} image; {advice}")
+
+
+def _check_size(name: str, what: str, values: np.ndarray, size: tuple[int, int]) -> None:
+    """InputError where values (H,W,...) have another size than their image, (width, height). what: with a {}."""
+    if (values.shape[1], values.shape[0]) != size:
+        found = what.format(f"{values.shape[1]}x{values.shape[0]}")
+        raise InputError(f"{name}: {found} for a {size[0]}x{size[1]} image")
 
 
 def label_known(intrinsic: Intrinsic, label: Image.Image) -> Known:

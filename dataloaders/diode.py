@@ -88,6 +88,9 @@ class Diode(Maps):
     def ground_truth(self, stem: str) -> tuple[np.ndarray, np.ndarray]:
         return self.intrinsic.map_kind.read_diode(self.root / f"{stem}{self.intrinsic.suffix}")
 
+    def known(self, stem: str) -> np.ndarray:
+        return self.intrinsic.map_kind.known_in_diode(self.root / f"{stem}{self.intrinsic.suffix}")
+
     def mask(self, stem: str) -> np.ndarray | None:
         """DIODE's own mask, where a colour is not measured: sky and glass have no depth."""
         return None if self.measured else read_diode_mask(self.mask_paths(stem)[0])

@@ -14,7 +14,7 @@ from utils.kinds.label_record import check_record, training_use
 
 
 def open_data(args: argparse.Namespace, intrinsic: Intrinsic) -> tuple[Maps, dict[str, list[dict]]]:
-    """The training set, and split -> samples that are predicted at every validation.
+    """The training set, whose items have no truth, and split -> samples that are predicted at every validation.
 
     args: the data flags of `utils.training.args.training_parser`. Pseudo labels are the targets; ground truth is read
     for validation only, and to check the convention of the labels. Raises InputError where files are missing, or where
@@ -51,4 +51,5 @@ def open_data(args: argparse.Namespace, intrinsic: Intrinsic) -> tuple[Maps, dic
     if text := unknown_labels(train):
         train.notes.append(text)
     check_labels(train, args.skip_label_check)
+    train.with_truth = False  # from here on its items are trained on
     return train, validation

@@ -6,6 +6,7 @@ say how the image is given and what is learned. Here the image's tokens come fir
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, cast, get_args
 
 import torch
@@ -21,7 +22,7 @@ from utils.errors import InputError, note
 from utils.image_io.images import Crop
 from utils.inference.job import Job
 from utils.inference.prediction import Prediction, merge_batches
-from utils.inference.predictor import Prepared
+from utils.inference.predictor import Finish, Prepared
 from utils.intrinsics import Intrinsic
 from utils.kinds.alignment import linear_map
 from utils.lora import load_attn_procs
@@ -149,7 +150,7 @@ class TokenPredictor:
         seed: int = 1234,
     ):
         self.job, self.batch_size, self.ensemble_size, self.seed = job, batch_size, ensemble_size, seed
-        self.facts = job.facts  # kept: it reads the whole file
+        self.facts = {job.intrinsic.name: job.facts}  # kept: it reads the whole file
         self.base = load_autoregressive(job.model)
         metadata = load_attn_procs(self.base.network, job.name)
         warn_of_slow_bf16(dtype, device.type, "--dtype fp32")
@@ -166,6 +167,12 @@ class TokenPredictor:
         crop = Crop.of(*image.size, self.base.resolution)
         return Prepared(crop.picture(image), crop, image)
 
+    def begin(self, images: Sequence[Prepared], names: Sequence[str]) -> list[dict[str, Finish]]:
+        """Nothing is left to do for maps of squares."""
+        return [
+            {name: partial(lambda one: one, one) for name, one in each.items()} for each in self.predict(images, names)
+        ]
+
     @torch.inference_mode()
     def predict(self, images: Sequence[Prepared], names: Sequence[str]) -> list[dict[str, Prediction]]:
         rgb = torch.stack([image.rgb for image in images]).to(self.device)
@@ -174,5 +181,5 @@ class TokenPredictor:
             noise = [noise_of(self.seed, name, member) for name in names]
             maps = self.objective.predict(self.base.network, rgb, noise).float().cpu()
             members.append(linear_map(maps, self.job.depth_coding))
-        merged = zip(*merge_batches(members, intrinsic), strict=True)
-        return [{intrinsic.name: Prediction(intrinsic, one, spread, self.facts)} for one, spread in merged]
+        merged, facts = zip(*merge_batches(members, intrinsic), strict=True), self.facts[intrinsic.name]
+        return [{intrinsic.name: Prediction(intrinsic, one, spread, facts)} for one, spread in merged]

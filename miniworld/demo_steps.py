@@ -26,6 +26,7 @@ from utils.image_io.panels import CAPTION_HEIGHT, sheet, strip
 from utils.intrinsics import INTRINSICS, Intrinsic
 from utils.lora import CONV_IN, SAFETENSORS, read_lora
 from utils.paths import ROOT
+from utils.system.processes import available_cores
 
 DONOR = ROOT / "miniworld" / "mini-ip2p"
 SCRIPTS = {"single": "sd_single", "augunet": "augunet"}
@@ -202,11 +203,6 @@ def steps_in(log: Path, steps: int) -> int:
     """How far a training is, by the last bar in its log that counts its steps."""
     found = re.findall(rf"training:[^\r\n]*? (\d+)/{steps} \[", log.read_text(errors="replace"))
     return int(found[-1]) if found else 0
-
-
-def available_cores() -> int:
-    """The cores that this process may use, if the system reports them, else all."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def begin(words: Sequence[object], log: Path | None = None, threads: int | None = None) -> subprocess.Popen:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from miniworld.demo_steps import at_once, available_cores, python
+from miniworld.demo_steps import at_once, python
 from miniworld.pretraining.report import write_card
 from studies.tables import headline, ratio, table, with_interval
 from utils.cli import Parser, path_flag
@@ -21,6 +21,7 @@ from utils.errors import run
 from utils.intrinsics import DEPTH
 from utils.lora import SAFETENSORS
 from utils.paths import ROOT
+from utils.system.processes import available_cores
 
 LABELS = {"linear": "linear", "sqrt": "sqrt", "log": "log", "masked": "linear"}  # setting -> coding of its labels
 FLAGS = {name: ["--depth_coding", coding] for name, coding in LABELS.items()}

@@ -6,9 +6,10 @@ import numpy as np
 
 from utils.errors import InputError
 from utils.image_io.colour_space import to_srgb
+from utils.image_io.files import save_png
 from utils.intrinsics import INTRINSICS
 from utils.labels.encoding import SKY_NORMAL, encode, fill
-from utils.system.atomic import make_folder, save_npy, save_png
+from utils.system.atomic import make_folder, save_npy
 
 TASKS = tuple(INTRINSICS)
 

@@ -20,7 +20,8 @@ from miniworld.render.raycast import Rendering, trace
 from miniworld.render.rooms import draw_room
 from miniworld.render.yards import draw_yard
 from utils.image_io.colour_space import to_srgb
-from utils.system.atomic import save_npy, save_png
+from utils.image_io.files import save_png
+from utils.system.atomic import save_npy
 
 # Increase when the same seed no longer gives the same image: folders of an older version are refused, not mixed.
 WORLD_VERSION = 1

@@ -53,6 +53,9 @@ def png(path) -> tuple[np.ndarray, dict[str, str]]:
         if kind == b"tEXt":
             key, _, value = data.partition(b"\0")
             text[key.decode("latin-1")] = value.decode("latin-1")
+        if kind == b"iTXt":
+            key, _, value = data.partition(bytes(5))
+            text[key.decode("latin-1")] = value.decode()
         packed += data if kind == b"IDAT" else b""
         at += 12 + length
     rows = np.frombuffer(zlib.decompress(packed), np.uint8).reshape(height, -1)

@@ -11,6 +11,7 @@ from helpers import run_here
 import evaluate
 import pseudo_label
 from utils.errors import InputError
+from utils.image_io.files import save_png
 from utils.inference.output import Output
 from utils.inference.prediction import Prediction
 from utils.inference.write import metadata, write
@@ -18,7 +19,6 @@ from utils.intrinsics import ALBEDO, DEPTH, INTRINSICS, NORMAL, SHADING, depth_c
 from utils.kinds.axes import to_frame
 from utils.kinds.frames import AXES
 from utils.kinds.label_record import Use, check_facts, check_record, training_use
-from utils.system.atomic import save_png
 
 
 @pytest.fixture(scope="module")

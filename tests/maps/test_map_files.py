@@ -14,7 +14,7 @@ from utils.errors import InputError
 from utils.evaluation.pairs import Pair
 from utils.evaluation.scoring import load_prediction, load_truth
 from utils.image_io.colour_space import to_linear
-from utils.image_io.files import png16, read_array, read_exr, read_rgb16, write_exr
+from utils.image_io.files import png, read_array, read_exr, read_rgb16, write_exr
 from utils.intrinsics import ALBEDO, DEPTH, NORMAL
 from utils.kinds.base import Rules
 
@@ -45,7 +45,7 @@ def save_png(path, pixels):
 
 
 def save_png16(path, pixels):
-    path.with_name(f"{path.name}_16bit.png").write_bytes(png16(pixels, {}))
+    path.with_name(f"{path.name}_16bit.png").write_bytes(png(pixels, {}))
     return path.with_name(f"{path.name}_16bit.png")
 
 
@@ -134,14 +134,14 @@ def test_depth_along_minus_z_is_refused_with_the_fix(tmp_path):
 
 
 def test_a_prediction_of_ours_is_not_taken_for_metres(tmp_path):
-    (tmp_path / "a.png").write_bytes(png16(whole(np.uint16)(METRES / 9), {"polarity": "near = white, linear"}))
+    (tmp_path / "a.png").write_bytes(png(whole(np.uint16)(METRES / 9), {"polarity": "near = white, linear"}))
     with pytest.raises(InputError, match=r"a\.png: is a prediction, not metres"):
         DEPTH.map_kind.read_truth(tmp_path / "a.png", units_per_metre=1000)
 
 
 def test_the_ends_of_16_bit_depth_are_what_its_header_states(tmp_path):
     about = {"value_at_0": "-2.5", "value_at_65535": "1.5"}
-    (tmp_path / "a.png").write_bytes(png16(np.array([[0, 65535]], np.uint16), about))
+    (tmp_path / "a.png").write_bytes(png(np.array([[0, 65535]], np.uint16), about))
     assert DEPTH.map_kind.read_prediction(tmp_path / "a.png").values.tolist() == [[-2.5, 1.5]]
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from utils.errors import InputError
+from utils.image_io.files import save_png
 from utils.system import atomic
 
 
@@ -16,7 +17,7 @@ def flushed(monkeypatch) -> list:
 
 
 @pytest.mark.parametrize("write", [
-    lambda path: atomic.save_png(path, np.zeros((2, 3), np.uint8)),
+    lambda path: save_png(path, np.zeros((2, 3), np.uint8)),
     lambda path: atomic.save_npy(path, np.zeros(3)),
     lambda path: atomic.save_bytes(path, b"content"),
 ], ids=["png", "npy", "bytes"])  # fmt: skip

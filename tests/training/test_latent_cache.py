@@ -2,6 +2,7 @@
 
 import copy
 import os
+import threading
 import time
 
 import numpy as np
@@ -10,9 +11,13 @@ import torch
 from helpers import fork, losses, run_here, start_fork
 
 from dataloaders.diode import Diode
+from dataloaders.open_data import open_data
 from utils.base_model.stable_diffusion import load_base
-from utils.intrinsics import NORMAL
+from utils.errors import InputError
+from utils.intrinsics import ALBEDO, DEPTH, NORMAL
+from utils.kinds import normals as kinds_normals
 from utils.latents import NAMES, moments
+from utils.system import processes
 from utils.training import cache as latent_cache
 from utils.training.cache import arithmetic, cached_latents, cached_or_not
 
@@ -252,3 +257,86 @@ def test_a_full_disk_costs_the_cache_not_the_training(diode, bases, flags, tmp_p
     assert "no latent cache" in done.stdout and "File too large" in done.stdout
     assert len(losses(tmp_path / "out")) == 2
     assert not list((tmp_path / "out" / "latent_cache").glob("*/*.bin*"))
+
+
+@pytest.mark.parametrize("caching", [(), ("--no_cache_latents",), ("--no_cache_latents", "--no-center_crop")])
+def test_no_ground_truth_is_read_after_the_start(caching, flags, diode, tmp_path, monkeypatch):
+    """Neither by the cache nor by the loader: 9 MB for each of DIODE's images."""
+    read = []
+
+    def opened(args, intrinsic):
+        train_set, samples = open_data(args, intrinsic)
+        monkeypatch.setattr(kinds_normals, "read_npy", read.append)
+        return train_set, samples
+
+    monkeypatch.setattr("dataloaders.open_data.open_data", opened)
+    script = "sd_single_diode_pseudo_normal.py"
+    run_here(script, flags(script, tmp_path / "out", "--max_train_steps", 2, "--train_batch_size", 4, *caching))
+    assert read == [] and len(losses(tmp_path / "out")) == 2
+
+
+@pytest.mark.parametrize("options", [{}, {"masked": True}, {"masked": True, "center_crop": False}, {"whole": True}])
+@pytest.mark.parametrize("intrinsic", [NORMAL, DEPTH, ALBEDO])
+def test_training_items_are_those_with_truth_without_it(intrinsic, options, diode):
+    root = diode / ("normals" if intrinsic is NORMAL else "depths")
+    train_set = Diode(intrinsic, root, diode / "pseudo" / intrinsic.name, "train", resolution=32, **options)
+    scored = train_set[5, 2]
+    train_set.with_truth = False
+    item = train_set[5, 2]
+    assert item.keys() == {"rgb", "target", "stem"} | ({"mask"} if "masked" in options else set())
+    assert scored.keys() == item.keys() | {"gt", "valid"}
+    assert all(np.array_equal(item[name], scored[name]) for name in item)
+    if "masked" in options and train_set.measured:
+        assert torch.equal(item["mask"] & scored["valid"], item["mask"]) and item["mask"].any()
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_number_of_readers_changes_nothing(masked, diode, vae, tmp_path, monkeypatch):
+    monkeypatch.setattr(latent_cache, "CHUNK", 5)
+    roots = (diode / "normals", diode / "pseudo" / "normal")
+    train_set = Diode(NORMAL, *roots, "train", resolution=32, masked=masked)
+    threads = set()
+    whole = Diode.__getitem__
+    monkeypatch.setattr(
+        Diode, "__getitem__", lambda self, key: threads.add(threading.current_thread().name) or whole(self, key)
+    )
+    alone, ahead = (cached_latents(train_set, vae, tmp_path / str(count), count) for count in (0, 3))
+    assert threads > {"MainThread"} and all(name.startswith(("Main", "reader")) for name in threads)
+    for i in range(24):
+        assert all(torch.equal(alone[i][name], ahead[i][name]) for name in alone[i] if name != "stem")
+
+
+def test_an_image_that_a_reader_cannot_read_is_named_and_ends_the_build(train_set, vae, tmp_path, monkeypatch):
+    monkeypatch.setattr(latent_cache, "CHUNK", 2)
+    broken, rgb_path = tmp_path / "broken.png", train_set.rgb_path
+    broken.write_bytes(b"no image")
+    train_set.rgb_path = lambda stem: broken if stem == train_set.stems[13] else rgb_path(stem)
+    with pytest.raises(InputError, match=rf"{broken}: not a readable image"):
+        cached_latents(train_set, vae, tmp_path / "cache", 2)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("reader")]
+
+
+@pytest.mark.parametrize(("typed", "expected"), [((), 3), (("--dataloader_num_workers", 0), 0),
+                                                 (("--dataloader_num_workers", 2), 2)])  # fmt: skip
+def test_readers_of_the_cache_fit_the_machine_unless_their_number_is_typed(
+    typed, expected, flags, tmp_path, monkeypatch
+):
+    counts = []
+
+    def counted(images, chunks, workers):
+        counts.append(workers)
+        return read_ahead(images, chunks, 0)
+
+    read_ahead = latent_cache.read_ahead
+    monkeypatch.setattr(latent_cache, "read_ahead", counted)
+    monkeypatch.setattr("utils.system.processes.available_cores", lambda: 3)
+    script = "sd_single_diode_pseudo_normal.py"
+    run_here(script, flags(script, tmp_path / "out", "--max_train_steps", 1, *typed))
+    assert counts == [expected]
+
+
+@pytest.mark.parametrize(("cores", "here", "expected"), [(2, 1, 2), (64, 1, 8), (64, 16, 4), (4, 8, 1)])
+def test_threads_for_files_share_the_cores(cores, here, expected, monkeypatch):
+    monkeypatch.setattr(processes, "available_cores", lambda: cores)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(here))
+    assert processes.io_threads(8) == expected

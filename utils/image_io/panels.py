@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CAPTION_HEIGHT = 16  # pixels
+BLOCK = 1 << 15  # pixels computed at a time
 # ColorBrewer's Spectral (C. Brewer, colorbrewer2.org, Apache 2.0): red, yellow, blue
 SPECTRAL = (
     "9e0142", "d53e4f", "f46d43", "fdae61", "fee08b", "ffffbf", "e6f598", "abdda4", "66c2a5", "3288bd", "5e4fa2",
@@ -19,8 +21,22 @@ SPECTRAL = (
 
 def to_uint8(picture: Tensor) -> np.ndarray:
     """(3,H,W) in [-1,1], clamped -> uint8 (H,W,3), truncated as the released code does: 255 (x / 2 + 0.5)."""
-    pixels = picture.detach().float().clamp(-1, 1).cpu().permute(1, 2, 0).numpy()
-    return (255 * (pixels * 0.5 + 0.5)).astype(np.uint8)
+    planes = picture.detach().float().cpu().numpy()
+    found = np.empty((*planes.shape[1:], len(planes)), np.uint8)
+    for rows in row_blocks(*planes.shape[1:]):  # by planes: numpy is ten times slower on values three apart
+        values = np.clip(planes[:, rows], np.float32(-1), np.float32(1))
+        values *= np.float32(0.5)
+        values += np.float32(0.5)
+        values *= np.float32(255)
+        for c, plane in enumerate(values):
+            found[rows, :, c] = plane
+    return found
+
+
+def row_blocks(height: int, width: int) -> Iterator[slice]:
+    """The rows of an image in blocks that fit into a core's cache, temporary arrays included."""
+    step = max(1, BLOCK // width)
+    return (slice(first, first + step) for first in range(0, height, step))
 
 
 def stretched(values: np.ndarray) -> np.ndarray:

@@ -68,7 +68,7 @@ def upright_rgb(image: AnyImage, name: str = "") -> Image.Image:
     if isinstance(image, Image.Image):
         name = name or str(getattr(image, "filename", "") or "image")
         try:
-            return _from_pillow(image, name)
+            return _from_pillow(image, name, keep=True)
         except InputError:
             raise
         except Exception as error:  # a file that was closed, or is broken: Pillow decodes it only now
@@ -141,7 +141,9 @@ def _check_integers(low: int, high: int, what: str, name: str) -> None:
 # Pillow's images ---------------------------------------------------------------------------------------------------
 
 
-def _from_pillow(image: Image.Image, name: str) -> Image.Image:
+def _from_pillow(image: Image.Image, name: str, keep: bool = False) -> Image.Image:
+    """keep: `image` is the caller's, and stays as it is."""
+    passed_in = image if keep else None
     _note_frames(image, name)
     meaning = _meaning(image, name)  # before the pixels are decoded: Pillow forgets part of it then
     image.load()
@@ -160,6 +162,8 @@ def _from_pillow(image: Image.Image, name: str) -> Image.Image:
     if alpha is not None and np.asarray(alpha).min() < 255:
         once(note, "alpha", f"{name}: transparent areas are shown on white")
         rgb = Image.composite(rgb, Image.new("RGB", rgb.size, "white"), alpha)
+    if rgb is passed_in:
+        rgb = rgb.copy()
     rgb.info = {}  # all of it has been applied, and must not be applied twice
     return rgb
 
@@ -190,7 +194,7 @@ def read_label(path: str | Path) -> Image.Image:
                 f"{path}: a label with transparent pixels, whose values are unknown; save it without alpha, and the "
                 "unknown pixels as a mask"
             )
-        return base.convert("RGB")
+        return base if base.mode == "RGB" else base.convert("RGB")
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -413,7 +417,7 @@ def _in_srgb(image: Image.Image, meaning: Meaning, name: str) -> Image.Image:
         once(note, f"space {meaning.space}", f"{name}: converted to sRGB from {meaning.space}")
         pixels = np.asarray(image.convert("RGB"))
         return Image.fromarray(to_srgb8(pixels, meaning.transfer, meaning.primaries))
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 @lru_cache(32)

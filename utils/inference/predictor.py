@@ -1,11 +1,12 @@
 """From LoRA files to a function of images: the base is loaded once, whatever the number of LoRAs.
 
-The plain case is `prepare`, `predict`, `_maps`, `_pass`, `_back` of `Engine`. Mirrored passes and ensembles (here) and
+The plain case is `prepare`, `begin`, `_maps`, `_pass`, `_back` of `Engine`. Mirrored passes and ensembles (here) and
 tiles (tiles.py) wrap it. `Predictor` is an engine of LoRA files.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
@@ -37,8 +38,10 @@ from utils.objectives import AugUNet, SingleStep, decode, zero_snr_scheduler
 from utils.system.compute import compile_unet, dtype_of, warn_of_slow_bf16
 
 DONOR = "timbrooks/instruct-pix2pix"
-MAP_BYTES = 52  # per pixel while a map is brought to the image's own size and written (measured at 24 megapixels)
+MAP_BYTES = 60  # per pixel while a map is brought to its own size and written (measured: normals, all formats, 12 MP)
 HELD_BYTES = 12  # per pixel of every further map, which waits for that
+
+Finish = Callable[[], Prediction]
 
 
 @dataclass
@@ -61,16 +64,26 @@ class Adapter:
 
 @dataclass(frozen=True)
 class Prepared:
-    """An image as the network takes it, (3,H,W) in [-1,1], how its maps are brought back, and the RGB image itself."""
+    """An image as the network takes it, (3,H,W) in [-1,1], how its maps are brought back, and the RGB image itself,
+    None where nobody needs it any more.
+    """
 
     rgb: Tensor
     canvas: Canvas | Crop
-    image: Image.Image
+    image: Image.Image | None
+
+    @property
+    def bytes_back(self) -> int:
+        """Memory that one of its maps takes while it is brought back and written."""
+        height, width = self.canvas.window if isinstance(self.canvas, Crop) else self.canvas.own
+        return height * width * MAP_BYTES
 
     def shown(self, shape: tuple[int, int]) -> Image.Image:
         """The image that a map of `shape` (height, width) belongs to, in its size."""
         if isinstance(self.canvas, Crop):
             return Image.fromarray(to_uint8(self.rgb))
+        if self.image is None:
+            raise ValueError("the image was not kept")
         return self.image if self.image.size == shape[::-1] else self.image.resize(shape[::-1])
 
 
@@ -119,6 +132,11 @@ class Engine:
         return [adapter.intrinsic for adapter in self.adapters]
 
     @property
+    def facts(self) -> dict[str, Mapping[str, str]]:
+        """Facts of base and LoRA by name of the intrinsic, as the files' metadata has them."""
+        return {adapter.intrinsic.name: adapter.facts for adapter in self.adapters}
+
+    @property
     def resolution(self) -> int | None:
         """The length that the short side is resized to; None: images keep their size."""
         if self.view.resolution is not None:
@@ -163,10 +181,16 @@ class Engine:
             names = [Path(image).name if isinstance(image, (str, Path)) else "" for image in images]
         return self.predict([self.prepare(upright_rgb(image)) for image in images], names)
 
-    @torch.inference_mode()
     def predict(self, images: Sequence[Prepared], names: Sequence[str]) -> list[dict[str, Prediction]]:
         """All maps of every image: name of the intrinsic -> Prediction. Images of one size share UNet passes."""
-        found: list[dict[str, Prediction]] = [{} for _ in images]
+        return [{name: finish() for name, finish in each.items()} for each in self.begin(images, names)]
+
+    @torch.inference_mode()
+    def begin(self, images: Sequence[Prepared], names: Sequence[str]) -> list[dict[str, Finish]]:
+        """`predict` up to the network's maps: name of the intrinsic -> what brings its map to the image's own size,
+        in any thread, at once or later: until then it is small.
+        """
+        found: list[dict[str, Finish]] = [{} for _ in images]
         for group in self._groups(images):
             rgb, of_group = torch.stack([images[i].rgb for i in group]), [names[i] for i in group]
             maps = self._maps(rgb, of_group, 0, self.adapters)
@@ -175,7 +199,7 @@ class Engine:
                 name = adapter.intrinsic.name
                 merged, doubts = several.get(name, (maps[name], [None] * len(group)))
                 for i, one, doubt in zip(group, merged, doubts, strict=True):
-                    found[i][name] = self._back(images[i].canvas, adapter, one, doubt)
+                    found[i][name] = partial(self._back, images[i].canvas, adapter, one, doubt)
         return found
 
     def _groups(self, images: Sequence[Prepared]) -> Iterator[list[int]]:
@@ -188,13 +212,18 @@ class Engine:
             for first in range(0, len(indices), size):
                 yield indices[first : first + size]
 
+    @torch.inference_mode()
     def _back(self, canvas: Canvas | Crop, adapter: Adapter, one: Tensor, uncertainty: Tensor | None) -> Prediction:
-        if isinstance(canvas, Crop):
-            return Prediction(adapter.intrinsic, one, uncertainty, adapter.facts)
-        to_own = self.view.output_size == "input"
-        if uncertainty is not None:
-            uncertainty = canvas.uncertainty_back(uncertainty, to_own)
-        return Prediction(adapter.intrinsic, canvas.back(one, adapter.intrinsic, to_own), uncertainty, adapter.facts)
+        """A map and its uncertainty as they are written. A large one is resized by the GPU, if it has the memory."""
+        if isinstance(canvas, Canvas):
+            to_own, device = self.view.output_size == "input", self.vae.device
+            if uncertainty is not None:
+                uncertainty = canvas.uncertainty_back(uncertainty, to_own)
+            try:
+                one = canvas.back(one.to(device), adapter.intrinsic, to_own).cpu()
+            except torch.OutOfMemoryError:
+                one = canvas.back(one.cpu(), adapter.intrinsic, to_own)
+        return Prediction(adapter.intrinsic, one, uncertainty, adapter.facts)
 
     def _maps(self, rgb: Tensor, names: Sequence[str], member: int, adapters: Sequence[Adapter]) -> Maps:
         """rgb (B,3,H,W) on the CPU -> maps (B,3,H,W) on the CPU. member: of an ensemble, from 0."""

@@ -3,8 +3,10 @@
 import argparse
 import os
 import shlex
+from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -21,15 +23,18 @@ from utils.inference.inputs import Inputs, output_names
 from utils.inference.job import Job
 from utils.inference.output import Output
 from utils.inference.prediction import Prediction
-from utils.inference.predictor import Engine, Prepared
+from utils.inference.predictor import Engine, Finish, Prepared
 from utils.inference.video import predict_video
 from utils.inference.write import write_prediction
 from utils.intrinsics import Intrinsic
 from utils.kinds.label_record import loras_of
 from utils.system.atomic import make_folder
+from utils.system.processes import io_threads
 
-IO_THREADS = 4
 UNREAD = "images could not be read"
+THREADS = 32  # that read, bring back and write images, at most
+AHEAD = 4  # images that are read before the network needs them, if a batch is smaller
+IN_WORK = 4e9  # bytes of the maps that are brought back and written at the same time, unless one needs more
 
 
 class Network(Protocol):
@@ -40,9 +45,12 @@ class Network(Protocol):
     @property
     def intrinsics(self) -> list[Intrinsic]: ...
 
+    @property
+    def facts(self) -> Mapping[str, Mapping[str, str]]: ...
+
     def prepare(self, image: Image.Image) -> Prepared: ...
 
-    def predict(self, images: Sequence[Prepared], names: Sequence[str]) -> list[dict[str, Prediction]]: ...
+    def begin(self, images: Sequence[Prepared], names: Sequence[str]) -> list[dict[str, Finish]]: ...
 
 
 def predict_inputs(args: argparse.Namespace, inputs: Inputs, state: PartialState, engine: Engine) -> list[str]:
@@ -79,38 +87,46 @@ def predict_all(
     targets = {intrinsic.name: output_names(pictures, intrinsic.name) for intrinsic in engine.intrinsics}
     for name in targets:
         make_folder(Path(output_dir) / name / "predicted", "--output_dir")
+        if state.is_main_process:
+            note_other_loras(Path(output_dir) / name / "predicted", set(targets[name].values()), engine.facts[name])
     files, size = list(pictures)[state.process_index :: state.num_processes], engine.batch_size
+    chunks = deque(files[first : first + size] for first in range(0, len(files), size))
     failed: list[str] = []
-    chunks = [files[first : first + size] for first in range(0, len(files), size)]
     bar = tqdm(total=len(files), desc=f"predicting {', '.join(targets)}", disable=not state.is_local_main_process)
-    writing: list[Future] = []
-    told = False
-    with ThreadPoolExecutor(IO_THREADS) as pool:  # the next images are read and the last maps written meanwhile
-        reading = [pool.submit(read_batch, chunk, engine, failed) for chunk in chunks[:1]]
-        for chunk, following in zip(chunks, [*chunks[1:], None]):
-            batch = reading.pop().result()
-            if following:
-                reading.append(pool.submit(read_batch, following, engine, failed))
-            found = engine.predict(list(batch.values()), [pictures[path] for path in batch])
-            if found and state.is_main_process and not told:
-                told = True
-                for name, one in found[0].items():
-                    note_other_loras(Path(output_dir) / name / "predicted", set(targets[name].values()), one.facts)
-            images = [
-                one.shown(next(iter(maps.values())).shape) if output.meshes else None
-                for one, maps in zip(batch.values(), found)
-            ]
-            wait(writing)
-            writing = [
-                pool.submit(write_prediction, one, Path(output_dir) / name, targets[name][path], output, image)
-                for path, maps, image in zip(batch, found, images)
-                for name, one in maps.items()
-            ]
-            if also is not None:
-                for path, maps in zip(batch, found):
-                    also(path, maps)
-            bar.update(len(chunk))
-        wait(writing)
+    reading: deque[list[tuple[Path, Future]]] = deque()
+    writing: deque[tuple[Path, int, Future]] = deque()  # with the bytes that its maps take meanwhile
+
+    def retire() -> None:
+        """Wait for the image that has been in work for longest; what went wrong there, goes wrong here."""
+        path, _, future = writing.popleft()
+        maps = future.result()
+        if also is not None:
+            also(path, maps)
+        bar.update(1)
+
+    # This thread runs the network; a job of another one is one image, which it reads, or brings back and writes
+    pool = ThreadPoolExecutor(io_threads(THREADS))
+    try:
+        while chunks or reading:
+            while chunks and len(reading) <= AHEAD // size:
+                reading.append([(path, pool.submit(read_one, path, engine, output)) for path in chunks.popleft()])
+            read = {path: future.result() for path, future in reading.popleft()}
+            batch = {path: one for path, one in read.items() if isinstance(one, Prepared)}
+            failed += [one for one in read.values() if isinstance(one, str)]
+            bar.update(len(read) - len(batch))
+            found = engine.begin(list(batch.values()), [pictures[path] for path in batch])
+            for (path, image), maps in zip(batch.items(), found, strict=True):
+                while writing and image.bytes_back + sum(each for _, each, _ in writing) > IN_WORK:
+                    retire()
+                places = {name: (Path(output_dir) / name, targets[name][path]) for name in maps}
+                job = pool.submit(write_maps, maps, places, output, image, also is not None)
+                writing.append((path, image.bytes_back, job))
+                while writing and writing[0][2].done():
+                    retire()
+        while writing:
+            retire()
+    finally:  # after an error or Ctrl-C, what has not begun does not begin
+        pool.shutdown(cancel_futures=True)
     bar.close()
     return gather_object(failed)
 
@@ -130,6 +146,27 @@ def note_other_loras(folder: Path, names: Collection[str], facts: Mapping[str, s
             warn(f"{what} stay among those by {facts.get('lora')}; remove them, or name another --output_dir")
         else:
             note(f"{what} are replaced by those of {facts.get('lora')}")
+
+
+def read_one(path: Path, engine: Network, output: Output) -> Prepared | str:
+    """What the network takes of a file, or why it cannot be read. The image as it is stays for meshes only."""
+    try:
+        one = engine.prepare(read_rgb(path))
+    except InputError as error:
+        return str(error) if str(error).startswith(one_line(f"{path}: ")) else f"{path}: {error}"
+    return one if output.meshes else replace(one, image=None)
+
+
+def write_maps(
+    maps: Mapping[str, Finish], places: Mapping[str, tuple[Path, str]], output: Output, image: Prepared, kept: bool
+) -> dict[str, Prediction]:
+    """Bring one image's maps back, one after the other, and write each to its (folder, name). The maps, if `kept`."""
+    found: dict[str, Prediction] = {}
+    for name, finish in maps.items():
+        one = finish()
+        write_prediction(one, *places[name], output, image.shown(one.shape) if output.meshes else None)
+        found |= {name: one} if kept else {}
+    return found
 
 
 def report(args: argparse.Namespace, jobs: Sequence[Job], inputs: Inputs, failed: list[str]) -> int:
@@ -167,20 +204,3 @@ def what_next(args: argparse.Namespace, intrinsic: Intrinsic, folder: Path) -> s
             words += ["--pred_frame", args.output.frame] if args.output.frame != "opencv" else []
             return f"python evaluate.py {shlex.join(words)}"
     return f"open {shlex.quote(str(folder))}"
-
-
-def wait(writing: list[Future]) -> None:
-    """Until all is written; what went wrong there, goes wrong here."""
-    for one in writing:
-        one.result()
-
-
-def read_batch(files: list[Path], engine: Network, failed: list[str]) -> dict[Path, Prepared]:
-    """File -> what the network takes; a file that cannot be read is left out and its error appended to `failed`."""
-    batch = {}
-    for file in files:
-        try:
-            batch[file] = engine.prepare(read_rgb(file))
-        except InputError as error:
-            failed.append(str(error) if str(error).startswith(one_line(f"{file}: ")) else f"{file}: {error}")
-    return batch

@@ -15,7 +15,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from utils.errors import InputError, note, one_line
-from utils.image_io.files import SIXTEEN, png16, to_16_bits
+from utils.image_io.files import SIXTEEN, save_png, to_16_bits
 from utils.image_io.rgb import READING
 from utils.inference.output import Output
 from utils.inference.predictor import Adapter, Engine
@@ -23,7 +23,7 @@ from utils.inference.video_files import frame_count, frames, join
 from utils.inference.write import write_prediction
 from utils.intrinsics import Intrinsic
 from utils.objectives import AugUNet
-from utils.system.atomic import make_folder, save_bytes, save_png, write_json
+from utils.system.atomic import make_folder, write_json
 from utils.system.atomic import replace as put
 
 SETTINGS = "settings.json"
@@ -106,10 +106,8 @@ def _scale(pictures: list[Path], intrinsic: Intrinsic, output: Output, facts: di
     for path in pictures:
         shares = (np.load(path.with_suffix(".npy"), allow_pickle=False) - np.float64(low)) / max(high - low, 1e-12)
         if "png16" in output.formats:
-            save_bytes(
-                path.with_name(f"{path.stem}{SIXTEEN}.png"),
-                png16(to_16_bits(shares), about | {"value_at_65535": repr(high)}),
-            )
+            sixteen = path.with_name(f"{path.stem}{SIXTEEN}.png")
+            save_png(sixteen, to_16_bits(shares), about | {"value_at_65535": repr(high)})
         if "png" in output.formats:
             save_png(path, (shares * 255).astype(np.uint8), about | {"value_at_255": repr(high)})
 

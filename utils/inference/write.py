@@ -8,11 +8,11 @@ from PIL import Image
 
 from utils import __version__
 from utils.image_io import geometry
-from utils.image_io.files import SIXTEEN, png16, to_16_bits, write_exr
+from utils.image_io.files import SIXTEEN, save_png, to_16_bits, write_exr
 from utils.inference.output import FOV, Output
 from utils.inference.prediction import Prediction, uncertainty_picture
 from utils.kinds.base import PROGRAM
-from utils.system.atomic import make_folder, save, save_bytes, save_npy, save_png
+from utils.system.atomic import make_folder, save, save_bytes, save_npy
 
 
 def write_prediction(
@@ -41,7 +41,7 @@ def write(prediction: Prediction, path: Path, output: Output, image: Image.Image
         save(path.with_suffix(".exr"), lambda part: write_exr(part, *kind.exr(values, about)))
     if "png16" in formats:
         shares, scale = kind.shares(values)
-        save_bytes(path.with_name(f"{path.stem}{SIXTEEN}.png"), png16(to_16_bits(shares), about | scale))
+        save_png(path.with_name(f"{path.stem}{SIXTEEN}.png"), to_16_bits(shares), about | scale)
     if image is not None and kind.has_surface and output.meshes:
         write_meshes(prediction, path, output, image)
     if "png" in formats:

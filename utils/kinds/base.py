@@ -251,6 +251,10 @@ class MapKind:
         values = read_npy(path)
         return self.filled(values if values.ndim == 3 else values[..., None], self.known_pixels(values).pixels)
 
+    def known_in_diode(self, path: Path) -> np.ndarray:
+        """Where `read_diode` finds a value, bool (H,W)."""
+        return self.read_diode(path)[1]
+
     def read_own(self, path: Path, mask: Path | None, frame: str) -> tuple[np.ndarray, np.ndarray]:
         """Ground truth of the user's own -> (values (H,W,C), 0 where not valid; where valid, bool (H,W)).
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from utils.errors import InputError
 from utils.image_io.files import Raw, read_npy
-from utils.image_io.panels import black, grey, spectral, stretched, to_byte
+from utils.image_io.panels import black, grey, row_blocks, spectral, stretched, to_byte
 from utils.intrinsics import DEPTH_CODINGS
 from utils.kinds.alignment import (
     align_depth,
@@ -191,12 +191,19 @@ class Depth(MapKind):
 
         The released inference's rule. A constant map has no range to stretch and comes out black.
         """
-        import torch
-
-        prediction = prediction.detach().float()
-        low, high = prediction.min(), prediction.max()
-        share = (prediction - low) / (high - low).clamp(min=torch.finfo(torch.float32).tiny)
-        return (share.mean(0).cpu().numpy() * 255.0).astype(np.uint8)
+        planes = prediction.detach().float().cpu().numpy()
+        low, high = planes.min(), planes.max()
+        span = np.maximum(high - low, np.finfo(np.float32).tiny)
+        found = np.empty(planes.shape[1:], np.uint8)
+        for rows in row_blocks(*found.shape):
+            share = planes[:, rows] - low
+            share /= span
+            mean = share[0] + share[1]
+            mean += share[2]
+            mean /= np.float32(3)
+            mean *= np.float32(255)
+            found[rows] = mean
+        return found
 
     def values(self, prediction: Tensor) -> np.ndarray:
         """float32 (H,W), affine in metres, near = large."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from utils.errors import InputError
 from utils.image_io.files import Raw, read_npy
-from utils.image_io.panels import to_byte
+from utils.image_io.panels import row_blocks, to_byte
 from utils.kinds.axes import (
     convert_frame,
     fit_normals,
@@ -100,13 +100,14 @@ class Normals(MapKind):
         DIODE's raw frame is x right, y up, z toward the viewer (OpenGL), so Y and Z are negated. Raw vectors are not
         always of unit length.
         """
-        raw = read_npy(path)
-        if raw.ndim != 3 or raw.shape[2] != 3 or raw.dtype.kind != "f":
-            raise InputError(f"{path}: {raw.dtype} {raw.shape}, expected float (H, W, 3) normals")
+        raw = _read_vectors(path)
         valid = self.known_pixels(raw).pixels
         normals = np.zeros(raw.shape)
         normals[valid] = unit_vectors(raw[valid]) * (1, -1, -1)
         return normals, valid
+
+    def known_in_diode(self, path: Path) -> np.ndarray:
+        return self.known_pixels(_read_vectors(path)).pixels  # their lengths take five times as long
 
     def read_own(self, path: Path, mask: Path | None, frame: str) -> tuple[np.ndarray, np.ndarray]:
         found = self.read_truth(path, mask)
@@ -142,7 +143,7 @@ class Normals(MapKind):
 
     def resized(self, prediction: Tensor, resize: Callable[[Tensor], Tensor]) -> Tensor:
         """As directions, which come out with length 1."""
-        return unit_normals(resize(unit_normals(prediction)))
+        return unit_normals(resize(unit_normals(prediction)), in_place=True)
 
     def mirrored_mean(self, plain: Tensor, mirrored: Tensor) -> Tensor:
         """Of directions; x points the other way in a mirrored image."""
@@ -290,11 +291,37 @@ class Normals(MapKind):
 KIND = Normals
 
 
-def unit_normals(prediction: Tensor) -> Tensor:
-    """A predicted normal map (3,H,W), not clamped -> unit vectors (3,H,W) in the label's frame."""
+def unit_normals(prediction: Tensor, in_place: bool = False) -> Tensor:
+    """A predicted normal map (3,H,W), not clamped -> unit vectors (3,H,W) in the label's frame.
+
+    in_place: the result may take the memory of `prediction`.
+    """
+    import torch
     from torch.nn.functional import normalize
 
-    return normalize(prediction.float(), dim=0, eps=1e-12)
+    prediction = prediction.float()
+    channels_last = prediction.stride(0) == 1  # PyTorch adds the squares in another order there
+    if prediction.device.type != "cpu" or prediction.requires_grad or channels_last:
+        return normalize(prediction, dim=0, eps=1e-12)
+    # the same numbers, ten times faster: PyTorch's norm over a first axis uses neither caches nor vector instructions
+    planes = prediction.numpy()
+    found = planes if in_place else np.empty_like(planes, order="C")
+    for rows in row_blocks(*planes.shape[1:]):
+        x, y, z = planes[:, rows]
+        length = x * x
+        length += y * y
+        length += z * z
+        np.maximum(np.sqrt(length, out=length), np.float32(1e-12), out=length)
+        np.divide(planes[:, rows], length, out=found[:, rows])
+    return torch.from_numpy(found)
+
+
+def _read_vectors(path: Path) -> np.ndarray:
+    """DIODE's *_normal.npy as stored, float (H,W,3)."""
+    raw = read_npy(path)
+    if raw.ndim != 3 or raw.shape[2] != 3 or raw.dtype.kind != "f":
+        raise InputError(f"{path}: {raw.dtype} {raw.shape}, expected float (H, W, 3) normals")
+    return raw
 
 
 def _all(planes: Iterable[np.ndarray]) -> np.ndarray:

@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from utils.errors import InputError
+from utils.image_io.files import save_png
 from utils.kinds.alignment import encode_far
 from utils.kinds.label_record import OLDER, PROVENANCE
-from utils.system.atomic import save_npy, save_png, write_json
+from utils.system.atomic import save_npy, write_json
 from utils.system.provenance import versions
 
 SKY_NORMAL = (0.0, 0.0, -1.0)  # facing the viewer, x right, y down, z forward

@@ -7,17 +7,14 @@ Files that can be predicted again are not (`save` and the functions that use it)
 import errno
 import fcntl
 import hashlib
-import io
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
 import numpy as np
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from utils.errors import NO_SPACE, InputError
 
@@ -85,19 +82,12 @@ def write_json(path: Path, content: object) -> None:
 
 def save_npy(path: Path, values: np.ndarray) -> None:
     """Write an array atomically. Raises InputError where it cannot be written."""
-    buffer = io.BytesIO()
-    np.save(buffer, values)
-    save_bytes(path, buffer.getvalue())
 
+    def write(part: Path) -> None:
+        with part.open("wb") as file:
+            np.save(file, values)
 
-def save_png(path: Path, pixels: np.ndarray, text: Mapping[str, str] | None = None) -> None:
-    """Write uint8 pixels (H,W) or (H,W,3) atomically. text: its tEXt chunks. Raises InputError where they cannot
-    be written.
-    """
-    chunks = PngInfo()
-    for key, value in (text or {}).items():
-        chunks.add_text(key, value)
-    save(path, lambda part: Image.fromarray(pixels).save(part, "PNG", pnginfo=chunks))
+    save(path, write)
 
 
 def save_bytes(path: Path, content: bytes) -> None:

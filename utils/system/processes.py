@@ -24,6 +24,17 @@ Result = TypeVar("Result")
 _process_groups: list[object] = []  # see `keep_process_group`
 
 
+def available_cores() -> int:
+    """The cores that this process may use, if the system reports them, else all."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def io_threads(most: int) -> int:
+    """Threads of this process that read and write files: its share of the machine's cores, at most `most`."""
+    here = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("WORLD_SIZE") or 1)  # processes
+    return max(1, min(most, available_cores() // here))
+
+
 def start_missing() -> None:
     """Replace this process by the number of processes that `accelerate launch` was asked for, by --num_processes N or
     by its file. To be called once the flags are checked, before anything slow is imported.

@@ -17,8 +17,9 @@ import math
 import os
 import random
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Generator, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -26,7 +27,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset, default_collate
 from tqdm.auto import tqdm
 
 from utils.errors import note
@@ -37,6 +38,7 @@ from utils.system.environment import tf32_variable
 from utils.training.data import TrainingSet, buckets_of
 
 CHUNK = 32  # samples read, written and marked together
+READERS = 8  # threads that read images, at most, unless the user names their number
 PIXELS = 4 * 512**2  # encoded in one pass: a training batch of 4, so that the cache needs no more memory
 
 
@@ -133,7 +135,8 @@ def cached_latents(
 ) -> CachedLatents:
     """The cache of the samples `indices`, which have one shape (default: of all samples); missing latents are encoded.
 
-    Each of `world` processes begins with its own share. Raises OSError: the disk is full or cannot be written.
+    workers: threads that read images; 0: the main one. Each of `world` processes begins with its own share. Raises
+    OSError: the disk is full or cannot be written.
     """
     images = ImagesAndLabels(train_set, indices)
     stems, side = [train_set.stems[index] for index in images.indices], train_set.shapes[images.indices[0]]
@@ -166,22 +169,42 @@ def build(
     shares = [chunks[(rank + turn) % world :: world] for turn in range(world)]
     chunks = [chunk for share in shares for chunk in shuffled.sample(share, len(share))]
     missing = [chunk for chunk in chunks if not files.done[chunk].all()]
-    loader = DataLoader(images, batch_sampler=missing, num_workers=workers, worker_init_fn=signals.ignore)
     total = sum(map(len, missing))
     bar = tqdm(total=total, desc="encoding latents", unit="image", disable=rank > 0 or not missing)
-    for chunk, batch in zip(missing, loader):
-        if files.done[chunk].all():  # another process has encoded it in the meantime
-            bar.update(len(chunk))
-            continue
-        mask = batch.pop("mask", None)
-        stacked, size = encode(vae, batch, size, bar)
-        files.values[chunk] = stacked.view(torch.int16 if stacked.element_size() == 2 else torch.int32).numpy()
-        files.values.flush()
-        if files.masks is not None and mask is not None:
-            files.masks[chunk] = cells(mask, (stacked.shape[-2], stacked.shape[-1])).numpy()
-            files.masks.flush()
-        files.done[chunk] = 1
+    with closing(read_ahead(images, missing, workers)) as batches:
+        for chunk, batch in zip(missing, batches):
+            if files.done[chunk].all():  # another process has encoded it in the meantime
+                bar.update(len(chunk))
+                continue
+            mask = batch.pop("mask", None)
+            stacked, size = encode(vae, batch, size, bar)
+            files.values[chunk] = stacked.view(torch.int16 if stacked.element_size() == 2 else torch.int32).numpy()
+            files.values.flush()
+            if files.masks is not None and mask is not None:
+                files.masks[chunk] = cells(mask, (stacked.shape[-2], stacked.shape[-1])).numpy()
+                files.masks.flush()
+            files.done[chunk] = 1
     bar.close()
+
+
+def read_ahead(images: Dataset, chunks: Sequence[np.ndarray], workers: int) -> Generator[dict[str, Tensor]]:
+    """The samples of every chunk as a batch. `workers` threads read the next chunk while one is encoded; 0: none.
+
+    Threads, since decoding holds no lock of Python's, and processes would need shared memory: 200 MB for a chunk at
+    512 px, of which a container has 64.
+    """
+    if not workers:
+        yield from (default_collate([images[index] for index in chunk]) for chunk in chunks)
+        return
+    pool = ThreadPoolExecutor(workers, "reader")
+    try:
+        begun: Iterable[dict] = ()
+        for chunk in [*chunks, np.empty(0, int)]:
+            begun, samples = pool.map(images.__getitem__, chunk), begun
+            if batch := list(samples):
+                yield default_collate(batch)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def encode(vae: AutoencoderKL, batch: dict[str, Tensor], size: int, bar: tqdm) -> tuple[Tensor, int]:

@@ -68,7 +68,8 @@ def data_flags(group: Any) -> None:
     add("--no_cache_latents", action="store_true", help="encode the images in every step instead of once")
     add("--cache_dir", type=expand, help="folder of the cached latents, to share between runs (default: "
         "latent_cache/ in --output_dir)")  # fmt: skip
-    add("--dataloader_num_workers", type=int, default=0, help="processes that load data; 0: the main one")
+    add("--dataloader_num_workers", type=int, default=0, help="processes that load data; 0: the main one. "
+        "As many threads read the images of the latent cache (default there: one per core, at most 8)")  # fmt: skip
     add("--dataset_name")
 
 

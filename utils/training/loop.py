@@ -35,7 +35,7 @@ from utils.paths import ROOT
 from utils.system import atomic, environment, processes, provenance, signals
 from utils.system.compute import autocasts, compile_unet, move_frozen, runs_ahead, warn_of_slow_bf16
 from utils.training import checkpoint, tracking, upload
-from utils.training.cache import ByShape, CachedLatents, cached_or_not
+from utils.training.cache import READERS, ByShape, CachedLatents, cached_or_not
 from utils.training.data import BucketBatches, EndlessBatches, TrainingSet, describe_buckets, masked_share
 from utils.training.recipe import write_recipe
 from utils.training.settings import Settings
@@ -351,8 +351,10 @@ def latents_or_images(
     if not settings.no_cache_latents:
         folder = settings.cache_dir or settings.output_dir / "latent_cache"
         place = (accelerator.process_index, accelerator.num_processes)
+        typed = "dataloader_num_workers" in settings.typed
+        workers = settings.dataloader_num_workers if typed else processes.io_threads(READERS)
         move_frozen(network, torch.device("cpu"))
-        samples = cached_or_not(train_set, vae, folder, settings.dataloader_num_workers, *place)
+        samples = cached_or_not(train_set, vae, folder, workers, *place)
         move_frozen(network, accelerator.device)
     home = accelerator.device if samples is train_set else torch.device("cpu")
     vae.to(home)

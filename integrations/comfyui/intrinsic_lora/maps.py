@@ -79,17 +79,23 @@ def png16(values: np.ndarray, text: dict[str, str]) -> bytes:
     height, width, channels = values.shape
     pixels = (np.clip(values.astype(np.float64), 0, 1) * 65535).round().astype(">u2")
     rows = pixels.reshape(height, -1).view(np.uint8)
-    above = np.vstack([np.zeros_like(rows[:1]), rows[:-1]])
-    filtered = np.hstack([np.full((height, 1), 2, np.uint8), rows - above])  # modulo 256
+    filtered = np.empty((height, 1 + rows.shape[1]), np.uint8)
+    filtered[:, 0], filtered[0, 1:] = 2, rows[0]
+    np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])  # modulo 256
     head = struct.pack(">IIBBBBB", width, height, 16, 2 if channels == 3 else 0, 0, 0, 0)
-    chunks = [(b"IHDR", head), *((b"tEXt", _latin(key) + b"\0" + _latin(value)) for key, value in text.items())]
-    chunks += [(b"IDAT", zlib.compress(filtered.tobytes(), 6)), (b"IEND", b"")]
+    chunks = [(b"IHDR", head), *(_text(key, value) for key, value in text.items())]
+    chunks += [(b"IDAT", zlib.compress(filtered.data, 1)), (b"IEND", b"")]
     packed = (struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks)
     return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
 
 
-def _latin(text: str) -> bytes:
-    return text.encode("latin-1", "backslashreplace")
+def _text(key: str, value: str) -> tuple[bytes, bytes]:
+    """(kind, content) of a chunk of text: Latin-1 where that has all of its letters, else UTF-8."""
+    name = key.encode("latin-1", "backslashreplace")
+    try:
+        return b"tEXt", name + b"\0" + value.encode("latin-1")
+    except UnicodeEncodeError:
+        return b"iTXt", name + bytes(5) + value.encode("utf-8", "backslashreplace")
 
 
 def exr(values: np.ndarray, names: str, text: dict[str, str]) -> bytes:
