@@ -25,8 +25,9 @@ SINGLE = "training single batch 1 fp32"
 
 
 @pytest.fixture
-def bench(tmp_path, capsys):
+def bench(tmp_path, capsys, monkeypatch):
     """`bench(*words)`: the command on the CPU with a tiny base -> what it prints; it writes tmp_path/results.jsonl."""
+    monkeypatch.setattr(gpu.provenance, "git_state", dict)  # a commit while a test runs would be another machine
 
     def run(*words: object) -> str:
         common = ["--device", "cpu", "--base", "tiny", "--resolution", 32, "--matrix", 64, "--rounds", 2]
