@@ -12,7 +12,8 @@ from PIL import Image
 from utils.errors import InputError
 from utils.image_io.files import read_raw, save_png
 from utils.image_io.panels import to_uint8
-from utils.inference import engine, run
+from utils.inference import predictor as engine
+from utils.inference import run
 from utils.inference.output import Output
 from utils.inference.predictor import Predictor
 from utils.intrinsics import DEPTH
