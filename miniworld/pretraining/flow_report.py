@@ -1,0 +1,2 @@
+"""The report of the flow transformer."""
+def report_flow(*a): pass
