@@ -9,8 +9,9 @@
 The stages, each a module of `miniworld.pretraining`, are the VAE, then its decoder alone (`vae`), text encoder and
 UNet together (`generator`), and a UNet with an image as a second input (`editor`), saved next to --out as mini-ip2p.
 An existing generator can be trained further, with its own editor, or turned into one that predicts velocity
-(`continued`). `--stage flow` trains a transformer on an existing generator's latents and captions (`flow`). Checkpoints, logs, sample sheets and snapshots of the UNet are written to --work. After an interruption
-the same command resumes.
+(`continued`). A flow transformer learns from an existing generator's latents and text encoder (`flow`). Checkpoints,
+logs, sample sheets and snapshots are written to --work. After an interruption the same command resumes, and with a
+number of steps that is already done it writes the folder from the last checkpoint.
 """
 
 import argparse
@@ -95,7 +96,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--full_precision", action="store_true", help="float32 instead of bfloat16 autocast")
     add("--workers", type=int, default=os.cpu_count(), help="rendering processes")
     add("--seed", type=int, default=0, help="seed of images, weights, batches and noise")
-    trained = "unet_steps vae_steps decoder_steps ip2p_steps velocity_steps flow_steps vae_scenes scenes vae_batch batch"
+    trained = (
+        "unet_steps vae_steps decoder_steps ip2p_steps velocity_steps flow_steps vae_scenes scenes vae_batch batch"
+    )
     parser.only(
         f"{trained} until full_precision workers", lambda a: not a.report, "with --report, which trains nothing"
     )
@@ -136,6 +139,8 @@ def check(args: argparse.Namespace) -> None:
             "folder, such as output/mini-sd")  # fmt: skip
     if args.velocity_from and args.velocity_from.resolve() == args.out.resolve():
         raise InputError(f"--out={args.out}: is --velocity_from's folder, which must not change; name a new one")
+    if args.stage and args.generator.resolve() == args.out.resolve():
+        raise InputError(f"--out={args.out}: is --generator's folder, which must not change; name a new one")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -45,7 +45,8 @@ class PlainJointAttention:
     ) -> tuple[Tensor, Tensor]:
         pairs = ((attn.to_q, attn.add_q_proj), (attn.to_k, attn.add_k_proj), (attn.to_v, attn.add_v_proj))
         q, k, v = (
-            split(torch.cat([image(hidden_states), text(encoder_hidden_states)], 1), attn.heads) for image, text in pairs
+            split(torch.cat([image(hidden_states), text(encoder_hidden_states)], 1), attn.heads)
+            for image, text in pairs
         )
         scores = torch.bmm(q * q.shape[-1] ** -0.5, k.transpose(1, 2))
         if repeats > 1:
@@ -97,8 +98,8 @@ def build_flow(
 
 @dataclass
 class Text:
-    """What the pipeline's `encode_prompt` gives for captions: states (N,L,2D), the first encoder's beside the second's,
-    and pooled (N,2D). mini-flow's two encoders are the same one, so only one half is kept.
+    """The result of the pipeline's `encode_prompt` for captions: states (N,L,2D), the first encoder's next to the
+    second's, and pooled (N,2D). mini-flow's two encoders are the same one, so only one half is kept.
     """
 
     states: Tensor  # (N,L,D)
@@ -116,14 +117,17 @@ def with_projection(encoder: CLIPTextModel) -> CLIPTextModelWithProjection:
     state = {PREFIX + key.removeprefix(PREFIX): weight for key, weight in encoder.state_dict().items()}
     missing, unknown = whole.load_state_dict(state | {"text_projection.weight": torch.eye(width)}, strict=False)
     if unknown or any(not key.endswith("position_ids") for key in missing):
-        raise ValueError(f"this version of transformers names a text encoder's weights otherwise: {missing}, {unknown}")
+        raise ValueError(
+            f"this version of transformers names a text encoder's weights otherwise: {missing}, {unknown}"
+        )
     return whole.requires_grad_(False).eval()
 
 
 @torch.no_grad()
 def encode_text(encoder: CLIPTextModelWithProjection, tokens: Tensor) -> Text:
-    """Of token ids (N,L). As in Stable Diffusion 3: states before the last layer, and the state of the end, projected
-    (arXiv 2403.03206, section 4)."""
+    """States and pooled state of token ids (N,L), as in Stable Diffusion 3 (arXiv 2403.03206, section 4): those before
+    the last layer, and that of the end of the text, projected.
+    """
     found = [encoder(part, output_hidden_states=True) for part in tokens.split(256)]
     return Text(torch.cat([each.hidden_states[-2] for each in found]), torch.cat([each.text_embeds for each in found]))
 
@@ -138,7 +142,14 @@ def cached_text(encoder: CLIPTextModelWithProjection, data: Latents, folder: Pat
 
 
 def flow_stage(
-    transformer: SD3Transformer2DModel, data: Latents, text: Text, vae, folder: Path, batch: int, half: bool, **settings
+    transformer: SD3Transformer2DModel,
+    data: Latents,
+    text: Text,
+    vae,
+    folder: Path,
+    batch: int,
+    half: bool,
+    **settings,
 ) -> Stage:
     """Train `transformer` on `data` and `text`, the captions of `cached_text`."""
 
@@ -157,8 +168,8 @@ def flow_stage(
 def flow_loss(transformer: SD3Transformer2DModel, data: Latents, text: Text, batch: int, rng: Generator) -> Tensor:
     """mse of the velocity eps - z0, a scalar in fp32.
 
-    Half of the batches have the pipeline's ABSENT zeros after the text, and half do not: it samples with both
-    (`max_sequence_length` 256, its default, and 0), and without them a LoRA trains several times as fast.
+    Half of the batches have the pipeline's ABSENT zeros after the text, and half do not: they are its default, and
+    without them (no T5, `max_sequence_length` 0) sampling and the training of a LoRA are several times as fast.
     """
     chosen = torch.randint(len(data.mean), (batch,), generator=rng)
     z0 = data.draw(chosen, rng)

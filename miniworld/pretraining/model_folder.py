@@ -101,7 +101,8 @@ def save_flow(
     pipeline = StableDiffusion3Pipeline(transformer, scheduler, vae, encoder, parts.tokenizer, encoder,
         parts.tokenizer, nothing, parts.tokenizer)  # fmt: skip
     pipeline.save_config(folder)
-    settings = {"learning_rate": LEARNING_RATE, "timestep": FLOW_TIME, "resolution": vae.config.sample_size}
+    resolution = transformer.config.sample_size * pipeline.vae_scale_factor
+    settings = {"learning_rate": LEARNING_RATE, "timestep": FLOW_TIME, "resolution": resolution}
     (folder / RECOMMENDED).write_text(json.dumps(settings, indent=2) + "\n")
 
 

@@ -38,6 +38,7 @@ TITLES = {
     MORE: "text encoder and UNet, continued",
     f"ip2p-{MORE}": "UNet with an image as input, trained again",
     VELOCITY: "text encoder and UNet, from noise to velocity",
+    "flow": "flow transformer",
     "gan": "generator and discriminator",
     "ar": "transformer",
     "teacher": "network",
@@ -151,14 +152,14 @@ def distance_gates(along: dict) -> list[Gate]:
     return gates
 
 
-def trend(along: dict) -> str:
-    """Distances per level during training, as a Markdown table."""
+def trend(along: dict, unit: str = "UNet steps") -> str:
+    """Distances per level during training, as a Markdown table. unit: of the first column."""
     rows = []
     for name in sorted(along, key=lambda name: (0, int(name), "") if name.isdigit() else (1, 0, name)):
         levels = along[name]
         rows.append(f"| {name} | {' | '.join(f'{value:.1f}' for value in (*levels, sum(levels) / len(levels)))} |")
     head = f"Sliced Wasserstein distance x 1000, {DRAWN} samples without guidance against as many scenes:"
-    return "\n".join([head, "", "| UNet steps | 64 px | 32 px | 16 px | mean |", "|---|---|---|---|---|", *rows])
+    return "\n".join([head, "", f"| {unit} | 64 px | 32 px | 16 px | mean |", "|---|---|---|---|---|", *rows])
 
 
 def hours(work: Path, stages: tuple[str, ...]) -> str:
