@@ -177,11 +177,12 @@ def hours(work: Path, stages: tuple[str, ...]) -> str:
     return "\n".join(["| stage | steps | hours |", "|---|---|---|", *rows]) if rows else ""
 
 
-def write_card(path: Path, text: str) -> None:
+def write_card(path: Path, text: str, marks: tuple[str, str] = (BEGIN, END)) -> None:
     """Put the text between the card's two marks; the rest of the card is hand-written."""
-    card = path.read_text() if path.exists() else f"{BEGIN}\n{END}\n"
-    before, rest = card.split(BEGIN)
-    path.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.split(END)[1]}")
+    begin, end = marks
+    card = path.read_text() if path.exists() else f"{begin}\n{end}\n"
+    before, rest = card.split(begin)
+    path.write_text(f"{before}{begin}\n\n{text}\n\n{end}{rest.split(end)[1]}")
 
 
 def write_velocity_card(folder: Path, generator: Path, batch: int, stage: Stage) -> None:
