@@ -25,6 +25,7 @@ from miniworld.pretraining.flow import (
     velocity,
     with_projection,
 )
+from miniworld.pretraining.flow_report import LORA_MARKS
 from miniworld.pretraining.generator import tokenize
 from miniworld.pretraining.model_folder import FLOW_TIME, TIMESTEP
 from miniworld.pretraining.report import write_card
@@ -42,7 +43,6 @@ from utils.system.compute import slow_bf16
 
 TASK, LABELS = "normal", 300
 TIMES_TRIED = (50, 200, 400, 700)  # thousandths
-MARKS = "<!-- lora -->", "<!-- end of lora -->"
 
 
 @dataclass
@@ -102,7 +102,7 @@ def main(argv: list[str] | None = None) -> None:
         ]
         lines.append((title, with_interval(np.array(each, float))))
     text = table((f"LoRA of rank {usual.rank}, {args.steps} steps of 8 labels", "mean angle, degrees"), lines)
-    write_card(args.flow / "README.md", text, MARKS)
+    write_card(args.flow / "README.md", text, LORA_MARKS)
     print(text)
 
 

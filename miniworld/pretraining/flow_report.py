@@ -16,6 +16,8 @@ from miniworld.pretraining.model_folder import load_generator
 from miniworld.pretraining.report import BEGIN, DRAWN, END, SHOWN, TRAILING, hours, trend, write_card
 from miniworld.pretraining.wasserstein import sliced_wasserstein
 
+LORA_MARKS = "<!-- lora -->", "<!-- end of lora -->"  # studies/flow.py writes its table between them
+
 CARD = """---
 license: apache-2.0
 library_name: diffusers
@@ -71,6 +73,14 @@ not trained. A step takes about 13 milliseconds of one CPU core per image.
 {begin}
 {end}
 
+## LoRAs on it
+
+`python -m studies.flow` trains LoRAs for normals on all of its linear layers. The network is given the image's latents
+without noise at a time s, and its output is read as the map's latents. Mean angle on 100 unseen scenes:
+
+{begin_lora}
+{end_lora}
+
 ## Licence
 
 Apache-2.0, like the project.
@@ -114,6 +124,8 @@ def card_of(out: Path, generator: Path, transformer: SD3Transformer2DModel) -> s
         absent=ABSENT,
         begin=BEGIN,
         end=END,
+        begin_lora=LORA_MARKS[0],
+        end_lora=LORA_MARKS[1],
     )
 
 
