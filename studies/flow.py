@@ -1,4 +1,4 @@
-"""What a LoRA gets out of the flow transformer, next to mini-sd and to random weights: the second half of its gates.
+"""LoRAs on the flow transformer, compared with LoRAs on mini-sd and on random weights: the second half of its gates.
 
     python -m studies.flow
 
