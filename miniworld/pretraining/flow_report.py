@@ -108,8 +108,8 @@ Unless stated otherwise: 300 labels, batches of 8, learning rate 4e-3 falling to
 | the same | 32,768 | 200 steps, rate 8e-3 | 27.5 |
 
 At 6,144 images patch size, depth, heads and rank make no difference, and training all weights hardly any. A longer
-pretraining and a longer training of the LoRA help. Patches of 1x1 take 3.4 times as long per image. Networks this young
-may hide differences that appear later: mini-sd's snapshots before 6,400 images do as badly as a random UNet.
+pretraining and a longer training of the LoRA help. Patches of 1x1 take 3.4 times as long per image. Networks this
+young may hide differences that appear later: mini-sd's snapshots before 6,400 images do as badly as a random UNet.
 
 ## Licence
 
