@@ -4,12 +4,14 @@
     python -m miniworld.pretrain --out miniworld/mini-sd --report   # measure what is there
     python -m miniworld.pretrain --continue_from miniworld/mini-sd --out output/mini-sd        # train it further
     python -m miniworld.pretrain --velocity_from miniworld/mini-sd --out miniworld/mini-sd-2     # to predict velocity
+    python -m miniworld.pretrain --stage flow     # a flow transformer on mini-sd's VAE and text encoder: mini-flow
 
 The stages, each a module of `miniworld.pretraining`, are the VAE, then its decoder alone (`vae`), text encoder and
 UNet together (`generator`), and a UNet with an image as a second input (`editor`), saved next to --out as mini-ip2p.
 An existing generator can be trained further, with its own editor, or turned into one that predicts velocity
-(`continued`). Checkpoints, logs, sample sheets and snapshots of the UNet are written to --work. After an interruption
-the same command resumes.
+(`continued`). A flow transformer learns from an existing generator's latents and text encoder (`flow`). Checkpoints,
+logs, sample sheets and snapshots are written to --work. After an interruption the same command resumes, and with a
+number of steps that is already done it writes the folder from the last checkpoint.
 """
 
 import argparse
@@ -24,9 +26,19 @@ from diffusers import AutoencoderKL
 
 from miniworld.pretraining.continued import MORE, VELOCITY, continued_stage, latents_of, velocity_stage
 from miniworld.pretraining.editor import build_editor, editor_stage
+from miniworld.pretraining.flow import NAME as FLOW
+from miniworld.pretraining.flow import build_flow, cached_text, flow_stage, with_projection
+from miniworld.pretraining.flow_report import report_flow
 from miniworld.pretraining.generator import Latents, Parts, build_generator, encode_images, generator_stage
 from miniworld.pretraining.image_cache import cached_images
-from miniworld.pretraining.model_folder import EDITOR, load_generator, save_editor, save_generator, save_velocity
+from miniworld.pretraining.model_folder import (
+    EDITOR,
+    load_generator,
+    save_editor,
+    save_flow,
+    save_generator,
+    save_velocity,
+)
 from miniworld.pretraining.report import report, write_velocity_card
 from miniworld.pretraining.stage import run_stage, snapshot_steps
 from miniworld.pretraining.vae import build_mini_vae, decoder_stage, enlarge, vae_stage
@@ -48,8 +60,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add(
         "--out",
         type=path_flag,
-        default=Path("miniworld/mini-sd"),
-        help="Stable Diffusion folder; mini-ip2p is written next to it",
+        help="Stable Diffusion folder; mini-ip2p is written next to it (default: miniworld/mini-sd; with --stage flow "
+        "miniworld/mini-flow)",
     )
     add(
         "--work",
@@ -61,6 +73,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "an editor for it; --out must be in another folder")  # fmt: skip
     add("--velocity_from", type=path_flag, metavar="FOLDER", help="train this generator to predict velocity, for "
         "--velocity_steps; --out borrows its VAE by relative links")  # fmt: skip
+    add("--stage", choices=[FLOW], help="train this stage alone: a flow transformer, for --flow_steps; --out borrows "
+        "--generator's VAE and tokenizer by relative links")  # fmt: skip
+    add("--generator", type=path_flag, default=Path("miniworld/mini-sd"), metavar="FOLDER", help="generator whose "
+        "latents and text encoder --stage flow is trained on")  # fmt: skip
     add("--report", action="store_true", help="train nothing: measure what is in --out and --work")
     add(
         "--sheet",
@@ -73,6 +89,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--unet_steps", type=int, default=5000, help="steps of text encoder and UNet")
     add("--ip2p_steps", type=int, default=600, help="steps of the editor, the UNet with an image as input")
     add("--velocity_steps", type=int, default=700, help="steps of a generator that learns to predict velocity")
+    add("--flow_steps", type=int, default=5000, help="steps of the flow transformer")
     add("--vae_scenes", type=int, default=4096, help="images for the VAE")
     add("--scenes", type=int, default=24576, help="images for the UNets")
     add("--vae_batch", type=int, default=16, help="images per step of the VAE; at first, crops of half the side")
@@ -80,33 +97,42 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--full_precision", action="store_true", help="float32 instead of bfloat16 autocast")
     add("--workers", type=int, default=os.cpu_count(), help="rendering processes")
     add("--seed", type=int, default=0, help="seed of images, weights, batches and noise")
-    trained = "unet_steps vae_steps decoder_steps ip2p_steps velocity_steps vae_scenes scenes vae_batch batch"
+    trained = (
+        "unet_steps vae_steps decoder_steps ip2p_steps velocity_steps flow_steps vae_scenes scenes vae_batch batch"
+    )
     parser.only(
         f"{trained} until full_precision workers", lambda a: not a.report, "with --report, which trains nothing"
     )
     parser.only(
-        "vae_steps decoder_steps vae_scenes vae_batch", _from_scratch, "with --continue_from and --velocity_from"
+        "vae_steps decoder_steps vae_scenes vae_batch",
+        _from_scratch,
+        "with --continue_from, --velocity_from and --stage",
     )
-    parser.only("unet_steps ip2p_steps until", lambda a: not a.velocity_from, "with --velocity_from")
+    parser.only(
+        "unet_steps ip2p_steps until", lambda a: not (a.velocity_from or a.stage), "with --velocity_from and --stage"
+    )
     parser.only("velocity_steps", lambda a: a.velocity_from, "without --velocity_from")
+    parser.only("flow_steps generator", lambda a: a.stage, "without --stage flow")
     reported = "with --until before ip2p, after which nothing is reported"
     parser.only("sheet", lambda a: a.report or a.velocity_from or a.until == "ip2p", reported)
     args = parser.parse_args(argv)
+    args.out = args.out or Path("miniworld") / ("mini-flow" if args.stage else "mini-sd")
     check(args)
     args.sheet = args.sheet or Path("docs") / f"{args.out.name}-samples.png"
     return args
 
 
 def _from_scratch(args: argparse.Namespace) -> bool:
-    return not (args.continue_from or args.velocity_from)
+    return not (args.continue_from or args.velocity_from or args.stage)
 
 
 def check(args: argparse.Namespace) -> None:
     """InputError for flags that exclude each other, or a generator that does not exist."""
-    if args.continue_from and args.velocity_from:
-        raise InputError("--continue_from and --velocity_from exclude each other: leave one out")
-    for name in ("continue_from", "velocity_from"):
-        folder = getattr(args, name)
+    chosen = [f"--{name}" for name in ("continue_from", "velocity_from", "stage") if getattr(args, name)]
+    if len(chosen) > 1:
+        raise InputError(f"{' and '.join(chosen)} exclude each other: leave one out")
+    for name in ("continue_from", "velocity_from", "generator"):
+        folder = getattr(args, name) if name != "generator" or args.stage else None
         if folder and not (folder / "model_index.json").is_file():
             raise InputError(f"--{name}={folder}: not a Stable Diffusion folder (it has no model_index.json)")
     if args.continue_from and args.continue_from.resolve().parent == args.out.resolve().parent:
@@ -114,6 +140,8 @@ def check(args: argparse.Namespace) -> None:
             "folder, such as output/mini-sd")  # fmt: skip
     if args.velocity_from and args.velocity_from.resolve() == args.out.resolve():
         raise InputError(f"--out={args.out}: is --velocity_from's folder, which must not change; name a new one")
+    if args.stage and args.generator.resolve() == args.out.resolve():
+        raise InputError(f"--out={args.out}: is --generator's folder, which must not change; name a new one")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -124,13 +152,17 @@ def main(argv: list[str] | None = None) -> None:
     if not args.full_precision:
         warn_of_slow_bf16(torch.bfloat16, "cpu", "--full_precision")
     if not args.report:
-        if args.velocity_from:
+        if args.stage:
+            train_flow(args)
+        elif args.velocity_from:
             train_velocity(args)
         elif args.continue_from:
             train_further(args)
         else:
             train(args)
-    if args.report or args.velocity_from or args.until == "ip2p":
+    if args.stage:
+        report_flow(args.out, args.generator, args.work, args.sheet, args.seed)
+    elif args.report or args.velocity_from or args.until == "ip2p":
         report(args.out, args.work, args.sheet, args.seed, MORE if args.continue_from else "unet")
 
 
@@ -192,6 +224,20 @@ def train_velocity(args: argparse.Namespace) -> None:
     run_stage(stage)
     save_velocity(args.out, args.velocity_from, parts, vae)
     write_velocity_card(args.out, args.velocity_from, args.batch, stage)
+
+
+def train_flow(args: argparse.Namespace) -> None:
+    """Train a flow transformer on an existing generator's latents and text encoder."""
+    parts, vae, _, data = open_generator(args.generator, args)
+    encoder = with_projection(parts.text_encoder)
+    text = cached_text(encoder, data, args.work / "latents")
+    torch.manual_seed(args.seed)
+    transformer = build_flow(encoder.config.hidden_size, parts.unet.config.sample_size)
+    settings = {"steps": args.flow_steps, "learning_rate": 1e-3, "seed": args.seed, "ema_decay": 0.999}
+    settings |= {"snapshots": snapshot_steps(args.flow_steps), "save_every": 50}
+    folder, half = args.work / FLOW, not args.full_precision
+    run_stage(flow_stage(transformer, data, text, vae, folder, args.batch, half, **settings))
+    save_flow(args.out, args.generator, transformer, encoder, parts, vae)
 
 
 def open_generator(folder: Path, args: argparse.Namespace) -> tuple[Parts, AutoencoderKL, np.ndarray, Latents]:

@@ -8,8 +8,17 @@ import os
 from copy import deepcopy
 from pathlib import Path
 
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from safetensors.torch import save_file
+from torch import nn
+from transformers import CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
 from miniworld.pretraining.generator import Parts, predicts_velocity, quick
 from miniworld.pretraining.random_sd import save_pipeline, save_text_encoder
@@ -18,6 +27,7 @@ from utils.training.args import RECOMMENDED
 
 LEARNING_RATE, TIMESTEP = 4e-3, 400  # recommended for LoRAs: see docs/paper_questions.md, question 5
 EDITOR = "mini-ip2p"  # next to the generator it started from
+FLOW_TIME = 0.4  # the same for a flow transformer, in 0..1: see mini-flow's card
 SHARED = ("scheduler", "text_encoder", "tokenizer", "vae")
 SHARED_BY_VELOCITY = ("tokenizer", "vae")
 
@@ -73,13 +83,62 @@ def save_editor(folder: Path, generator: Path, editor: UNet2DConditionModel) -> 
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
+def save_flow(
+    folder: Path,
+    generator: Path,
+    transformer: SD3Transformer2DModel,
+    encoder: CLIPTextModelWithProjection,
+    parts: Parts,
+    vae: AutoencoderKL,
+) -> None:
+    """Write a StableDiffusion3Pipeline: its own transformer in float16 and text encoder in float32, with relative
+    links from the second text encoder to the first, and to the generator's tokenizer and its VAE's weights.
+
+    The pipeline opens only with a third text encoder, and adds the VAE's shift. So there is a T5 without layers, whose
+    states are the zeros that the pipeline itself takes when T5 is left out, and a VAE's configuration with shift 0.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    deepcopy(transformer).half().save_pretrained(folder / "transformer")
+    encoder.save_pretrained(folder / "text_encoder")
+    scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000)
+    scheduler.save_pretrained(folder / "scheduler")
+    config = {key: value for key, value in vae.config.items() if key != "_name_or_path"}
+    vae = AutoencoderKL.from_config(config | {"shift_factor": 0.0})
+    vae.save_config(folder / "vae")
+    link(folder / "vae", generator / "vae", ("diffusion_pytorch_model.safetensors",))
+    nothing = build_empty_t5(len(parts.tokenizer), transformer.config.joint_attention_dim)
+    nothing.save_pretrained(folder / "text_encoder_3")
+    link_to(folder / "text_encoder_2", folder / "text_encoder")
+    for name in ("tokenizer", "tokenizer_2", "tokenizer_3"):
+        link_to(folder / name, generator / "tokenizer")
+    pipeline = StableDiffusion3Pipeline(transformer, scheduler, vae, encoder, parts.tokenizer, encoder,
+        parts.tokenizer, nothing, parts.tokenizer)  # fmt: skip
+    pipeline.save_config(folder)
+    resolution = transformer.config.sample_size * pipeline.vae_scale_factor
+    settings = {"learning_rate": LEARNING_RATE, "timestep": FLOW_TIME, "resolution": resolution}
+    (folder / RECOMMENDED).write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def build_empty_t5(words: int, width: int) -> T5EncoderModel:
+    """Token ids (B,L) below `words` -> zeros (B,L,width)."""
+    config = T5Config(vocab_size=words, d_model=width, num_layers=0, d_kv=1, num_heads=1, d_ff=1)
+    encoder = T5EncoderModel(config)
+    for weight in encoder.parameters():
+        nn.init.zeros_(weight)
+    return encoder
+
+
 def link(folder: Path, generator: Path, parts: tuple[str, ...]) -> None:
     """Make relative links in `folder` to these parts of `generator`, replacing older links."""
     for part in parts:
-        path = folder / part
-        if path.is_symlink():
-            path.unlink()
-        path.symlink_to(Path(os.path.relpath(generator.resolve() / part, folder.resolve())), target_is_directory=True)
+        link_to(folder / part, generator / part)
+
+
+def link_to(path: Path, target: Path) -> None:
+    """Make `path` a relative link to `target`, replacing an older link."""
+    if path.is_symlink():
+        path.unlink()
+    path.symlink_to(os.path.relpath(target.resolve(), path.parent.resolve()), target_is_directory=target.is_dir())
 
 
 def load_generator(folder: Path) -> tuple[Parts, AutoencoderKL]:

@@ -38,6 +38,7 @@ TITLES = {
     MORE: "text encoder and UNet, continued",
     f"ip2p-{MORE}": "UNet with an image as input, trained again",
     VELOCITY: "text encoder and UNet, from noise to velocity",
+    "flow": "flow transformer",
     "gan": "generator and discriminator",
     "ar": "transformer",
     "teacher": "network",
@@ -153,14 +154,14 @@ def distance_gates(along: dict) -> list[Gate]:
     return gates
 
 
-def trend(along: dict) -> str:
-    """Distances per level during training, as a Markdown table."""
+def trend(along: dict, unit: str = "UNet steps") -> str:
+    """Distances per level during training, as a Markdown table. unit: of the first column."""
     rows = []
     for name in sorted(along, key=lambda name: (0, int(name), "") if name.isdigit() else (1, 0, name)):
         levels = along[name]
         rows.append(f"| {name} | {' | '.join(f'{value:.1f}' for value in (*levels, sum(levels) / len(levels)))} |")
     head = f"Sliced Wasserstein distance x 1000, {DRAWN} samples without guidance against as many scenes:"
-    return "\n".join([head, "", "| UNet steps | 64 px | 32 px | 16 px | mean |", "|---|---|---|---|---|", *rows])
+    return "\n".join([head, "", f"| {unit} | 64 px | 32 px | 16 px | mean |", "|---|---|---|---|---|", *rows])
 
 
 def hours(work: Path, stages: tuple[str, ...]) -> str:
@@ -178,11 +179,12 @@ def hours(work: Path, stages: tuple[str, ...]) -> str:
     return "\n".join(["| stage | steps | hours |", "|---|---|---|", *rows]) if rows else ""
 
 
-def write_card(path: Path, text: str) -> None:
+def write_card(path: Path, text: str, marks: tuple[str, str] = (BEGIN, END)) -> None:
     """Put the text between the card's two marks; the rest of the card is hand-written."""
-    card = path.read_text() if path.exists() else f"{BEGIN}\n{END}\n"
-    before, rest = card.split(BEGIN)
-    path.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.split(END)[1]}")
+    begin, end = marks
+    card = path.read_text() if path.exists() else f"{begin}\n{end}\n"
+    before, rest = card.split(begin)
+    path.write_text(f"{before}{begin}\n\n{text}\n\n{end}{rest.split(end)[1]}")
 
 
 def write_velocity_card(folder: Path, generator: Path, batch: int, stage: Stage) -> None:

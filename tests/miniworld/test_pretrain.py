@@ -20,6 +20,7 @@ from miniworld.pretraining import editor, generator, report
 from miniworld.pretraining.augment import recolour, turn
 from miniworld.pretraining.continued import velocity_stage
 from miniworld.pretraining.editor import build_editor, editor_stage
+from miniworld.pretraining.flow import build_flow, cached_text, flow_stage, with_projection
 from miniworld.pretraining.gates import unseen_scenes, vae_gates
 from miniworld.pretraining.generator import (
     Parts,
@@ -89,6 +90,13 @@ def tiny_stage(name: str, folder: Path, pairs, steps: int = 6):
     if name == "velocity":
         return velocity_stage(parts, data, vae, folder / name, 4, True, **settings)
     parts.text_encoder.requires_grad_(False)
+    if name == "flow":
+        transformer, encoder = (
+            build_flow(64, SIDE // 4, width=16, layers=2, heads=2),
+            with_projection(parts.text_encoder),
+        )
+        text = cached_text(encoder, data, folder)
+        return flow_stage(transformer, data, text, vae, folder / name, 4, True, snapshots=(2, 6), **settings)
     return editor_stage(build_editor(parts.unet), parts, vae, pairs[0], data, folder / name, 4, True, **settings)
 
 
@@ -132,7 +140,9 @@ def test_no_stage_can_see_a_map(tmp_path, monkeypatch):
     monkeypatch.setattr(pretrain, "SIZE", SIDE)
     monkeypatch.setattr(pretrain, "build_mini_vae", partial(build_mini_vae, (8, 8, 8), 4))
     monkeypatch.setattr(pretrain, "build_generator", tiny_parts)
-    monkeypatch.setattr(pretrain, "report", lambda *args: None)
+    monkeypatch.setattr(pretrain, "build_flow", partial(build_flow, width=16, layers=2, heads=2))
+    for name in ("report", "report_flow"):
+        monkeypatch.setattr(pretrain, name, lambda *args: None)
     words = ["--out", tmp_path / "mini-sd", "--work", tmp_path / "work", "--workers", 1]
     words += ["--batch", 4, "--scenes", 16]
     vae_words = ["--vae_batch", 4, "--vae_scenes", 16, "--vae_steps", 2, "--decoder_steps", 2]
@@ -152,6 +162,9 @@ def test_no_stage_can_see_a_map(tmp_path, monkeypatch):
     for folder in (on, velocity):
         assert (load_generator(folder)[0].unet.conv_in.weight != load_generator(base)[0].unet.conv_in.weight).any()
     assert (tmp_path / "on" / "mini-ip2p" / "text_encoder").resolve() == (on / "text_encoder").resolve()
+    flow = ["--stage", "flow", "--generator", base, "--flow_steps", 2, *words, "--out", tmp_path / "mini-flow"]
+    pretrain.main([str(word) for word in flow])
+    assert (tmp_path / "mini-flow" / "model_index.json").exists()
     pretrain.main([str(word) for word in to_velocity])  # nothing left to do
     with pytest.raises(InputError, match="started from another generator"):  # it would end where the first one did
         pretrain.main([str(word) for word in (*words, *velocity_words, "--velocity_from", on, "--out", velocity)])
@@ -340,7 +353,7 @@ def test_what_would_spoil_a_generator_is_refused(words, message, tiny_folder):
 # Resuming
 
 
-@pytest.mark.parametrize("name", ["vae", "decoder", "unet", "ip2p", "velocity"])
+@pytest.mark.parametrize("name", ["vae", "decoder", "unet", "ip2p", "velocity", "flow"])
 def test_a_resumed_stage_ends_where_an_uninterrupted_one_does(name, tmp_path, pairs):
     whole = tiny_stage(name, tmp_path / "whole", pairs)
     run_stage(whole)
