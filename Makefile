@@ -3,6 +3,7 @@
 # make demo-all: the same for all four intrinsics, in a single step and by diffusion
 # make test: the tests, but for the slow ones
 # make test-slow: the slow ones: kills, launchers, compiled training, studies, notebook, recipe, the app in a browser
+# make mutants: 60 small faults in the code, one at a time, and the test that notices each (NUMBER=, SEED=, PATHS=)
 # make interop: LoRA files through diffusers of 2023 to today, writes the table in interop/README.md; full-size bases
 #   in one file
 # make comfyui COMFYUI_DIR=...: the workflows and nodes of integrations/comfyui in the real ComfyUI
@@ -14,7 +15,7 @@ PY := .venv/bin/python
 
 install: .venv/installed
 
-.PHONY: install demo demo-all test test-slow check fix interop comfyui blender figures bench-gpu clean
+.PHONY: install demo demo-all test test-slow mutants check fix interop comfyui blender figures bench-gpu clean
 
 demo: .venv/installed
 	$(PY) -m miniworld.demo --out demo
@@ -29,6 +30,9 @@ test: .venv/installed
 
 test-slow: .venv/installed
 	$(PY) -m pytest -n auto --dist worksteal -m "slow and not gpu"
+
+mutants: .venv/installed
+	$(PY) tests/mutants.py $(PATHS) $(if $(NUMBER),--number $(NUMBER)) $(if $(SEED),--seed $(SEED))
 
 check: .venv/installed
 	$(PY) -m ruff check .

@@ -769,3 +769,11 @@ def test_mirrored_and_exchanged_predictions_are_named_in_every_space_and_frame(t
         evaluate.main([*flags, *space, "--pred_dir", str(tmp_path / folder)])
         warnings = json.loads((tmp_path / "m.json").read_text())["warnings"]
         assert [words in line for line in warnings] == ([True] if words else []), (folder, warnings)
+
+
+def test_one_file_of_judgements_goes_to_the_one_prediction_of_its_name():
+    named = [pairs.Pair(name, None, None) for name in ("a/x", "a/y", "b/y")]
+    assert pairs.find_judgements(Path("x.json"), named) == {"a/x": Path("x.json")}
+    for ambiguous in ("y.json", "z.json"):
+        with pytest.raises(errors.InputError, match="one file for 3 predictions"):
+            pairs.find_judgements(Path(ambiguous), named)

@@ -18,6 +18,7 @@ from utils.kinds.axes import (
     unit_vectors,
 )
 from utils.kinds.colour import colour_evidence, colour_findings
+from utils.kinds.evidence import Evidence, odd_finding
 from utils.kinds.frames import FRAMES
 
 
@@ -150,6 +151,21 @@ def test_one_image_makes_it_likely_and_four_sure_unless_some_disagree(scenes):
     assert not normals_findings(wrong[:1])[0].sure and normals_findings(wrong[:4])[0].sure
     assert not normals_findings([*wrong, wrong[0], right[0]])[0].sure  # 7 of 8 agree
     assert normals_findings(wrong[:3] + right[3:]) == []
+
+
+@pytest.mark.parametrize(("odd", "images", "sure"), [(2, 4, None), (3, 4, False), (4, 4, True), (9, 10, True)])
+def test_an_oddity_needs_three_quarters_of_the_images(odd, images, sure):
+    evidence = [Evidence({}, odd=("bytes",) if number < odd else ()) for number in range(images)]
+    found = odd_finding(evidence, {"length": "not unit vectors", "bytes": "0 to 255"})
+    assert found is None if sure is None else (found.agree, found.images, found.sure) == (odd, images, sure)
+
+
+@pytest.mark.parametrize(("inverted", "sure"), [(7, None), (8, False), (9, True)])
+def test_an_inversion_is_sure_from_nine_of_ten_images(inverted, sure):
+    evidence = [Evidence({}, nearness=-1.0 if number < inverted else 0.0) for number in range(10)]
+    assert [(one.key, one.agree, one.sure) for one in depth_findings(evidence)] == (
+        [] if sure is None else [(("inverted",), inverted, sure)]
+    )
 
 
 def test_a_constant_or_random_map_is_not_turned_to_fit_the_truth():

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -14,10 +15,11 @@ from utils.image_io.colour_space import to_linear, to_srgb
 from utils.intrinsics import DEPTH, NORMAL
 from utils.kinds.alignment import align_depth, align_scale_shift, depth_metrics
 from utils.kinds.axes import convert_frame, to_frame, unit_vectors
+from utils.kinds.base import Rules
 from utils.kinds.colour import albedo_metrics, local_mse, ssim, whdr
-from utils.kinds.depth import kitti_window
+from utils.kinds.depth import DEPTH_RULES, kitti_window
 from utils.kinds.frames import FRAMES
-from utils.kinds.normals import ANGLE_BINS, angle_bins, angular_error, normal_metrics
+from utils.kinds.normals import ANGLE_BINS, BINS_PER_DEGREE, angle_bins, angular_error, normal_metrics
 
 RNG = np.random.default_rng(0)
 
@@ -382,6 +384,16 @@ def test_frames_convert_as_known_surfaces_do():
         np.testing.assert_array_equal(to_frame(convert_frame(normals, frame), frame), normals)
 
 
+def test_a_reports_depth_runs_from_white_at_the_2nd_percentile_to_black_at_the_98th():
+    gt = np.arange(1.0, 102.0)[None]
+    valid = gt < 101  # 1 to 100 metres: percentile p is 1 + 0.99 p
+    maps, text = DEPTH.map_kind.figures(gt + 96, gt, valid, Rules(DEPTH, "plain"))
+    assert text == "white 2.98 m, black 98.02 m"
+    grey = ((98.02 - gt) / (98.02 - 2.98))[..., None]
+    np.testing.assert_allclose(maps[1], np.repeat(grey, 3, axis=2))
+    np.testing.assert_allclose(maps[1] - maps[0], 96 / (98.02 - 2.98))
+
+
 def test_depth_crops():
     gt = np.full((480, 640), 3.0)
     assert DEPTH.map_kind.depth_valid(gt, "nyuv2").sum() == (471 - 45) * (601 - 41)
@@ -396,6 +408,21 @@ def test_depth_crops():
         kitti_window((300, 1242))
     assert center_window((768, 1024)) == (slice(0, 768), slice(128, 896))
     assert center_window((5, 4)) == (slice(0, 4), slice(0, 4))
+
+
+def test_depth_is_clipped_to_the_ranges_of_the_published_evaluation():
+    """Marigold (arXiv 2312.02145) and its released evaluation: metres, and which truth counts."""
+    ranges = {name: (rule.min_depth, rule.max_depth, rule.in_range) for name, rule in DEPTH_RULES.items()}
+    assert ranges == {
+        "plain": (None, None, False),
+        "diode": (0.6, 350, False),
+        "nyuv2": (1e-3, 10, True),
+        "kitti": (1e-5, 80, True),
+        "eth3d": (1e-5, math.inf, True),
+        "scannet": (1e-3, 10, True),
+    }
+    assert {name: rule.fit_side for name, rule in DEPTH_RULES.items() if rule.fit_side} == {"eth3d": 1024}
+    assert [name for name, rule in DEPTH_RULES.items() if rule.needs_mask] == ["diode"]
 
 
 def test_depth_validity():
@@ -419,6 +446,17 @@ def test_srgb_and_linear_are_inverse():
     assert to_linear(np.array(0.5)) == pytest.approx(0.21404114)
     values = np.linspace(-0.2, 1.5, 200)
     np.testing.assert_allclose(to_srgb(to_linear(values)), values, atol=1e-7)
+
+
+def test_validation_scores_the_angles_of_the_valid_pixels():
+    normal = torch.tensor([0.0, 0.0, -1.0]).view(3, 1, 1).repeat(1, 2, 3)
+    prediction, valid = normal.clone(), torch.ones(1, 2, 3, dtype=torch.bool)
+    prediction[:, 0, 1] = torch.tensor([0.0, -1.0, -1.0])  # 45 degrees off, and of another length
+    prediction[:, 1, 2] = 0  # points nowhere: 90 degrees
+    prediction[:, 1, 0], valid[0, 1, 0] = 1, False
+    scores = NORMAL.map_kind.score(prediction, normal, valid, "plain")
+    assert scores["mean"] == pytest.approx((45 + 90) / 5) and scores["below_5"] == pytest.approx(60)
+    assert NORMAL.map_kind.score(prediction, normal, valid & False, "plain") is None
 
 
 # Sets of images
@@ -465,6 +503,15 @@ def test_intervals_agree_with_a_plain_bootstrap(pooled):
         assert np.abs(np.array([low, high]) - expected).max() < 0.1 * width, key
     assert aggregation.intervals(scores, pooled, resamples=2000, seed=1) == found
     assert aggregation.intervals(scores, pooled, resamples=2000, seed=2) != found
+
+
+def test_a_histograms_median_is_linear_inside_its_bin():
+    counts = np.zeros((3, ANGLE_BINS), np.float32)
+    counts[0, 10] = 4  # half of them lie below the bin's middle
+    counts[1, 0] = 4  # the first bin has none before it
+    counts[2, 100:103] = 1, 4, 3  # 3 more than the 1 below reach half of 8
+    medians = aggregation._histogram_medians(counts)
+    assert medians == pytest.approx(np.array([10.5, 0.5, 101.75]) / BINS_PER_DEGREE)
 
 
 def test_intervals_of_equal_images_have_no_width():

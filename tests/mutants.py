@@ -1,0 +1,317 @@
+"""Mutants: small faults put into the code one at a time, to find those that no test notices.
+
+    python tests/mutants.py utils/kinds utils/objectives.py --number 60 --seed 0
+
+Works on a copy of HEAD. The tests run once as they are, which records the lines that each of them runs. A mutant then
+meets the tests that run its line. A line that no test runs, such as one read at import, meets the tests of the files
+that name its module and those that run anything of it. Files that name the module come first, then quick tests, up to
+--budget seconds. Each run is a fork of a process that has imported the libraries, but nothing of this project. What
+runs in other processes only (`fork` of tests/helpers.py, launchers) is not recorded.
+
+Prints a line per mutant. Those in tests/mutants_equivalent.toml change nothing that a test could see, and are not run.
+The exit status is 1 if fewer than 95 % of the others are killed.
+"""
+
+import argparse
+import ast
+import contextlib
+import importlib
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import tomllib
+import types
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+LIBRARIES = "torch numpy PIL.Image jinja2 hypothesis accelerate peft wandb tensorboard transformers.models.clip"
+LIBRARIES += " diffusers.pipelines.stable_diffusion diffusers.models.unets.unet_2d_condition"
+LEFT_OUT = ("annotation", "returns", "exc")  # types, and the words of errors
+SWAPS: dict[type, tuple[type, ...]] = {
+    **{ast.Lt: (ast.LtE, ast.Gt), ast.LtE: (ast.Lt, ast.GtE), ast.Gt: (ast.GtE, ast.Lt), ast.GtE: (ast.Gt, ast.LtE)},
+    **{ast.Eq: (ast.NotEq,), ast.NotEq: (ast.Eq,), ast.Is: (ast.IsNot,), ast.IsNot: (ast.Is,)},
+    **{ast.In: (ast.NotIn,), ast.NotIn: (ast.In,), ast.And: (ast.Or,), ast.Or: (ast.And,)},
+    **{ast.Add: (ast.Sub,), ast.Sub: (ast.Add,), ast.Mult: (ast.Div,), ast.Div: (ast.Mult,)},
+    **{ast.FloorDiv: (ast.Mult,), ast.Mod: (ast.Mult,), ast.Pow: (ast.Mult,)},
+    **{ast.BitAnd: (ast.BitOr,), ast.BitOr: (ast.BitAnd,)},
+}
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """`source` of the file at `path` with one fault, which changes the line `before` to `after`."""
+
+    path: str
+    line: int
+    before: str
+    after: str
+    source: bytes
+    span: range  # lines of the changed statement, of a block those of its head; empty where it runs at import
+
+
+def mutants_of(root: Path, path: str) -> Iterator[Mutant]:
+    """All mutants of a file. Text, annotations and what is raised stay as they are."""
+    source = (root / path).read_bytes()
+    starts = [0]
+    for line in source.splitlines(keepends=True):
+        starts.append(starts[-1] + len(line))
+    for node, span in nodes_of(ast.parse(source)):
+        first = starts[node.lineno - 1]
+        begin, end = first + node.col_offset, starts[node.end_lineno - 1] + node.end_col_offset
+        for text in faults_of(node):
+            mutated = source[:begin] + text.encode() + source[end:]
+            before, after = (whole[first:].split(b"\n")[0].decode().strip() for whole in (source, mutated))
+            yield Mutant(path, node.lineno, before, after, mutated, span)
+
+
+def nodes_of(node: ast.AST, span: range = range(0), in_function: bool = False) -> Iterator[tuple[Any, range]]:
+    """Every expression and statement that may be changed, with its `span`."""
+    if isinstance(node, ast.stmt) and in_function:
+        body = getattr(node, "body", None)
+        span = range(node.lineno, max(node.lineno + 1, body[0].lineno) if body else (node.end_lineno or 0) + 1)
+    if isinstance(node, (ast.expr, ast.stmt)):
+        yield node, span
+    for field, value in ast.iter_fields(node):
+        for child in value if isinstance(value, list) else [value]:
+            if isinstance(child, ast.AST) and not (isinstance(child, ast.JoinedStr) or field in LEFT_OUT):
+                inside = isinstance(node, (ast.FunctionDef, ast.Lambda)) and field == "body"
+                yield from nodes_of(child, span, in_function or inside)
+
+
+def faults_of(node: Any) -> Iterable[str]:
+    """Faults that may replace the node, as source text."""
+    match node:
+        case ast.Compare(left, [operator], right):
+            return [ast.unparse(ast.Compare(left, [swap()], right)) for swap in SWAPS[type(operator)]]
+        case ast.BinOp(ast.JoinedStr() | ast.Constant(str()), _, _) | ast.BinOp(
+            _, _, ast.JoinedStr() | ast.Constant(str())
+        ):
+            return []  # text: nothing but a TypeError would come of it
+        case ast.BinOp(left, operator, right):
+            return [f"({ast.unparse(ast.BinOp(left, swap(), right))})" for swap in SWAPS.get(type(operator), ())]
+        case ast.BoolOp(operator, values):
+            return [f"({ast.unparse(ast.BoolOp(swap(), values))})" for swap in SWAPS[type(operator)]]
+        case ast.AugAssign(target, operator, value):
+            return [ast.unparse(ast.AugAssign(target, swap(), value)) for swap in SWAPS.get(type(operator), ())]
+        case ast.UnaryOp(ast.Not(), operand):
+            return [f"({ast.unparse(operand)})"]
+        case ast.Constant(bool(value)):
+            return [str(not value)]
+        case ast.Constant(int(value)):
+            return [str(value + 1), f"({value - 1})"]
+        case ast.Constant(float(value)):
+            return [repr(2 * value or 1.0)]
+        case ast.Return(value) if value is not None and ast.unparse(value) != "None":
+            return ["return None"]
+        case ast.Expr(ast.Call()):
+            return ["pass"]
+    return []
+
+
+def is_text(node: ast.expr) -> bool:
+    """Arithmetic with text is left out: nothing but a TypeError would come of it."""
+    return isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Constant) and isinstance(node.value, str))
+
+
+class Recorder:
+    """A pytest plugin: name of each test that passes -> its seconds and the lines of `paths` that it runs."""
+
+    def __init__(self, root: Path, paths: Iterable[str]):
+        self.names, self.lines = {str(root / path): path for path in paths}, set()
+        self.passed: dict[str, dict] = {}
+
+    def step(self, frame, event, arg):
+        if (path := self.names.get(frame.f_code.co_filename)) is None:
+            return None
+        self.lines.add((path, frame.f_lineno))
+        return self.step
+
+    @pytest.hookimpl(hookwrapper=True)
+    def pytest_runtest_protocol(self, item):
+        self.lines, begin = set(), time.monotonic()
+        threading.settrace(self.step)
+        sys.settrace(self.step)
+        yield
+        sys.settrace(None)
+        if item.nodeid in self.passed:
+            self.passed[item.nodeid] = {"seconds": time.monotonic() - begin, "lines": sorted(self.lines)}
+
+    def pytest_runtest_logreport(self, report):
+        if report.when == "call" and report.passed:
+            self.passed[report.nodeid] = {}
+        elif report.failed:
+            self.passed.pop(report.nodeid, None)
+
+
+class Chosen:
+    """A pytest plugin: the tests `names` alone and in their order; `killer`: the first that fails."""
+
+    def __init__(self, names: list[str]):
+        self.rank, self.killer = {name: number for number, name in enumerate(names)}, ""
+
+    def pytest_collection_modifyitems(self, items):
+        items[:] = [item for item in items if item.nodeid in self.rank]
+        items.sort(key=lambda item: self.rank[item.nodeid])
+
+    def pytest_runtest_logreport(self, report):
+        if report.failed:
+            self.killer = self.killer or report.nodeid
+
+
+def in_fork(root: Path, timeout: float, run: Callable[[], object]) -> Any:
+    """The result (JSON) of `run` in a fork whose current folder is `root`; None where it crashes or takes too long."""
+    result = root.parent / "result.json"
+    result.unlink(missing_ok=True)
+    if not (child := os.fork()):
+        os.setsid()
+        os.chdir(root)
+        sys.path[:0] = [str(root), str(root / "tests")]
+        sys.modules["__main__"] = types.ModuleType("__main__")  # what a test spawns would import this file again
+        output = os.open(root.parent / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        result.write_text(json.dumps(run()))
+        os._exit(0)
+    deadline = time.monotonic() + timeout
+    while not os.waitpid(child, os.WNOHANG)[0]:
+        if time.monotonic() > deadline:
+            os.kill(child, signal.SIGKILL)
+            deadline = float("inf")
+        time.sleep(0.05)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)  # what the tests left running
+    return json.loads(result.read_text()) if result.exists() else None
+
+
+def run_pytest(root: Path, plugin: object, *words: str) -> int:
+    fast = ["-q", "-m", "not slow and not gpu", "-p", "no:cacheprovider", f"--basetemp={root.parent / 'tests'}"]
+    return pytest.main([*words, *fast], [plugin])
+
+
+def record(root: Path, paths: Iterable[str], tests: list[str]) -> dict[str, dict]:
+    """See Recorder. Leaves if no test passes."""
+
+    def run() -> object:
+        recorder = Recorder(root, paths)
+        run_pytest(root, recorder, *tests)
+        return recorder.passed
+
+    return in_fork(root, 7200, run) or sys.exit((root.parent / "output.txt").read_text()[-2000:])
+
+
+def tests_for(root: Path, mutant: Mutant, recorded: dict[str, dict], budget: float) -> list[str]:
+    """The tests that the mutant meets, in their order: see the top of this file."""
+    *package, name = mutant.path.removesuffix(".py").removesuffix("/__init__").split("/")
+    module = rf"{'.'.join([*package, name])}\b|from {'.'.join(package)} import .*\b{name}\b"
+    files = {test.split("::")[0] for test in recorded}
+    own = {file for file in files if re.search(module, (root / file).read_text())}
+    runs = {test: {line for path, line in one["lines"] if path == mutant.path} for test, one in recorded.items()}
+    chosen = [test for test in recorded if not runs[test].isdisjoint(mutant.span)]
+    chosen = chosen or [test for test in recorded if runs[test] or test.split("::")[0] in own]
+    quickest: dict[str, float] = {}
+    for test in chosen:
+        file, seconds = test.split("::")[0], recorded[test]["seconds"]
+        quickest[file] = min(seconds, quickest.get(file, seconds))
+
+    def rank(test: str) -> tuple:
+        file = test.split("::")[0]
+        return file not in own, quickest[file], file, recorded[test]["seconds"]  # a file's fixtures are made once
+
+    names = []
+    for test in sorted(chosen, key=rank):
+        if recorded[test]["seconds"] <= budget:
+            names.append(test)
+            budget -= recorded[test]["seconds"]
+    return names
+
+
+def meet(root: Path, mutant: Mutant, names: list[str], number: int) -> str:
+    """The first of the tests `names` that fails on the mutant; empty: it survives. number: another one each time."""
+
+    def run() -> object:
+        chosen = Chosen(names)
+        status = run_pytest(root, chosen, "-x", *dict.fromkeys(name.split("::")[0] for name in names))
+        return chosen.killer or ("" if status == 0 else f"pytest's status {status}")
+
+    path = root / mutant.path
+    original, times = path.read_bytes(), path.stat()
+    path.write_bytes(mutant.source)
+    os.utime(path, (times.st_atime, times.st_mtime + 10 * (number + 1)))  # Python compares it with the compiled file's
+    killer = in_fork(root, 600, run)
+    path.write_bytes(original)
+    os.utime(path, (times.st_atime, times.st_mtime))
+    return "crash or timeout" if killer is None else killer
+
+
+def sample(root: Path, paths: list[str], number: int, seed: int) -> list[Mutant]:
+    """`number` mutants of files and folders, each in another line."""
+    files = {
+        file for path in paths for file in ([root / path] if path.endswith(".py") else (root / path).rglob("*.py"))
+    }
+    found = [mutant for file in sorted(files) for mutant in mutants_of(root, str(file.relative_to(root)))]
+    random.Random(seed).shuffle(found)
+    lines: dict[tuple[str, int], Mutant] = {}
+    for mutant in found:
+        lines.setdefault((mutant.path, mutant.line), mutant)
+    return list(lines.values())[:number]
+
+
+def equivalent_ones(root: Path) -> set[tuple[str, str, str]]:
+    """(path, line before, after) of the mutants that are listed as equivalent. Leaves if a line is no longer there."""
+    listed = tomllib.loads((root / "tests/mutants_equivalent.toml").read_text())["mutant"]
+    for one in listed:
+        if one["before"] not in map(str.strip, (root / one["path"]).read_text().splitlines()):
+            sys.exit(f"tests/mutants_equivalent.toml: {one['path']} has no line {one['before']!r}; remove the entry")
+    return {(one["path"], one["before"], one["after"]) for one in listed}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("paths", nargs="*", default=["utils", "dataloaders"], help="where the faults go: files and folders")
+    add("--number", type=int, default=60, help="mutants (default: 60)")
+    add("--seed", type=int, default=0, help="seed of the sample (default: 0)")
+    add("--tests", nargs="+", default=["tests"], help="test files and folders (default: tests)")
+    add("--budget", type=float, default=60, help="seconds of tests that a mutant meets (default: 60)")
+    args = parser.parse_args()
+    os.environ.update(WANDB_MODE="offline", HF_HUB_OFFLINE="1", WANDB_SILENT="true", OMP_NUM_THREADS="1")
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # as tests/conftest.py, which the libraries are imported before
+    for name in LIBRARIES.split():
+        importlib.import_module(name)
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder, "tree")
+        root.mkdir()
+        archive = subprocess.run(["git", "archive", "HEAD"], cwd=ROOT, check=True, capture_output=True).stdout
+        subprocess.run(["tar", "x"], cwd=root, check=True, input=archive)
+        equivalent, counts = equivalent_ones(root), {"killed": 0, "survived": 0, "equivalent": 0}
+        mutants = sample(root, args.paths, args.number, args.seed)
+        recorded = record(root, {mutant.path for mutant in mutants}, args.tests)
+        print(f"{len(recorded)} tests pass without a fault", flush=True)
+        for number, mutant in enumerate(mutants):
+            if (mutant.path, mutant.before, mutant.after) in equivalent:
+                end, by = "equivalent", ""
+            else:
+                names = tests_for(root, mutant, recorded, args.budget)
+                killer = meet(root, mutant, names, number) if names else ""
+                end, by = ("killed", killer) if killer else ("survived", f"{len(names)} tests")
+            counts[end] += 1
+            change = f"    - {mutant.before}\n    + {mutant.after}"
+            print(f"{end:10}  {mutant.path}:{mutant.line}  {by}\n{change}", flush=True)
+    print(", ".join(f"{count} {end}" for end, count in counts.items()))
+    sys.exit(counts["survived"] > 0.05 * (counts["killed"] + counts["survived"]))
+
+
+if __name__ == "__main__":
+    main()
