@@ -126,7 +126,7 @@ def settings_for(args: argparse.Namespace) -> Settings:
     words = ["--pretrained_model_name_or_path", "random", "--output_dir", tempfile.mkdtemp()]
     words += ["--mixed_precision", precision, *(["--allow_tf32"] if args.dtype == "tf32" else [])]
     parsed = parser.parse_args(words)
-    finish(parsed, {word for word in words if word.startswith("--")})
+    finish(parser, parsed)
     return settings_of(parsed)
 
 

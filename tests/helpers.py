@@ -25,6 +25,7 @@ from safetensors.torch import load_file
 
 from utils.lora import SAFETENSORS
 from utils.objectives import AugUNet
+from utils.system import signals
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = {
@@ -69,8 +70,11 @@ def run_here(script: str, words: list[str], sampler_steps: int | None = 2) -> No
     """
     for state in (AcceleratorState, GradientState, PartialState):
         state._reset_state()
-    with sampled_in(sampler_steps):
-        importlib.import_module(script.removesuffix(".py")).main(words)
+    try:
+        with sampled_in(sampler_steps):
+            importlib.import_module(script.removesuffix(".py")).main(words)
+    finally:
+        signals.forget()  # of a training that an error has ended
 
 
 @contextlib.contextmanager

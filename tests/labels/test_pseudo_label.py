@@ -210,7 +210,7 @@ def test_marigold_intrinsics_are_the_pipelines_own(teachers, pictures, tmp_path)
     ("normal", "zoe", "--task normal needs a MarigoldNormalsPipeline"),
     ("depth", "nowhere", "not owner/model; named for depth: zoedepth, depth-anything-v2, marigold"),
     ("depth", "empty", "cannot be loaded"),
-    ("normal", "marigold", "prs-eth/marigold-normals-v1-1: no such folder here ("),  # no network here
+    ("normal", "marigold", "prs-eth/marigold-normals-v1-1: no such folder here"),  # no network here
 ])  # fmt: skip
 def test_wrong_teachers_are_named(teachers, pictures, tmp_path, task, teacher, message):
     (tmp_path / "empty").mkdir()

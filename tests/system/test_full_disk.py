@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from utils import errors
-from utils.image_io.files import write_exr
+from utils.image_io.files import save_png, write_exr
 from utils.system import atomic
 from utils.training import checkpoint
 
@@ -61,7 +61,7 @@ def film(part: Path) -> None:
 
 
 WRITERS = {
-    "map.png": lambda path: atomic.save_png(path, large(300, 300, 3)),
+    "map.png": lambda path: save_png(path, large(300, 300, 3)),
     "map.npy": lambda path: atomic.save_npy(path, large(300, 300)),
     "map.exr": lambda path: atomic.save(path, exr),
     "page.html": lambda path: atomic.save_bytes(path, bytes(300_000)),

@@ -67,6 +67,9 @@ def _names_in(meta: Meta) -> list[str]:
 
 def check_label_root(root: Path, names: Iterable[str]) -> None:
     """InputError where the labels' tree begins one folder below `root`, in one of `names`, as in pseudo/normal."""
-    below = [root / name for name in names if any((root / name / split).is_dir() for split in SPLITS)]
+    try:
+        below = [root / name for name in names if any((root / name / split).is_dir() for split in SPLITS)]
+    except OSError:  # what may not be read is named where it is read
+        return
     if below and not any((root / split).is_dir() for split in SPLITS):
         raise InputError(f"--pseudo_root={root}: no train/ or val/ in it; pass {' or '.join(map(str, below))}")
