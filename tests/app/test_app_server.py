@@ -78,7 +78,7 @@ def test_an_upload_stays_in_the_temporary_folder_whatever_its_name(served):
 
 
 def test_an_upload_of_too_many_bytes_is_refused(served):
-    assert send(served, "large.png", bytes(33 << 20)).status_code == 413
+    assert send(served, "large.png", bytes(65 << 20)).status_code == 413
 
 
 @pytest.mark.slow
