@@ -29,7 +29,7 @@ def disk(tmp_path_factory):
     if made.returncode:
         pytest.skip("a small disk needs the right to mount one")
     yield folder
-    subprocess.run(["umount", folder], check=True)
+    subprocess.run(["umount", "--lazy", folder], check=True)  # a forked server may still have it open
 
 
 @pytest.fixture
