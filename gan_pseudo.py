@@ -43,6 +43,8 @@ def main(argv: list[str] | None = None) -> None:
 
     train_set, unseen = generated(args.num_train_imgs, args.seed), generated(args.num_val_imgs, args.seed + 1)
 
+    train_set.with_truth = False  # its items are trained on
+
     # Model: everything frozen but the LoRA
     add_lora(gan.network, args.rank, args.seed, (args.lora_targets,))
     if args.lora_path:

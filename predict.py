@@ -13,7 +13,7 @@ that people are used to; the files keep the declared frame (normals: x right, y 
 import argparse
 import shlex
 
-from utils.base_model.names import check_base
+from utils.base_model.names import check_base, toy_remark
 from utils.cli import Parser, expand
 from utils.errors import InputError, list_failed, note, one_line, run, warn
 from utils.inference.args import check, model_flags, wanted
@@ -82,8 +82,8 @@ def main(argv: list[str] | None = None) -> int:
             note(line)
         if far := job.far(args.view):
             warn(far)
-    if not args.lora:
-        note("mini-sd is a toy: it demonstrates the pipeline, not the quality you get with Stable Diffusion")
+    if not args.lora and (remark := toy_remark(predictor.jobs[0].model)):
+        note(remark)
     if len(failed) < len(inputs.pictures):
         print(one_line(f"next: open {shlex.quote(str(path))}"), flush=True)
     return status

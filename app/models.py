@@ -1,12 +1,11 @@
 """Maps from the ticked LoRAs: predictors are loaded when first needed, and those of the last choice are kept."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard
 from PIL import Image
 
+from utils.base_model.names import toy_remark
 from utils.errors import InputError
 from utils.inference.job import Job, by_task, describe, short
 from utils.inference.prediction import Prediction
@@ -42,10 +41,8 @@ class Models:
 
     def toys(self) -> str:
         """One sentence where the model card of a base has the tag toy, else nothing."""
-        cards = (Path(job.model).resolve() / "README.md" for job in self.jobs.values())
-        name = next((card.parent.name for card in cards if _is_toy(card)), None)
-        said = "is a toy: it demonstrates the pipeline, not the quality you get with Stable Diffusion."
-        return f"{name} {said}" if name else ""
+        remarks = (toy_remark(job.model) for job in self.jobs.values())
+        return next((f"{remark}." for remark in remarks if remark), "")
 
     def check(self, labels: Iterable[str]) -> list[Job]:
         """The jobs of these labels. InputError if there are none, or two predict the same intrinsic."""
@@ -96,11 +93,6 @@ class Models:
             finally:
                 hook.remove()
         return _in_order(maps, self.jobs)
-
-
-def _is_toy(card: Path) -> bool:
-    """Whether a model card in Hugging Face's format has the tag."""
-    return card.is_file() and "toy" in (ModelCard.load(card, ignore_metadata_errors=True).data.tags or ())
 
 
 def _passes(predictor: Predictor, ensemble_size: int) -> int:

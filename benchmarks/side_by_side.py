@@ -29,7 +29,7 @@ from utils.cli import Parser, path_flag
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def counted_as(operation: Any) -> Callable[..., int]:
+def same_products(operation: Any) -> Callable[..., int]:
     """PyTorch's count for `operation`, for another operation with the same products."""
 
     def count(*args: Any, **options: Any) -> int:
@@ -40,10 +40,10 @@ def counted_as(operation: Any) -> Callable[..., int]:
 
 
 ON_CPU = {  # a CPU's fused attention, which PyTorch doesn't count; the GPU's has the same products
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: counted_as(
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: same_products(
         torch.ops.aten._scaled_dot_product_flash_attention
     ),
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: counted_as(
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: same_products(
         torch.ops.aten._scaled_dot_product_flash_attention_backward
     ),
 }

@@ -62,7 +62,8 @@ class Generated(Dataset):
     """Images G(w) of `count` random z with their labels, kept in memory in 8 bits; see `TrainingSet`.
 
     Item `index`, or `(index, epoch)`: rgb, target float32 (3,S,S) in [-1,1]; w (D,); gt, valid: the label as ground
-    truth for the scores; stem. z is a function of (seed, number) alone.
+    truth for the scores, where `with_truth`, as in `dataloaders.base.Maps`; stem. z is a function of (seed, number)
+    alone.
     reader: the generator whose w, of the same z, an item has (default: `gan` itself).
     """
 
@@ -77,7 +78,7 @@ class Generated(Dataset):
         seed: int,
         reader: StyleGAN2 | None = None,
     ):
-        self.intrinsic, self.resolution = intrinsic, gan.size
+        self.intrinsic, self.resolution, self.with_truth = intrinsic, gan.size, True
         self.notes: list[str] = []
         self.stems = [f"seed{seed}-{number:06d}" for number in range(count)]
         bar = tqdm(total=count, desc=f"labelling {count} generated images", unit="image", leave=False)
@@ -99,8 +100,10 @@ class Generated(Dataset):
     def __getitem__(self, key: int | tuple[int, int]) -> dict:
         index = key[0] if isinstance(key, tuple) else key
         rgb, target = to_tensor(self.rgb[index]), to_tensor(self.targets[index])
-        gt, valid = label_truth(self.intrinsic, target)
-        return {"rgb": rgb, "target": target, "w": self.w[index], "gt": gt, "valid": valid, "stem": self.stems[index]}
+        item = {"rgb": rgb, "target": target, "w": self.w[index], "stem": self.stems[index]}
+        if self.with_truth:
+            item["gt"], item["valid"] = label_truth(self.intrinsic, target)
+        return item
 
     @property
     def shapes(self) -> list[tuple[int, int]]:

@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 
 from dataloaders.diode import Diode
 from miniworld.references import evaluation_flags, random_control, untrained_lora, write_mean_label, write_vae_ceiling
+from utils.base_model.names import toy_remark
 from utils.image_io.panels import CAPTION_HEIGHT, sheet, strip
 from utils.intrinsics import INTRINSICS, Intrinsic
 from utils.lora import CONV_IN, SAFETENSORS, read_lora
@@ -114,7 +115,8 @@ def run_demo(args: argparse.Namespace) -> None:
     page.save(out / "demo.png")
     picture, report = (os.path.relpath(out / name) for name in ("demo.png", "report/index.html"))
     print(f"\n{text}\n\nRGB | ground truth | label | prediction, {ROWS} unseen images: {picture}\nreport: {report}")
-    print(f"{base.name} is a toy: it demonstrates the pipeline, not the quality you get with Stable Diffusion")
+    if remark := toy_remark(base):
+        print(remark)
 
 
 def train(trainings: dict[str, Training], args: argparse.Namespace, diode: Path, out: Path) -> None:

@@ -10,8 +10,6 @@ longer are not drawn here; a line names the command of each.
 import json
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +17,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
+from miniworld.demo_steps import python
 from studies import answers, families_page, quality
 from utils.cli import Parser
 from utils.errors import InputError, note, run, warn
@@ -50,10 +49,6 @@ class Figure(NamedTuple):
 def script(name: str, *words: object) -> Callable[[], object]:
     """A script in docs/figures."""
     return lambda: python(DOCS / "figures" / f"{name}.py", *words)
-
-
-def python(*words: object) -> None:
-    subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, check=True)
 
 
 def room() -> None:

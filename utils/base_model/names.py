@@ -30,6 +30,18 @@ def licence_of(name: str) -> str | None:
     return LICENCES.get(SUCCESSORS.get(name, name))
 
 
+def toy_remark(name: str | Path) -> str | None:
+    """One sentence where a base model's folder has a model card with the tag toy; else None."""
+    card = Path(name).resolve() / "README.md"
+    if not card.is_file():
+        return None
+    from huggingface_hub import ModelCard  # only where there is a card to read
+
+    if "toy" not in (ModelCard.load(card, ignore_metadata_errors=True).data.tags or ()):
+        return None
+    return f"{card.parent.name} is a toy: it demonstrates the pipeline, not the quality you get with Stable Diffusion"
+
+
 def resolve(name: str) -> str:
     """`name`, or the hub name under which a removed model is still available, with a note; a local folder wins."""
     if name in SUCCESSORS and not Path(name).exists():

@@ -135,9 +135,11 @@ def note_other_loras(folder: Path, names: Collection[str], facts: Mapping[str, s
     """Maps of another LoRA in `folder`: a note on those of `names`, which are replaced, and a warning on others, which
     stay. facts: of this run's maps.
     """
-    for stay in (False, True):
-        maps = (path for path in folder.rglob("*.png") if (path.relative_to(folder).as_posix() in names) != stay)
-        found = loras_of(maps)
+    maps: dict[bool, list[Path]] = {False: [], True: []}  # whether they stay
+    for path in folder.rglob("*.png"):
+        maps[path.relative_to(folder).as_posix() not in names].append(path)
+    for stay, paths in maps.items():
+        found = loras_of(paths)
         other = {lora: count for (lora, digest), count in found.items() if digest != facts.get("lora_sha256")}
         if not other:
             continue

@@ -42,8 +42,6 @@ from utils.training.settings import Settings
 from utils.training.state import Report, TrainingState, shared_settings
 from utils.training.validation import Samples, Validation
 
-TRUTH = ("gt", "valid")  # of an item
-
 
 def start(settings: Settings) -> tuple[Accelerator, Path | None]:
     """Make the output folder, set the process-wide switches, and return the run's accelerator and the checkpoint that
@@ -233,8 +231,7 @@ def train(  # noqa: C901 (the loop is read from top to bottom in one place)
     for micro_step, batch in zip(count(), loader if state.step < state.max_steps else ()):
         # batch; its noise is a function of the seed and of the samples' places in the stream
         noise = generators(seed, batches.first(micro_step), batch_size)
-        # ground truth stays here: validation reads it, no loss does
-        tensors = {key: value for key, value in batch.items() if torch.is_tensor(value) and key not in TRUTH}
+        tensors = {key: value for key, value in batch.items() if torch.is_tensor(value)}
         inputs = {key: value.to(accelerator.device, non_blocking=True) for key, value in tensors.items()}
         with accelerator.accumulate(state.network):
             # loss
