@@ -44,7 +44,11 @@ def page(browser, served):
     opened.on("request", lambda request: opened.seen.append(request.url))
     opened.on("pageerror", lambda error: opened.broken.append(str(error)))
     opened.on("dialog", lambda dialog: (opened.broken.append(dialog.message), dialog.dismiss()))
-    opened.goto(served.address)
-    opened.wait_for_selector("#light canvas", timeout=120_000)  # the example is predicted
+    with opened.expect_response("**/*_3d.glb", timeout=120_000) as surface:  # the example is predicted
+        opened.goto(served.address)
+    surface.value.finished()
+    opened.wait_for_selector("#light canvas")
+    # Gradio's 3D view throws where its model is cleared while it loads: two frames later it has been drawn
+    opened.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
     yield opened
     opened.close()
