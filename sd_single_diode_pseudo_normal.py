@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(parser, argv)
 
     from dataloaders.open_data import open_data  # only now: PyTorch takes seconds to import, --help should not
-    from utils.base_model.stable_diffusion import load_base
+    from utils.base_model.families import open_base
     from utils.objectives import SingleStep
     from utils.training.loop import attach_lora, start, train
 
@@ -38,11 +38,11 @@ def main(argv: list[str] | None = None) -> None:
     train_set, validation_samples = open_data(args, NORMAL)
 
     # Model: everything frozen but the LoRA
-    base = load_base(args.pretrained_model_name_or_path, args.revision)
+    base = open_base(args.pretrained_model_name_or_path, args.revision)
     attach_lora(base, args, accelerator)
 
     # Objective
-    objective = SingleStep(base.vae, base.encode_prompt(args.prompt), base.timestep(args.timestep))
+    objective = SingleStep(base, base.encode_prompt(args.prompt), base.timestep(args.timestep))
 
     train(settings, accelerator, resume_from, objective, base, train_set, validation_samples)
 

@@ -65,7 +65,7 @@ def our_pass(args: argparse.Namespace, device: str) -> Callable[[], None]:
     """Inference as in inference_sd_single.py, with its models loaded: a function that predicts all images."""
     dtype = DTYPES[args.dtype]
     base = base_for(args, device, dtype)
-    vae, unet = base.vae, base.unet
+    unet = base.unet
     a_lora(unet, args.rank)
     fuse_lora(unet)
     text = prompt_states(base.text_encoder).to(device, dtype)
@@ -73,8 +73,8 @@ def our_pass(args: argparse.Namespace, device: str) -> Callable[[], None]:
     base.to(device, dtype)
     set_compile(unet, args.compile)
     files, out = random_images(args)
-    adapter = Adapter(NORMAL, SingleStep(vae, text, 999), args.resolution)
-    engine = Engine(vae, unet, [adapter], View(center_crop=True), batch_size=args.batch)
+    adapter = Adapter(NORMAL, SingleStep(base, text, 999), args.resolution)
+    engine = Engine(base, [adapter], View(center_crop=True), batch_size=args.batch)
 
     def predict_folder() -> None:
         mine = {file: file.name for file in files}

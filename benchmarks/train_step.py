@@ -84,7 +84,7 @@ def our_step(args: argparse.Namespace, device: str) -> Callable[[], float]:
     if args.gradient_checkpointing:
         base.unet.enable_gradient_checkpointing()
     set_compile(base.unet, args.compile)
-    objective: Objective = SingleStep(base.vae, text, 999)
+    objective: Objective = SingleStep(base, text, 999)
     if args.method == "augunet":
         objective = AugUNet(base.vae, text, text, zero_snr_scheduler(base.scheduler))
     state, waiting = TrainingState(settings, accelerator, base.unet, args.batch), None

@@ -225,7 +225,7 @@ def probe(base: Base, data: TaskData, setting: Setting, recipe: Recipe) -> dict:
     unet = make_unet(base, setting)
     everything = sum(parameter.numel() for parameter in unet.parameters())
     parameters = place_lora(unet, setting)
-    objective = SingleStep(base.vae, base.encode_prompt(intrinsic.prompt), setting.timestep)
+    objective = SingleStep(base, base.encode_prompt(intrinsic.prompt), setting.timestep)
     losses = train(unet, parameters, objective, data.latents, setting, recipe)
     trained = sum(parameter.numel() for parameter in parameters)
     return {

@@ -39,7 +39,7 @@ class Residual(SingleStep):
     """The UNet predicts the image's latents minus the map's: unet(z, t, c) = z - z0, z = s E(rgb)."""
 
     def latents(self, unet: nn.Module, rgb: Tensor, noise: Tensor | None = None) -> Tensor:
-        return self.vae.config.scaling_factor * rgb - super().latents(unet, rgb)
+        return self.base.scaled(rgb) - super().latents(unet, rgb)
 
 
 @dataclass

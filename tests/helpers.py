@@ -23,6 +23,7 @@ import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from safetensors.torch import load_file
 
+from utils.base_model.stable_diffusion import Base
 from utils.lora import SAFETENSORS
 from utils.objectives import AugUNet
 from utils.system import signals
@@ -227,3 +228,8 @@ def random_lora(unet, seed: int = 0, rank: int = 4) -> dict[str, torch.Tensor]:
             up = torch.randn(linear.out_features, rank, generator=generator) / 10
             state |= {f"{name}.{target}_lora.down.weight": down, f"{name}.{target}_lora.up.weight": up}
     return state
+
+
+def around(vae) -> Base:
+    """A Stable Diffusion of which only the VAE is there, for a single step with another network."""
+    return Base("bare", None, None, vae, None, None)

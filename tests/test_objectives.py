@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from helpers import around
 
 from miniworld.pretraining.random_sd import build_scheduler, build_unet, build_vae
 from utils.latents import mode, moments, training_latents
@@ -49,7 +50,7 @@ def augunet(vae, **options) -> AugUNet:
 
 def test_single_step_asks_once_at_the_last_timestep_without_noise(vae, batch):
     spy = Spy()
-    loss = SingleStep(vae, PROMPT, 999).loss(spy, batch, generators(0, 0, 2))
+    loss = SingleStep(around(vae), PROMPT, 999).loss(spy, batch, generators(0, 0, 2))
     (z, t, text), *more = spy.calls
     assert not more and t.tolist() == [999, 999]
     torch.testing.assert_close(z, 4.0 * vae.encode(batch["rgb"]).latent_dist.mode())  # scaled by scaling_factor
@@ -62,7 +63,7 @@ def test_single_step_asks_once_at_the_last_timestep_without_noise(vae, batch):
 
 
 def test_single_step_decodes_what_the_unet_drew(vae, batch):
-    method = SingleStep(vae, PROMPT, 999)
+    method = SingleStep(around(vae), PROMPT, 999)
     drawn = method.predict(Spy(lambda z, t, text: 2 * z), batch["rgb"])
     torch.testing.assert_close(drawn, vae.decode(2 * vae.encode(batch["rgb"]).latent_dist.mode()).sample)
 
@@ -194,7 +195,7 @@ def test_posterior_sample_and_mode(vae, batch):
 
 @pytest.mark.parametrize("method", ["single-step", "augunet"])
 def test_latents_that_are_brought_along_give_the_same_loss(vae, batch, method):
-    objective = augunet(vae) if method == "augunet" else SingleStep(vae, PROMPT, 999)
+    objective = augunet(vae) if method == "augunet" else SingleStep(around(vae), PROMPT, 999)
     known = moments(vae, batch)
     assert torch.equal(
         objective.loss(Spy(), known, generators(3, 0, 2)), objective.loss(Spy(), batch, generators(3, 0, 2))

@@ -1,13 +1,15 @@
 """The latents that a loss uses. They are constant, because the VAE is frozen, so a batch may already contain them.
 
-    rgb_mode                  E(rgb).mode()                 (B,4,h,w)
-    target_mean, target_std   of E(target)'s posterior      (B,4,h,w) each; the target is sampled in every step
+    rgb_mode                  E(rgb).mode()                 (B,C,h,w)
+    target_mean, target_std   of E(target)'s posterior      (B,C,h,w) each; the target is sampled in every step
 
-None is scaled by the VAE's scaling factor.
+None is scaled by the VAE's scaling factor. C is 4 in Stable Diffusion. Qwen-Image's VAE is a video's: it takes and
+gives one frame, (B,C,1,h,w), which is hidden here.
 """
 
+from typing import Any
+
 import torch
-from diffusers import AutoencoderKL
 from torch import Generator, Tensor
 from torch.nn.functional import max_pool2d
 
@@ -16,20 +18,41 @@ from utils.noise import gaussian
 NAMES = ("rgb_mode", "target_mean", "target_std")
 
 
-@torch.no_grad()
-def mode(vae: AutoencoderKL, image: Tensor) -> Tensor:
-    """E(image).mode(), not scaled: (B,3,H,W) in [-1,1] -> (B,4,h,w)."""
-    return vae.encode(image.to(vae.dtype)).latent_dist.mode()
+def reduction(vae: Any) -> int:
+    """Pixels per latent on each side: 8 in Stable Diffusion."""
+    return 2 ** (len(vae.config.temperal_downsample) if is_video(vae) else len(vae.config.block_out_channels) - 1)
+
+
+def channels(vae: Any) -> int:
+    """Channels of the latents: 4 in Stable Diffusion."""
+    return vae.config.z_dim if is_video(vae) else vae.config.latent_channels
+
+
+def is_video(vae: Any) -> bool:
+    """True if the VAE takes frames, (B,3,F,H,W)."""
+    return "temperal_downsample" in vae.config
 
 
 @torch.no_grad()
-def moments(vae: AutoencoderKL, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+def posterior(vae: Any, image: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean, which is also the mode, and standard deviation of E(image): (B,3,H,W) in [-1,1] -> (B,C,h,w) each."""
+    video = is_video(vae)
+    found = vae.encode((image[:, :, None] if video else image).to(vae.dtype)).latent_dist
+    return (found.mean[:, :, 0], found.std[:, :, 0]) if video else (found.mean, found.std)
+
+
+def mode(vae: Any, image: Tensor) -> Tensor:
+    """E(image).mode(), not scaled: (B,3,H,W) in [-1,1] -> (B,C,h,w)."""
+    return posterior(vae, image)[0]
+
+
+def moments(vae: Any, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """The three latents of a batch of rgb and target, (B,3,H,W) in [-1,1]."""
-    target = vae.encode(batch["target"].to(vae.dtype)).latent_dist
-    return {"rgb_mode": mode(vae, batch["rgb"]), "target_mean": target.mean, "target_std": target.std}
+    mean, std = posterior(vae, batch["target"])
+    return {"rgb_mode": mode(vae, batch["rgb"]), "target_mean": mean, "target_std": std}
 
 
-def training_latents(vae: AutoencoderKL, batch: dict[str, Tensor], noise: list[Generator]) -> tuple[Tensor, Tensor]:
+def training_latents(vae: Any, batch: dict[str, Tensor], noise: list[Generator]) -> tuple[Tensor, Tensor]:
     """E(rgb).mode() and E(target).sample(), neither of them scaled, from images or from their `moments`."""
     if "rgb_mode" not in batch:
         batch = moments(vae, batch)

@@ -7,7 +7,7 @@ batch is cut into processes and micro-steps.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DPMSolverMultistepScheduler
@@ -26,7 +26,7 @@ class Objective(Protocol):
     """
 
     @property
-    def vae(self) -> AutoencoderKL: ...
+    def vae(self) -> Any: ...
 
     @property
     def metadata(self) -> Mapping[str, object]: ...
@@ -41,21 +41,42 @@ class Objective(Protocol):
         """rgb (B,3,H,W) in [-1,1] -> map (B,3,H,W) about [-1,1], not clamped."""
 
 
+class LatentModel(Protocol):
+    """What the single step uses of a base model (utils/base_model/parts.py: `Family`)."""
+
+    vae: Any
+    family: ClassVar[str]
+
+    def latent_mode(self, image: Tensor) -> Tensor: ...
+
+    def scaled(self, latents: Tensor) -> Tensor: ...
+
+    def predict(self, network: nn.Module, z: Tensor, t: float, states: Any) -> Tensor: ...
+
+    def decode(self, z: Tensor) -> Tensor: ...
+
+
 @dataclass
 class SingleStep:
-    """One UNet pass from image to map: D(unet(s E(rgb), T-1, c) / s) (arXiv 2311.17137).
+    """One pass of the network from image to map: D(unet(s E(rgb), T-1, c) / s) (arXiv 2311.17137).
 
-    t is constant, T-1 in the paper, and there is no noise: the UNet predicts its answer in one pass, and the
-    schedule is not used.
+    t is constant and there is no noise: the network predicts its answer in one pass, and the schedule is not used. The
+    base decides what s and the pass are, also where it is not a Stable Diffusion: `LatentModel`.
     """
 
-    vae: AutoencoderKL
-    prompt: Tensor  # c (1,77,D)
-    timestep: int  # T-1 in the paper
+    base: LatentModel
+    prompt: Any  # c: what the base's `encode_prompt` returned, (1,77,D) of Stable Diffusion
+    timestep: float  # T-1 in the paper; 0 to 1 for flow models
+
+    @property
+    def vae(self) -> Any:
+        """The base's VAE, which the loop moves between devices."""
+        return self.base.vae
 
     @property
     def metadata(self) -> dict[str, object]:
-        return {"method": "single-step", "timestep": self.timestep}
+        family = {} if self.base.family == "sd" else {"family": self.base.family}
+        return {"method": "single-step", "timestep": self.timestep, **family}
 
     def loss(self, unet: nn.Module, batch: dict[str, Tensor], noise: list[Generator]) -> Tensor:
         """mse(unet(s E(rgb).mode(), T-1, c), s E(target).sample()), a scalar in fp32.
@@ -64,18 +85,16 @@ class SingleStep:
         is sampled, the input is the mode, as in the released code.
         """
         rgb, target = training_latents(self.vae, batch, noise)
-        z0 = self.vae.config.scaling_factor * target.float()
+        z0 = self.base.scaled(target.float())
         return masked_mse(self.latents(unet, rgb).float(), z0, batch.get("mask"))
 
     def predict(self, unet: nn.Module, rgb: Tensor, noise: list[Generator] | None = None) -> Tensor:
         """rgb (B,3,H,W) in [-1,1] -> map (B,3,H,W) about [-1,1], not clamped. Deterministic; `noise` is not used."""
-        return decode(self.vae, self.latents(unet, mode(self.vae, rgb)))
+        return self.base.decode(self.latents(unet, self.base.latent_mode(rgb)))
 
     def latents(self, unet: nn.Module, rgb: Tensor, noise: Tensor | None = None) -> Tensor:
-        """unet(s rgb, t, c), the map's scaled latents, of the image's latents (B,4,h,w), not scaled."""
-        z = self.vae.config.scaling_factor * rgb
-        t = torch.full((len(z),), self.timestep, device=z.device)
-        return unet(z, t, self.prompt.expand(len(z), -1, -1)).sample
+        """unet(s rgb, t, c), the map's scaled latents, of the image's latents (B,C,h,w), not scaled."""
+        return self.base.predict(unet, self.base.scaled(rgb), self.timestep, self.prompt)
 
 
 @dataclass

@@ -6,7 +6,7 @@ import os
 import pytest
 import torch
 from accelerate.utils import compile_regions
-from helpers import lora
+from helpers import around, lora
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -61,7 +61,9 @@ def method(name: str, gan_folder, ar_folder):
         vae = build_vae().eval().requires_grad_(False)
         network, targets = build_unet(in_channels=8 if name == "augunet" else 4), ("attention",)
         scheduler = zero_snr_scheduler(build_scheduler("v_prediction"))
-        objective = AugUNet(vae, PROMPT, PROMPT, scheduler) if name == "augunet" else SingleStep(vae, PROMPT, 400)
+        objective = (
+            AugUNet(vae, PROMPT, PROMPT, scheduler) if name == "augunet" else SingleStep(around(vae), PROMPT, 400)
+        )
     add_lora(network, 2, 0, targets)
     for parameter in network.parameters():
         if parameter.requires_grad:

@@ -213,7 +213,7 @@ def test_without_its_conv_in_the_donor_in_the_header_makes_it_again(bases, weigh
     metadata = {"task": "normal", "method": "augunet", "resolution": 32, "augment_from": bases["ip2p"]}
     save_lora(base.unet, folder, metadata | {"base_model": base.name})
     (folder / "conv_in.safetensors").unlink()
-    assert torch.equal(Predictor(folder).unet.conv_in.weight, base.unet.conv_in.weight)
+    assert torch.equal(Predictor(folder).base.unet.conv_in.weight, base.unet.conv_in.weight)
     shutil.copytree(bases["ip2p"], tmp_path / "donor")
     Predictor(folder, augment_from=str(tmp_path / "donor"))
     assert f"was trained with the conv_in of {bases['ip2p']}, predicting with that of" in capsys.readouterr().out

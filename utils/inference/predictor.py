@@ -12,12 +12,13 @@ from typing import Any, overload
 
 import psutil
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
 from PIL import Image
 from torch import Tensor, nn
 
+from utils.base_model.families import open_base
 from utils.base_model.names import note_revision
-from utils.base_model.stable_diffusion import Base, load_base, load_donor, widen_conv_in
+from utils.base_model.parts import Family
+from utils.base_model.stable_diffusion import load_donor, widen_conv_in
 from utils.errors import InputError, note
 from utils.image_io.images import Crop
 from utils.image_io.opening import LARGE, check_ratio
@@ -30,11 +31,11 @@ from utils.inference.tiles import Maps, Tiling
 from utils.inference.view import View
 from utils.intrinsics import Intrinsic
 from utils.kinds.alignment import linear_map
-from utils.latents import mode
+from utils.latents import reduction
 from utils.lora import fuse_lora, load_attn_procs
 from utils.lora.layers import layers_of, lora_targets
 from utils.noise import gaussian, noise_of
-from utils.objectives import AugUNet, SingleStep, decode, zero_snr_scheduler
+from utils.objectives import AugUNet, SingleStep, zero_snr_scheduler
 from utils.system.compute import compile_unet, dtype_of, warn_of_slow_bf16
 
 DONOR = "timbrooks/instruct-pix2pix"
@@ -96,8 +97,7 @@ class Engine:
 
     def __init__(
         self,
-        vae: AutoencoderKL,
-        unet: UNet2DConditionModel,
+        base: Family,
         adapters: Sequence[Adapter],
         view: View | None = None,
         *,
@@ -106,11 +106,10 @@ class Engine:
         seed: int = 1234,
         own: dict[str, Tensor] | None = None,
     ):
-        self.vae, self.unet, self.adapters, self.view = vae, unet, list(adapters), view or View()
+        self.base, self.adapters, self.view = base, list(adapters), view or View()
         self.batch_size, self.ensemble_size, self.seed = batch_size, ensemble_size, seed
         self.own, self._active = own or {}, self.adapters[0] if len(self.adapters) == 1 else None
-        self.factor = 2 ** (len(vae.config.block_out_channels) - 1)  # pixels per latent: 8 in Stable Diffusion
-        self.multiple = self.factor * 2 ** (len(unet.config.block_out_channels) - 1)  # so that all levels halve: 64
+        self.factor, self.multiple = reduction(base.vae), base.multiple  # pixels per latent, and of sides
         self.trained_at = max(adapter.trained_at for adapter in self.adapters)
         self.tiling = None
         if self.view.tile or self.view.wrap:
@@ -216,7 +215,7 @@ class Engine:
     def _back(self, canvas: Canvas | Crop, adapter: Adapter, one: Tensor, uncertainty: Tensor | None) -> Prediction:
         """A map and its uncertainty as they are written. A large one is resized by the GPU, if it has the memory."""
         if isinstance(canvas, Canvas):
-            to_own, device = self.view.output_size == "input", self.vae.device
+            to_own, device = self.view.output_size == "input", self.base.vae.device
             if uncertainty is not None:
                 uncertainty = canvas.uncertainty_back(uncertainty, to_own)
             try:
@@ -230,9 +229,9 @@ class Engine:
 
         def noise(height: int, width: int) -> Tensor:
             """Standard normal (B,4,height,width) for latents of that size."""
-            like = torch.empty(0, device=self.vae.device)  # fp32
+            like = torch.empty(0, device=self.base.vae.device)  # fp32
             sources = [noise_of(self.seed, name, member) for name in names]
-            return gaussian((len(names), self.vae.config.latent_channels, height, width), sources, like)
+            return gaussian((len(names), self.base.vae.config.latent_channels, height, width), sources, like)
 
         sides = [side // self.factor for side in rgb.shape[-2:]]
         eps = noise(*sides) if any(isinstance(adapter.method, AugUNet) for adapter in adapters) else None
@@ -263,11 +262,11 @@ class Engine:
 
     def _pass(self, rgb: Tensor, eps: Tensor | None, adapters: Sequence[Adapter]) -> Maps:
         """One pass of the VAE's encoder for all adapters; each adapter's latents and its map (B,3,H,W)."""
-        cond, maps = mode(self.vae, rgb.to(self.vae.device)), {}
+        cond, maps = self.base.latent_mode(rgb.to(self.base.vae.device)), {}
         for adapter in adapters:
             if adapter is not self._active:
                 self._use(adapter)
-            map_ = decode(self.vae, adapter.method.latents(self.unet, cond, eps)).float().cpu()
+            map_ = self.base.decode(adapter.method.latents(self.base.network, cond, eps)).float().cpu()
             if adapter.depth_coding != "linear":
                 map_ = linear_map(map_, adapter.depth_coding)
             maps[adapter.intrinsic.name] = map_
@@ -276,10 +275,10 @@ class Engine:
     def _use(self, adapter: Adapter) -> None:
         """Put this adapter's weights into the UNet: a change of pointers, nothing is computed or copied."""
         for name, weight in (self.own | adapter.weights).items():
-            self.unet.get_submodule(name).weight.data = weight
+            self.base.network.get_submodule(name).weight.data = weight
         if adapter.conv_in is not None:
-            self.unet.conv_in = adapter.conv_in
-            self.unet.register_to_config(in_channels=adapter.conv_in.in_channels)
+            self.base.network.conv_in = adapter.conv_in
+            self.base.network.register_to_config(in_channels=adapter.conv_in.in_channels)
         self._active = adapter
 
 
@@ -339,19 +338,20 @@ class Predictor(Engine):
             note_revision(name, revision)
             if bare := [f"{Path(job.name).name} ({job.intrinsic.name})" for job in self.jobs if not job.trained_on]:
                 note(f"{', '.join(bare)}: no base model in the header; taking the paper's, {name}")
-        loaded = load_base(name, revision)
+        widened = any(job.method == "augunet" for job in self.jobs)  # which only Stable Diffusion's UNets are
+        loaded = load_base(name, revision) if widened else open_base(name, revision)
         for job in self.jobs:
             _note_other_base(job, loaded)
         place = pick_device(device)
         warn_of_slow_bf16(dtype_of(dtype), place.type, "dtype fp32")
-        changes = _add_loras(loaded.unet, self.jobs, augment_from)
+        changes = _add_loras(loaded.network, self.jobs, augment_from)
         loaded.to(place, dtype_of(dtype))
         if compile:
-            compile_unet(loaded.unet, place)
+            compile_unet(loaded.network, place)
         adapters = []
         for job, (weights, conv_in) in zip(self.jobs, changes, strict=True):
             known: SingleStep | AugUNet
-            if job.method == "augunet":
+            if isinstance(loaded, Base) and job.method == "augunet":
                 prompts = loaded.encode_prompt(job.prompt), loaded.encode_prompt("")
                 schedule = zero_snr_scheduler(loaded.scheduler)
                 known = AugUNet(loaded.vae, *prompts, schedule, steps=steps, guidance_scale=guidance_scale)
@@ -359,16 +359,16 @@ class Predictor(Engine):
                 t = _timestep(loaded, job) if timestep is None else loaded.timestep(timestep)
                 if timestep is not None and job.timestep not in (None, timestep):
                     note(f"{job.name} was trained at timestep {job.timestep}, predicting at {timestep}")
-                known = SingleStep(loaded.vae, loaded.encode_prompt(job.prompt), t)
+                known = SingleStep(loaded, loaded.encode_prompt(job.prompt), t)
             weights = {name: weight.to(place, dtype_of(dtype)) for name, weight in weights.items()}
             conv_in = None if conv_in is None else conv_in.to(place, dtype_of(dtype))
             adapters.append(
                 Adapter(job.intrinsic, known, job.trained_at, job.depth_coding, weights, conv_in, job.facts)
             )
         touched = {name for adapter in adapters for name in adapter.weights}
-        own = {name: loaded.unet.get_submodule(name).weight.data for name in touched}
+        own = {name: loaded.network.get_submodule(name).weight.data for name in touched}
         sizes = {"batch_size": batch_size, "ensemble_size": ensemble_size, "seed": seed}
-        super().__init__(loaded.vae, loaded.unet, adapters, View(**view), own=own, **sizes)
+        super().__init__(loaded, adapters, View(**view), own=own, **sizes)
 
 
 def pick_device(wanted: str | torch.device | None) -> torch.device:
@@ -401,7 +401,7 @@ def _one_base(jobs: Sequence[Job]) -> str:
     return jobs[0].model
 
 
-def _timestep(base: Base, job: Job) -> int:
+def _timestep(base: Family, job: Job) -> float:
     """The timestep in the LoRA's header, else the schedule's last. InputError where the schedule lacks it."""
     try:
         return base.timestep(job.timestep)
@@ -409,7 +409,7 @@ def _timestep(base: Base, job: Job) -> int:
         raise InputError(f"{job.name}: its header has timestep={job.timestep}, but {error}") from None
 
 
-def _note_other_base(job: Job, base: Base) -> None:
+def _note_other_base(job: Job, base: Family) -> None:
     trained_on = job.trained_on or base.name
     if base.name not in (trained_on, str(Path(trained_on).resolve())):
         note(f"{job.name} was trained on {trained_on}, predicting with {base.name}")

@@ -1,6 +1,6 @@
 """The latents of a training set on disk, encoded once: those of a frozen VAE never change.
 
-<cache_dir>/<key>/latents.bin    (N,3,4,h,w): E(rgb).mode(), mean and std of E(target)'s posterior, in the VAE's dtype
+<cache_dir>/<key>/latents.bin    (N,3,C,h,w): E(rgb).mode(), mean and std of E(target)'s posterior, in the VAE's dtype
 <cache_dir>/<key>/masks.bin      (N,1,h,w) bytes, 1 where a latent cell counts; only of a masked training set
 <cache_dir>/<key>/done.bin       (N,) bytes, 1 where a sample's latents are on disk
 <cache_dir>/<key>/about.json     the content of the key
@@ -21,18 +21,17 @@ from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 from tqdm.auto import tqdm
 
 from utils.errors import note
 from utils.image_io.rgb import READING
-from utils.latents import NAMES, cells, moments
+from utils.latents import NAMES, cells, channels, moments, reduction
 from utils.system import signals
 from utils.system.environment import tf32_variable
 from utils.training.data import TrainingSet, buckets_of
@@ -66,7 +65,7 @@ class CacheFiles(NamedTuple):
 
 
 class CachedLatents(Dataset):
-    """A training set whose items are latents (utils/latents.py), each (4,h,w), read from the disk's cache.
+    """A training set whose items are latents (utils/latents.py), each (C,h,w), read from the disk's cache.
 
     masked: items also have a mask, the latent cells that count, bool (1,h,w).
     """
@@ -103,7 +102,7 @@ class CachedLatents(Dataset):
 
 
 def cached_or_not(
-    train_set: TrainingSet, vae: AutoencoderKL, cache_dir: Path, workers: int = 0, rank: int = 0, world: int = 1
+    train_set: TrainingSet, vae: Any, cache_dir: Path, workers: int = 0, rank: int = 0, world: int = 1
 ) -> CachedLatents | ByShape | TrainingSet:
     """The training set's `cached_latents`. With a note, the training set itself where its crops are random or the disk
     has no room. Whole images have one cache per shape.
@@ -126,7 +125,7 @@ def cached_or_not(
 
 def cached_latents(
     train_set: TrainingSet,
-    vae: AutoencoderKL,
+    vae: Any,
     cache_dir: Path,
     workers: int = 0,
     rank: int = 0,
@@ -142,8 +141,8 @@ def cached_latents(
     stems, side = [train_set.stems[index] for index in images.indices], train_set.shapes[images.indices[0]]
     about = cache_key(train_set, stems, side, vae)
     folder = cache_dir / hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
-    height, width = (pixels // 2 ** (len(vae.config.block_out_channels) - 1) for pixels in side)
-    shape = (vae.config.latent_channels, height, width)
+    height, width = (pixels // reduction(vae) for pixels in side)
+    shape = (channels(vae), height, width)
     folder.mkdir(parents=True, exist_ok=True)
     reserve(folder / "latents.bin", len(stems) * len(NAMES) * math.prod(shape) * vae.dtype.itemsize)
     if train_set.masked:
@@ -158,9 +157,7 @@ def cached_latents(
     return cache
 
 
-def build(
-    cache: CachedLatents, images: Dataset, size: int, vae: AutoencoderKL, workers: int, rank: int, world: int
-) -> None:
+def build(cache: CachedLatents, images: Dataset, size: int, vae: Any, workers: int, rank: int, world: int) -> None:
     """Encode the missing samples: this process's share first, then what is left of the others'. Each process shuffles
     its chunks, so that two runs that fill the same cache seldom encode the same chunk. size: images in one pass.
     """
@@ -207,8 +204,8 @@ def read_ahead(images: Dataset, chunks: Sequence[np.ndarray], workers: int) -> G
         pool.shutdown(cancel_futures=True)
 
 
-def encode(vae: AutoencoderKL, batch: dict[str, Tensor], size: int, bar: tqdm) -> tuple[Tensor, int]:
-    """The latents of a batch of rgb and target (B,3,R,R), `size` at a time: (B,3,4,h,w) on the CPU; and `size`, halved
+def encode(vae: Any, batch: dict[str, Tensor], size: int, bar: tqdm) -> tuple[Tensor, int]:
+    """The latents of a batch of rgb and target (B,3,R,R), `size` at a time: (B,3,C,h,w) on the CPU; and `size`, halved
     as often as the device ran out of memory.
 
     A stop signal ends the process here: what is on disk is kept, and the same command continues it.
@@ -265,7 +262,7 @@ def reserve(path: Path, size: int) -> None:
         draft.unlink(missing_ok=True)
 
 
-def cache_key(train_set: TrainingSet, stems: Sequence[str], shape: tuple[int, int], vae: AutoencoderKL) -> dict:
+def cache_key(train_set: TrainingSet, stems: Sequence[str], shape: tuple[int, int], vae: Any) -> dict:
     """Everything that the latents of these samples depend on, ready for JSON."""
     files, masks = [], []
     for stem in stems:
@@ -299,7 +296,7 @@ def signature(path: Path) -> list[str | int]:
     return [str(path.resolve()), status.st_size, status.st_mtime_ns]
 
 
-def weights_hash(vae: AutoencoderKL) -> str:
+def weights_hash(vae: Any) -> str:
     """SHA-256 of the encoder's weights, on whatever device they are."""
     digest = hashlib.sha256()
     for name, value in sorted(vae.state_dict().items()):

@@ -28,6 +28,7 @@ from utils import __version__
 from utils.base_model import Frozen
 from utils.errors import InputError, note, one_line
 from utils.inference.job import BASES, SCRIPTS
+from utils.latents import reduction
 from utils.lora import SAFETENSORS, add_lora, load_attn_procs, read_lora, save_lora
 from utils.noise import generators
 from utils.objectives import Objective
@@ -138,7 +139,7 @@ def train(  # noqa: C901 (the loop is read from top to bottom in one place)
     for text in train_set.notes:
         note(text)
     if train_set.masked:
-        note(masked_share(train_set, 2 ** (len(objective.vae.config.block_out_channels) - 1), seed))
+        note(masked_share(train_set, reduction(objective.vae), seed))
 
     # Trained state: LoRA, optimiser, learning rate; and the settings that a resumed run is compared with
     if settings.gradient_checkpointing:

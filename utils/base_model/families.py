@@ -1,0 +1,26 @@
+"""From a name to a base model of any family."""
+
+import transformers
+
+from utils.base_model.names import family_of, resolve
+from utils.base_model.parts import Family
+
+
+def open_base(name: str, revision: str | None = None) -> Family:
+    """The base model of a local folder, the hub or, of Stable Diffusion 1.x and 2.x, one file; in fp32 on the CPU.
+
+    Its model_index.json states the family; a folder without one is read as Stable Diffusion 1.x or 2.x. Raises
+    InputError for a family that is unknown here, and where a part is missing or unreadable.
+    """
+    transformers.utils.logging.disable_progress_bar()  # "Loading weights", once per text encoder
+    name = resolve(name)
+    match family_of(name, revision):  # imported only where it is used: each takes a while
+        case "sdxl":
+            from utils.base_model.sdxl import StableDiffusionXL as kind
+        case "sd3":
+            from utils.base_model.sd3 import StableDiffusion3 as kind
+        case _:
+            from utils.base_model.stable_diffusion import load_base
+
+            return load_base(name, revision)
+    return kind.load(name, revision)
