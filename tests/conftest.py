@@ -1,7 +1,9 @@
 """Everything the tests run on is made here: a rendered DIODE tree and randomly initialised Stable Diffusions."""
 
+import functools
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 # before any library reads them; one thread, because the tests run in two processes on two cores
@@ -32,6 +34,14 @@ def bases(tmp_path_factory) -> dict[str, Path]:
     save_random_sd(folder / "sd21", seed=1, prediction_type="v_prediction", **small)
     save_random_sd(folder / "ip2p", seed=2, in_channels=8, **small)
     return {name: folder / name for name in ("sd15", "sd21", "ip2p")}
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> Callable[[str], Path]:
+    """name in `tiny_families.FAMILIES` -> the folder of that family's pipeline, tiny and with random weights."""
+    import tiny_families  # imports diffusers' pipelines, for the tests that need them
+
+    return functools.cache(lambda family: tiny_families.save(family, tmp_path_factory.mktemp(family)))
 
 
 @pytest.fixture
