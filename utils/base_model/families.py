@@ -14,11 +14,16 @@ def open_base(name: str, revision: str | None = None) -> Family:
     """
     transformers.utils.logging.disable_progress_bar()  # "Loading weights", once per text encoder
     name = resolve(name)
-    match family_of(name, revision):  # imported only where it is used: each takes a while
+    kind: type[Family]
+    match family_of(name, revision):  # each is imported only where it is used
         case "sdxl":
-            from utils.base_model.sdxl import StableDiffusionXL as kind
+            from utils.base_model.sdxl import StableDiffusionXL
+
+            kind = StableDiffusionXL
         case "sd3":
-            from utils.base_model.sd3 import StableDiffusion3 as kind
+            from utils.base_model.sd3 import StableDiffusion3
+
+            kind = StableDiffusion3
         case _:
             from utils.base_model.stable_diffusion import load_base
 

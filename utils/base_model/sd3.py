@@ -11,8 +11,8 @@ from utils.latents import reduction
 
 
 class StableDiffusion3(Family):
-    """Its network's time is 1000 s for z_s = s eps + (1 - s) z_0. The schedule shifts s before that, so that the single
-    step needs no shift. The output was trained as the velocity eps - z_0.
+    """Its network's time is 1000 s for z_s = s eps + (1 - s) z_0: the schedule's shift is already in s, so that a single
+    step needs none. The output was trained as the velocity eps - z_0.
     """
 
     family: ClassVar[str] = "sd3"

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from utils.base_model.families import open_base
 from utils.base_model.names import note_revision
 from utils.base_model.parts import Family
-from utils.base_model.stable_diffusion import load_donor, widen_conv_in
+from utils.base_model.stable_diffusion import Base, load_base, load_donor, widen_conv_in
 from utils.errors import InputError, note
 from utils.image_io.images import Crop
 from utils.image_io.opening import LARGE, check_ratio
