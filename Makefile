@@ -1,5 +1,6 @@
 # make install: the tested packages, into .venv
 # make demo: the whole way from rendered scenes to predicted normals, in minutes, with no GPU and no downloaded model
+#   (BASE=flow: on a small flow transformer, mini-flow, instead of mini-sd)
 # make demo-all: the same for all four intrinsics, in a single step and by diffusion
 # make test: the tests, but for the slow ones
 # make test-slow: the slow ones: kills, launchers, compiled training, studies, notebook, recipe, the app in a browser
@@ -18,7 +19,7 @@ install: .venv/installed
 .PHONY: install demo demo-all test test-slow mutants check fix interop comfyui blender figures bench-gpu clean
 
 demo: .venv/installed
-	$(PY) -m miniworld.demo --out demo
+	$(PY) -m miniworld.demo --out demo $(if $(BASE),--base miniworld/mini-$(BASE))
 
 demo-all: .venv/installed
 	for method in single augunet; do for task in normal depth albedo shading; do \

@@ -4,7 +4,8 @@
     python -m miniworld.demo --task depth                       or albedo, or shading
     python -m miniworld.demo --timestep 999                     at the paper's timestep
     python -m miniworld.demo --method augunet                   by diffusion
-    python -m miniworld.demo --all                              also the slowest control: a LoRA on a random UNet
+    python -m miniworld.demo --base miniworld/mini-flow         on a flow transformer instead of a UNet
+    python -m miniworld.demo --all                              also the slowest control: a LoRA on a random network
     python -m miniworld.demo --page                             one page with all runs so far
 
 Every step runs the same command that a user with DIODE and Stable Diffusion runs. The LoRA sits on all kinds of
@@ -14,9 +15,10 @@ initialised UNet is trained with --all; without it, the default run shows its re
 """
 
 import argparse
+import json
 from pathlib import Path
 
-from utils.cli import Parser, above_zero, path_flag
+from utils.cli import Parser, above_zero, number, path_flag
 from utils.errors import InputError, run
 from utils.intrinsics import INTRINSICS
 
@@ -33,10 +35,16 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--task", choices=INTRINSICS, default="normal", help="what to predict (default: normal)")
     add("--method", choices=list(STEPS), default="single", help="one UNet pass, or diffusion (default: single)")
     add(
-        "--base", type=path_flag, help="folder of the base model (default: miniworld/mini-sd; for diffusion mini-sd-2)"
+        "--base",
+        type=path_flag,
+        help="folder of the base model: also miniworld/mini-flow, a flow transformer (default: miniworld/mini-sd; for "
+        "diffusion mini-sd-2)",
     )
     add(
-        "--timestep", type=int, default=TIMESTEP, help="timestep of the single step; the paper's is 999 (default: 400)"
+        "--timestep",
+        type=number,
+        help="timestep of the single step; the paper's is 999 (default: the base's recommended_settings.json: 400, or "
+        "0.4 of mini-flow)",
     )
     add("--steps", type=int, help="training steps (default: 300 of 8 labels; for diffusion 1,000)")
     add("--train", type=int, default=300, help="labelled scenes (default: 300)")
@@ -51,18 +59,19 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.only("all", lambda a: not a.only_lora, "with --only_lora")
     parser.only("timestep", lambda a: a.method == "single", "by diffusion, which runs through all timesteps")
     args = parser.parse_args(argv)
-    recorded = {
-        name: parser.get_default(name)
-        for name in ("task", "method", "base", "timestep", "steps", "train", "val", "seed")
-    }
+    recorded = {name: parser.get_default(name) for name in ("task", "method", "base", "steps", "train", "val", "seed")}
     args.show_recorded = not args.only_lora and all(getattr(args, name) == value for name, value in recorded.items())
     args.steps = STEPS[args.method] if args.steps is None else args.steps
     args.base = BASES[args.method] if args.base is None else args.base
     above_zero(args, ("steps", "train", "val"))
     if args.seed < 0:
         raise InputError(f"--seed={args.seed}: must not be negative")
-    if not (args.base / "unet").is_dir():
-        raise InputError(f"--base={args.base}: not a Stable Diffusion folder (it has no unet/)")
+    if not (args.base / "model_index.json").is_file():
+        raise InputError(f"--base={args.base}: not a base model's folder (it has no model_index.json)")
+    settings = args.base / "recommended_settings.json"
+    recommended = json.loads(settings.read_text()) if settings.is_file() else {}
+    args.show_recorded &= args.timestep in (None, TIMESTEP)
+    args.timestep = recommended.get("timestep", TIMESTEP) if args.timestep is None else args.timestep
     return args
 
 

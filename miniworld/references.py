@@ -5,11 +5,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL
 from torch import Tensor
 
 from dataloaders.base import Maps
 from dataloaders.diode import Diode
+from utils.base_model.families import open_base
 from utils.base_model.stable_diffusion import load_base, load_donor, widen_conv_in
 from utils.inference.output import Output
 from utils.inference.prediction import Prediction
@@ -21,22 +22,23 @@ from utils.objectives import decode
 
 
 def random_control(base: Path, folder: Path, seed: int = 0) -> Path:
-    """A copy of the model folder `base` whose UNet has the same shape and fresh random weights."""
-    shutil.copytree(base, folder, ignore=shutil.ignore_patterns("unet"))
+    """A copy of the model folder `base` whose network has the same shape and fresh random weights."""
+    known = open_base(str(base))
+    network, part = known.network, known.prefix
+    shutil.copytree(base, folder, ignore=shutil.ignore_patterns(part))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        config = UNet2DConditionModel.load_config(base, subfolder="unet")
-        UNet2DConditionModel.from_config(config).save_pretrained(folder / "unet")
+        type(network).from_config(network.config).save_pretrained(folder / part)
     return folder
 
 
 def untrained_lora(base: Path, donor: Path | None, folder: Path, metadata: dict[str, object]) -> None:
     """A LoRA that changes nothing, as after a run of 0 steps. donor: the source of AugUNet's conv_in."""
-    unet = load_base(str(base)).unet
+    known = load_base(str(base)) if donor else open_base(str(base))
     if donor:
-        widen_conv_in(unet, load_donor(str(donor)))
-    add_lora(unet, rank=1)
-    save_lora(unet, folder, metadata)
+        widen_conv_in(known.network, load_donor(str(donor)))
+    add_lora(known.network, rank=1)
+    save_lora(known.network, folder, metadata)
 
 
 def write_mean_label(train_set: Maps, stems: Iterable[str], intrinsic: Intrinsic, folder: Path) -> None:
@@ -47,7 +49,7 @@ def write_mean_label(train_set: Maps, stems: Iterable[str], intrinsic: Intrinsic
 
 def write_vae_ceiling(base: Path, unseen: Diode, intrinsic: Intrinsic, folder: Path) -> None:
     """`through_vae` of every unseen image's label."""
-    vae, samples = load_base(str(base)).vae, (unseen[index] for index in range(len(unseen)))
+    vae, samples = open_base(str(base)).vae, (unseen[index] for index in range(len(unseen)))
     write_maps({one["stem"]: through_vae(vae, one["target"][None])[0] for one in samples}, intrinsic, folder)
 
 
