@@ -46,9 +46,9 @@ class Recipe:
 class Setting:
     """Settings of one training.
 
-    base: "base", or "velocity" for the study's second base model, which predicts velocity, or "flow". unet: "pretrained",
-    "random", or the path of a snapshot of its pretraining. targets: the kinds of layers that the LoRA sits on, as
-    --lora_targets; where: the part of the LoRA that trains, of PLACES.
+    base: "base", or "velocity" for the study's second base model, which predicts velocity, or "flow". unet:
+    "pretrained", "random", or the path of a snapshot of its pretraining. targets: the kinds of layers that the LoRA
+    sits on, as --lora_targets; where: the part of the LoRA that trains, of PLACES.
     """
 
     task: str = "normal"

@@ -2,6 +2,7 @@
 Stable Diffusion 1.5.
 """
 
+import re
 import shutil
 from pathlib import Path
 
@@ -20,10 +21,11 @@ from utils.base_model.names import check_base, family_of
 from utils.base_model.stable_diffusion import load_base
 from utils.errors import InputError
 from utils.inference import Predictor
-from utils.lora import SAFETENSORS, add_lora, fuse_lora, load_attn_procs, lora_parameters, save_lora
+from utils.lora import SAFETENSORS, add_lora, fuse_lora, load_attn_procs, lora_parameters, read_lora, save_lora
 from utils.lora.layers import layers_of, lora_targets
 from utils.lora.targets import ALL, KINDS
 from utils.objectives import SingleStep
+from utils.training.upload import model_card, stage
 
 SINGLE = "sd_single_diode_pseudo_normal.py"
 MADE = [name for name in tiny_families.FAMILIES if name.removesuffix("_without_t5") in names.FAMILIES]
@@ -291,10 +293,11 @@ def test_a_lora_of_another_family_is_refused(trained, folders):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_training_writes_the_familys_files(name, trained, folders):
     output = trained[name]
-    header = Predictor(output).jobs[0].lora.metadata
+    header = read_lora(output).metadata
     timestep = "999" if name == "sdxl" else "0.4"
     assert (header["family"], header["timestep"], header["base_model"]) == (name, timestep, str(folders[name]))
-    assert not list(output.glob("*.bin")), "a .bin has no header that names the family"
+    stage(output, output)  # what goes to the hub
+    assert not list(output.rglob("pytorch*.bin")), "a .bin has no header that names the family"
     assert len(losses(output)) == 3
 
 
@@ -335,6 +338,26 @@ def test_bf16_trains_and_validates(name, folders, diode, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "frozen parts in torch.bfloat16" in shown
     assert f"timestep {'999 of 0 to 999' if name == 'sdxl' else '0.4 of 0 to 1'}; " in shown
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_cards_lines_load_the_lora(name, trained, folders, monkeypatch):
+    header = read_lora(trained[name]).metadata
+    monkeypatch.chdir(trained[name].parent)
+    card = model_card(name, header, {}, "", [])
+    lines = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1]
+    assert f'from_pretrained("{name}")' in lines and ".bin" not in card, "the base's name, not the path to it"
+    scope: dict = {}
+    exec(lines.replace(f'from_pretrained("{name}")', f'from_pretrained("{folders[name]}")'), scope)
+    base, rgb = open_base(str(folders[name])), images()
+    method = single_step(base)
+    with torch.no_grad():
+        plain = method.predict(base.network, rgb)
+        load_attn_procs(base.network, trained[name])
+        ours = method.predict(base.network, rgb)
+        theirs = method.predict(getattr(scope["pipeline"], base.prefix), rgb)
+    assert (plain - ours).abs().max() > 1e-4
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
 
 
 # Prediction
