@@ -22,6 +22,8 @@ CARD = """---
 license: apache-2.0
 library_name: diffusers
 pipeline_tag: text-to-image
+tags:
+- toy
 ---
 
 # {name}
