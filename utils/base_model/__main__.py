@@ -9,7 +9,9 @@ import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import diffusers
 import torch
+import transformers
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
@@ -19,6 +21,8 @@ from utils.base_model.parts import Family
 from utils.cli import Parser
 from utils.errors import one_line, run
 from utils.latents import is_video
+from utils.lora.layers import layers_of
+from utils.lora.targets import KINDS
 from utils.lora import SAFETENSORS, add_lora, fuse_lora, load_attn_procs, lora_parameters, save_lora
 
 PROMPT, RANK = "surface normal", 4
@@ -34,8 +38,7 @@ def checks(base: Family) -> Iterator[Check]:
     network, image = base.network, drawn(base.multiple * max(1, 32 // base.multiple))
     with torch.no_grad():
         latents = base.latent_mode(image)
-        z, states = base.scaled(latents), base.encode_prompt(PROMPT)
-
+        z = base.scaled(latents)
         own = base.vae.decode(latents[:, :, None] if is_video(base.vae) else latents, return_dict=False)[0]
         own, back = own.reshape(image.shape), base.decode(z)
         psnr = 10 * torch.log10(4 / mse_loss(back, image)).item()
@@ -43,7 +46,7 @@ def checks(base: Family) -> Iterator[Check]:
             f"decode(scaled(encode)) is {difference(back, own):.1g} off the VAE's own, PSNR {psnr:.1f} dB"
         )
 
-        pipeline = pipeline_of(base)
+        pipeline, states = pipeline_of(base), base.encode_prompt(PROMPT)
         ours = reaching(network, lambda: base.predict(network, z, base.timestep(), states))
         theirs = reaching(network, lambda: generate(pipeline, z, ours, image))
         t = pipeline.scheduler.timesteps[0].item() / (1 if base.steps else 1000)
@@ -58,7 +61,7 @@ def checks(base: Family) -> Iterator[Check]:
 
     with torch.no_grad():
         plain = predict()
-    add_lora(network, RANK, targets=base.kinds)
+    add_lora(network, RANK, targets=[kind for kind in KINDS if layers_of(network, (kind,))])
     with torch.no_grad():
         yield "identity", torch.equal(predict(), plain), "a new LoRA leaves the output as it is, bit for bit"
         for name, parameter in network.named_parameters():
@@ -115,12 +118,10 @@ def drawn(side: int) -> Tensor:
 def pipeline_of(base: Any) -> Any:
     """The base's own pipeline around the base's own VAE and network."""
     if base.family != "sd":
-        pipeline = base.pipeline()
+        pipeline = base._pipeline()
     else:
-        from diffusers import StableDiffusionPipeline
-
         parts = {name: getattr(base, name) for name in ("vae", "text_encoder", "tokenizer", "unet", "scheduler")}
-        pipeline = StableDiffusionPipeline(
+        pipeline = diffusers.StableDiffusionPipeline(
             **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
         )
     pipeline.set_progress_bar_config(disable=True)
@@ -190,6 +191,8 @@ def main(argv: list[str] | None = None) -> int:
     check.add_argument("base", metavar="PATH", help="a model folder, a hub name, or a Stable Diffusion in one file")
     check.add_argument("--revision", help="revision of a model on the hub")
     args = parser.parse_args(argv)
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
     base = open_base(args.base, args.revision)
     kind = type(base.network).__name__
     print(f"{base.name}: {FAMILIES[base.family]}, {kind}, sides in multiples of {base.multiple}, times {base.times}")
