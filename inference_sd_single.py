@@ -13,6 +13,7 @@ The whole image is predicted, its short side brought to --resolution, and the ma
 
 import argparse
 
+from utils.cli import number
 from utils.errors import run
 from utils.inference.args import check, find_files, inference_parser, wanted_of_one
 from utils.system.processes import join, start_missing
@@ -21,7 +22,9 @@ from utils.system.processes import join, start_missing
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     lora = "./pretrained_weights/sd_single_depth_pytorch_model.bin"
     parser = inference_parser(__doc__, lora, "single-step")
-    parser.add_argument("--timestep", type=int, help="of the UNet (default: the training's, else the schedule's last)")
+    parser.add_argument(
+        "--timestep", type=number, metavar="N", help="of the network (default: the training's, else the base's own)"
+    )
     return check(parser.parse_args(argv))
 
 

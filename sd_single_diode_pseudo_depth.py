@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> None:
     train_set, validation_samples = open_data(args, depth_coded(args.depth_coding))
 
     # Model: everything frozen but the LoRA
-    base = open_base(args.pretrained_model_name_or_path, args.revision)
+    base = open_base(args.pretrained_model_name_or_path, args.revision, args.resolution)
     attach_lora(base, args, accelerator)
 
     # Objective

@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> None:
     train_set, validation_samples = open_data(args, NORMAL)
 
     # Model: everything frozen but the LoRA
-    base = open_base(args.pretrained_model_name_or_path, args.revision)
+    base = open_base(args.pretrained_model_name_or_path, args.revision, args.resolution)
     attach_lora(base, args, accelerator)
 
     # Objective

@@ -207,6 +207,12 @@ def path_flag(text: str) -> Path:
     return Path(text).expanduser()
 
 
+def number(value: object) -> float:
+    """A whole number as int, any other as float: "999" and 999, "0.4" and 0.4."""
+    text = str(value)
+    return int(text) if text.removeprefix("-").isdecimal() else float(text)
+
+
 def expand(text: str) -> str:
     """A flag that is a path or a hub name: a leading ~ is the home folder."""
     return str(Path(text).expanduser()) if text.startswith("~") else text

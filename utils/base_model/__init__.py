@@ -3,16 +3,17 @@
 names                checks a name before anything heavy is imported; moved models and licences
 single_file          recognises and reads a .safetensors or .ckpt file; imports torch only for the weights
 single_file_parts    builds the parts from such a file
-stable_diffusion     the family of Stable Diffusion 1.x and 2.x: `load_base` returns its `Base`
-
-A family is one module. Its loader returns an object with the attributes of `Frozen` and whatever its objectives use.
+parts                what all families share: `Family`, the interface of a base model
+stable_diffusion     Stable Diffusion 1.x and 2.x: `load_base` returns its `Base`; the only family of AugUNet
+sdxl, sd3            one module for every other family
+families             `open_base`: a base of any family, by its model_index.json
 """
 
 from typing import Any, Protocol
 
 
 class Frozen(Protocol):
-    """The attributes of a base model that the training loop uses, whatever its family.
+    """The attributes of a base model that the training loop uses, also of generators that are not a `Family`.
 
     name: hub name, or absolute path of the folder or file; revision: of the hub model.
     """

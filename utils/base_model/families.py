@@ -1,18 +1,21 @@
 """From a name to a base model of any family."""
 
+import diffusers
 import transformers
 
 from utils.base_model.names import family_of, resolve
 from utils.base_model.parts import Family
 
 
-def open_base(name: str, revision: str | None = None) -> Family:
+def open_base(name: str, revision: str | None = None, side: int | None = None) -> Family:
     """The base model of a local folder, the hub or, of Stable Diffusion 1.x and 2.x, one file; in fp32 on the CPU.
 
-    Its model_index.json states the family; a folder without one is read as Stable Diffusion 1.x or 2.x. Raises
-    InputError for a family that is unknown here, and where a part is missing or unreadable.
+    Its model_index.json states the family; a folder without one is read as Stable Diffusion 1.x or 2.x. side: of the
+    square training images in pixels. Raises InputError for a family that is unknown here, a side that it cannot read,
+    and where a part is missing or unreadable.
     """
-    transformers.utils.logging.disable_progress_bar()  # "Loading weights", once per text encoder
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()  # one bar: the training's
     name = resolve(name)
     kind: type[Family]
     match family_of(name, revision):  # each is imported only where it is used
@@ -40,4 +43,6 @@ def open_base(name: str, revision: str | None = None) -> Family:
             from utils.base_model.stable_diffusion import load_base
 
             return load_base(name, revision)
-    return kind.load(name, revision)
+    base = kind.load(name, revision)
+    base.check_side(side or 0)
+    return base

@@ -91,7 +91,7 @@ class Family:
     def check_side(self, side: int, flag: str = "--resolution") -> None:
         """InputError where the network cannot read an image of this side; UNets take every multiple of 8."""
         if self.prefix != "unet" and side % self.multiple:
-            raise InputError(f"{flag}={side}: {self.name} needs a multiple of {self.multiple}")
+            raise InputError(f"{flag}={side}: {self.name} needs a multiple of {self.multiple}; from 256 on, 64 is one")
 
     # Latents
 
@@ -171,7 +171,11 @@ class Family:
 
     def _pipeline(self) -> Any:
         """The family's own pipeline with its text encoders, in fp32, large ones in bf16."""
-        where: dict[str, Any] = {"revision": self.revision, "vae": self.vae, self.prefix: self.network}
+        index = model_index(self.name, self.revision)
+        assert index is not None, "other bases are Stable Diffusion's"
+        parts = json.loads(index.read_text(encoding="utf-8")).items()
+        where: dict[str, Any] = {part: None for part, kind in parts if kind == [None, None]}  # such as SD 3's T5
+        where |= {"revision": self.revision, "vae": self.vae, self.prefix: self.network}
         where |= {} if is_folder(self.name) else {"local_files_only": require(self.name, self.revision)}
         errors = []
         for variant in (None, HALF):

@@ -11,7 +11,7 @@ from utils.latents import reduction
 
 
 class StableDiffusion3(Family):
-    """Its network's time is 1000 s for z_s = s eps + (1 - s) z_0: the schedule's shift is already in s, so that a single
+    """Its network's time is 1000 s for z_s = s eps + (1 - s) z_0: the schedule's shift is in s already, so a single
     step needs none. The output was trained as the velocity eps - z_0.
     """
 

@@ -44,7 +44,7 @@ class Job:
     prompt: str
     model: str
     trained_on: str | None
-    timestep: int | None
+    timestep: float | None
     resolution: int | None
     depth_coding: str = "linear"
     closing: tuple[str, ...] = ()
@@ -120,7 +120,7 @@ def describe(
         prompt=own_prompt if prompt is None else prompt,
         model=model,
         trained_on=trained_on,
-        timestep=_whole(str(lora), metadata, "timestep", 0),
+        timestep=_time(str(lora), metadata),
         resolution=_whole(str(lora), metadata, "resolution", 1),
         depth_coding=find_coding(str(lora), metadata, intrinsic, depth_coding),
         closing=tuple(closing),
@@ -131,6 +131,14 @@ def _named_task(file: Path) -> str | None:
     """The intrinsic in a file's name, where there is exactly one."""
     found = [task for task in INTRINSICS if is_named_for(file.name, task)]
     return found[0] if len(found) == 1 else None
+
+
+def _time(lora: str, metadata: Mapping[str, str]) -> float | None:
+    """The single step's time in a LoRA's header, of a flow model 0 to 1; None: not there. InputError as `_whole`'s."""
+    text = metadata.get("timestep", "")
+    if re.fullmatch(r"(0|1)\.[0-9]{1,20}|[0-9](\.[0-9]{1,20})?e-[0-9]{1,2}", text) and 0 <= float(text) <= 1:
+        return float(text)
+    return _whole(lora, metadata, "timestep", 0)
 
 
 def _whole(lora: str, metadata: Mapping[str, str], key: str, least: int) -> int | None:

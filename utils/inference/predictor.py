@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from utils.base_model.families import open_base
-from utils.base_model.names import note_revision
+from utils.base_model.names import FAMILIES, note_revision
 from utils.base_model.parts import Family
 from utils.base_model.stable_diffusion import Base, load_base, load_donor, widen_conv_in
 from utils.errors import InputError, note
@@ -111,6 +111,8 @@ class Engine:
         self.own, self._active = own or {}, self.adapters[0] if len(self.adapters) == 1 else None
         self.factor, self.multiple = reduction(base.vae), base.multiple  # pixels per latent, and of sides
         self.trained_at = max(adapter.trained_at for adapter in self.adapters)
+        if self.view.center_crop:
+            base.check_side(self.resolution or self.trained_at)
         self.tiling = None
         if self.view.tile or self.view.wrap:
             self.tiling = Tiling(
@@ -319,7 +321,7 @@ class Predictor(Engine):
         task: str | None = None,
         prompt: str | None = None,
         revision: str | None = None,
-        timestep: int | None = None,
+        timestep: float | None = None,
         depth_coding: str | None = None,
         augment_from: str | None = None,
         steps: int = 25,
@@ -341,7 +343,7 @@ class Predictor(Engine):
         widened = any(job.method == "augunet" for job in self.jobs)  # which only Stable Diffusion's UNets are
         loaded = load_base(name, revision) if widened else open_base(name, revision)
         for job in self.jobs:
-            _note_other_base(job, loaded)
+            _check_base(job, loaded)
         place = pick_device(device)
         warn_of_slow_bf16(dtype_of(dtype), place.type, "dtype fp32")
         changes = _add_loras(loaded.network, self.jobs, augment_from)
@@ -402,14 +404,19 @@ def _one_base(jobs: Sequence[Job]) -> str:
 
 
 def _timestep(base: Family, job: Job) -> float:
-    """The timestep in the LoRA's header, else the schedule's last. InputError where the schedule lacks it."""
+    """The time in the LoRA's header, else the base's own. InputError where the base lacks it."""
     try:
         return base.timestep(job.timestep)
     except InputError as error:
         raise InputError(f"{job.name}: its header has timestep={job.timestep}, but {error}") from None
 
 
-def _note_other_base(job: Job, base: Family) -> None:
+def _check_base(job: Job, base: Family) -> None:
+    """InputError where a LoRA was made for another family; a note where it was made for another base of the family."""
+    family = job.lora.metadata.get("family", base.family if job.trained_on is None else "sd")
+    if family != base.family:
+        made_for = FAMILIES.get(family, family)
+        raise InputError(f"{job.name}: made for {made_for}, but {base.name} is {FAMILIES[base.family]}; pass its base")
     trained_on = job.trained_on or base.name
     if base.name not in (trained_on, str(Path(trained_on).resolve())):
         note(f"{job.name} was trained on {trained_on}, predicting with {base.name}")
@@ -421,7 +428,7 @@ def _add_loras(
     """A single LoRA is added to the UNet's weights, in place, and ({}, None) returned. Of several, each one's layers
     with the LoRA added, and its conv_in; the UNet stays the base's own.
     """
-    first, found = unet.conv_in, []
+    first, found = getattr(unet, "conv_in", None), []  # which transformers have not
     for job in jobs:
         load_attn_procs(unet, job.lora)
         layers = layers_of(unet, lora_targets(unet))
@@ -431,11 +438,13 @@ def _add_loras(
             _widen(unet, job, augment_from)
         if len(jobs) == 1:
             return [({}, None)]
-        found.append(({name: unet.get_submodule(name).weight.data for name in before}, unet.conv_in))
+        own = {name: unet.get_submodule(name).weight.data for name in before}
+        found.append((own, first and unet.conv_in))
         for name, weight in before.items():
             unet.get_submodule(name).weight.data = weight
-        unet.conv_in = first
-        unet.register_to_config(in_channels=first.in_channels)
+        if first is not None:
+            unet.conv_in = first
+            unet.register_to_config(in_channels=first.in_channels)
     return found
 
 

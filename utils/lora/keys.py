@@ -4,8 +4,9 @@ For a layer X.to_q of attention (also to_k, to_v, to_out.0), or any other layer 
     A  X.processor.to_q_lora.down.weight        `released`: the Intrinsic LoRA files the authors published
     B  unet.X.processor.to_q_lora.down.weight   `diffusers`: what this project writes, because the most loaders read it
     C  unet.Y.lora.down.weight                  `diffusers-old`: diffusers' pipelines of late 2023 (with .alpha)
-    D  unet.Y.lora_A.weight                     `peft`: diffusers' pipelines of today; peft itself without unet., and
-                                                of generators that are no UNet with base_model.model. instead
+    D  unet.Y.lora_A.weight                     `peft`: diffusers' pipelines of today; peft itself without unet.;
+                                                transformer. instead of diffusers' transformers, base_model.model. of
+                                                other generators
     K  lora_unet_Y.lora_down.weight             `kohya`: sd-scripts, with every dot of the module's name an
        lora_unet_Y.alpha                        underscore, and alpha: the layer is scaled by alpha / rank
 A and B write `to_out` for `to_out.0`, and have names for attention layers only. The scale's other places are those of
@@ -21,7 +22,7 @@ import numpy as np
 
 from utils.errors import InputError
 from utils.lora.scale import NO_RECORD, WRAPPERS, Record, rank_record, scale_of, scale_records, without_scale
-from utils.lora.targets import ALL, ATTENTION, kind_of, kinds_of
+from utils.lora.targets import ATTENTION, kind_of, kinds_of, place_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 FORMATS = ("released", "diffusers", "peft", "kohya")  # those that can be written
 ATTENTION_ONLY = ("released", "diffusers")
 _DOTTED = re.compile(
-    r"^(?:unet\.|base_model\.model\.)?(?P<module>.+?)(?:_lora\.|\.lora\.|\.lora_|\.)(?P<part>down|up|A|B|alpha)"
+    r"^(?:unet\.|transformer\.|base_model\.model\.)?(?P<module>.+?)(?:_lora\.|\.lora\.|\.lora_|\.)(?P<part>down|up|A|B|alpha)"
     r"(?:(?<=_[AB])\.(?!bias$)[^.]+?)?(?:\.weight)?$"  # after A and B peft's name of the adapter
 )
 _KOHYA = re.compile(r"^lora_unet_(?P<module>\w+)\.(?P<part>lora_down\.weight|lora_up\.weight|alpha)$")
@@ -37,7 +38,7 @@ _KOHYA = re.compile(r"^lora_unet_(?P<module>\w+)\.(?P<part>lora_down\.weight|lor
 # of the UNet's names are spelt out; the longer come first, so that proj_in is not proj.in.
 _NAMES = re.compile(
     r"down_blocks|up_blocks|mid_block|attentions|transformer_blocks|resnets|downsamplers|upsamplers|attn\d|to_q|to_k|"
-    r"to_v|to_out|ff|net|proj_in|proj_out|proj|conv_shortcut|conv1|conv2|conv|time_emb_proj|time_embedding|linear_\d|"
+    r"to_v|to_out|ff|net|proj_in|proj_out|proj|conv_shortcut|conv1|conv2|conv|time_emb_proj|time_embedding|add_embedding|linear_\d|"
     r"\d+"
 )
 _DOTTED_WRAPPERS = re.compile(rf"(?<![^.])(?:{WRAPPERS}|module)(?:\.|$)")
@@ -100,7 +101,7 @@ def split_key(key: str) -> tuple[str, str] | None:
         module = ".".join(names) if "_".join(names) == match["module"] else ""
     elif match := _DOTTED.match(key):
         module = re.sub(r"\.processor(?=\.to_\w+$)", "", match["module"])
-        module += ".0" if module.endswith(".to_out") else ""
+        module += ".0" if module.endswith(".to_out") and not kind_of(module) else ""  # FLUX.2 has both
     return (module, _PARTS.get(match["part"], match["part"])) if match and kind_of(module) else None
 
 
@@ -136,8 +137,7 @@ def make_key(module: str, part: str, to: str) -> str:
     if to == "kohya":
         return f"lora_unet_{module.replace('.', '_')}." + ("alpha" if part == "alpha" else f"lora_{part}.weight")
     if to == "peft":
-        prefix = "unet" if kind_of(module) in ALL else "base_model.model"
-        return f"{prefix}.{module}.lora_{'A' if part == 'down' else 'B'}.weight"
+        return f"{place_of(module)[0]}.{module}.lora_{'A' if part == 'down' else 'B'}.weight"
     prefix, (layer, target) = {"released": "", "diffusers": "unet."}[to], split_module(module)
     return f"{prefix}{layer}.processor.{target.removesuffix('.0')}_lora.{part}.weight"
 
@@ -226,7 +226,7 @@ def _layer(module: str, weights: dict, name: str, records: Sequence[Record]) -> 
 def header_of(layers: Mapping[str, Layer], header: Mapping[str, str], to: str) -> dict[str, str]:
     """The header for `to_format`'s tensors: `header`, with no statement of a scale but what those tensors need."""
     ranks = {module: layer.down.shape[0] for module, layer in layers.items()}
-    prefix = "" if to == "released" else "unet" if set(kinds_of(ranks)) <= set(ALL) else "base_model.model"
+    prefix = "" if to == "released" else place_of(next(iter(ranks)))[0]
     return without_scale(header) | (rank_record(ranks, prefix) if to != "kohya" else {})
 
 
@@ -241,6 +241,7 @@ def to_format(layers: Mapping[str, Layer], to: str) -> "dict[str, Tensor]":
     import torch
 
     others = [kind for kind in kinds_of(layers) if kind not in ATTENTION]
+    others += [] if others or {place_of(module)[0] for module in layers} == {"unet"} else ["a transformer's"]
     if to in ATTENTION_ONLY and others:
         raise InputError(
             f"{to} keys can name attention layers only, and this LoRA has others ({', '.join(others)}): "

@@ -16,7 +16,7 @@ from utils.errors import InputError, note, warn
 from utils.lora.files import BIN, CONV_IN, SAFETENSORS, LoraFile, brings_conv_in, read_lora
 from utils.lora.keys import Layer, key_format, make_key, parse_layers, split_key, strip_wrappers
 from utils.lora.scale import WRAPPERS, rank_record
-from utils.lora.targets import ATTENTION, KINDS, kind_of, kinds_of, module_pattern, parse_targets
+from utils.lora.targets import ALL, ATTENTION, KINDS, kind_of, kinds_of, module_pattern, parse_targets, place_of
 from utils.system.atomic import replace
 
 ADAPTER = "default"
@@ -53,6 +53,9 @@ def add_lora(
     Returns the LoRA's parameters. Raises InputError for an unknown kind, or one that this UNet lacks.
     """
     targets = parse_targets(",".join(targets), known=KINDS)
+    found = layers_of(unet, KINDS)
+    if targets == ALL and any(place_of(name)[0] == "transformer" for name in found):
+        targets = kinds_of(found)
     for kind in targets:
         if not layers_of(unet, (kind,)):
             raise InputError(f"--lora_targets: this UNet has no {kind} layers; leave {kind} out")
@@ -110,14 +113,21 @@ def lora_targets(unet: nn.Module) -> tuple[str, ...]:
     return kinds_of(_lora_modules(unet))
 
 
+def is_sd(unet: nn.Module) -> bool:
+    """True for the UNets of Stable Diffusion 1.x and 2.x, and what else has their names; SDXL's reads more inputs."""
+    return not hasattr(unet, "add_embedding") and all(place_of(name)[0] == "unet" for name in _lora_modules(unet))
+
+
 def lora_state(unet: nn.Module) -> dict[str, Tensor]:
-    """The LoRA's weights as fp32 CPU tensors: under format B keys (`diffusers`) where it sits on attention alone, for
-    the most loaders read those; else under format D (`peft`), which has names for all layers.
+    """The LoRA's weights as fp32 CPU tensors: under format B keys (`diffusers`) where it sits on the attention of a
+    Stable Diffusion 1.x or 2.x alone, for the most loaders read those; else under format D (`peft`), which has names
+    for all layers.
 
     The keys do not depend on what wraps the network or parts of it. Raises ValueError for a name that is no layer's.
     """
     unet = unwrap(unet)
-    to, state = "diffusers" if lora_targets(unet) == ATTENTION else "peft", {}
+    old = lora_targets(unet) == ATTENTION and is_sd(unet)
+    to, state = "diffusers" if old else "peft", {}
     for path, module in _lora_modules(unet).items():
         name = strip_wrappers(path)
         for part, layers in (("down", module.lora_A), ("up", module.lora_B)):
@@ -140,7 +150,7 @@ def save_lora(unet: nn.Module, folder: str | Path, metadata: Mapping[str, object
     folder, state, targets = Path(folder), lora_state(unet), lora_targets(unet)
     header = {key: str(value) for key, value in metadata.items()}
     ranks = {name: module.r[ADAPTER] for name, module in _lora_modules(unet).items()}
-    header |= rank_record(ranks, "unet" if hasattr(unet, "conv_in") else "base_model.model")
+    header |= rank_record(ranks, place_of(next(iter(ranks)))[0])
     if targets != ATTENTION or METADATA_TARGETS in header:
         header[METADATA_TARGETS] = ",".join(targets)
     try:
@@ -251,7 +261,7 @@ def _declared(layers: Mapping[str, Layer], metadata: Mapping[str, str], name: st
 
 def _spared(wanted: Mapping[str, object], layers: Mapping[str, Layer], file: LoraFile) -> list[str]:
     """Modules that may go without a LoRA: sd-scripts puts none on time_embedding, but on the other `time` layers."""
-    ours = [module for module in wanted if module.startswith("time_embedding.")]
+    ours = [module for module in wanted if module.startswith(("time_embedding.", "add_embedding."))]
     by_sd_scripts = METADATA_TARGETS not in file.metadata and all(
         key_format(str(key)) == "kohya" for key in file.state
     )

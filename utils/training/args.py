@@ -9,12 +9,12 @@ import argparse
 import json
 import math
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields
 from pathlib import Path
 
 from utils.base_model.names import check_base
-from utils.cli import Parser
+from utils.cli import Parser, number
 from utils.errors import InputError, note
 from utils.lora.targets import parse_targets
 from utils.system.processes import start_missing
@@ -30,7 +30,12 @@ from utils.training.flags import (
 from utils.training.settings import Settings
 
 RECOMMENDED = "recommended_settings.json"  # in a base model's folder
-RECOMMENDABLE = {"learning_rate": float, "timestep": int, "resolution": int, "augment_from": str}
+RECOMMENDABLE: Mapping[str, Callable] = {
+    "learning_rate": float,
+    "timestep": number,
+    "resolution": int,
+    "augment_from": str,
+}
 DEAD = ("dataset_name", "snr_gamma", "enable_xformers_memory_efficient_attention")  # refused by every script
 TRACKERS = ("wandb", "tensorboard")
 NOT_KEPT = (

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from utils.cli import Parser, expand
+from utils.cli import Parser, expand, number
 from utils.intrinsics import DEPTH_CODINGS
 from utils.kinds.frames import FRAMES
 
@@ -11,8 +11,8 @@ from utils.kinds.frames import FRAMES
 def needed_flags(group: Any) -> None:
     """The flags that a run needs."""
     add = group.add_argument
-    add("--pretrained_model_name_or_path", type=expand, required=True, help="Stable Diffusion: a local folder, a "
-        "hub name, or one .safetensors or .ckpt file of SD 1.x or 2.x")  # fmt: skip
+    add("--pretrained_model_name_or_path", type=expand, required=True, help="Stable Diffusion 1.x to "
+        "3.5 or XL: a local folder, a hub name, or one .safetensors or .ckpt file of SD 1.x or 2.x")  # fmt: skip
     add("--train_data_dir", type=expand, help="DIODE's normals/ or depths/ folder (diode_meta.json is in its "
         "parent); with --dataset folder: your own, with images/ and labels/, optional gt/ and masks/")  # fmt: skip
     add("--pseudo_root", type=expand, help="pseudo labels: <split>/<scene type>/<scene>/<scan>/<stem>.png, 8-bit; "
@@ -27,13 +27,15 @@ def model_flags(group: Any) -> None:
     add("--revision", help="branch, tag or commit of the hub model")
     add("--rank", type=int, default=8, help="rank of the LoRA; the released code's default is 4, its commands use 8 "
         "(default: 8)")  # fmt: skip
-    add("--lora_targets", default="attention", help="layers with a LoRA: attention (as in the paper), all, "
-        "or a comma-separated choice of attention,feedforward,projection,conv,time")  # fmt: skip
+    add("--lora_targets", default="attention", help="layers with a LoRA: attention (as in the paper), all, or "
+        "a comma-separated choice of attention,feedforward,projection,conv,time; of transformers also "
+        "modulation")  # fmt: skip
     add("--lora_path", type=expand, help="start from this LoRA (.safetensors, .bin or an output folder)")
     add("--unified_prompt", help="the one prompt of every image")
     add("--empty_prompt", action="store_true", help="an empty prompt instead of --unified_prompt")
-    add("--timestep", type=int, help="noise level that the single step conditions the UNet on. A base that predicts "
-        "noise may be more accurate at another one than the paper's (default: the schedule's last, 999)")  # fmt: skip
+    add("--timestep", type=number, metavar="N", help="noise level that the single step conditions the network on; of "
+        "flow models a time from 0 to 1. A base that predicts noise may be more accurate at another one than the "
+        "paper's (default: the schedule's last, 999; 0.4 of flow models)")  # fmt: skip
     add("--noise_offset", type=float, default=0.0, help="scale of a per-channel offset of the noise")
     add("--prediction_type", help="what the UNet predicts")
     add("--snr_gamma", type=float)

@@ -31,7 +31,7 @@ from utils.inference.job import BASES, SCRIPTS
 from utils.latents import reduction
 from utils.lora import SAFETENSORS, add_lora, load_attn_procs, read_lora, save_lora
 from utils.noise import generators
-from utils.objectives import Objective
+from utils.objectives import Objective, SingleStep
 from utils.paths import ROOT
 from utils.system import atomic, environment, processes, provenance, signals
 from utils.system.compute import autocasts, compile_unet, move_frozen, runs_ahead, warn_of_slow_bf16
@@ -180,6 +180,9 @@ def train(  # noqa: C901 (the loop is read from top to bottom in one place)
     samples, vae_home = latents_or_images(settings, accelerator, train_set, objective.vae, state.bare_network)
     share = (batch_size, seed, accelerator.process_index, accelerator.num_processes, state.seen)
     if train_set.whole:
+        if isinstance(objective, SingleStep):
+            for side in sorted({side for shape in train_set.shapes for side in shape}):
+                objective.base.check_side(side, "--crop none: side of an image")
         batches: EndlessBatches = BucketBatches(train_set.shapes, state.step_samples, *share)
         note(describe_buckets(train_set.shapes, state.step_samples))
     else:
@@ -199,7 +202,7 @@ def train(  # noqa: C901 (the loop is read from top to bottom in one place)
             f"a step has {state.step_samples} images and the training set {len(train_set)}: it sees some of them twice"
         )
     if main:
-        print(summary(state, settings, accelerator, len(train_set), frozen_dtype(accelerator)))
+        print(summary(state, settings, accelerator, len(train_set), frozen_dtype(accelerator), objective))
     if validates(settings, state.step, state.max_steps):  # also after a kill that prevented it
         with state.averages.applied():
             validation.run(state.bare_network, state.step)
@@ -382,15 +385,23 @@ def lora_header(objective: Objective, base: Frozen, train_set: TrainingSet, sett
 
 
 def summary(
-    state: TrainingState, settings: Settings, accelerator: Accelerator, images: int, dtype: torch.dtype
+    state: TrainingState,
+    settings: Settings,
+    accelerator: Accelerator,
+    images: int,
+    dtype: torch.dtype,
+    objective: Objective,
 ) -> str:
     """One line: data, length, LoRA, and the settings in use that may come from elsewhere than the flags."""
     outside = settings.mixed_precision is None and accelerator.mixed_precision != "no"
     set_by = f" (set by {environment.origin(environment.PRECISION)})" if outside else ""
+    time = ""
+    if isinstance(objective, SingleStep):
+        time = f"timestep {objective.timestep} of {objective.base.times}; "
     lora, everything = state.counts["lora_parameters"], state.counts["all_parameters"]
     return (
         f"{images} training images, {state.step_samples} a step, {state.max_steps} steps; "
-        f"LoRA of rank {settings.rank}: {lora:,} parameters, {100 * lora / everything:.2f} % of the network; "
+        f"LoRA of rank {settings.rank}: {lora:,} parameters, {100 * lora / everything:.2f} % of the network; {time}"
         f"{accelerator.device}, {accelerator.num_processes} process(es), frozen parts in {dtype}; "
         f"mixed precision {accelerator.mixed_precision}{set_by}, "
         f"{accelerator.gradient_accumulation_steps} micro-step(s) a step, "
@@ -400,9 +411,9 @@ def summary(
 
 def has_bin(metadata: Mapping[str, object]) -> bool:
     """True if the run also writes a .bin, for the paper's line of code. A .bin has no header, so that a reader could
-    not know of a depth coding to undo, or of a network that is not a UNet.
+    not know of a depth coding to undo, or of a network that is not Stable Diffusion 1.x or 2.x's.
     """
-    return "depth_coding" not in metadata and metadata["method"] in BASES
+    return metadata.keys().isdisjoint(("depth_coding", "family")) and metadata["method"] in BASES
 
 
 def outcome(output_dir: Path, metadata: Mapping[str, object], settings: Settings) -> str:
