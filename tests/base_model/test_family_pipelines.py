@@ -39,11 +39,6 @@ def network_of(pipe) -> torch.nn.Module:
     return pipe.unet if hasattr(pipe, "unet") else pipe.transformer
 
 
-def nothing(value):
-    """Zeros in the place of every tensor of a network's output."""
-    return torch.zeros_like(value) if torch.is_tensor(value) else type(value)(nothing(each) for each in value)
-
-
 def reaching(network, call) -> dict:
     """The arguments, by name, of the network's one call in `call`, without those that say nothing."""
     calls = []
@@ -116,12 +111,13 @@ def test_the_prediction_is_laid_out_as_the_latents_that_the_pipeline_steps_with(
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_latents_become_the_image_that_the_pipeline_makes_of_them(family, base, pipe, image):
-    """With a network that predicts nothing, the pipeline ends where it began."""
+    """With a scheduler that changes nothing, the pipeline ends where it begins."""
     z = base.scaled(base.latent_mode(image))
-    with network_of(pipe).register_forward_hook(lambda module, args, out: nothing(out)):
-        theirs = generate(pipe, family, z)
+    pipe.scheduler.step = lambda output, t, latents, **options: (latents,)
+    pipe.scheduler.set_timesteps(timesteps=[400]) if family == "sdxl" else None
+    theirs = generate(pipe, family, z / getattr(pipe.scheduler, "init_noise_sigma", 1))
     with torch.no_grad():
-        ours = base.decode(z * pipe.scheduler.init_noise_sigma if family == "sdxl" else z)  # which it begins with
+        ours = base.decode(z)
     assert ours.std() > 0.05 and torch.allclose((ours / 2 + 0.5).clamp(0, 1), theirs, atol=1e-4)
 
 

@@ -20,14 +20,13 @@ from utils.base_model.names import FAMILIES
 from utils.base_model.parts import Family
 from utils.cli import Parser
 from utils.errors import one_line, run
-from utils.latents import is_video
 from utils.lora.layers import layers_of
 from utils.lora.targets import KINDS
 from utils.lora import SAFETENSORS, add_lora, fuse_lora, load_attn_procs, lora_parameters, save_lora
 
 PROMPT, RANK = "surface normal", 4
 ROUNDING = 1e-4  # a difference that rounding in fp32 explains, as a part of the values' own deviation
-NAMES = ("latents", "input", "identity", "gradients", "file", "fused")
+NAMES = ("input", "latents", "identity", "gradients", "file", "fused")
 Check = tuple[str, bool, str]  # its name, whether it is passed, the figures
 
 
@@ -37,24 +36,25 @@ def checks(base: Family) -> Iterator[Check]:
     """
     network, image = base.network, drawn(base.multiple * max(1, 32 // base.multiple))
     with torch.no_grad():
-        latents = base.latent_mode(image)
-        z = base.scaled(latents)
-        own = base.vae.decode(latents[:, :, None] if is_video(base.vae) else latents, return_dict=False)[0]
-        own, back = own.reshape(image.shape), base.decode(z)
-        psnr = 10 * torch.log10(4 / mse_loss(back, image)).item()
-        yield "latents", difference(back, own) < ROUNDING, (
-            f"decode(scaled(encode)) is {difference(back, own):.1g} off the VAE's own, PSNR {psnr:.1f} dB"
-        )
+        z, states = base.scaled(base.latent_mode(image)), base.encode_prompt(PROMPT)
+        pipeline = pipeline_of(base)
 
-        pipeline, states = pipeline_of(base), base.encode_prompt(PROMPT)
-        ours = reaching(network, lambda: base.predict(network, z, base.timestep(), states))
-        theirs = reaching(network, lambda: generate(pipeline, z, ours, image))
-        t = pipeline.scheduler.timesteps[0].item() / (1 if base.steps else 1000)
-        ours = reaching(network, lambda: base.predict(network, z, base.timestep(t if base.steps is None else int(t)), states))
-        wrong = unequal(ours, theirs, "")
+        def ours(t: float) -> dict[str, Any]:
+            return reaching(network, lambda: base.predict(network, z, t, states))
+
+        theirs = reaching(network, lambda: generate(pipeline, z, ours(base.timestep()), image))
+        steps = pipeline.scheduler.timesteps[0].item()
+        t = int(steps) if base.steps else steps / 1000
+        wrong = unequal(ours(t), theirs, "")
         yield "input", not wrong, f"what reaches the network at t = {t:g} " + (
             f"differs from the pipeline's in {', '.join(wrong)}" if wrong else f"is the pipeline's: {', '.join(theirs)}"
         )
+
+        pipeline.scheduler.step = lambda output, t, latents, **options: (latents,)  # it ends where it begins
+        decoded = generate(pipeline, z / getattr(pipeline.scheduler, "init_noise_sigma", 1), ours(t), image)
+        back = base.decode(z)
+        off, psnr = difference((back / 2 + 0.5).clamp(0, 1), decoded), -10 * (mse_loss(back, image) / 4).log10().item()
+        yield "latents", off < ROUNDING, f"decode(encode(image)) is {off:.1g} off the pipeline's, PSNR {psnr:.1f} dB"
 
     def predict() -> Tensor:
         return base.predict(network, z, base.timestep(), states)
@@ -128,17 +128,16 @@ def pipeline_of(base: Any) -> Any:
     return pipeline
 
 
-def generate(pipeline: Any, z: Tensor, ours: dict[str, Any], image: Tensor) -> None:
-    """One step of the pipeline without guidance, from z in the place of noise."""
+def generate(pipeline: Any, z: Tensor, ours: dict[str, Any], image: Tensor) -> Tensor:
+    """One step of the pipeline without guidance, from z in the place of noise: an image (1,3,H,W) in [0,1]."""
     height, width = image.shape[2:]
     inputs = [ours["hidden_states"]] if "hidden_states" in ours else []  # some take the network's tokens instead of z
     for latents in (z, *inputs):
         try:
-            pipeline(
+            return pipeline(
                 prompt=PROMPT, height=height, width=width, latents=latents, num_inference_steps=1, guidance_scale=0.0,
-                output_type="latent",
-            )  # fmt: skip
-            return
+                output_type="pt",
+            ).images  # fmt: skip
         except (RuntimeError, ValueError) as error:
             reason = error
     raise reason
