@@ -128,7 +128,9 @@ def test_decoding_begins_with_the_latents_that_were_scaled(family, base, image):
     with decoder.register_forward_pre_hook(lambda module, args: given.append(args[0])), torch.no_grad():
         base.decode(base.scaled(latents))
         base.vae.decode(latents[:, :, None] if family == "qwen_image" else latents)
-    assert torch.allclose(*given, atol=1e-5) and not torch.allclose(base.scaled(latents).std(), latents.std(), rtol=0.01)
+    assert torch.allclose(*given, atol=1e-5) and not torch.allclose(
+        base.scaled(latents).std(), latents.std(), rtol=0.01
+    )
 
 
 def test_kleins_statistics_are_those_before_the_vae_was_rounded(tiny, image, monkeypatch, tmp_path):

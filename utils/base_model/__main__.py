@@ -20,9 +20,9 @@ from utils.base_model.names import FAMILIES
 from utils.base_model.parts import Family
 from utils.cli import Parser
 from utils.errors import one_line, run
+from utils.lora import SAFETENSORS, add_lora, fuse_lora, load_attn_procs, lora_parameters, save_lora
 from utils.lora.layers import layers_of
 from utils.lora.targets import KINDS
-from utils.lora import SAFETENSORS, add_lora, fuse_lora, load_attn_procs, lora_parameters, save_lora
 
 PROMPT, RANK = "surface normal", 4
 ROUNDING = 1e-4  # a difference that rounding in fp32 explains, as a part of the values' own deviation
@@ -46,8 +46,15 @@ def checks(base: Family) -> Iterator[Check]:
         steps = pipeline.scheduler.timesteps[0].item()
         t = int(steps) if base.steps else steps / 1000
         wrong = unequal(ours(t), theirs, "")
-        yield "input", not wrong, f"what reaches the network at t = {t:g} " + (
-            f"differs from the pipeline's in {', '.join(wrong)}" if wrong else f"is the pipeline's: {', '.join(theirs)}"
+        yield (
+            "input",
+            not wrong,
+            f"what reaches the network at t = {t:g} "
+            + (
+                f"differs from the pipeline's in {', '.join(wrong)}"
+                if wrong
+                else f"is the pipeline's: {', '.join(theirs)}"
+            ),
         )
 
         pipeline.scheduler.step = lambda output, t, latents, **options: (latents,)  # it ends where it begins
@@ -78,8 +85,12 @@ def checks(base: Family) -> Iterator[Check]:
         network.unload_lora()
         pipeline.load_lora_weights(folder, weight_name=SAFETENSORS)
         off = difference(predict(), changed)
-        yield "file", off < ROUNDING * effect, (
-            f"the pipeline's load_lora_weights gives the output to {off:.1g}, which the LoRA changes by {effect:.1g}"
+        yield (
+            "file",
+            off < ROUNDING * effect,
+            (
+                f"the pipeline's load_lora_weights gives the output to {off:.1g}, which the LoRA changes by {effect:.1g}"
+            ),
         )
         pipeline.unload_lora_weights()
         load_attn_procs(network, folder)
