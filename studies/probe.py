@@ -12,14 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from dataloaders.diode import Diode
 from miniworld.pretraining.generator import fingerprint
-from utils.base_model.stable_diffusion import Base
+from utils.base_model.parts import Family
 from utils.errors import InputError
 from utils.intrinsics import INTRINSICS, Intrinsic
 from utils.kinds.base import score_of
@@ -47,16 +46,16 @@ class Recipe:
 class Setting:
     """Settings of one training.
 
-    base: "base", or "velocity" for the study's second base model, which predicts velocity. unet: "pretrained",
-    "random", or the path of a snapshot of its pretraining. targets: the kinds of layers that the LoRA sits on, as
-    --lora_targets; where: the part of the LoRA that trains, of PLACES.
+    base: "base", or "velocity" for the study's second base model, which predicts velocity, or "flow". unet:
+    "pretrained", "random", or the path of a snapshot of its pretraining. targets: the kinds of layers that the LoRA
+    sits on, as --lora_targets; where: the part of the LoRA that trains, of PLACES.
     """
 
     task: str = "normal"
     unet: str = "pretrained"
     rank: int = 8
     labels: int = 1000
-    timestep: int = 999
+    timestep: float = 999
     targets: str = "attention"
     where: str = "everywhere"
     learning_rate: float = 4e-3
@@ -96,7 +95,7 @@ class TaskData:
     unseen: list[dict]
 
 
-def load_task(root: Path, name: str, base: Base, recipe: Recipe, folder: Path, device: str = "cpu") -> TaskData:
+def load_task(root: Path, name: str, base: Family, recipe: Recipe, folder: Path, device: str = "cpu") -> TaskData:
     """Encode the training set of a DIODE-like tree once (kept in `folder`) and read its validation set."""
     intrinsic = INTRINSICS[name]
     train, unseen = (
@@ -118,16 +117,18 @@ def load_task(root: Path, name: str, base: Base, recipe: Recipe, folder: Path, d
     return TaskData({key: value.to(device) for key, value in latents.items()}, [unseen[i] for i in range(len(unseen))])
 
 
-def make_unet(base: Base, setting: Setting) -> UNet2DConditionModel:
-    """A UNet of the base's shape with the setting's weights, frozen, on the base's device."""
+def make_unet(base: Family, setting: Setting) -> nn.Module:
+    """A network of the base's shape with the setting's weights, frozen, on the base's device."""
+    own = base.network
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(setting.seed)
-        unet = UNet2DConditionModel.from_config(base.unet.config)
+        network = type(own).from_config(own.config)
     if setting.unet == "pretrained":
-        unet.load_state_dict(base.unet.state_dict())
-    elif setting.unet != "random":
-        unet.load_state_dict(torch.load(setting.unet, weights_only=True)["unet"])
-    return unet.requires_grad_(False).eval().to(base.unet.device)
+        network.load_state_dict(own.state_dict())
+    elif setting.unet != "random":  # a transformer's has no buffers
+        state = torch.load(setting.unet, weights_only=True)[base.prefix]
+        network.load_state_dict(network.state_dict() | state)
+    return network.requires_grad_(False).eval().to(own.device)
 
 
 def place_lora(unet: nn.Module, setting: Setting) -> list[nn.Parameter]:
@@ -219,7 +220,7 @@ def errors(
     return found
 
 
-def probe(base: Base, data: TaskData, setting: Setting, recipe: Recipe) -> dict:
+def probe(base: Family, data: TaskData, setting: Setting, recipe: Recipe) -> dict:
     """Train and score one setting: its parameters, first and last losses, and the error of every unseen image."""
     intrinsic = INTRINSICS[setting.task]
     unet = make_unet(base, setting)

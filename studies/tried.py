@@ -137,7 +137,7 @@ def learn(
 ) -> Callable[[], Errors]:
     """Train in place; returns what measures the errors of the weights as they are then."""
     intrinsic, data = INTRINSICS[setting.task], bench.task(setting.task)
-    objective = kind(bench.base.vae, bench.base.encode_prompt(intrinsic.prompt), setting.timestep)
+    objective = kind(bench.base, bench.base.encode_prompt(intrinsic.prompt), setting.timestep)
     train(unet, parameters, objective, data.latents, setting, bench.recipe, **settings)
     return partial(errors, unet, objective, data, intrinsic, bench.recipe)
 

@@ -27,7 +27,7 @@ def bench(tmp_path_factory):
 
 def test_a_residual_plus_the_networks_output_is_the_images_latents(bench):
     base, z = bench.base, torch.randn(2, 4, 8, 8)
-    both = [kind(base.vae, base.encode_prompt("surface normal"), 400) for kind in (Residual, SingleStep)]
+    both = [kind(base, base.encode_prompt("surface normal"), 400) for kind in (Residual, SingleStep)]
     with torch.no_grad():
         residual, plain = (one.latents(base.unet, z) for one in both)
         batch = {"rgb": torch.rand(2, 3, 32, 32) * 2 - 1, "target": torch.rand(2, 3, 32, 32) * 2 - 1}

@@ -173,10 +173,14 @@ class Family:
         """The family's own pipeline with its text encoders, in fp32, large ones in bf16."""
         index = model_index(self.name, self.revision)
         assert index is not None, "other bases are Stable Diffusion's"
-        parts = json.loads(index.read_text(encoding="utf-8")).items()
-        where: dict[str, Any] = {part: None for part, kind in parts if kind == [None, None]}  # such as SD 3's T5
+        content = json.loads(index.read_text(encoding="utf-8"))
+        parts = {part: kind for part, kind in content.items() if isinstance(kind, list)}
+        where: dict[str, Any] = {part: None for part, kind in parts.items() if kind[0] is None}  # such as SD 3's T5
         where |= {"revision": self.revision, "vae": self.vae, self.prefix: self.network}
-        where |= {} if is_folder(self.name) else {"local_files_only": require(self.name, self.revision)}
+        if not is_folder(self.name):
+            where |= {"local_files_only": require(self.name, self.revision)}
+        elif lost := [part for part in parts if part not in where and not (index.parent / part).is_dir()]:
+            raise InputError(f"{index.parent / lost[0]}: not there, but model_index.json has it; copy the whole model")
         errors = []
         for variant in (None, HALF):
             try:

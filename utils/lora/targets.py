@@ -59,11 +59,7 @@ _OTHERS = {
     "affine": r"(conv1|to_rgb1|convs\.\d+|to_rgbs\.\d+)\.conv\.modulation",
     "self_attention": r"(.+\.)?layers\.\d+\.self_attn\.[qkvo]_proj",
 }
-_TABLES = {
-    "transformer": _TRANSFORMER,
-    "unet": _MODULES,
-    "base_model.model": _OTHERS,
-}  # by a key's first word in a file
+_TABLES = {"transformer": _TRANSFORMER, "unet": _MODULES, "base_model.model": _OTHERS}  # by the first word of keys
 KINDS = (*OF_DIFFUSION, *_OTHERS)  # of any generator
 
 

@@ -63,6 +63,7 @@ def model_card(
         safetensors=SAFETENSORS,
         bin=BIN,
         conv_in=CONV_IN,
+        network="UNet" if metadata.get("family") == "sdxl" else "transformer",
     )
     return f"{card}\n"
 
@@ -183,7 +184,7 @@ def stage(output_dir: Path, folder: Path) -> None:
     for path in (folder / SAFETENSORS, folder / CONV_IN, output_dir / METRICS, output_dir / BEST):
         if path.is_file():
             shutil.copy(path, staged)
-    if "depth_coding" not in read_lora(staged / SAFETENSORS).metadata:  # a .bin has no header for it
+    if read_lora(staged / SAFETENSORS).metadata.keys().isdisjoint(("depth_coding", "family")):  # a .bin has no header
         torch.save(load_file(staged / SAFETENSORS), staged / BIN)
     for path in sorted((output_dir / "validation").glob("*_*.png")):  # by step; the newest overwrites the others
         shutil.copy(path, staged / "validation" / path.name.split("_", 1)[1])
