@@ -54,7 +54,7 @@ def reaching(network, call) -> dict:
 
 
 def generate(pipe, family, z, output="pt"):
-    """The pipeline's one step from z (B,C,h,w), unguided, at the scheduler's time for a noise level of 0.6 or step 400:
+    """The pipeline's one step from z (B,C,h,w), unguided, at step 400 or what the scheduler makes of a time of 0.6:
     images (B,3,H,W) in [0,1], or its own latents.
     """
     family = family.removesuffix("_without_t5")

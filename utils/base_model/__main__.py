@@ -45,17 +45,9 @@ def checks(base: Family) -> Iterator[Check]:
         theirs = reaching(network, lambda: generate(pipeline, z, ours(base.timestep()), image))
         steps = pipeline.scheduler.timesteps[0].item()
         t = int(steps) if base.steps else steps / 1000
-        wrong = unequal(ours(t), theirs, "")
-        yield (
-            "input",
-            not wrong,
-            f"what reaches the network at t = {t:g} "
-            + (
-                f"differs from the pipeline's in {', '.join(wrong)}"
-                if wrong
-                else f"is the pipeline's: {', '.join(theirs)}"
-            ),
-        )
+        wrong, names = ", ".join(unequal(ours(t), theirs, "")), ", ".join(theirs)
+        figures = f"differs from the pipeline's in {wrong}" if wrong else f"is the pipeline's: {names}"
+        yield "input", not wrong, f"what reaches the network at t = {t:g} {figures}"
 
         pipeline.scheduler.step = lambda output, t, latents, **options: (latents,)  # it ends where it begins
         decoded = generate(pipeline, z / getattr(pipeline.scheduler, "init_noise_sigma", 1), ours(t), image)
@@ -85,13 +77,10 @@ def checks(base: Family) -> Iterator[Check]:
         network.unload_lora()
         pipeline.load_lora_weights(folder, weight_name=SAFETENSORS)
         off = difference(predict(), changed)
-        yield (
-            "file",
-            off < ROUNDING * effect,
-            (
-                f"the pipeline's load_lora_weights gives the output to {off:.1g}, which the LoRA changes by {effect:.1g}"
-            ),
+        figures = (
+            f"the pipeline's load_lora_weights gives the output to {off:.1g}; the LoRA changes it by {effect:.1g}"
         )
+        yield "file", off < ROUNDING * effect, figures
         pipeline.unload_lora_weights()
         load_attn_procs(network, folder)
         fuse_lora(network)
@@ -209,15 +198,16 @@ def main(argv: list[str] | None = None) -> int:
     found, failed = checks(base), []
     for name in NAMES:
         try:
-            row = next(found)
+            name, passed, figures = next(found)
         except Exception as error:  # whatever an adapter that is wrong, or a pipeline that it does not fit, may raise
-            row = (name, False, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
-        failed += [] if row[1] else [name]
-        print(f"  {'pass' if row[1] else 'FAIL'}  {name:<9}  {one_line(row[2])}", flush=True)
+            reason = " ".join(str(error).split())[:300]
+            print(f"  FAIL  {name:<9}  {type(error).__name__}: {one_line(reason)}; the checks after it were not made")
+            failed.append(name)
+            break
+        failed += [] if passed else [name]
+        print(f"  {'pass' if passed else 'FAIL'}  {name:<9}  {one_line(figures)}", flush=True)
         if name == "identity":
             print(f"        {'memory':<9}  {memory(base)}")
-        if found.gi_frame is None:
-            break
     if failed:
         print(f"next: fix {', '.join(failed)} in utils/base_model/ before training on it; docs/extending.md says how")
     else:
