@@ -27,6 +27,18 @@ def open_base(name: str, revision: str | None = None, side: int | None = None) -
             from utils.base_model.sd3 import StableDiffusion3
 
             kind = StableDiffusion3
+        case "flux2":
+            from utils.base_model.flux2 import Flux2
+
+            kind = Flux2
+        case "z_image":
+            from utils.base_model.z_image import ZImage
+
+            kind = ZImage
+        case "qwen_image":
+            from utils.base_model.qwen_image import QwenImage
+
+            kind = QwenImage
         case _:
             from utils.base_model.stable_diffusion import load_base
 

@@ -24,11 +24,17 @@ FAMILIES = {  # in the header of a LoRA -> the family in words
     "sd": "Stable Diffusion 1.x or 2.x",
     "sdxl": "Stable Diffusion XL",
     "sd3": "Stable Diffusion 3 or 3.5",
+    "flux2": "FLUX.2-klein",
+    "z_image": "Z-Image",
+    "qwen_image": "Qwen-Image",
 }
 PIPELINES = {  # family -> its pipelines' names in model_index.json, in full
     "sd": r"StableDiffusion(?!XL|3)\w*Pipeline|LatentConsistencyModelPipeline",
     "sdxl": r"StableDiffusionXL\w*Pipeline",
     "sd3": r"StableDiffusion3\w*Pipeline",
+    "flux2": r"Flux2Klein(Inpaint)?Pipeline",
+    "z_image": r"ZImage(Img2Img|Inpaint)?Pipeline",
+    "qwen_image": r"QwenImage(Img2Img|Inpaint)?Pipeline",  # not Edit, whose text encoder reads the image too
 }
 
 
