@@ -40,3 +40,9 @@ def test_a_mistyped_flag_needs_no_torch(script):
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_refused_flag_needs_no_torch(script):
     assert imported(script, *NEEDED, "--prediction_type", "epsilon") == ("2", set())
+
+
+@pytest.mark.parametrize("words", ["nowhere", "docs --pseudo_root nowhere", "docs --dataset folder"])
+def test_missing_data_need_no_torch(words):
+    base = ["--pretrained_model_name_or_path", "miniworld/mini-sd", "--pseudo_root", "docs"]
+    assert imported(next(iter(SCRIPTS)), *base, "--train_data_dir", *words.split()) == ("2", set())
