@@ -48,7 +48,7 @@ def data_flags(group: Any) -> None:
         "labels; folder: images/ and labels/ with the same names; manifest: a JSON object a line")  # fmt: skip
     add("--manifest", type=expand, help='lines of {"image": ..., "label": ...}, optional gt, mask, split, name')
     add("--mix", help="shares of the folders in --train_data_dir in every step, such as 0.9,0.1; --num_train_imgs and "
-        "--max_train_samples then count for each folder")  # fmt: skip
+        "--max_train_samples then count for each folder, an epoch is as many samples as all of them have")  # fmt: skip
     add("--val_fraction", type=float, default=0.1, help="folder, manifest: share held out for validation, drawn by "
         "--seed, unless images/ holds train/ and val/ or the manifest has splits")  # fmt: skip
     add("--gt_frame", choices=list(FRAMES), default="opencv", help="folder, manifest: axes of the normals in gt/")
