@@ -2,6 +2,7 @@
 
 import hashlib
 from collections import Counter
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from utils.image_io.images import Crop, read_label, read_rgb, same_aspect, size_
 from utils.image_io.opening import check_ratio
 from utils.intrinsics import Intrinsic
 from utils.kinds.base import Known, Score, against_label, label_as_truth, score_of, shares
+from utils.training.data import Part
 
 INSPECTED = 16  # labels, for the share of unknown pixels
 PROBES = 8  # images and labels whose content goes into a fingerprint
@@ -52,6 +54,7 @@ class Maps(Dataset):
         self.with_truth = True
         self.stems: list[str] = []
         self.notes: list[str] = []
+        self.parts: Sequence[Part] = ()
 
     def rgb_path(self, stem: str) -> Path:
         raise NotImplementedError

@@ -217,7 +217,7 @@ def what_next(samples: list[Files], args: argparse.Namespace) -> str:
         "depth_coding": None if intrinsic.depth_coding == "linear" else intrinsic.depth_coding,
         "output_dir": f"runs/{intrinsic.name}",
     }
-    words = ["accelerate", "launch", f"sd_single_diode_pseudo_{intrinsic.name}.py"]
+    words = ["python", f"sd_single_diode_pseudo_{intrinsic.name}.py"]
     return shlex.join(words + [f"--{name}={value}" for name, value in flags.items() if value is not None])
 
 

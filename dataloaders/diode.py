@@ -17,7 +17,14 @@ import numpy as np
 
 from dataloaders.base import Maps, fixed_samples
 from utils.errors import InputError
-from utils.image_io.diode_names import KNOWN_GAP, SCENE_TYPES, check_label_root, lacks_known_gap, listed_samples
+from utils.image_io.diode_names import (
+    KNOWN_GAP,
+    SCENE_TYPES,
+    check_label_root,
+    check_trees,
+    lacks_known_gap,
+    listed_samples,
+)
 from utils.intrinsics import Intrinsic
 from utils.kinds.base import Score, score_of
 from utils.kinds.depth import read_diode_mask
@@ -115,10 +122,7 @@ class Diode(Maps):
         unknown = [name for name in scene_types if name not in SCENE_TYPES]
         if unknown or not scene_types:
             raise InputError(f"--scene_types: {unknown or 'nothing'} is not out of {', '.join(SCENE_TYPES)}")
-        for folder, flag in ((self.root, "--train_data_dir"), (self.pseudo_root, "--pseudo_root")):
-            if not os.path.isdir(folder):
-                what = "a file, not a folder" if os.path.isfile(folder) else "no such folder"
-                raise InputError(f"{folder}: {what} (from {flag}); pass a folder that exists")
+        check_trees(self.root, self.pseudo_root)
         check_label_root(self.pseudo_root, [self.intrinsic.name])
         if os.path.isdir(self.root / "depths"):  # False too for a folder that may not be looked into
             inside = [name for name in (self.intrinsic.truth_folder, "depths") if os.path.isdir(self.root / name)]

@@ -32,6 +32,7 @@ from utils.image_io.files import (
     stem_of_mask,
     the_mask,
 )
+from utils.paths import check_own_folders
 
 SPLITS = ("train", "val")
 KEYS = {"image", "label", "gt", "mask", "split", "name"}
@@ -56,13 +57,7 @@ def folder_samples(root: Path, label_root: Path | None = None) -> list[Sample]:
     files of one name; a sample without label gets the path that its label should have.
     """
     roots = {"rgb": root / "images", "label": label_root or root / "labels", "gt": root / "gt", "mask": root / "masks"}
-    hints = {
-        "rgb": "put your images there, or pass as --train_data_dir the folder that contains images/",
-        "label": "put the labels there, or pass their folder as --pseudo_root",
-    }
-    for role, hint in hints.items():
-        if not roots[role].is_dir():
-            raise InputError(f"{roots[role]}: no such folder; {hint}")
+    check_own_folders(root, label_root)
     files = {"rgb": _by_stem(roots["rgb"], PICTURES)}
     others = Counter(path.suffix.lower() for path in roots["rgb"].rglob("[!.]*") if path.is_file())
     passed = skipped_line({ending: count for ending, count in others.items() if ending not in PICTURES})

@@ -1,7 +1,10 @@
-"""From the data flags to a training set and its validation samples: DIODE, a folder of your own, or a manifest."""
+"""From the data flags to a training set and its validation samples: DIODE, a folder of your own, or a manifest; with
+--mix, several of the first two.
+"""
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from dataloaders.base import Maps, unknown_labels
 from dataloaders.diode import Diode, validation_sets
@@ -11,16 +14,43 @@ from dataloaders.listing import folder_samples, manifest_samples
 from utils.errors import InputError
 from utils.intrinsics import Intrinsic
 from utils.kinds.label_record import check_record, training_use
+from utils.training.args import Folder, folders_of
+from utils.training.data import Mixed, Part
 
 
-def open_data(args: argparse.Namespace, intrinsic: Intrinsic) -> tuple[Maps, dict[str, list[dict]]]:
-    """The training set, whose items have no truth, and split -> samples that are predicted at every validation.
+def open_data(args: argparse.Namespace, intrinsic: Intrinsic) -> tuple[Maps | Mixed, dict[str, list[dict]]]:
+    """The training set, whose items have no truth, and split -> samples that are predicted at every validation. The
+    splits of --mix are called train-<folder>, val-<folder>, ...
 
     args: the data flags of `utils.training.args.training_parser`. Pseudo labels are the targets; ground truth is read
     for validation only, and to check the convention of the labels. Raises InputError where files are missing, or where
     labels surely have another convention (unless --skip_label_check).
     """
-    options = {
+    if args.dataset == "manifest":
+        return open_one(args, intrinsic)
+    folders = folders_of(args)
+    if len(folders) == 1:
+        return open_one(args, intrinsic, folders[0])
+    parts: list[Part] = []
+    splits: dict[str, list[dict]] = {}
+    for folder in folders:
+        try:
+            train, validation = open_one(args, intrinsic, folder)
+        except InputError as error:  # which folder's, where the message has no file
+            named = str(folder.root) in str(error)
+            raise error if named else InputError(f"{folder.root}: {error}", error.details) from None
+        parts.append(Part(folder.name, train, folder.share))
+        splits |= {f"{split}-{folder.name}": samples for split, samples in validation.items()}
+    # the first split that was not trained on decides which checkpoint is the best one
+    order = sorted(splits, key=lambda split: split.startswith("train-"))
+    return Mixed(parts), {split: splits[split] for split in order}
+
+
+def open_one(
+    args: argparse.Namespace, intrinsic: Intrinsic, folder: Folder | None = None
+) -> tuple[Maps, dict[str, list[dict]]]:
+    """The same of one folder; None: of the manifest."""
+    options: dict[str, Any] = {
         "resolution": args.resolution,
         "center_crop": args.center_crop,
         "num_images": args.num_train_imgs,
@@ -30,22 +60,21 @@ def open_data(args: argparse.Namespace, intrinsic: Intrinsic) -> tuple[Maps, dic
     }
     if args.gt_frame != "opencv" and not intrinsic.map_kind.has_axes:
         raise InputError(f"--gt_frame means nothing for {intrinsic.name}, only for normals; leave it out")
-    if args.dataset == "diode":
+    if folder and folder.labels and args.dataset == "diode":
         train: Maps = Diode(
-            intrinsic, args.train_data_dir, args.pseudo_root, "train", tuple(args.scene_types.split(",")),
+            intrinsic, folder.root, folder.labels, "train", tuple(args.scene_types.split(",")),
             seed=args.seed, list_from=args.list_from, skip_missing=args.skip_missing, **options,
         )  # fmt: skip
         validation = validation_sets(train)
     else:
-        if args.dataset == "folder":
-            samples = folder_samples(Path(args.train_data_dir), args.pseudo_root and Path(args.pseudo_root))
-        else:
-            samples = manifest_samples(Path(args.manifest))
+        samples = folder_samples(folder.root, folder.labels) if folder else manifest_samples(Path(args.manifest))
         train, validation = open_folder(
             samples, intrinsic, args.val_fraction, args.seed, args.skip_missing, frame=args.gt_frame, **options
         )
     if not len(train):
-        raise InputError(f"no training images under {args.train_data_dir or args.manifest}: {'; '.join(train.notes)}")
+        raise InputError(
+            f"no training images under {folder.root if folder else args.manifest}: {'; '.join(train.notes)}"
+        )
     folders = dict.fromkeys(train.label_path(stem).parent for stem in train.stems)
     train.notes += check_record(folders, training_use(intrinsic))
     if text := unknown_labels(train):

@@ -6,7 +6,7 @@ error of pixels.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from utils.labels.encoding import encode
 from utils.labels.teachers import Teacher
 from utils.noise import generators
 from utils.system.processes import shared_out
+from utils.training.data import Part
 
 FAR = 4.0  # the farthest relative depth in scores; the nearest is 1
 
@@ -80,6 +81,7 @@ class Generated(Dataset):
     ):
         self.intrinsic, self.resolution, self.with_truth = intrinsic, gan.size, True
         self.notes: list[str] = []
+        self.parts: Sequence[Part] = ()
         self.stems = [f"seed{seed}-{number:06d}" for number in range(count)]
         bar = tqdm(total=count, desc=f"labelling {count} generated images", unit="image", leave=False)
 

@@ -135,7 +135,7 @@ RULES = [  # command, words that are needed, the flag that means nothing among t
     ("gan_pseudo", "--task normal --pretrained_model_name_or_path a --teacher b --validation_steps 0",
      "--num_val_imgs 3"),
 ]  # fmt: skip
-TRAINING = "--pretrained_model_name_or_path miniworld/mini-sd --train_data_dir a --pseudo_root b"
+TRAINING = "--pretrained_model_name_or_path miniworld/mini-sd --train_data_dir docs --pseudo_root recipes"
 
 
 def parsed(command: str, words: list[str], tmp_path: Path) -> object:

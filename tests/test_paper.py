@@ -38,6 +38,7 @@ def settings_without_flags(script: str, monkeypatch) -> tuple[argparse.Namespace
     needed = ["--pretrained_model_name_or_path", str(ROOT / "miniworld" / "mini-ip2p"), "--train_data_dir", "y"]
     needed += ["--pseudo_root", "z"]
     monkeypatch.setattr("utils.training.args.check_base", lambda *_: None)  # no network in the tests
+    monkeypatch.setattr("utils.training.args.check_folders", lambda *_: None)  # and no DIODE
     with pytest.raises(Captured):
         module.main(needed)
     return kept[0]

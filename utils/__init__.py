@@ -1,8 +1,26 @@
 """Code that all scripts share. A line belongs here if changing it should change every run."""
 
 import os
+import sys
 
 __version__ = "0.2.0"
+
+
+def _end_quietly(kind, error, trace, otherwise=sys.excepthook):  # type: ignore[no-untyped-def]
+    """Ctrl-C while a command imports what it needs, before `utils.errors.run` can catch it: one line. Python itself
+    then ends with status 130.
+    """
+    if issubclass(kind, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr)
+    else:
+        otherwise(kind, error, trace)
+
+
+# Only in this repository's commands: another program's interrupt keeps its traceback. The name is -m while Python is
+# looking for the module.
+_command, _root = "".join(sys.argv[:1]), os.path.realpath(f"{__path__[0]}/..")
+if _command == "-m" or os.path.realpath(_command).startswith(_root + os.sep):
+    sys.excepthook = _end_quietly
 
 # OpenMP's threads wait for their next piece of work by spinning. Where another program needs the cores, that takes the
 # time from the very thread that is waited for: several times the seconds. "passive" lets them sleep, with the same

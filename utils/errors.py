@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from typing import TextIO
 
@@ -63,6 +64,7 @@ def run(main: Callable[[], int | None]) -> None:  # noqa: C901  # one list of ca
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files may hold bytes that are no text
     status: int | None = None
+    before, threading.excepthook = threading.excepthook, _thread_ended
     try:
         status = main()
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
@@ -92,8 +94,19 @@ def run(main: Callable[[], int | None]) -> None:  # noqa: C901  # one list of ca
             rank = f"[rank {os.environ['RANK']}] " if "RANK" in os.environ else ""
             print(f"{rank}error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
+    finally:
+        threading.excepthook = before
     if status:
         sys.exit(status)
+
+
+def _thread_ended(args: threading.ExceptHookArgs) -> None:
+    """A full disk in a library's thread is one line: TensorBoard's writer raises it again in the main thread."""
+    if isinstance(args.exc_value, OSError) and args.exc_value.errno in NO_SPACE:
+        where = f"{args.exc_value.filename}: " if args.exc_value.filename else ""
+        warn(f"{where}could not be written (no space left on device)")
+    else:
+        threading.__excepthook__(args)
 
 
 def _close_bars() -> None:

@@ -2,7 +2,7 @@
 
     python -m integrations.blender.export scene.blend --out data --cameras 40 --bpy_python .bpy/bin/python
     python -m dataloaders check --dataset folder --train_data_dir data/normal
-    accelerate launch sd_single_diode_pseudo_normal.py --dataset folder --train_data_dir data/normal ...
+    python sd_single_diode_pseudo_normal.py --dataset folder --train_data_dir data/normal ...
 
 writes data/<normal|depth|albedo|shading>/{images,labels,gt,masks}/<scene>_<number>.*; the images are the same files.
 The same command again renders what is missing; the same seed gives the same cameras and noise. Run it from the

@@ -1,7 +1,7 @@
 """Three furnished rooms, rendered as training data: two for training, the third held out.
 
     python -m integrations.blender.rooms --out data/rooms --bpy_python .bpy/bin/python
-    accelerate launch sd_single_diode_pseudo_normal.py --dataset folder --train_data_dir data/rooms/normal ...
+    python sd_single_diode_pseudo_normal.py --dataset folder --train_data_dir data/rooms/normal ...
 
 builds the rooms as .blend files (`room_scenes.py`), renders each with `integrations.blender.export`, and lays them out
 as <out>/<normal|depth|albedo|shading>/{images,labels,gt,masks}/<train|val>/<room>_<number>.*: `val` is the room that

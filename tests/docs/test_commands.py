@@ -58,6 +58,7 @@ def test_the_command_parses(page, words, monkeypatch):
         monkeypatch.chdir(ROOT)
         monkeypatch.setattr("utils.training.loop.start", stop)
         monkeypatch.setattr("utils.training.args.check_base", lambda *_: None)  # no network in the tests
+        monkeypatch.setattr("utils.training.args.check_folders", lambda *_: None)  # and no DIODE
         with pytest.raises(ParsedError):
             module.main(rest)
     else:

@@ -109,6 +109,8 @@ def test_pooled_and_per_image_differ_where_they_must(tmp_path, run):
     assert [(image["name"], round(image["mean"], 4)) for image in single["per_image"]] == [("a", 0), ("sub/b", 40)]
     assert single["settings"]["resolution"] == {"10x10": 1, "20x15": 1}
     assert re.search(r"mean +20\.00 +\[", text) and "per_image" in text
+    assert re.search(r"mean .*\] +degrees$", text, re.MULTILINE)
+    assert re.search(r"below_30 .*\] +%$", text, re.MULTILINE)
 
 
 def test_only_the_pooled_median_keeps_angles(tmp_path):

@@ -39,8 +39,8 @@ def test_a_check_names_the_training(tmp_path, capsys):
     root = own_data(tmp_path / "my data")
     words = ["--dataset", "folder", "--train_data_dir", str(root), "--task", "albedo", "--workers", "1"]
     assert check.main(words) == 0
-    accelerate, launch, script, *flags = next_words(capsys.readouterr().out)
-    assert [accelerate, launch, script] == ["accelerate", "launch", "sd_single_diode_pseudo_albedo.py"]
+    python, script, *flags = next_words(capsys.readouterr().out)
+    assert [python, script] == ["python", "sd_single_diode_pseudo_albedo.py"]
     args = training_parser("", SINGLE_STEP_REFUSES).parse_args(flags)
     assert (args.dataset, args.train_data_dir, args.output_dir) == ("folder", str(root), "runs/albedo")
     (root / "labels/a b.png").write_bytes(b"")

@@ -90,6 +90,23 @@ def test_a_training_continues_without_a_checkpoint_and_gives_the_reason(full, ca
     assert "checkpoint-4 could not be written (no space left on device)" in capsys.readouterr().err
 
 
+def test_tensorboards_writer_ends_in_two_lines(full, capsys):
+    """Its thread fails first, then the main one, which writes again."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    def write() -> None:
+        writer = SummaryWriter(full)
+        for step in range(1000):
+            writer.add_text("config", "a" * 4000, step)
+            writer.flush()
+
+    with pytest.raises(SystemExit) as ended:
+        errors.run(write)
+    warning, error = capsys.readouterr().err.splitlines()
+    assert warning.startswith("warning: ") and "no space left on device" in warning
+    assert ended.value.code == 2 and error.startswith("error: ") and "no space left on device" in error
+
+
 def test_a_limit_on_the_size_of_files_is_the_same_mistake(tmp_path):
     """Without superuser: the real script, whose first map is too large."""
     Image.fromarray(large(200, 200, 3)).save(tmp_path / "a.png")

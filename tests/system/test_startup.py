@@ -1,5 +1,6 @@
 """Messages before the work starts do not need PyTorch, which takes seconds to import."""
 
+import signal
 import subprocess
 import sys
 
@@ -40,3 +41,27 @@ def test_a_mistyped_flag_needs_no_torch(script):
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_refused_flag_needs_no_torch(script):
     assert imported(script, *NEEDED, "--prediction_type", "epsilon") == ("2", set())
+
+
+@pytest.mark.parametrize("words", ["nowhere", "docs --pseudo_root nowhere", "docs --dataset folder"])
+def test_missing_data_need_no_torch(words):
+    base = ["--pretrained_model_name_or_path", "miniworld/mini-sd", "--pseudo_root", "docs"]
+    assert imported(next(iter(SCRIPTS)), *base, "--train_data_dir", *words.split()) == ("2", set())
+
+
+@pytest.mark.parametrize(("script", "quiet"), [("predict.py", True), ("/elsewhere/theirs.py", False)])
+def test_ctrl_c_during_imports_is_one_line_in_our_commands_alone(script, quiet):
+    """At the first import of a module of ours, which is before `run` can catch it."""
+    program = f"""
+import sys
+class Interrupt:
+    def find_spec(name, *_):
+        if name == "utils.errors":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupt)
+sys.argv = [{script!r}]
+import utils.errors
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == -signal.SIGINT  # 130 in a shell
+    assert (done.stderr == "interrupted\n") == quiet and ("Traceback" in done.stderr) != quiet, done.stderr

@@ -11,7 +11,7 @@ from utils.errors import InputError
 from utils.training.args import parse, training_parser
 
 NEEDED = ["--pretrained_model_name_or_path", str(ROOT / "miniworld" / "mini-ip2p")]
-NEEDED += ["--train_data_dir", "y", "--pseudo_root", "z"]
+NEEDED += ["--train_data_dir", str(ROOT / "docs"), "--pseudo_root", str(ROOT / "recipes")]  # any folders
 RELEASED = """pretrained_model_name_or_path revision dataset_name train_data_dir validation_steps max_train_samples
 output_dir seed resolution center_crop train_batch_size num_train_epochs max_train_steps gradient_accumulation_steps
 gradient_checkpointing learning_rate scale_lr lr_scheduler lr_warmup_steps snr_gamma use_8bit_adam allow_tf32
@@ -58,6 +58,7 @@ def test_paper_commands_parse(script, monkeypatch):
 
     monkeypatch.setattr(module, "settings_of", settings_of)
     monkeypatch.setattr("utils.training.args.check_base", lambda *_: None)  # no network in the tests
+    monkeypatch.setattr("utils.training.args.check_folders", lambda *_: None)  # and no DIODE
     words = shlex.split(command.replace("\\\n", " "))
     with pytest.raises(Parsed):
         module.main(words)

@@ -189,6 +189,7 @@ def parsed(script: str, words: list[str], monkeypatch) -> argparse.Namespace:
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(module, "settings_of", settings_of)
     monkeypatch.setattr("utils.training.args.check_base", lambda *_: None)  # no network in the tests
+    monkeypatch.setattr("utils.training.args.check_folders", lambda *_: None)  # and no DIODE
     with pytest.raises(Parsed):
         module.main(words)
     return seen[0]
@@ -281,7 +282,8 @@ def test_recommended_settings_of_a_base_are_written_out(diode, tmp_path):
     assert all(f"\n{flag}\n" in text for flag in ("--timestep=400", "--learning_rate=0.004", "--resolution=64"))
 
 
-def test_secrets_and_flags_of_one_start_are_not_written():
+def test_secrets_and_flags_of_one_start_are_not_written(monkeypatch):
+    monkeypatch.setattr("utils.training.args.check_folders", lambda *_: None)
     base = ["--pretrained_model_name_or_path", str(ROOT / "miniworld" / "mini-ip2p"), "--train_data_dir", "y"]
     words = [*base, "--pseudo_root", "z", "--max_train_steps", "5", "--push_to_hub", "--hub_token", "hf_secret"]
     args = parse(training_parser("", {}), [*words, "--unified_prompt", "a", "--force_resume", *RESUME])

@@ -40,13 +40,18 @@ def as_text(result: dict) -> str:
         lines += ["", f"{row['row']}: {row['images']:,} images, {row['pixels']:,} pixels"]
         other = baseline.get(row["row"])
         head = f"  {'':12} {'value':>9}  {'95 % interval':20}"
-        lines.append(head + (f" {BASELINE:>24}  {'95 % interval':20}" if other else ""))
+        lines.append(head + (f" {BASELINE:>24}  {'95 % interval':20}" if other else "") + "  unit")
         for key, value in row["metrics"].items():
             cells = f"  {key:12} {number(value):>9}  {interval(row, key):20}"
             if other:
                 cells += f" {number(other['metrics'][key]):>24}  {interval(other, key):20}"
-            lines.append(cells.rstrip())
+            lines.append(f"{cells}  {unit_of(result['task'], key)}".rstrip())
     return "\n".join(map(one_line, lines))
+
+
+def unit_of(task: str, metric: str) -> str:
+    """A metric's unit; empty where it has none."""
+    return INTRINSICS[task].map_kind.units.get("below" if metric.startswith("below") else metric, "")
 
 
 def plain(value: Any) -> str:
@@ -95,7 +100,6 @@ def write(
     errors: histograms of pixel errors, of `prediction` and maybe `baseline`.
     """
     counted = {name: counts for name, counts in errors.items() if counts is not None}
-    units = INTRINSICS[result["task"]].map_kind.units
     write_page(
         folder,
         "--report",
@@ -106,7 +110,7 @@ def write(
         settings=result["settings"],
         baseline_name=BASELINE,
         baseline_rows=result.get("baseline", {}).get("rows", ()),
-        units={key: units.get("below" if key.startswith("below") else key, "") for key in result["metrics"]},
+        units={key: unit_of(result["task"], key) for key in result["metrics"]},
         axis=rules.kind.axis,
         error_colours=", ".join(f"rgb{colour}" for colour in ERROR_COLOURS),
         charts=charts(rules.kind.axis, counted) if "prediction" in counted else (),

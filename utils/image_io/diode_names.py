@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from utils.errors import InputError
+from utils.paths import check_folder
 
 Meta = dict[str, dict[str, dict[str, dict[str, list[str]]]]]  # [split][scene type][scene][scan] -> stems
 
@@ -63,6 +64,12 @@ def _names_in(meta: Meta) -> list[str]:
         for scan, stems in scans.items()
         for stem in stems
     ]
+
+
+def check_trees(root: Path, pseudo_root: Path) -> None:
+    """InputError where the folder of truth, DIODE's images next to it, or that of labels, is not there."""
+    for folder, flag in ((root, "--train_data_dir"), (pseudo_root, "--pseudo_root")):
+        check_folder(folder, f" (from {flag}); pass a folder that exists")
 
 
 def check_label_root(root: Path, names: Iterable[str]) -> None:

@@ -47,7 +47,7 @@ class Normals(MapKind):
     uncertain = 45.0  # degrees
     same_below = 15.0
     axis = ErrorAxis("angular error", "°", BINS_PER_DEGREE, 20, 180.0, 60.0, THRESHOLDS)
-    units: Mapping[str, str] = {"mean": "°", "median": "°", "rmse": "°", "below": "%"}
+    units: Mapping[str, str] = {"mean": "degrees", "median": "degrees", "rmse": "degrees", "below": "%"}
     known_rule = "finite and longer than 0; in 8 and 16 bits not black, white or mid-grey"
 
     # Reading -------------------------------------------------------------------------------------------------------

@@ -9,14 +9,20 @@ import argparse
 import json
 import math
 import os
-from collections.abc import Callable, Collection, Mapping
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields
+from fractions import Fraction
+from itertools import takewhile
 from pathlib import Path
+from typing import NamedTuple
 
 from utils.base_model.names import check_base
-from utils.cli import Parser, number
+from utils.cli import Parser, expand, number
 from utils.errors import InputError, note
+from utils.image_io.diode_names import check_trees
 from utils.lora.targets import parse_targets
+from utils.paths import check_own_folders
 from utils.system.processes import start_missing
 from utils.training.flags import (
     data_flags,
@@ -36,6 +42,8 @@ RECOMMENDABLE: Mapping[str, Callable] = {
     "resolution": int,
     "augment_from": str,
 }
+SOME_READ = ("scene_types", "list_from", "val_fraction", "gt_frame", "mix")  # flags of some kinds of data sets
+DECIMALS = 4  # of a share; also the limit of a window of steps, see `utils.training.data.quotas`
 DEAD = ("dataset_name", "snr_gamma", "enable_xformers_memory_efficient_attention")  # refused by every script
 TRACKERS = ("wandb", "tensorboard")
 NOT_KEPT = (
@@ -123,6 +131,7 @@ def parse(parser: Parser, argv: list[str] | None = None) -> argparse.Namespace:
         args.lora_targets = ",".join(parse_targets(args.lora_targets))
     finish(parser, args)
     check_resolution(args)
+    check_folders(args)
     check_base(args.pretrained_model_name_or_path, args.revision)
     start_missing()
     return args
@@ -225,8 +234,8 @@ def refuse_dead_flags(args: argparse.Namespace) -> None:
 def check_data(args: argparse.Namespace, given: Collection[str]) -> None:
     """The flags that each kind of data set needs, and those that it reads."""
     needs, reads = {
-        "diode": (("train_data_dir", "pseudo_root"), ("scene_types", "list_from")),
-        "folder": (("train_data_dir",), ("pseudo_root", "val_fraction", "gt_frame")),
+        "diode": (("train_data_dir", "pseudo_root"), ("scene_types", "list_from", "mix")),
+        "folder": (("train_data_dir",), ("pseudo_root", "val_fraction", "gt_frame", "mix")),
         "manifest": (("manifest",), ("val_fraction", "gt_frame")),
     }[args.dataset]
     hints = {
@@ -234,20 +243,100 @@ def check_data(args: argparse.Namespace, given: Collection[str]) -> None:
         "pseudo_root": "the folder of labels that holds train/ and val/",
         "manifest": "a .jsonl file",
     }
-    if args.dataset == "diode" and args.train_data_dir and (Path(args.train_data_dir) / "images").is_dir():
-        raise InputError(
-            f"--train_data_dir={args.train_data_dir}: holds images/, so it is not a DIODE tree; pass --dataset folder"
-        )
+    roots = (args.train_data_dir or "").split(",") if args.mix else [args.train_data_dir or ""]
+    if args.dataset == "diode" and (own := [root for root in roots if root and (Path(root) / "images").is_dir()]):
+        raise InputError(f"--train_data_dir={own[0]}: holds images/, so it is not a DIODE tree; pass --dataset folder")
     for name in needs:
         if not getattr(args, name):
             raise InputError(f"--{name} is missing: pass {hints[name]}")
-    for name in ("train_data_dir", "pseudo_root", "manifest", "scene_types", "list_from", "val_fraction", "gt_frame"):
+    for name in ("train_data_dir", "pseudo_root", "manifest", *SOME_READ):
         if f"--{name}" in given and name not in needs + reads:
             raise InputError(f"--{name} means nothing for --dataset {args.dataset}; leave it out")
     if args.crop == "none" and (flag := next((f for f in ("--center_crop", "--no-center_crop") if f in given), None)):
         raise InputError(f"{flag} means nothing for --crop none; leave one of them out")
     if not 0 <= args.val_fraction < 1:
         raise InputError(f"--val_fraction={args.val_fraction}: must be at least 0 and less than 1")
+
+
+class Folder(NamedTuple):
+    """One folder of training data: of --train_data_dir and, for its labels, of --pseudo_root.
+
+    name: what tells it from the other folders of --mix, and its share of every step; "" and 1 without.
+    """
+
+    root: Path
+    labels: Path | None
+    name: str
+    share: Fraction
+
+
+def folders_of(args: argparse.Namespace) -> list[Folder]:
+    """The folders of a DIODE tree's or an own folder's --train_data_dir: one or, with --mix, several.
+
+    Raises InputError where their numbers, or the shares, are not as they must be.
+    """
+    if args.mix is None:
+        return [Folder(Path(args.train_data_dir), args.pseudo_root and Path(args.pseudo_root), "", Fraction(1))]
+    shares = shares_of(args.mix)
+    lists = {name: (getattr(args, name) or "").split(",") for name in ("train_data_dir", "pseudo_root")}
+    for name, items in lists.items():
+        if getattr(args, name) and len(items) != len(shares):
+            raise InputError(
+                f"--{name}={getattr(args, name)}: {len(items)} folders for the {len(shares)} shares of "
+                f"--mix={args.mix}; separate as many by commas (link a folder whose name has one)"
+            )
+    roots = [Path(expand(text.strip())) for text in lists["train_data_dir"]]
+    labels = [Path(expand(text.strip())) for text in lists["pseudo_root"]] if args.pseudo_root else [None] * len(roots)
+    places = [os.path.realpath(root) for root in roots]
+    if twice := [root for root, place in zip(roots, places) if places.count(place) > 1]:
+        raise InputError(f"--train_data_dir={args.train_data_dir}: {twice[0]} is there twice; name every folder once")
+    return [Folder(*one) for one in zip(roots, labels, short_names(roots), shares, strict=True)]
+
+
+def shares_of(mix: str) -> list[Fraction]:
+    """--mix -> its shares, exactly. InputError unless they are several positive decimals that add up to 1."""
+    texts = [text.strip() for text in mix.split(",")]
+    for text in texts:
+        if not re.fullmatch(rf"0?\.\d{{1,{DECIMALS}}}", text) or not float(text):
+            raise InputError(
+                f"--mix={mix}: {text!r} is not a share; pass decimals between 0 and 1 of at most {DECIMALS} places, "
+                "as in 0.9,0.1"
+            )
+    shares = [Fraction(text) for text in texts]
+    if sum(shares) != 1:
+        raise InputError(f"--mix={mix}: the shares add up to {float(sum(shares)):g}; they must add up to 1")
+    return shares
+
+
+def short_names(roots: list[Path]) -> list[str]:
+    """The folders' names without what they have in common: a/hypersim/albedo, a/vkitti2/albedo: hypersim, vkitti2."""
+
+    def common(lists: Sequence[Sequence[str]]) -> int:
+        return sum(1 for _ in takewhile(lambda items: len(set(items)) == 1, zip(*lists)))
+
+    parts = [root.absolute().parts for root in roots]
+    first = common(parts)
+    last = common([part[first:][::-1] for part in parts])
+    names = ["_".join(part[first : len(part) - last]) or part[-1] for part in parts]
+    names = [re.sub(r"[^\w.-]", "_", name) for name in names]  # they become names of files and metrics
+    return names if len(set(names)) == len(names) else [f"{i}_{name}" for i, name in enumerate(names, 1)]
+
+
+def check_folders(args: argparse.Namespace) -> None:
+    """InputError where the data's folders are not there: PyTorch would take seconds to import first."""
+    if args.dataset == "manifest":
+        return
+    parts = args.train_data_dir.split(",")
+    if args.mix is None and not os.path.isdir(args.train_data_dir) and all(map(os.path.isdir, parts)):
+        raise InputError(
+            f"--train_data_dir={args.train_data_dir}: {len(parts)} folders; pass --mix with the share of each, as in "
+            f"--mix={','.join(['0.9', '0.1'] if len(parts) == 2 else ['...'] * len(parts))}"
+        )
+    for folder in folders_of(args):
+        if args.dataset == "diode" and folder.labels:
+            check_trees(folder.root, folder.labels)
+        else:
+            check_own_folders(folder.root, folder.labels)
 
 
 def check_numbers(args: argparse.Namespace) -> None:

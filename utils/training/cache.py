@@ -34,7 +34,7 @@ from utils.image_io.rgb import READING
 from utils.latents import NAMES, cells, channels, moments, reduction
 from utils.system import signals
 from utils.system.environment import tf32_variable
-from utils.training.data import TrainingSet, buckets_of
+from utils.training.data import Joined, TrainingSet, buckets_of
 
 CHUNK = 32  # samples read, written and marked together
 READERS = 8  # threads that read images, at most, unless the user names their number
@@ -103,21 +103,24 @@ class CachedLatents(Dataset):
 
 def cached_or_not(
     train_set: TrainingSet, vae: Any, cache_dir: Path, workers: int = 0, rank: int = 0, world: int = 1
-) -> CachedLatents | ByShape | TrainingSet:
+) -> CachedLatents | ByShape | Joined | TrainingSet:
     """The training set's `cached_latents`. With a note, the training set itself where its crops are random or the disk
-    has no room. Whole images have one cache per shape.
+    has no room. Whole images have one cache per shape, mixed sets one (or these) each: that of the set alone.
     """
     if not train_set.center_crop:
         note("random crops: latents are not cached, every step encodes its images")
         return train_set
+
+    def cached(one: TrainingSet) -> CachedLatents | ByShape:
+        if not one.whole:
+            return cached_latents(one, vae, cache_dir, workers, rank, world)
+        buckets = buckets_of(one.shapes).values()
+        return ByShape([(cached_latents(one, vae, cache_dir, workers, rank, world, part), part) for part in buckets])
+
     try:
-        if train_set.whole:
-            parts = [
-                (cached_latents(train_set, vae, cache_dir, workers, rank, world, indices), indices)
-                for indices in buckets_of(train_set.shapes).values()
-            ]
-            return ByShape(parts)
-        return cached_latents(train_set, vae, cache_dir, workers, rank, world)
+        if train_set.parts:
+            return Joined([part._replace(set=cached(part.set)) for part in train_set.parts])
+        return cached(train_set)
     except OSError as error:
         note(f"no latent cache, every step encodes its images: {cache_dir}: {error.strerror} (--cache_dir)")
         return train_set

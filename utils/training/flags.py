@@ -14,9 +14,10 @@ def needed_flags(group: Any) -> None:
     add("--pretrained_model_name_or_path", type=expand, required=True, help="Stable Diffusion 1.x to "
         "3.5 or XL: a local folder, a hub name, or one .safetensors or .ckpt file of SD 1.x or 2.x")  # fmt: skip
     add("--train_data_dir", type=expand, help="DIODE's normals/ or depths/ folder (diode_meta.json is in its "
-        "parent); with --dataset folder: your own, with images/ and labels/, optional gt/ and masks/")  # fmt: skip
+        "parent); with --dataset folder: your own, with images/ and labels/, optional gt/ and masks/; with --mix: "
+        "several, separated by commas")  # fmt: skip
     add("--pseudo_root", type=expand, help="pseudo labels: <split>/<scene type>/<scene>/<scan>/<stem>.png, 8-bit; "
-        "with --dataset folder: only if they are not in its labels/")  # fmt: skip
+        "with --dataset folder: only if they are not in its labels/; with --mix: one for each folder")  # fmt: skip
     add("--output_dir", type=expand, default="sd-model-finetuned-lora", help="LoRA, checkpoints, metrics.jsonl and "
         "validation/")  # fmt: skip
 
@@ -48,6 +49,8 @@ def data_flags(group: Any) -> None:
     add("--dataset", choices=["diode", "folder", "manifest"], default="diode", help="diode: its own tree and one of "
         "labels; folder: images/ and labels/ with the same names; manifest: a JSON object a line")  # fmt: skip
     add("--manifest", type=expand, help='lines of {"image": ..., "label": ...}, optional gt, mask, split, name')
+    add("--mix", help="shares of the folders in --train_data_dir in every step, such as 0.9,0.1; --num_train_imgs and "
+        "--max_train_samples then count for each folder, an epoch is as many samples as all of them have")  # fmt: skip
     add("--val_fraction", type=float, default=0.1, help="folder, manifest: share held out for validation, drawn by "
         "--seed, unless images/ holds train/ and val/ or the manifest has splits")  # fmt: skip
     add("--gt_frame", choices=list(FRAMES), default="opencv", help="folder, manifest: axes of the normals in gt/")

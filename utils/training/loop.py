@@ -37,7 +37,7 @@ from utils.system import atomic, environment, processes, provenance, signals
 from utils.system.compute import autocasts, compile_unet, move_frozen, runs_ahead, warn_of_slow_bf16
 from utils.training import checkpoint, tracking, upload
 from utils.training.cache import READERS, ByShape, CachedLatents, cached_or_not
-from utils.training.data import BucketBatches, EndlessBatches, TrainingSet, describe_buckets, masked_share
+from utils.training.data import Joined, TrainingSet, batches_of, describe_buckets, each, masked_share, mix_of
 from utils.training.recipe import write_recipe
 from utils.training.settings import Settings
 from utils.training.state import Report, TrainingState, shared_settings
@@ -139,7 +139,9 @@ def train(  # noqa: C901 (the loop is read from top to bottom in one place)
     for text in train_set.notes:
         note(text)
     if train_set.masked:
-        note(masked_share(train_set, reduction(objective.vae), seed))
+        factor = reduction(objective.vae)
+        for text in each(train_set, lambda one: masked_share(one, factor, seed)):
+            note(text)
 
     # Trained state: LoRA, optimiser, learning rate; and the settings that a resumed run is compared with
     if settings.gradient_checkpointing:
@@ -178,15 +180,14 @@ def train(  # noqa: C901 (the loop is read from top to bottom in one place)
 
     # Data: latents from the cache, or images, in an endless stream from which each step reads its own samples
     samples, vae_home = latents_or_images(settings, accelerator, train_set, objective.vae, state.bare_network)
-    share = (batch_size, seed, accelerator.process_index, accelerator.num_processes, state.seen)
+    place = (accelerator.process_index, accelerator.num_processes, state.seen)
+    batches = batches_of(train_set, state.step_samples, batch_size, seed, *place)
     if train_set.whole:
         if isinstance(objective, SingleStep):
             for side in sorted({side for shape in train_set.shapes for side in shape}):
                 objective.base.check_side(side, "--crop none: side of an image")
-        batches: EndlessBatches = BucketBatches(train_set.shapes, state.step_samples, *share)
-        note(describe_buckets(train_set.shapes, state.step_samples))
-    else:
-        batches = EndlessBatches(len(train_set), *share)
+        for text in each(train_set, lambda one: describe_buckets(one.shapes, state.step_samples)):
+            note(text)
     loader = DataLoader(
         samples, batch_sampler=batches, num_workers=settings.dataloader_num_workers,
         pin_memory=accelerator.device.type == "cuda", worker_init_fn=signals.ignore,
@@ -202,7 +203,7 @@ def train(  # noqa: C901 (the loop is read from top to bottom in one place)
             f"a step has {state.step_samples} images and the training set {len(train_set)}: it sees some of them twice"
         )
     if main:
-        print(summary(state, settings, accelerator, len(train_set), frozen_dtype(accelerator), objective))
+        print(summary(state, settings, accelerator, train_set, frozen_dtype(accelerator), objective))
     if validates(settings, state.step, state.max_steps):  # also after a kill that prevented it
         with state.averages.applied():
             validation.run(state.bare_network, state.step)
@@ -344,11 +345,11 @@ def begin_records(settings: Settings, step: int | None) -> set[tuple[int, str]]:
 
 def latents_or_images(
     settings: Settings, accelerator: Accelerator, train_set: TrainingSet, vae: AutoencoderKL, network: nn.Module
-) -> tuple[CachedLatents | ByShape | TrainingSet, torch.device]:
+) -> tuple[CachedLatents | ByShape | Joined | TrainingSet, torch.device]:
     """The training set's cached latents, or the set itself if they are not wanted or cannot be kept; and the device
     that the VAE stays on while the LoRA trains. While images are encoded, `network` is not on the device.
     """
-    samples: CachedLatents | ByShape | TrainingSet = train_set
+    samples: CachedLatents | ByShape | Joined | TrainingSet = train_set
     if not settings.no_cache_latents:
         folder = settings.cache_dir or settings.output_dir / "latent_cache"
         place = (accelerator.process_index, accelerator.num_processes)
@@ -379,6 +380,7 @@ def lora_header(objective: Objective, base: Frozen, train_set: TrainingSet, sett
         "project_version": __version__,
         **({"masked_loss": True} if train_set.masked else {}),
         **({"crop": "none"} if train_set.whole else {}),
+        **({"training_mix": mix} if (mix := mix_of(train_set)) else {}),
         **({"ema_decay": settings.ema_decay} if settings.ema_decay else {}),
         **({"depth_coding": coding} if (coding := train_set.intrinsic.depth_coding) != "linear" else {}),
     }
@@ -388,7 +390,7 @@ def summary(
     state: TrainingState,
     settings: Settings,
     accelerator: Accelerator,
-    images: int,
+    train_set: TrainingSet,
     dtype: torch.dtype,
     objective: Objective,
 ) -> str:
@@ -399,8 +401,9 @@ def summary(
     if isinstance(objective, SingleStep):
         time = f"timestep {objective.timestep} of {objective.base.times}; "
     lora, everything = state.counts["lora_parameters"], state.counts["all_parameters"]
+    mix = f" ({about})" if (about := mix_of(train_set)) else ""
     return (
-        f"{images} training images, {state.step_samples} a step, {state.max_steps} steps; "
+        f"{len(train_set)} training images{mix}, {state.step_samples} a step, {state.max_steps} steps; "
         f"LoRA of rank {settings.rank}: {lora:,} parameters, {100 * lora / everything:.2f} % of the network; {time}"
         f"{accelerator.device}, {accelerator.num_processes} process(es), frozen parts in {dtype}; "
         f"mixed precision {accelerator.mixed_precision}{set_by}, "
@@ -433,6 +436,8 @@ def outcome(output_dir: Path, metadata: Mapping[str, object], settings: Settings
 
 def images_to_predict(train_data_dir: str) -> str:
     """Images next to the training data: DIODE's val, else those of an own folder, else the ones shipped here."""
+    if not Path(train_data_dir).is_dir():  # several, with --mix
+        train_data_dir = train_data_dir.partition(",")[0]
     places = (Path(train_data_dir).parent / "depths" / "val", Path(train_data_dir) / "images")
     found = next((str(place) for place in places if train_data_dir and place.is_dir()), None)
     return found or os.path.relpath(ROOT / "examples")
