@@ -1,6 +1,7 @@
 """From the data flags to a training set and its validation samples: DIODE, a folder of your own, or a manifest."""
 
 import argparse
+import os
 from pathlib import Path
 
 from dataloaders.base import Maps, unknown_labels
@@ -46,8 +47,8 @@ def open_data(args: argparse.Namespace, intrinsic: Intrinsic) -> tuple[Maps, dic
         )
     if not len(train):
         raise InputError(f"no training images under {args.train_data_dir or args.manifest}: {'; '.join(train.notes)}")
-    folders = dict.fromkeys(train.label_path(stem).parent for stem in train.stems)
-    train.notes += check_record(folders, training_use(intrinsic))
+    folders = dict.fromkeys(os.path.dirname(train.label_path(stem)) for stem in train.stems)
+    train.notes += check_record(map(Path, folders), training_use(intrinsic))
     if text := unknown_labels(train):
         train.notes.append(text)
     check_labels(train, args.skip_label_check)

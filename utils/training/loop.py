@@ -6,6 +6,7 @@ import shlex
 import time
 from argparse import Namespace
 from collections.abc import Mapping
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -350,8 +351,8 @@ def latents_or_images(
         place = (accelerator.process_index, accelerator.num_processes)
         typed = "dataloader_num_workers" in settings.typed
         workers = settings.dataloader_num_workers if typed else processes.io_threads(READERS)
-        move_frozen(network, torch.device("cpu"))
-        samples = cached_or_not(train_set, vae, folder, workers, *place)
+        off_the_device = partial(move_frozen, network, torch.device("cpu"))
+        samples = cached_or_not(train_set, vae, folder, workers, *place, off_the_device)
         move_frozen(network, accelerator.device)
     home = accelerator.device if samples is train_set else torch.device("cpu")
     vae.to(home)
