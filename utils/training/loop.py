@@ -34,7 +34,7 @@ from utils.noise import generators
 from utils.objectives import Objective
 from utils.paths import ROOT
 from utils.system import atomic, environment, processes, provenance, signals
-from utils.system.compute import autocasts, compile_unet, move_frozen, runs_ahead, warn_of_slow_bf16
+from utils.system.compute import autocasts, choose_attention, compile_unet, move_frozen, runs_ahead, warn_of_slow_bf16
 from utils.training import checkpoint, tracking, upload
 from utils.training.cache import READERS, ByShape, CachedLatents, cached_or_not
 from utils.training.data import BucketBatches, EndlessBatches, TrainingSet, describe_buckets, masked_share
@@ -112,6 +112,7 @@ def frozen_dtype(accelerator: Accelerator) -> torch.dtype:
 def attach_lora(base: Frozen, args: Namespace, accelerator: Accelerator) -> None:
     """Move the frozen base to the device and add the LoRA to it: a new one, or that of --lora_path."""
     base.to(accelerator.device, frozen_dtype(accelerator))
+    choose_attention(base.network, accelerator.device, frozen_dtype(accelerator))
     add_lora(base.network, args.rank, args.seed, args.lora_targets.split(","))
     if args.lora_path:
         load_attn_procs(base.network, args.lora_path)
