@@ -47,7 +47,7 @@ def open_data(args: argparse.Namespace, intrinsic: Intrinsic) -> tuple[Maps, dic
         )
     if not len(train):
         raise InputError(f"no training images under {args.train_data_dir or args.manifest}: {'; '.join(train.notes)}")
-    folders = dict.fromkeys(os.path.dirname(train.label_path(stem)) for stem in train.stems)
+    folders = dict.fromkeys(os.path.dirname(train.label_path(stem)) for stem in train.stems)  # noqa: PTH120 (thousands)
     train.notes += check_record(map(Path, folders), training_use(intrinsic))
     if text := unknown_labels(train):
         train.notes.append(text)

@@ -4,7 +4,6 @@ import copy
 import os
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -168,12 +167,12 @@ def test_whatever_changes_a_latent_makes_another_cache(train_set, vae, diode, ba
 
 
 def test_a_files_place_is_recorded_without_links_and_folders_are_resolved_once(train_set, vae, tmp_path, monkeypatch):
-    real = latent_cache.os.path.realpath(train_set.label_path(train_set.stems[0]))
-    (tmp_path / "folder").symlink_to(os.path.dirname(real))
+    real = train_set.label_path(train_set.stems[0]).resolve()
+    (tmp_path / "folder").symlink_to(real.parent)
     (tmp_path / "file.png").symlink_to(real)
-    paths = [Path(real), tmp_path / "folder" / os.path.basename(real), tmp_path / "file.png"]
+    paths = [real, tmp_path / "folder" / real.name, tmp_path / "file.png"]
     assert len({tuple(latent_cache.signature(path, {})) for path in paths}) == 1
-    assert latent_cache.signature(paths[0], {})[0] == real
+    assert latent_cache.signature(real, {})[0] == str(real)
 
     resolved, realpath = [], os.path.realpath
     monkeypatch.setattr(latent_cache.os.path, "realpath", lambda path: resolved.append(str(path)) or realpath(path))

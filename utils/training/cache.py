@@ -145,8 +145,8 @@ def cached_latents(
     """The cache of the samples `indices`, which have one shape (default: of all samples); missing latents are encoded.
 
     workers: threads that read images; 0: the main one. Each of `world` processes begins with its own share.
-    make_room: called before anything is encoded, where something is missing. Raises OSError: the disk is full or cannot
-    be written.
+    make_room: called before anything is encoded, where something is missing. Raises OSError: the disk is full or
+    cannot be written.
     """
     images = ImagesAndLabels(train_set, indices)
     stems, side = [train_set.stems[index] for index in images.indices], train_set.shapes[images.indices[0]]
@@ -311,11 +311,11 @@ def signature(path: Path, folders: dict[str, str]) -> list[str | int]:
     status = os.lstat(path)
     if stat.S_ISLNK(status.st_mode):
         path = path.resolve()
-        status = os.stat(path)
+        status = path.stat()
     folder, name = os.path.split(path)
     if folder not in folders:
         folders[folder] = os.path.realpath(folder)
-    return [os.path.join(folders[folder], name), status.st_size, status.st_mtime_ns]
+    return [f"{folders[folder]}{os.sep}{name}", status.st_size, status.st_mtime_ns]
 
 
 def weights_hash(vae: AutoencoderKL) -> str:
