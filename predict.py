@@ -13,10 +13,10 @@ that people are used to; the files keep the declared frame (normals: x right, y 
 import argparse
 import shlex
 
-from utils.base_model.names import check_base, toy_remark
+from utils.base_model.names import toy_remark
 from utils.cli import Parser, expand
 from utils.errors import InputError, list_failed, note, one_line, run, warn
-from utils.inference.args import check, model_flags, wanted
+from utils.inference.args import check, check_models, model_flags, wanted
 from utils.inference.inputs import find_all, output_names
 from utils.inference.job import BASES, SHIPPED, check_lora
 from utils.inference.view import view_flags
@@ -44,8 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     loras = args.lora or [str(SHIPPED / name) for name in INTRINSICS]
     for lora in loras:
         check_lora(lora)
-    if args.pretrained_model_name_or_path is not None:
-        check_base(args.pretrained_model_name_or_path, args.revision)
+    check_models(args)
     inputs = find_all(args.images, args.output_dir)
     output_names(inputs.pictures, "<task>")
 

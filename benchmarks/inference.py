@@ -3,6 +3,7 @@
     python -m benchmarks.inference                                       # Stable Diffusion 1.5's size, random weights
     python -m benchmarks.inference --base miniworld/mini-sd --resolution 64 --batch 16 --images 64
     python -m benchmarks.inference --batch 16 --images 64 --dtype bf16   # on a GPU
+    python -m benchmarks.inference --images 1 --vae random --dtype bf16  # ours decodes with an autoencoder like TAESD
 
 released  the paper's script: fp32, an image at a time, the prompt through the text encoder for each, the LoRA as
           separate matrices next to the frozen ones, attention as matrix products and a softmax; reading, predicting
@@ -22,11 +23,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import PartialState
+from diffusers import AutoencoderTiny
 from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
 
 from benchmarks.models import base_for, prompt_states, prompt_tokens
 from benchmarks.side_by_side import DTYPES, compare, parser_of, set_compile
+from utils.base_model.tiny_vae import load_tiny, put_in_decoder, put_in_encoder
 from utils.image_io.images import Crop, read_rgb
 from utils.inference.output import Output
 from utils.inference.predictor import Adapter, Engine
@@ -66,6 +69,11 @@ def our_pass(args: argparse.Namespace, device: str) -> Callable[[], None]:
     dtype = DTYPES[args.dtype]
     base = base_for(args, device, dtype)
     unet = base.unet
+    if args.vae:
+        tiny = AutoencoderTiny() if args.vae == "random" else load_tiny(args.vae)
+        put_in_decoder(base.vae, tiny)
+        if args.vae_encodes:
+            put_in_encoder(base.vae, tiny)
     a_lora(unet, args.rank)
     fuse_lora(unet)
     text = prompt_states(base.text_encoder).to(device, dtype)
@@ -110,6 +118,8 @@ MAKERS = {"released": released_pass, "ours": our_pass}
 def parser() -> argparse.ArgumentParser:
     flags = parser_of("benchmarks.inference", __doc__)
     flags.add_argument("--images", type=int, default=4, help="images in the folder (4)")
+    flags.add_argument("--vae", help="ours decodes with this AutoencoderTiny; random: TAESD's size, random weights")
+    flags.add_argument("--vae_encodes", action="store_true", help="and encodes with it")
     flags.set_defaults(method="single")
     return flags
 

@@ -159,7 +159,7 @@ class Diode(Maps):
             for stem in stems:
                 scan, name = stem.rsplit("/", 1)
                 if scan not in seen:
-                    seen[scan] = _names(root / scan)
+                    seen[scan] = _names(f"{root}/{scan}")
                 if name + suffix not in seen[scan]:
                     missing.setdefault(f"{root}/.../*{suffix}", []).append(stem)
         if gap := self._known_gap(missing):
@@ -230,16 +230,17 @@ def validation_sets(train: Diode) -> dict[str, list[dict]]:
     return {name: fixed_samples(dataset, 4, train.seed) for name, dataset in sets.items() if len(dataset)}
 
 
-def _names(folder: Path) -> set[str]:
+def _names(folder: str) -> set[str]:
     try:
-        return {path.name for path in folder.iterdir()} if os.path.isdir(folder) else set()
+        return {entry.name for entry in os.scandir(folder)} if os.path.isdir(folder) else set()
     except OSError as error:
         raise InputError(f"{folder}: cannot be read ({error.strerror})") from None
 
 
 def _tree(root: Path, folder: str) -> dict[str, list[str]]:
     """File names of every folder below root/folder, keyed by the folder's path relative to root."""
-    return {Path(path).relative_to(root).as_posix(): names for path, _, names in os.walk(root / folder)}
+    start = len(f"{root}/")
+    return {path[start:].replace(os.sep, "/"): names for path, _, names in os.walk(f"{root}/{folder}")}
 
 
 if __name__ == "__main__":

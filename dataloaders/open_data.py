@@ -3,6 +3,7 @@
 """
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +76,8 @@ def open_one(
         raise InputError(
             f"no training images under {folder.root if folder else args.manifest}: {'; '.join(train.notes)}"
         )
-    folders = dict.fromkeys(train.label_path(stem).parent for stem in train.stems)
-    train.notes += check_record(folders, training_use(intrinsic))
+    folders = dict.fromkeys(os.path.dirname(train.label_path(stem)) for stem in train.stems)  # noqa: PTH120 (thousands)
+    train.notes += check_record(map(Path, folders), training_use(intrinsic))
     if text := unknown_labels(train):
         train.notes.append(text)
     check_labels(train, args.skip_label_check)

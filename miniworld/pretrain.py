@@ -5,11 +5,13 @@
     python -m miniworld.pretrain --continue_from miniworld/mini-sd --out output/mini-sd        # train it further
     python -m miniworld.pretrain --velocity_from miniworld/mini-sd --out miniworld/mini-sd-2     # to predict velocity
     python -m miniworld.pretrain --stage flow     # a flow transformer on mini-sd's VAE and text encoder: mini-flow
+    python -m miniworld.pretrain --stage tiny     # a tiny autoencoder for mini-sd, for previews: mini-sd-tiny-vae
 
 The stages, each a module of `miniworld.pretraining`, are the VAE, then its decoder alone (`vae`), text encoder and
 UNet together (`generator`), and a UNet with an image as a second input (`editor`), saved next to --out as mini-ip2p.
 An existing generator can be trained further, with its own editor, or turned into one that predicts velocity
-(`continued`). A flow transformer learns from an existing generator's latents and text encoder (`flow`). Checkpoints,
+(`continued`). A flow transformer learns from an existing generator's latents and text encoder (`flow`), and a tiny
+autoencoder from its VAE (`tiny`). Checkpoints,
 logs, sample sheets and snapshots are written to --work. After an interruption the same command resumes, and with a
 number of steps that is already done it writes the folder from the last checkpoint.
 """
@@ -41,6 +43,8 @@ from miniworld.pretraining.model_folder import (
 )
 from miniworld.pretraining.report import report, write_velocity_card
 from miniworld.pretraining.stage import run_stage, snapshot_steps
+from miniworld.pretraining.tiny import NAME as TINY
+from miniworld.pretraining.tiny import build_tiny_vae, report_tiny, save_tiny, tiny_stage
 from miniworld.pretraining.vae import build_mini_vae, decoder_stage, enlarge, vae_stage
 from utils.cli import Parser, path_flag
 from utils.errors import InputError, run
@@ -49,6 +53,7 @@ from utils.system.compute import warn_of_slow_bf16
 SIZE = 64  # pixels
 SCALING_FACTOR = 0.18215  # Stable Diffusion's
 STAGES = ("vae", "decoder", "unet", "ip2p")
+ALONE = {FLOW: "mini-flow", TINY: "mini-sd-tiny-vae"}  # --stage -> the default of --out in miniworld
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -61,7 +66,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--out",
         type=path_flag,
         help="Stable Diffusion folder; mini-ip2p is written next to it (default: miniworld/mini-sd; with --stage flow "
-        "miniworld/mini-flow)",
+        "miniworld/mini-flow, with --stage tiny miniworld/mini-sd-tiny-vae)",
     )
     add(
         "--work",
@@ -73,10 +78,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "an editor for it; --out must be in another folder")  # fmt: skip
     add("--velocity_from", type=path_flag, metavar="FOLDER", help="train this generator to predict velocity, for "
         "--velocity_steps; --out borrows its VAE by relative links")  # fmt: skip
-    add("--stage", choices=[FLOW], help="train this stage alone: a flow transformer, for --flow_steps; --out borrows "
-        "--generator's VAE and tokenizer by relative links")  # fmt: skip
+    add("--stage", choices=list(ALONE), help="train this stage alone: a flow transformer, for --flow_steps; --out "
+        "borrows --generator's VAE and tokenizer by relative links; or a tiny VAE, for --tiny_steps")  # fmt: skip
     add("--generator", type=path_flag, default=Path("miniworld/mini-sd"), metavar="FOLDER", help="generator whose "
-        "latents and text encoder --stage flow is trained on")  # fmt: skip
+        "latents and text encoder --stage flow, and whose VAE --stage tiny is trained on")  # fmt: skip
     add("--report", action="store_true", help="train nothing: measure what is in --out and --work")
     add(
         "--sheet",
@@ -90,6 +95,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--ip2p_steps", type=int, default=600, help="steps of the editor, the UNet with an image as input")
     add("--velocity_steps", type=int, default=700, help="steps of a generator that learns to predict velocity")
     add("--flow_steps", type=int, default=5000, help="steps of the flow transformer")
+    add("--tiny_steps", type=int, default=3000, help="steps of the tiny autoencoder")
     add("--vae_scenes", type=int, default=4096, help="images for the VAE")
     add("--scenes", type=int, default=24576, help="images for the UNets")
     add("--vae_batch", type=int, default=16, help="images per step of the VAE; at first, crops of half the side")
@@ -98,25 +104,27 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--workers", type=int, default=os.cpu_count(), help="rendering processes")
     add("--seed", type=int, default=0, help="seed of images, weights, batches and noise")
     trained = (
-        "unet_steps vae_steps decoder_steps ip2p_steps velocity_steps flow_steps vae_scenes scenes vae_batch batch"
+        "unet_steps vae_steps decoder_steps ip2p_steps velocity_steps flow_steps tiny_steps vae_scenes scenes "
+        "vae_batch batch"
     )
     parser.only(
         f"{trained} until full_precision workers", lambda a: not a.report, "with --report, which trains nothing"
     )
-    parser.only(
-        "vae_steps decoder_steps vae_scenes vae_batch",
-        _from_scratch,
-        "with --continue_from, --velocity_from and --stage",
-    )
+    scratch = "with --continue_from, --velocity_from and --stage"
+    parser.only("vae_steps decoder_steps", _from_scratch, scratch)
+    parser.only("vae_scenes vae_batch", lambda a: _from_scratch(a) or a.stage == TINY, f"{scratch} flow")
     parser.only(
         "unet_steps ip2p_steps until", lambda a: not (a.velocity_from or a.stage), "with --velocity_from and --stage"
     )
     parser.only("velocity_steps", lambda a: a.velocity_from, "without --velocity_from")
-    parser.only("flow_steps generator", lambda a: a.stage, "without --stage flow")
+    parser.only("generator", lambda a: a.stage, "without --stage")
+    parser.only("flow_steps", lambda a: a.stage == FLOW, "without --stage flow")
+    parser.only("tiny_steps", lambda a: a.stage == TINY, "without --stage tiny")
+    parser.only("scenes batch sheet", lambda a: a.stage != TINY, "with --stage tiny")
     reported = "with --until before ip2p, after which nothing is reported"
     parser.only("sheet", lambda a: a.report or a.velocity_from or a.until == "ip2p", reported)
     args = parser.parse_args(argv)
-    args.out = args.out or Path("miniworld") / ("mini-flow" if args.stage else "mini-sd")
+    args.out = args.out or Path("miniworld") / ALONE.get(args.stage, "mini-sd")
     check(args)
     args.sheet = args.sheet or Path("docs") / f"{args.out.name}-samples.png"
     return args
@@ -153,14 +161,16 @@ def main(argv: list[str] | None = None) -> None:
         warn_of_slow_bf16(torch.bfloat16, "cpu", "--full_precision")
     if not args.report:
         if args.stage:
-            train_flow(args)
+            {FLOW: train_flow, TINY: train_tiny}[args.stage](args)
         elif args.velocity_from:
             train_velocity(args)
         elif args.continue_from:
             train_further(args)
         else:
             train(args)
-    if args.stage:
+    if args.stage == TINY:
+        report_tiny(args.out, args.generator, args.work, args.seed)
+    elif args.stage == FLOW:
         report_flow(args.out, args.generator, args.work, args.sheet, args.seed)
     elif args.report or args.velocity_from or args.until == "ip2p":
         report(args.out, args.work, args.sheet, args.seed, MORE if args.continue_from else "unet")
@@ -238,6 +248,17 @@ def train_flow(args: argparse.Namespace) -> None:
     folder, half = args.work / FLOW, not args.full_precision
     run_stage(flow_stage(transformer, data, text, vae, folder, args.batch, half, **settings))
     save_flow(args.out, args.generator, transformer, encoder, parts, vae)
+
+
+def train_tiny(args: argparse.Namespace) -> None:
+    """Train a tiny autoencoder on an existing generator's VAE."""
+    vae = load_generator(args.generator)[1]
+    rgb, _ = cached_images(args.work / "scenes", args.seed, args.vae_scenes, SIZE, args.workers)
+    torch.manual_seed(args.seed)
+    tiny = build_tiny_vae(vae)
+    settings = {"steps": args.tiny_steps, "learning_rate": 2e-3, "seed": args.seed}
+    run_stage(tiny_stage(tiny, vae, rgb, args.work / TINY, args.vae_batch, not args.full_precision, **settings))
+    save_tiny(args.out, args.generator, tiny)
 
 
 def open_generator(folder: Path, args: argparse.Namespace) -> tuple[Parts, AutoencoderKL, np.ndarray, Latents]:

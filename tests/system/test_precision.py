@@ -1,4 +1,4 @@
-"""bfloat16 on a CPU that emulates it: a note with the fix."""
+"""bfloat16 on a CPU: its attention in training, and a note with the fix where it is emulated."""
 
 import subprocess
 import sys
@@ -7,7 +7,9 @@ import pytest
 import torch
 from helpers import ROOT, run_here
 
-from utils.system.compute import warn_of_slow_bf16
+from miniworld.pretraining.random_sd import build_unet
+from utils.lora import add_lora
+from utils.system.compute import AttentionByKeys, choose_attention, warn_of_slow_bf16
 
 SCRIPT = "sd_single_diode_pseudo_normal.py"
 SAID = "note: this CPU emulates bfloat16"
@@ -38,3 +40,55 @@ def test_a_training_reports_it(units, precision, said, flags, tmp_path, capsys, 
     run_here(SCRIPT, flags(SCRIPT, tmp_path / "run", "--max_train_steps", 1, "--mixed_precision", precision))
     out = "".join(capsys.readouterr())
     assert (SAID in out) == said and ("--mixed_precision no" in out) == said
+
+
+@pytest.fixture
+def attentive():
+    """A UNet with a LoRA, in bf16, and a function of it: -> (output, the LoRA's gradients)."""
+    unet = build_unet().requires_grad_(False).to(torch.bfloat16)
+    parameters = add_lora(unet, 4)
+    torch.manual_seed(0)
+    for parameter in parameters:
+        torch.nn.init.normal_(parameter, std=0.05)
+    z, text = torch.randn(2, 4, 16, 16), torch.randn(2, 77, unet.config.cross_attention_dim)
+
+    def run(dtype=torch.bfloat16):
+        unet.to(dtype)  # the LoRA's own weights are fp32 in training, which makes no difference here
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            out = unet(z.to(dtype), 400, text.to(dtype)).sample.float()
+        out.square().mean().backward()
+        grads = torch.cat([parameter.grad.float().flatten() for parameter in parameters])
+        for parameter in parameters:
+            parameter.grad = None
+        return out.detach(), grads
+
+    return unet, run
+
+
+def off(values, truth):
+    return ((values - truth).norm() / truth.norm()).item()
+
+
+def test_attention_that_trains_in_bf16_on_a_cpu_is_as_exact_as_the_fused_one(attentive):
+    unet, run = attentive
+    fused = run()
+    choose_attention(unet, torch.device("cpu"), torch.bfloat16)
+    products = run()
+    assert not torch.equal(products[1], fused[1])  # another kernel
+    truth = run(torch.float32)
+    for found, before, exact in zip(products, fused, truth):
+        assert off(found, exact) < 1.5 * off(before, exact) < 0.1
+
+
+def test_other_trainings_and_predictions_keep_the_fused_attention(attentive):
+    unet, _ = attentive
+    own = dict(unet.attn_processors)
+    choose_attention(unet, torch.device("cuda"), torch.bfloat16)
+    choose_attention(unet, torch.device("cpu"), torch.float32)
+    assert unet.attn_processors == own
+    z, text = torch.randn(1, 4, 16, 16).bfloat16(), torch.randn(1, 77, unet.config.cross_attention_dim).bfloat16()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        before = unet(z, 400, text).sample
+        choose_attention(unet, torch.device("cpu"), torch.bfloat16)
+        assert all(isinstance(one, AttentionByKeys) for one in unet.attn_processors.values())
+        assert torch.equal(unet(z, 400, text).sample, before)

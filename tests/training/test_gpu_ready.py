@@ -16,6 +16,7 @@ from benchmarks import counted, train_step
 from utils.errors import InputError
 from utils.objectives import SingleStep
 from utils.system.compute import move_frozen
+from utils.training import cache
 from utils.training.state import TrainingState
 
 SINGLE, AUGUNET = "sd_single_diode_pseudo_normal.py", "augunet_diode_pseudo_normal.py"
@@ -85,10 +86,14 @@ def test_the_benchmarks_step_is_the_loops(script, method, base, precision, on_me
 
 
 def test_the_network_is_off_the_device_while_images_are_encoded(on_meta, moved, flags, tmp_path, monkeypatch):
-    cached = loop.cached_or_not
-    monkeypatch.setattr(loop, "cached_or_not", lambda *args: moved.append("encoding") or cached(*args))
-    on_meta(SINGLE, words_for(flags, SINGLE, tmp_path / "run"))
+    encode = cache.encode
+    monkeypatch.setattr(cache, "encode", lambda *args: moved.append("encoding") or encode(*args))
+    more = ("--cache_dir", tmp_path / "cache", "--max_train_steps", 1)
+    on_meta(SINGLE, words_for(flags, SINGLE, tmp_path / "run", *more))
     assert moved == ["cpu", "encoding", "meta"]
+    moved.clear()
+    on_meta(SINGLE, words_for(flags, SINGLE, tmp_path / "again", *more))
+    assert "cpu" not in moved and "encoding" not in moved  # the cache is complete: the network stays where it is
 
 
 def test_moving_the_frozen_network_leaves_what_trains_alone():

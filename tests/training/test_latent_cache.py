@@ -166,6 +166,20 @@ def test_whatever_changes_a_latent_makes_another_cache(train_set, vae, diode, ba
     assert key() == 0
 
 
+def test_a_files_place_is_recorded_without_links_and_folders_are_resolved_once(train_set, vae, tmp_path, monkeypatch):
+    real = train_set.label_path(train_set.stems[0]).resolve()
+    (tmp_path / "folder").symlink_to(real.parent)
+    (tmp_path / "file.png").symlink_to(real)
+    paths = [real, tmp_path / "folder" / real.name, tmp_path / "file.png"]
+    assert len({tuple(latent_cache.signature(path, {})) for path in paths}) == 1
+    assert latent_cache.signature(real, {})[0] == str(real)
+
+    resolved, realpath = [], os.path.realpath
+    monkeypatch.setattr(latent_cache.os.path, "realpath", lambda path: resolved.append(str(path)) or realpath(path))
+    latent_cache.cache_key(train_set, train_set.stems, (32, 32), vae)
+    assert len(resolved) == len(set(resolved)) < len(train_set)
+
+
 def test_latents_of_images_read_by_other_rules_are_not_reused(train_set, vae, tmp_path, monkeypatch):
     cached_latents(train_set, vae, tmp_path)
     monkeypatch.setattr(latent_cache, "READING", latent_cache.READING - 1)

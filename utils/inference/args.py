@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from utils.base_model.names import check_base
+from utils.base_model.names import check_base, is_folder
 from utils.cli import Parser, above_zero, expand
 from utils.errors import InputError
 from utils.image_io.files import VIDEOS
@@ -13,6 +13,7 @@ from utils.inference.job import BASES, check_lora
 from utils.inference.output import output_flags, output_of
 from utils.inference.view import view_flags, view_of
 from utils.intrinsics import DEPTH_CODINGS, INTRINSICS
+from utils.system.network import require
 
 
 def inference_parser(description: str, lora: str, method: str) -> argparse.ArgumentParser:
@@ -48,6 +49,10 @@ def model_flags(parser: argparse.ArgumentParser, base: str) -> None:
     add("--pretrained_model_name_or_path", type=expand, help="Stable Diffusion: local folder, hub name, or one "
         f".safetensors or .ckpt file (default: the one the LoRA was made for, else {base})")  # fmt: skip
     add("--revision", help="branch, tag or commit of the hub model")
+    add("--vae", type=expand, metavar="NAME", help="for previews: tiny autoencoder (diffusers' AutoencoderTiny) that "
+        "decodes instead of the base's VAE; folder or hub name, such as madebyollin/taesd")  # fmt: skip
+    add("--vae_encodes", action="store_true", help="also encode the images with --vae")
+    parser.only("vae_encodes", lambda a: a.vae, "without --vae")
     add("--batch_size", type=int, default=1, help="images per UNet pass; other sizes than 1 may differ from it by "
         "one grey level (rounding)")  # fmt: skip
     add("--dtype", choices=["fp32", "fp16", "bf16"], default="fp32", help="compute dtype")
@@ -64,13 +69,20 @@ def check(args: argparse.Namespace, at_least_one: tuple[str, ...] = ("batch_size
     return args
 
 
+def check_models(args: argparse.Namespace) -> None:
+    """Refuse base and tiny autoencoder that are neither here nor on the hub, before PyTorch is imported."""
+    if args.pretrained_model_name_or_path is not None:
+        check_base(args.pretrained_model_name_or_path, args.revision)
+    if args.vae is not None and not is_folder(args.vae):
+        require(args.vae)
+
+
 def find_files(args: argparse.Namespace) -> Inputs:
     """The images of --input_dir. Raises InputError where they or the LoRA are missing, or two would write one map:
     before PyTorch is imported, which takes seconds.
     """
     check_lora(args.lora, args.default_lora, args.task)
-    if args.pretrained_model_name_or_path is not None:
-        check_base(args.pretrained_model_name_or_path, args.revision)
+    check_models(args)
     inputs = find_inputs(args.input_dir, args.output_dir, videos=True)
     if args.video and Path(args.input_dir).suffix.lower() not in VIDEOS:
         raise InputError(f"--video: {args.input_dir} is not a video ({', '.join(VIDEOS)}); leave the flag out")
@@ -85,6 +97,8 @@ def wanted(args: argparse.Namespace, device: object) -> dict[str, Any]:
         "device": args.device or device,
         "dtype": args.dtype,
         "revision": args.revision,
+        "vae": args.vae,
+        "vae_encodes": args.vae_encodes,
         "batch_size": args.batch_size,
         "compile": args.compile,
         **vars(args.view),

@@ -19,13 +19,14 @@ from utils.base_model.families import open_base
 from utils.base_model.names import FAMILIES, note_revision
 from utils.base_model.parts import Family
 from utils.base_model.stable_diffusion import Base, load_base, load_donor, widen_conv_in
+from utils.base_model.tiny_vae import use_tiny_vae
 from utils.errors import InputError, note
 from utils.image_io.images import Crop
 from utils.image_io.opening import LARGE, check_ratio
 from utils.image_io.panels import to_uint8
 from utils.image_io.rgb import AnyImage, upright_rgb
 from utils.inference.canvas import Canvas, up
-from utils.inference.job import Job, by_task, describe, find_base
+from utils.inference.job import Job, by_task, describe, find_base, short
 from utils.inference.prediction import Prediction, merge_batches
 from utils.inference.tiles import Maps, Tiling
 from utils.inference.view import View
@@ -302,8 +303,9 @@ class Predictor(Engine):
     lora: .safetensors, .bin, a training's output folder or a hub name; several predict several maps from one base and
     one pass of its encoder. A folder or repository with a file named for each intrinsic counts as several, of which
     `task` chooses one. base: a folder or hub name, else the one that the LoRAs were made for. device: None: a GPU if
-    there is one. dtype: fp32, fp16 or bf16. method, task, prompt, timestep, depth_coding: for files whose metadata
-    lacks them.
+    there is one. dtype: fp32, fp16 or bf16. vae: folder or hub name of an AutoencoderTiny that decodes instead of the
+    base's VAE, and with `vae_encodes` also encodes, for previews.
+    method, task, prompt, timestep, depth_coding: for files whose metadata lacks them.
     steps, guidance_scale, ensemble_size, seed, augment_from: of AugUNet's LoRAs, as inference_augunet.py has them.
     view: the fields of `View`, such as resolution=768, center_crop=True or tile=512.
 
@@ -321,6 +323,8 @@ class Predictor(Engine):
         task: str | None = None,
         prompt: str | None = None,
         revision: str | None = None,
+        vae: str | Path | None = None,
+        vae_encodes: bool = False,
         timestep: float | None = None,
         depth_coding: str | None = None,
         augment_from: str | None = None,
@@ -342,6 +346,8 @@ class Predictor(Engine):
                 note(f"{', '.join(bare)}: no base model in the header; taking the paper's, {name}")
         widened = any(job.method == "augunet" for job in self.jobs)  # which only Stable Diffusion's UNets are
         loaded = load_base(name, revision) if widened else open_base(name, revision)
+        if vae is not None:
+            use_tiny_vae(loaded.vae, str(vae), vae_encodes)
         for job in self.jobs:
             _check_base(job, loaded)
         place = pick_device(device)
@@ -350,7 +356,7 @@ class Predictor(Engine):
         loaded.to(place, dtype_of(dtype))
         if compile:
             compile_unet(loaded.network, place)
-        adapters = []
+        adapters, preview = [], {} if vae is None else {"vae": short(str(vae))}
         for job, (weights, conv_in) in zip(self.jobs, changes, strict=True):
             known: SingleStep | AugUNet
             if isinstance(loaded, Base) and job.method == "augunet":
@@ -365,7 +371,7 @@ class Predictor(Engine):
             weights = {name: weight.to(place, dtype_of(dtype)) for name, weight in weights.items()}
             conv_in = None if conv_in is None else conv_in.to(place, dtype_of(dtype))
             adapters.append(
-                Adapter(job.intrinsic, known, job.trained_at, job.depth_coding, weights, conv_in, job.facts)
+                Adapter(job.intrinsic, known, job.trained_at, job.depth_coding, weights, conv_in, job.facts | preview)
             )
         touched = {name for adapter in adapters for name in adapter.weights}
         own = {name: loaded.network.get_submodule(name).weight.data for name in touched}

@@ -1,14 +1,16 @@
-"""How a network computes: its dtype and torch.compile."""
+"""How a network computes: its dtype, its attention on a CPU and torch.compile."""
 
 import os
 from contextlib import AbstractContextManager
 
 import torch
-from torch import nn
+from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
+from torch import Tensor, nn
 
 from utils.errors import InputError, note
 
 TORCH = torch.__file__
+FEW_KEYS = 256
 
 
 def compile_unet(unet: nn.Module, device: torch.device) -> None:
@@ -45,6 +47,33 @@ def autocasts(device_type: str) -> bool:
     not faster without it (SD 1.5 at 512 px on AMX: 6.7 s a step, 5.8 with it).
     """
     return device_type == "cpu"
+
+
+class AttentionByKeys:
+    """Attention that trains in bf16 on a CPU: matrix products and a softmax for at most FEW_KEYS keys, else fused.
+
+    PyTorch's fused kernel is slow there in its backward pass, two to seven times as slow as the products in
+    cross-attention. With more keys, in fp32 or without a backward pass it is the faster one (benchmarks/README.md).
+    """
+
+    def __init__(self) -> None:
+        self.products, self.fused = AttnProcessor(), AttnProcessor2_0()
+
+    def __call__(
+        self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, *args, **more
+    ) -> Tensor:
+        keys = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        few = torch.is_grad_enabled() and keys.ndim == 3 and keys.shape[1] <= FEW_KEYS
+        return (self.products if few else self.fused)(attn, hidden_states, encoder_hidden_states, *args, **more)
+
+
+def choose_attention(network: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+    """Let plain attention layers of `network` use `AttentionByKeys`, in place, where it is the faster one."""
+    if device.type != "cpu" or dtype != torch.bfloat16:
+        return
+    for layer in network.modules():
+        if isinstance(layer, Attention) and type(layer.processor) is AttnProcessor2_0:
+            layer.set_processor(AttentionByKeys())
 
 
 def runs_ahead(device_type: str) -> bool:

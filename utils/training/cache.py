@@ -16,8 +16,9 @@ import json
 import math
 import os
 import random
+import stat
 import sys
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
@@ -102,20 +103,27 @@ class CachedLatents(Dataset):
 
 
 def cached_or_not(
-    train_set: TrainingSet, vae: Any, cache_dir: Path, workers: int = 0, rank: int = 0, world: int = 1
+    train_set: TrainingSet,
+    vae: Any,
+    cache_dir: Path,
+    workers: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    make_room: Callable[[], None] | None = None,
 ) -> CachedLatents | ByShape | Joined | TrainingSet:
     """The training set's `cached_latents`. With a note, the training set itself where its crops are random or the disk
     has no room. Whole images have one cache per shape, mixed sets one (or these) each: that of the set alone.
     """
+    share = (workers, rank, world, make_room)
     if not train_set.center_crop:
         note("random crops: latents are not cached, every step encodes its images")
         return train_set
 
     def cached(one: TrainingSet) -> CachedLatents | ByShape:
         if not one.whole:
-            return cached_latents(one, vae, cache_dir, workers, rank, world)
+            return cached_latents(one, vae, cache_dir, *share)
         buckets = buckets_of(one.shapes).values()
-        return ByShape([(cached_latents(one, vae, cache_dir, workers, rank, world, part), part) for part in buckets])
+        return ByShape([(cached_latents(one, vae, cache_dir, *share, part), part) for part in buckets])
 
     try:
         if train_set.parts:
@@ -133,12 +141,14 @@ def cached_latents(
     workers: int = 0,
     rank: int = 0,
     world: int = 1,
+    make_room: Callable[[], None] | None = None,
     indices: Sequence[int] | None = None,
 ) -> CachedLatents:
     """The cache of the samples `indices`, which have one shape (default: of all samples); missing latents are encoded.
 
-    workers: threads that read images; 0: the main one. Each of `world` processes begins with its own share. Raises
-    OSError: the disk is full or cannot be written.
+    workers: threads that read images; 0: the main one. Each of `world` processes begins with its own share.
+    make_room: called before anything is encoded, where something is missing. Raises OSError: the disk is full or
+    cannot be written.
     """
     images = ImagesAndLabels(train_set, indices)
     stems, side = [train_set.stems[index] for index in images.indices], train_set.shapes[images.indices[0]]
@@ -156,6 +166,8 @@ def cached_latents(
     draft.write_text(json.dumps({**about, **counts}, indent=1))
     draft.replace(folder / "about.json")
     cache = CachedLatents(folder, stems, shape, vae.dtype, train_set.masked)
+    if make_room and not cache.open("r").done.all():
+        make_room()
     build(cache, images, max(1, PIXELS // math.prod(side)), vae, workers, rank, world)
     return cache
 
@@ -268,9 +280,10 @@ def reserve(path: Path, size: int) -> None:
 def cache_key(train_set: TrainingSet, stems: Sequence[str], shape: tuple[int, int], vae: Any) -> dict:
     """Everything that the latents of these samples depend on, ready for JSON."""
     files, masks = [], []
+    folders: dict[str, str] = {}  # resolved once each: that takes ten times as long as everything else about a file
     for stem in stems:
-        files += [signature(path) for path in (train_set.rgb_path(stem), train_set.label_path(stem))]
-        masks += [signature(path) for path in (train_set.mask_paths(stem) if train_set.masked else ())]
+        files += [signature(path, folders) for path in (train_set.rgb_path(stem), train_set.label_path(stem))]
+        masks += [signature(path, folders) for path in (train_set.mask_paths(stem) if train_set.masked else ())]
     about = {
         "reading": READING,
         "vae": weights_hash(vae),
@@ -293,10 +306,16 @@ def arithmetic(device: str, dtype: torch.dtype) -> dict[str, str]:
     return {"matrix products": products, "NVIDIA_TF32_OVERRIDE": tf32_variable() or "unset"}
 
 
-def signature(path: Path) -> list[str | int]:
-    """Changes whenever the file does: its path, size and time."""
-    status = path.stat()
-    return [str(path.resolve()), status.st_size, status.st_mtime_ns]
+def signature(path: Path, folders: dict[str, str]) -> list[str | int]:
+    """Changes whenever the file does: its path without links, size and time. folders: those resolved so far."""
+    status = os.lstat(path)
+    if stat.S_ISLNK(status.st_mode):
+        path = path.resolve()
+        status = path.stat()
+    folder, name = os.path.split(path)
+    if folder not in folders:
+        folders[folder] = os.path.realpath(folder)
+    return [f"{folders[folder]}{os.sep}{name}", status.st_size, status.st_mtime_ns]
 
 
 def weights_hash(vae: Any) -> str:

@@ -6,6 +6,7 @@ import shlex
 import time
 from argparse import Namespace
 from collections.abc import Mapping
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -34,7 +35,7 @@ from utils.noise import generators
 from utils.objectives import Objective, SingleStep
 from utils.paths import ROOT
 from utils.system import atomic, environment, processes, provenance, signals
-from utils.system.compute import autocasts, compile_unet, move_frozen, runs_ahead, warn_of_slow_bf16
+from utils.system.compute import autocasts, choose_attention, compile_unet, move_frozen, runs_ahead, warn_of_slow_bf16
 from utils.training import checkpoint, tracking, upload
 from utils.training.cache import READERS, ByShape, CachedLatents, cached_or_not
 from utils.training.data import Joined, TrainingSet, batches_of, describe_buckets, each, masked_share, mix_of
@@ -112,6 +113,7 @@ def frozen_dtype(accelerator: Accelerator) -> torch.dtype:
 def attach_lora(base: Frozen, args: Namespace, accelerator: Accelerator) -> None:
     """Move the frozen base to the device and add the LoRA to it: a new one, or that of --lora_path."""
     base.to(accelerator.device, frozen_dtype(accelerator))
+    choose_attention(base.network, accelerator.device, frozen_dtype(accelerator))
     add_lora(base.network, args.rank, args.seed, args.lora_targets.split(","))
     if args.lora_path:
         load_attn_procs(base.network, args.lora_path)
@@ -355,8 +357,8 @@ def latents_or_images(
         place = (accelerator.process_index, accelerator.num_processes)
         typed = "dataloader_num_workers" in settings.typed
         workers = settings.dataloader_num_workers if typed else processes.io_threads(READERS)
-        move_frozen(network, torch.device("cpu"))
-        samples = cached_or_not(train_set, vae, folder, workers, *place)
+        off_the_device = partial(move_frozen, network, torch.device("cpu"))
+        samples = cached_or_not(train_set, vae, folder, workers, *place, off_the_device)
         move_frozen(network, accelerator.device)
     home = accelerator.device if samples is train_set else torch.device("cpu")
     vae.to(home)

@@ -1,0 +1,113 @@
+"""Accuracy of bf16 training against fp32: the demo's training on mini-sd, on the CPU.
+
+    python -m benchmarks.precision
+
+For each seed, the same training in fp32, in bf16 with autocast (as on a CPU) and in bf16 without it (as on a GPU: the
+frozen network in bf16, the LoRA's fp32 weights cast layer by layer). A seed sets the LoRA's first weights, the order
+of the batches and all noise. Reported are the differences to fp32 of the mean loss of the first 100 steps, and of the
+demo's own metric: the mean angle on unseen scenes, predicted in fp32. Intervals are Student's, over the seeds.
+"""
+
+import argparse
+import importlib
+import json
+import multiprocessing
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from miniworld import scenes
+from miniworld.demo_steps import BATCH, RANK, SIDE
+from utils.cli import Parser, path_flag
+
+SCRIPT = "sd_single_diode_pseudo_normal"
+WAYS = {"fp32": ("no", True), "bf16, autocast": ("bf16", True), "bf16, no autocast": ("bf16", False)}
+FIRST = 100  # steps whose losses are compared
+STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571}  # number of seeds -> 97.5 % quantile of Student's t
+
+
+def parser() -> argparse.ArgumentParser:
+    flags = Parser(prog="python -m benchmarks.precision", description=__doc__)
+    add = flags.add_argument
+    add("--work", type=path_flag, default=Path("output/precision"), help="scenes and runs (output/precision)")
+    add("--base", type=path_flag, default=Path("miniworld/mini-sd"), help="Stable Diffusion folder (mini-sd)")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the training, two to six (0 1 2)")
+    add("--steps", type=int, default=100, help=f"steps of {BATCH} labels (100; the demo has 300)")
+    return flags
+
+
+def train_and_score(args: argparse.Namespace, seed: int, way: str) -> None:
+    """One training, its predictions and their score, in a process of its own; finished runs are kept."""
+    from utils.training import loop
+
+    precision, autocast = WAYS[way]
+    loop.autocasts = lambda device_type: autocast
+    root, out = args.work / "DIODE", folder_of(args.work, seed, way)
+    words = ["--pretrained_model_name_or_path", args.base, "--lora_targets", "all", "--timestep", 400]
+    words += ["--train_data_dir", root / "normals", "--pseudo_root", root / "pseudo" / "normal", "--output_dir", out]
+    words += ["--resolution", SIDE, "--max_train_steps", args.steps, "--train_batch_size", BATCH, "--rank", RANK]
+    words += ["--learning_rate", 4e-3, "--lr_scheduler", "linear", "--report_to", "none", "--seed", seed]
+    words += ["--mixed_precision", precision, "--validation_steps", 0, "--cache_dir", args.work / "latents"]
+    call(SCRIPT, words)
+    unseen = root / "depths" / "val"
+    words = ["--lora", out, "--input_dir", unseen, "--output_dir", out / "maps", "--npy", "--batch_size", 10]
+    call("inference_sd_single", [*words, "--resolution", SIDE, "--center_crop"])
+    words = ["--task", "normal", "--pred_dir", out / "maps" / "normal" / "predicted", "--by_stem", "--center_crop"]
+    call(
+        "evaluate", [*words, "--gt_dir", root / "normals" / "val", "--protocol", "pooled", "--output", result_of(out)]
+    )
+
+
+def call(script: str, words: list[object]) -> None:
+    """A script's main in this process."""
+    if status := importlib.import_module(script).main([str(word) for word in words]):
+        sys.exit(status)
+
+
+def folder_of(work: Path, seed: int, way: str) -> Path:
+    return work / f"{way.replace(', ', '-').replace(' ', '-')}-{seed}"
+
+
+def result_of(folder: Path) -> Path:
+    return folder / "scores.json"
+
+
+def measures(folder: Path) -> tuple[float, float]:
+    """(mean loss of the first steps, mean angle in degrees) of a finished run."""
+    records = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    losses = [record["train_loss"] for record in records if "train_loss" in record]
+    return float(np.mean(losses[:FIRST])), json.loads(result_of(folder).read_text())["metrics"]["mean"]
+
+
+def difference(values: np.ndarray) -> str:
+    """Mean of paired differences, with their 95 % interval."""
+    half = STUDENT[len(values)] * values.std(ddof=1) / np.sqrt(len(values))
+    return f"{values.mean():+.2g} [{values.mean() - half:+.2g}, {values.mean() + half:+.2g}]"
+
+
+def main(argv: list[str] | None = None) -> None:
+    flags = parser()
+    args = flags.parse_args(argv)
+    if len(args.seeds) not in STUDENT:
+        flags.error(f"--seeds: {len(args.seeds)} given; pass two to six")
+    words = ["--root", args.work / "DIODE", "--train", 300, "--val", 100, "--size", "128x96", "--truth", "--seed", 0]
+    scenes.main([str(word) for word in words])
+    for seed in args.seeds:
+        for way in WAYS:
+            if not result_of(folder_of(args.work, seed, way)).exists():
+                process = multiprocessing.get_context("spawn").Process(target=train_and_score, args=(args, seed, way))
+                process.start()
+                process.join()
+                if process.exitcode:
+                    sys.exit(f"error: seed {seed} in {way} failed")
+    found = {way: np.array([measures(folder_of(args.work, seed, way)) for seed in args.seeds]) for way in WAYS}
+    print("| training | loss, 100 steps | to fp32 | mean angle, degrees | to fp32 |\n|---|---|---|---|---|")
+    for way, values in found.items():
+        loss, angle = values.mean(0)
+        more = ["", ""] if way == "fp32" else [difference(column) for column in (values - found["fp32"]).T]
+        print(f"| {way} | {loss:.4f} | {more[0]} | {angle:.2f} | {more[1]} |")
+
+
+if __name__ == "__main__":
+    main()
