@@ -50,9 +50,10 @@ def planar(distance: np.ndarray, rays: np.ndarray) -> np.ndarray:
 def facing_normals(normals: np.ndarray, rays: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
     """(unit normals (H,W,3), x right, y down, z forward; where there is one, (H,W); share that was turned).
 
-    normals: any length, in the image's axes. Those that face away from the camera are turned.
+    normals: in the image's axes, of any length from VOID. Those that face away from the camera are turned.
     """
-    known = np.linalg.norm(normals, axis=2) >= VOID
+    length = np.linalg.norm(normals, axis=2)
+    known = (length >= VOID) & np.isfinite(length)
     unit = np.where(known[..., None], unit_vectors(normals), 0)
     away = np.einsum("hwc,hwc->hw", unit, unit_vectors(rays)) > TOWARD
     unit[away] *= -1
@@ -65,6 +66,7 @@ def is_camera_of(rays: np.ndarray, position: np.ndarray, centre: np.ndarray) -> 
     Distances between mean directions of 64 blocks are compared, which no rotation changes, with 2 mrad (two pixels of
     Hypersim) and what float16 rounds off positions far from the origin.
     """
+    position, rays = thinned(position), thinned(rays)
     towards = position.astype(np.float64) - centre
     seen, model = unit_vectors(towards), unit_vectors(rays)
     known = np.isfinite(seen).all(axis=2)
@@ -82,6 +84,12 @@ def is_camera_of(rays: np.ndarray, position: np.ndarray, centre: np.ndarray) -> 
     return bool(np.percentile(np.abs(apart[0] - apart[1]), 90) < 2e-3 + coarse)
 
 
+def thinned(values: np.ndarray) -> np.ndarray:
+    """(H,W,...) -> every n-th row and column, about 96 rows: float16's steps of depth vanish between them."""
+    step = max(1, len(values) // 96)
+    return values[::step, ::step]
+
+
 def normals_of_depth(depth: np.ndarray, rays: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(unit normals (H,W,3) of the surface that planar depth (H,W) shows, x right, y down, z forward; where the
     neighbours lie on one surface, (H,W)).
@@ -94,13 +102,13 @@ def normals_of_depth(depth: np.ndarray, rays: np.ndarray) -> tuple[np.ndarray, n
     return normals, np.isfinite(normals).all(axis=2) & (np.maximum(*steps) < STEEP)
 
 
-Geometry = tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray] | None, np.ndarray]
+Geometry = tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray]
 
 
 def check_geometry(where: object, frames: Sequence[Geometry]) -> None:
     """InputError where depth of a set does not count metres, or its normals do not fit its depth.
 
-    frames: planar depth (H,W) and where it is known; normals (H,W,3) opencv and where they are known, or None; rays.
+    frames: planar depth (H,W) and where it is known; normals (H,W,3) as stored, in the image's axes, or None; rays.
     The surfaces that the depth shows have normals of their own: axes that fit them far better are those that the files
     really have, and so is distance instead of planar depth, or the reverse.
     """
@@ -111,19 +119,20 @@ def check_geometry(where: object, frames: Sequence[Geometry]) -> None:
             "published ones; take those"
         )
     evidence, angles = [], []
-    for depth, known, found, rays in frames:
-        if found is None:
+    for *maps, stored, rays in frames:
+        if stored is None:
             continue
-        normals, directed = found
+        depth, known, stored, rays = map(thinned, (*maps, stored, rays))
+        normals, directed, _ = facing_normals(stored, rays)
         factor = np.linalg.norm(rays, axis=2)
         readings = [normals_of_depth(depth * scale, rays) for scale in (1, factor, 1 / factor)]
         use = known & np.logical_and.reduce([smooth for _, smooth in readings]) & directed
         if use.sum() < 0.1 * use.size:
             continue
-        evidence.append(normals_evidence(normals, np.nan_to_num(readings[0][0]), use))
+        evidence.append(normals_evidence(stored, np.nan_to_num(readings[0][0]), use))
         angles.append([np.median(np.arccos(np.clip((n * normals).sum(axis=2)[use], -1, 1))) for n, _ in readings])
-    if findings := normals_findings(evidence):
-        cure = "to fit the depth; these are not the published files, take those"
+    if findings := normals_findings(evidence, "opengl"):
+        cure = "the depth shows their directions; take the published files"
         raise InputError(f"{where}: {findings[0].text('the normals', cure)}")
     if angles:
         present, *others = np.median(angles, axis=0)

@@ -98,6 +98,8 @@ def plan(args: argparse.Namespace) -> Plan:
     tasks = tuple(task for task, needed in NEEDS.items() if all(_has(first, first.member(each)) for each in needed))
     if missing := [task for task in NEEDS if task not in tasks]:
         note(f"no {', '.join(missing)}: {first.scene} lacks the files")
+    if args.min_diffuse_psnr is not None and "albedo" not in tasks:
+        raise InputError("--min_diffuse_psnr means nothing without albedo and shading; leave it out")
     cameras = None if args.camera_csv is None else _cameras(args.camera_csv)
     if cameras is None and {"normal", "depth"} & set(tasks) and not _has(first, first.member("geometry.position")):
         raise InputError(
@@ -114,9 +116,8 @@ def _listed(args: argparse.Namespace) -> tuple[list[Item], int]:
     """The released images of train and val that are in the source, and how many are not."""
     places = {path.name.removesuffix(".zip"): path for path in sorted(args.source.glob("ai_*"), reverse=True)}
     items, lost = [], 0
-    for row in _rows(
-        args.split_csv, "scene_name camera_name frame_id included_in_public_release split_partition_name"
-    ):
+    columns = "scene_name camera_name frame_id included_in_public_release split_partition_name"
+    for row in _rows(args.split_csv, columns):
         split, scene, camera = (row[key] for key in ("split_partition_name", "scene_name", "camera_name"))
         if row["included_in_public_release"] != "True" or split not in ("train", "val"):
             continue
@@ -215,9 +216,15 @@ def read(options: Options, item: Item) -> Frame:
         raise DroppedError("a black image")
     rgb = tone_mapped(scale * color)
     frame = Frame(np.round(255 * rgb).astype(np.uint8), {})
-    for task in ("normal", "depth"):
-        if task in options.tasks:
-            frame.add(task, partial(_geometry, task, frame, shot, options))
+    geometry = [task for task in ("normal", "depth") if task in options.tasks]
+    try:
+        axes, rays = _axes_and_rays(shot, options, *rgb.shape[:2])
+    except DroppedError as reason:
+        frame.dropped |= dict.fromkeys(geometry, str(reason))
+    else:
+        frame.rays = rays
+        for task in geometry:
+            frame.add(task, partial(_geometry, array(NEEDS[task][0]), task, frame, axes, rays))
     if "albedo" in options.tasks:
         albedo, shading = (array(f"final.diffuse_{kind}").astype(float) for kind in ("reflectance", "illumination"))
         decompose(frame, albedo, shading)
@@ -226,29 +233,30 @@ def read(options: Options, item: Item) -> Frame:
     return frame
 
 
-def _geometry(task: str, frame: Frame, shot: Shot, options: Options) -> tuple[np.ndarray, np.ndarray]:
-    """Normals or depth in the axes of the image, and where they are known."""
-    raw = _array(shot, shot.member(NEEDS[task][0]))
-    height, width = raw.shape[:2]
+def _axes_and_rays(shot: Shot, options: Options, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """`image_axes` and `image_rays` of a scene's camera. DroppedError where it is not known."""
     camera = pinhole(TANGENT, height, width) if options.cameras is None else options.cameras.get(shot.scene)
     if camera is None:
         raise DroppedError("a scene that --camera_csv does not list")
     rays = image_rays(camera, height, width)
-    if options.cameras is None and not _is_ordinary(shot, rays):
-        raise DroppedError("another camera, such as tilt-shift (--camera_csv has them)")
-    if np.isnan(raw).any() or (task == "depth" and np.isinf(raw).any()):
+    if options.cameras is None and {"normal", "depth"} & set(options.tasks):
+        centres = _array(shot, f"_detail/{shot.camera}/camera_keyframe_positions.hdf5")
+        if not is_camera_of(rays, _array(shot, shot.member("geometry.position")), centres[shot.frame]):
+            raise DroppedError("another camera, such as tilt-shift (--camera_csv has them)")
+    return image_axes(camera), rays
+
+
+def _geometry(
+    raw: np.ndarray, task: str, frame: Frame, axes: np.ndarray, rays: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Normals or depth in the axes of the image, and where they are known."""
+    if not np.isfinite(raw).all():
         raise DroppedError(f"{task}: NaN or inf")
-    frame.rays = rays
     if task == "depth":
         return planar(raw.astype(np.float64), rays), raw > 0
-    normals, known, frame.facts["turned_normals"] = facing_normals(raw @ image_axes(camera).T, rays)
+    frame.stored = raw @ axes.T
+    normals, known, frame.facts["turned_normals"] = facing_normals(frame.stored, rays)
     return normals, known
-
-
-def _is_ordinary(shot: Shot, rays: np.ndarray) -> bool:
-    """True if the scene's points lie on these rays."""
-    centres = _array(shot, f"_detail/{shot.camera}/camera_keyframe_positions.hdf5")
-    return is_camera_of(rays, _array(shot, shot.member("geometry.position")), centres[shot.frame])
 
 
 def decompose(frame: Frame, albedo: np.ndarray, shading: np.ndarray) -> None:
@@ -318,7 +326,8 @@ def read_processed(tasks: tuple[str, ...], item: Item) -> Frame:
     rays = image_rays(pinhole(TANGENT, height, width), height, width)
     frame = Frame(rgb, {}, rays=rays)
     if "normal" in tasks:
-        normals, known, _ = facing_normals(array("normal"), rays)
+        frame.stored = array("normal")
+        normals, known, _ = facing_normals(frame.stored, rays)
         frame.maps["normal"] = normals, known
     if "depth" in tasks:
         raw = array("depth")

@@ -68,36 +68,24 @@ def split_of_scenes(folders: list[Path]) -> dict[str, str]:
 
 def read(item: Item, tangent: float) -> Frame:
     stem = item.key[0] / item.name
-    rgb = exr(stem, "im")
+    rgb, mask, normals, depth, albedo = (exr(stem, name) for name in ("im", "mask", "normal", "depth", "albedo"))
     if not np.isfinite(rgb).all():
         raise DroppedError("image: NaN or inf")
     height, width = rgb.shape[:2]
+    inside = (mask != 0).all(axis=2) if mask.ndim == 3 else mask != 0
     rays = image_rays(pinhole(tangent, height, width), height, width)
-    mask = exr(stem, "mask") != 0
-    inside = mask.all(axis=2) if mask.ndim == 3 else mask
-    frame = Frame(np.round(255 * to_srgb(rgb.clip(0, 1))).astype(np.uint8), {}, rays=rays)
+    frame = Frame(np.round(255 * to_srgb(rgb.clip(0, 1))).astype(np.uint8), {}, rays=rays, stored=normals)
+    unit, directed, frame.facts["turned_normals"] = facing_normals(normals, rays)
+    frame.maps["normal"] = unit, directed & inside
+    metres = (depth[..., 0] if depth.ndim == 3 else depth) / 1000.0
+    known = inside & np.isfinite(metres) & (metres > 0)
+    frame.maps["depth"] = np.where(known, metres, 0), known
 
-    def normal() -> tuple[np.ndarray, np.ndarray]:
-        raw = exr(stem, "normal")
-        if np.isnan(raw).any():
-            raise DroppedError("normal: NaN")
-        normals, known, frame.facts["turned_normals"] = facing_normals(raw, rays)
-        return normals, known & inside
+    def reflectance() -> tuple[np.ndarray, np.ndarray]:
+        colours(albedo, inside, "albedo")
+        return albedo, inside
 
-    def depth() -> tuple[np.ndarray, np.ndarray]:
-        raw = exr(stem, "depth")
-        metres = (raw[..., 0] if raw.ndim == 3 else raw) / 1000.0
-        known = inside & np.isfinite(metres) & (metres > 0)
-        return np.where(known, metres, 0), known
-
-    def albedo() -> tuple[np.ndarray, np.ndarray]:
-        values = exr(stem, "albedo")
-        colours(values, inside, "albedo")
-        return values, inside
-
-    frame.add("normal", normal)
-    frame.add("depth", depth)
-    frame.add("albedo", albedo)
+    frame.add("albedo", reflectance)
     return frame
 
 

@@ -61,7 +61,8 @@ class Frame:
 
     rgb: uint8 (H,W,3), or the file that holds it. maps: intrinsic -> (values, where known bool (H,W)): unit normals
     (H,W,3) opencv, planar depth (H,W) in metres, inf where there is only sky, linear albedo and shading (H,W,3) in
-    [0,1]. dropped: intrinsic -> reason. facts: measured, for the record. rays: see `geometry.image_rays`.
+    [0,1]. dropped: intrinsic -> reason. facts: measured, for the record. rays: see `geometry.image_rays`. stored: the
+    normals before they are turned, x right, y up, z toward the viewer, as `geometry.check_geometry` needs them.
     """
 
     rgb: np.ndarray | Path
@@ -69,6 +70,7 @@ class Frame:
     dropped: dict[str, str] = field(default_factory=dict)
     facts: dict[str, float] = field(default_factory=dict)
     rays: np.ndarray | None = None
+    stored: np.ndarray | None = None
 
     def add(self, task: str, read: Callable[[], tuple[np.ndarray, np.ndarray]]) -> None:
         """Read one map; where that drops it, note the reason."""
@@ -153,13 +155,14 @@ def make_label(task: str, values: np.ndarray, known: np.ndarray, coding: str) ->
     """
     if not known.any():
         raise InputError("no pixel of the map is known")
+    holes = ~known & ~np.isinf(values) if task == "depth" else ~known
+    if holes.any():
+        closed = fill(values if values.ndim == 3 else values[..., None], known, False, ()).reshape(values.shape)
+        values = np.where(holes if values.ndim == 2 else holes[..., None], closed, values)
+    label = encode(task, to_srgb(values.clip(0, 1)) if task in ("albedo", "shading") else values, known, coding)
     if task == "depth":
-        filled = np.where(np.isinf(values), values, fill(values[..., None], known, False, ())[..., 0])
-        label = encode("depth", filled, known, coding)
         check_levels(label)
-        return label
-    filled = values if known.all() else fill(values, known, False, ())
-    return encode(task, filled if task == "normal" else to_srgb(filled.clip(0, 1)))
+    return label
 
 
 def share_image(image: np.ndarray | Path, target: Path) -> None:
@@ -251,7 +254,7 @@ def check_first(plan: Plan, left: Sequence[Item], args: argparse.Namespace) -> N
     if errors and not frames:
         raise errors[0]
     check_geometry(args.source, [
-        (*frame.maps["depth"], frame.maps.get("normal"), frame.rays)
+        (*frame.maps["depth"], frame.stored, frame.rays)
         for frame in frames if "depth" in frame.maps and frame.rays is not None
     ])  # fmt: skip
     pixels = [next(iter(frame.maps.values()))[1].size for frame in frames if frame.maps]
@@ -303,7 +306,7 @@ def read_lines(path: Path) -> dict[tuple[str, ...], dict]:
     for text in path.read_text().splitlines() if path.is_file() else ():
         try:
             line = json.loads(text)
-            found[line["split"], line["name"]] = line
+            found[line["split"], line["name"]] = line | {"dropped": dict(line["dropped"])}
         except (ValueError, KeyError, TypeError):
             continue
     return found

@@ -184,7 +184,9 @@ def wall(camera: np.ndarray, normal: tuple[float, float, float], away: float = 3
 @pytest.mark.parametrize("camera", [np.diag([TANGENT, 0.75 * TANGENT, -1]), np.diag([0.4, 0.3, -1]), TILTED],
                          ids=["ordinary", "narrow", "tilt-shift"])  # fmt: skip
 def test_a_wall_at_an_angle_comes_out_flat(camera, tmp_path):
-    """The inverse of planar depth is affine in the pixel, and its normals are those of the wall in the image's axes."""
+    """The inverse of planar depth is affine in the pixel, that of distance is not; the normals are those of the wall
+    in the image's axes.
+    """
     shot = wall(camera, (0.5, -0.2, 0.8))
     cameras = camera_csv(tmp_path / "cameras.csv", {"ai_001_001": camera})
     assert main(words(one(tmp_path, shot), tmp_path / "out", "--camera_csv", cameras)) == 0
@@ -203,8 +205,7 @@ def test_a_wall_at_an_angle_comes_out_flat(camera, tmp_path):
     assert np.ptp(towards) < 5e-3 and towards.mean() == pytest.approx(-3.0, abs=5e-3)
 
 
-def test_planar_depth_of_one_tilted_ray_by_hand():
-    """A lens shifted up by its whole image, without tilt, and one tilted by 90 degrees minus that."""
+def test_cameras_that_are_shifted_and_turned_by_hand():
     shifted = np.array([[0.5, 0, 0], [0, 0.5, 0.5], [0, 0, -1]])
     assert np.allclose(image_axes(shifted), np.eye(3))
     assert planar(np.full((1, 1), np.sqrt(1.25)), image_rays(shifted, 1, 1))[0, 0] == pytest.approx(1)
@@ -253,12 +254,12 @@ def changed(shots: list[Shot], tmp_path: Path, **maps) -> Path:
 
 
 @pytest.mark.parametrize(("maps", "message"), [
-    ({"normal_cam": lambda s: s.normal * [1, -1, -1]}, "flipping y of the normals would cut the mean error"),
+    ({"normal_cam": lambda s: s.normal * [1, -1, -1]}, "flipping y and z of the normals would cut the mean error"),
     ({"normal_cam": lambda s: s.normal * [1, -1, 1]}, "flipping y of the normals would cut the mean error"),
     ({"normal_cam": lambda s: s.normal[..., ::-1]}, "swapping the axes x and z"),
-    ({"normal_cam": lambda s: s.normal / 2 + 0.5}, "shifting the .0,1. values back"),
+    ({"normal_cam": lambda s: s.normal / 2 + 0.5}, r"are in \[0,1\] and were never shifted"),
     ({"depth_meters": lambda s: s.depth}, "the files hold planar depth instead of distance"),
-    ({"depth_meters": lambda s: 1000 * s.distance}, "the median depth is .* m, so the files hold another unit"),
+    ({"depth_meters": lambda s: 1000 * s.distance}, r"the median depth is .* m, so the files hold another unit"),
 ], ids=["opencv", "directx", "bgr", "encoded", "planar", "millimetres"])  # fmt: skip
 def test_files_in_another_convention_are_refused_before_anything_is_written(maps, message, shots, tmp_path):
     with pytest.raises(InputError, match=message):
@@ -331,7 +332,7 @@ def test_the_residual_is_measured_and_filters(shots, tmp_path, capsys):
     out = capsys.readouterr().out
     assert f"albedo: 0 of 1 images kept; left out: 100.0% albedo x shading below {psnr + 1:.1f} dB" in out
     assert not (tmp_path / "b" / "shading" / "images").exists() and (tmp_path / "b" / "normal" / "images").is_dir()
-    with pytest.raises(InputError, match="holds labels made with other settings .*choose another --root"):
+    with pytest.raises(InputError, match=r"holds labels made with other settings .*choose another --root"):
         main(words(source, tmp_path / "b", "--min_diffuse_psnr", "1"))
 
 
@@ -441,7 +442,7 @@ def test_a_source_without_the_listed_images_and_a_missing_package(source, tmp_pa
     with pytest.raises(InputError, match=r"split\.csv: no column scene_name"):
         main(words(tmp_path, tmp_path / "out"))
     monkeypatch.setitem(sys.modules, "h5py", None)
-    with pytest.raises(InputError, match=r"need the package h5py, not installed: pip install h5py"):
+    with pytest.raises(InputError, match=r"need the package h5py, which is not installed: pip install h5py"):
         main(words(source, tmp_path / "out"))
 
 
@@ -460,7 +461,7 @@ def test_marigolds_tree_of_hypersim(shots, tmp_path, capsys):
             int
         )
         assert np.abs(label - encode_labels(trace(room(1, TANGENT), 48, 64))[task]).max() <= 1
-    with pytest.raises(InputError, match="--camera_csv means nothing for .*a preprocessed tree"):
+    with pytest.raises(InputError, match=r"--camera_csv means nothing for .*a preprocessed tree"):
         main([str(word) for word in (*flags, "--camera_csv", "x")])
     for path in (tmp_path / "in").rglob("depth_plane*"):  # distance, as if it had never been converted
         planes = read_array(path) * np.linalg.norm(image_rays(shots[0].camera, 48, 64), axis=2)
