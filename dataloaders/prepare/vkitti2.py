@@ -1,7 +1,8 @@
 """Virtual KITTI 2 (2001.10773): outdoor depth, unpacked.
 
     rgb/SceneNN/<variation>/frames/rgb/Camera_{0,1}/rgb_IIIII.jpg
-    depth/SceneNN/<variation>/frames/depth/Camera_{0,1}/depth_IIIII.png     uint16, planar, centimetres; sky 65535
+    depth/SceneNN/<variation>/frames/depth/Camera_{0,1}/depth_IIIII.png     uint16, planar, centimetres; sky 65535,
+                                                                            which is beyond FARTHEST
 
 Depth counts up to 80 m, and Scene01 is held out, as in Marigold (2312.02145). What is farther is black in labels, as
 the sky is.
@@ -19,7 +20,6 @@ from utils.image_io.images import size_of
 
 HELD_OUT = "Scene01"
 FARTHEST = 80.0  # metres
-SKY = 65535
 
 
 def plan(args: argparse.Namespace) -> Plan:
@@ -52,5 +52,5 @@ def read(item: Item) -> Frame:
         raise InputError(
             f"{path}: {raw.shape[1]}x{raw.shape[0]} depth for a {'x'.join(map(str, size_of(image)))} image"
         )
-    depth = np.where((raw == SKY) | (raw > 100 * FARTHEST), np.inf, raw / 100)
-    return Frame(image, {"depth": (depth, (raw > 0) & (depth <= FARTHEST))})
+    known = (raw > 0) & (raw <= 100 * FARTHEST)
+    return Frame(image, {"depth": (np.where(raw > 100 * FARTHEST, np.inf, raw / 100), known)})

@@ -194,12 +194,12 @@ def write_set(plan: Plan, args: argparse.Namespace) -> int:
     save_bytes(args.root / LINES, "".join(json.dumps(line) + "\n" for line in lines.values()).encode())
     with (args.root / LINES).open("a") as file:
         bar = tqdm(total=len(left), desc=f"preparing {plan.title}", unit="image", disable=None, smoothing=0.05)
-        for item, line in zip(left, in_processes(work, left, args.workers)):
+        for line in in_processes(work, left, args.workers):
             bar.update()
             if "failed" in line:
-                failed.append(f"{item.name}: {line['failed']}")
+                failed.append(f"{line['name']}: {line['failed']}")
                 continue
-            lines[item[:2]] = line
+            lines[line["split"], line["name"]] = line
             file.write(json.dumps(line) + "\n")
             file.flush()
         bar.close()
@@ -261,14 +261,11 @@ def check_first(plan: Plan, left: Sequence[Item], args: argparse.Namespace) -> N
     if not pixels:
         return
     with_gt = sum(args.gt == "all" or item.split == "val" for item in left)
-    exact = {task: 4.0 if task == "depth" else 6.0 for task in plan.tasks}
     each = BYTES["image"] + len(plan.tasks) * (BYTES["label"] + BYTES["mask"])
-    need = float(np.mean(pixels)) * (each * len(left) + sum(exact.values()) * with_gt)
+    maps = np.mean(pixels) * with_gt * sum(4 if task == "depth" else 6 for task in plan.tasks)
+    need = np.mean(pixels) * len(left) * each + maps
     free = shutil.disk_usage(args.root).free
-    text = (
-        f"{len(left)} images take about {size(need)}, {size(float(np.mean(pixels)) * sum(exact.values()) * with_gt)} "
-    )
-    text += f"of it exact maps; {size(free)} are free"
+    text = f"{len(left)} images take about {size(need)}, {size(maps)} of it exact maps; {size(free)} are free"
     if need > free:
         smaller = " --gt val," if args.gt == "all" else ""
         raise InputError(f"--root {args.root}: {text}; pass{smaller} --limit, --scenes or a folder on another disk")
