@@ -206,18 +206,21 @@ def what_next(samples: list[Files], args: argparse.Namespace) -> str:
     if intrinsic is None:
         return ""
     truth = tree / intrinsic.truth_folder
-    data = args.train_data_dir if own else (truth if truth.is_dir() else tree / "depths")
-    flags = {
-        "pretrained_model_name_or_path": "runwayml/stable-diffusion-v1-5",
-        "dataset": args.dataset if own else None,
-        "manifest": args.manifest,
-        "train_data_dir": data,
-        "pseudo_root": args.pseudo_root,
-        "gt_frame": args.gt_frame,
-        "depth_coding": None if intrinsic.depth_coding == "linear" else intrinsic.depth_coding,
-        "output_dir": f"runs/{intrinsic.name}",
-    }
-    words = ["python", f"sd_single_diode_pseudo_{intrinsic.name}.py"]
+    return training_command(
+        intrinsic.name,
+        dataset=args.dataset if own else None,
+        manifest=args.manifest,
+        train_data_dir=args.train_data_dir if own else (truth if truth.is_dir() else tree / "depths"),
+        pseudo_root=args.pseudo_root,
+        gt_frame=args.gt_frame,
+        depth_coding=None if intrinsic.depth_coding == "linear" else intrinsic.depth_coding,
+    )
+
+
+def training_command(task: str, **flags: object) -> str:
+    """The command that trains on labels of an intrinsic. flags: in order; None: left out."""
+    flags = {"pretrained_model_name_or_path": "runwayml/stable-diffusion-v1-5", **flags, "output_dir": f"runs/{task}"}
+    words = ["python", f"sd_single_diode_pseudo_{task}.py"]
     return shlex.join(words + [f"--{name}={value}" for name, value in flags.items() if value is not None])
 
 

@@ -10,9 +10,9 @@ import pytest
 from helpers import python
 from PIL import Image
 
-from dataloaders import prepare as preparation
 from dataloaders.__main__ import main
 from dataloaders.diode import Diode
+from dataloaders.prepare import archives as preparation
 from utils.errors import InputError
 from utils.intrinsics import DEPTH, NORMAL
 

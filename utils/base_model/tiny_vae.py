@@ -51,7 +51,7 @@ def use_tiny_vae(vae: AutoencoderKL, name: str, encodes: bool = False) -> None:
     """
     if type(vae) is not AutoencoderKL:
         raise InputError(
-            f"--vae={name}: there is none for this base, whose VAE is an {type(vae).__name__}; leave it out"
+            f"--vae={name}: this base has another kind of VAE ({type(vae).__name__}); leave it out"
         )
     tiny = load_tiny(name)
     sizes = {

@@ -169,7 +169,7 @@ def _check_provenance(path: Path, use: Use) -> list[str]:
     if counts.get("complete") is False:
         notes.append(
             f"{path}: labelling is not finished ({counts.get('failed', 'some')} images failed or are to come); run "
-            "pseudo_label.py again"
+            "the command that makes the labels again"
         )
     if use.align is not None:
         notes.append(f"{path}: these are pseudo labels, of {teacher}")

@@ -203,10 +203,12 @@ def write_label(path: Path, label: np.ndarray, values: np.ndarray | None) -> Non
     save_png(path.with_name(path.name + ".png"), label)
 
 
-def record(output_dir: Path, described: dict, overwrite: bool) -> dict[str, float]:
+def record(
+    output_dir: Path, described: dict, overwrite: bool, cure: str = "choose another --output_dir, or --overwrite"
+) -> dict[str, float]:
     """Begin provenance.json, and return what it holds as OUT_OF_RANGE of images that have labels already.
 
-    InputError if the folder holds labels of other making, unless `overwrite`.
+    InputError, ending in `cure`, if the folder holds labels of other making, unless `overwrite`.
     """
     path, earlier = output_dir / PROVENANCE, {}
     if path.is_file() and not overwrite:
@@ -215,15 +217,14 @@ def record(output_dir: Path, described: dict, overwrite: bool) -> dict[str, floa
             asked = {key: value for key, value in described.items() if key != "self_check"}  # it may be left out
             changed = [key for key, value in asked.items() if found.get(key) != json.loads(json.dumps(value))]
         except (ValueError, TypeError):
-            raise InputError(f"{path}: not readable; pass --overwrite to label again") from None
+            raise InputError(f"{path}: not readable; {cure}") from None
         earlier = found.get(OUT_OF_RANGE, {})
         if changed:
             raise InputError(
-                f"{output_dir}: holds labels made with other {', '.join(changed)} (see {PROVENANCE}); choose another "
-                "--output_dir, or --overwrite"
+                f"{output_dir}: holds labels made with other {', '.join(changed)} (see {PROVENANCE}); {cure}"
             )
     elif not overwrite and output_dir.is_dir() and any(output_dir.rglob("*.png")):
-        raise InputError(f"{output_dir}: holds images of unknown origin; choose another --output_dir, or --overwrite")
+        raise InputError(f"{output_dir}: holds images of unknown origin; {cure}")
     output_dir.mkdir(parents=True, exist_ok=True)
     finish(output_dir, described, {"complete": False}, earlier)
     return earlier

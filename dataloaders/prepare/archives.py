@@ -14,7 +14,6 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from utils.cli import path_flag
 from utils.errors import InputError, note, one_line
 from utils.image_io.diode_names import listed_samples, read_meta
 from utils.system.atomic import write_json
@@ -29,16 +28,8 @@ LARGEST = 256 * 2**20  # bytes of one file; DIODE's largest has 19 MB
 STATE = ".prepared.json"  # which archives were verified and unpacked
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--depths", type=path_flag, nargs="+", default=[], help="val.tar.gz, train.tar.gz: images, depths, masks")
-    add("--normals", type=path_flag, nargs="+", default=[], help="val_normals.tar.gz, train_normals.tar.gz")
-    add("--root", type=path_flag, required=True, help="folder to fill")
-    add("--skip_md5", action="store_true", help="take archives that are not DIODE's own (same layout)")
-
-
 def prepare_archives(args: argparse.Namespace) -> None:
-    """Do what the flags (see `add_flags`) name."""
+    """Unpack DIODE's archives that the flags name."""
     if not args.depths + args.normals:
         raise InputError("nothing to unpack: pass --depths and --normals archives")
     prepare(args.root, {"depths": args.depths, "normals": args.normals}, args.skip_md5)
