@@ -32,11 +32,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--data", type=path_flag, required=True, help="folder with the test sets, at any depth")
     add("--lora", nargs="+", type=expand, help="LoRAs, a row each: files, output folders of training scripts, or hub "
         "names; of any base, method and intrinsic")  # fmt: skip
-    add("--pred_dir", nargs="+", type=path_flag, help="predictions instead, a row each, under the names that Marigold, "
-        "DSINE, Lotus or this project's inference gives them")  # fmt: skip
+    add("--pred_dir", nargs="+", type=path_flag, help="predictions, a row each, under the names that Marigold, DSINE, "
+        "Lotus or this project's inference gives them")  # fmt: skip
     add("--sets", nargs="+", default=[], metavar="NAME", help="sets to score, such as dsine-nyuv2 (default: all that "
         "are there)")  # fmt: skip
-    add("--limit", type=int, metavar="N", help="score N evenly spaced images of each set, marked as a sample")  # fmt: skip
+    add("--limit", type=int, metavar="N", help="score N evenly spaced images of each set, marked as a sample")
     add("--output_dir", type=path_flag, default=Path("benchmark_scores"), help="results, and what was scored so far")
     add("--workers", type=int, help="threads that read and score images (default: one per core, at most 8)")
     add("--align", choices=("depth", "disparity"), default="depth", help="what scale and shift of depth are fitted in")

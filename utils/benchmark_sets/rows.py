@@ -42,7 +42,8 @@ class Predicted(NamedTuple):
 
 class Row(Protocol):
     """label: in tables. task: of its predictions, None: any. folder: where its results are kept. identity: everything
-    of it that changes a score. batch: images that are predicted together. looks: whether it needs the images.
+    of it that changes a score. cure: of conventions that do not fit. batch: images that are predicted together.
+    looks: whether it needs the images.
     """
 
     label: str
@@ -51,6 +52,7 @@ class Row(Protocol):
     batch: int
     looks: bool
     task: str | None
+    cure: str
 
     def refusal(self, one: BenchmarkSet, items: Sequence[Item]) -> str | None:
         """Why it has no score on a set; None where it has one."""
@@ -62,7 +64,7 @@ class Row(Protocol):
 class LoraRow:
     """One LoRA. wanted: keywords of `Predictor`."""
 
-    looks = True
+    looks, cure = True, "the files of the set are not the published ones, or those of the LoRA's training were wrong"
 
     def __init__(self, lora: str, job: Job, wanted: dict[str, Any], align: str):
         facts = job.facts
@@ -104,6 +106,9 @@ class FolderRow:
     """One folder of other people's predictions. args: its conventions, where the flags state them."""
 
     looks, batch, task = False, 1, None
+    cure = (
+        "pass the predictions' own --pred_frame or --pred_space, or --align; or the set's files are not as published"
+    )
 
     def __init__(self, folder: Path, args: argparse.Namespace):
         self.label, self.args = "/".join(folder.absolute().parts[-2:]), args

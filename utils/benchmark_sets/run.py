@@ -37,7 +37,6 @@ from utils.image_io.diode_names import SCENE_TYPES
 from utils.kinds.base import Rules, shares
 from utils.system.atomic import lock, make_folder, unlock, write_json
 
-AWAY = 0.25  # mean share of true normals that face away from the camera: of right frames it is a few percent
 AHEAD = 2  # images that are read and scored meanwhile, besides one for each thread
 RESAMPLES = 1000
 RESULT, SETTINGS, IMAGES = "result.json", "settings.json", "images"
@@ -268,7 +267,7 @@ def add_up(
         "per_image": [describe_image(score) for score in scores],
         "left_out": left_out,
         "unknown_truth": unknown,
-        "warnings": [*set_warnings(one, items, scores, extras), *warnings_of(scores, rules)]
+        "warnings": [*set_warnings(one, items, scores, extras), *warnings_of(scores, rules, row.cure)]
         + (unit_warnings(scores, rules) if one.metres is None else []),
         "notes": notes,
         "settings": settings
@@ -305,12 +304,9 @@ def set_warnings(
     """What is wrong with the files of a set, whatever was predicted: count, frame, units, share of valid pixels."""
     found = []
     if len(items) != one.count:
-        found.append(
-            f"{len(items):,} images of {one.name} are here, {one.count:,} are published: these numbers are of another "
-            "set"
-        )
+        found.append(f"{len(items):,} images are here, {one.count:,} are published: the scores are of another set")
     away = [extra["away"] for extra in extras if extra["away"] is not None]
-    if away and np.mean(away) > AWAY:
+    if away and np.mean(away) > 0.5:
         found.append(
             f"{100 * np.mean(away):.0f} % of the true normals face away from the camera: their axes are not "
             f"{one.frame}'s, in which {one.name} is published"

@@ -26,8 +26,6 @@ from utils.image_io.opening import open_header
 from utils.intrinsics import ALBEDO, DEPTH, NORMAL, SHADING, Intrinsic
 from utils.kinds.base import Rules
 
-POOLED = "pixels pooled over the set"
-EACH = "mean over images"
 TRUTH = "take the published files, as they were unpacked"
 
 
@@ -46,11 +44,12 @@ class Item:
 class BenchmarkSet:
     """One set and its protocol.
 
-    family: of images, whatever is measured of them. files: pattern of the truth's name, with the groups root (what is
-    before the set's own names) and others, by which image and others name the other files (several endings of one).
-    count: of images, as published. read: (numbers, mask or None) of an image. stored: the truth's types of numbers,
-    as numpy codes them. frame, units, space: as `Rules` has them. metres: between which the median of all true depths
-    must be. share: of the truth's pixels that must be valid in the mean. every: which images count, sorted by number.
+    family: of images, whatever is measured of them. source: whose protocol it is. count: of images, as published.
+    files: pattern of the truth's name, with the groups root (what is before the set's own names) and others, by which
+    image and others name the other files (several endings of one). stored: the truth's types of numbers, as numpy
+    codes them. read: (numbers, mask or None) of an image. frame, units, space: as `Rules` has them. metres: between
+    which the median of all true depths must be. share: of the truth's pixels that must be valid in the mean. every:
+    which images count, sorted by number.
     """
 
     name: str
@@ -78,7 +77,8 @@ class BenchmarkSet:
 
     @property
     def aggregation(self) -> str:
-        return POOLED if self.protocol == "pooled" else EACH
+        """How the images of the set are added up, in words."""
+        return "pixels pooled" if self.protocol == "pooled" else "mean of images"
 
     def rules(self, pred_frame: str = "opencv", align: str = "depth", pred_space: str | None = None) -> Rules:
         """How predictions of these conventions are scored on the set; pred_space None: the intrinsic's own coding."""
@@ -147,7 +147,8 @@ def numbers(file: File) -> Raw:
 def masked(item: Item) -> tuple[Raw, np.ndarray | None]:
     """Valid where the mask is not zero."""
     mask = numbers(item.others["mask"]).array
-    return numbers(item.truth), mask.any(axis=2) if mask.ndim == 3 else mask != 0
+    inside: np.ndarray = mask.any(axis=2) if mask.ndim == 3 else mask != 0
+    return numbers(item.truth), inside
 
 
 def long_enough(item: Item) -> tuple[Raw, np.ndarray | None]:
@@ -185,8 +186,7 @@ def clipped(item: Item) -> tuple[Raw, np.ndarray | None]:
 
 # The table -----------------------------------------------------------------------------------------------------------
 
-DSINE = "DSINE (2403.00712)"
-MARIGOLD = "Marigold (2312.02145)"
+DSINE, MARIGOLD = "DSINE", "Marigold"  # 2403.00712, 2312.02145
 
 
 def _dsine(
@@ -245,7 +245,7 @@ SETS = (
     BenchmarkSet("interiorverse-albedo", "interiorverse", ALBEDO, "as_is", MARIGOLD, 2672,
             r"(?P<root>(?:.*/)?)(?P<stem>[^/]+/\d+)_albedo\.exr", ("{root}{stem}_im.exr",), ("f4", "f2"),
             read=masked, others={"mask": "{root}{stem}_mask.exr"}),
-    BenchmarkSet("iiw-albedo", "iiw", ALBEDO, "whdr", "IIW (Bell et al. 2014), threshold 0.10", 1046,
+    BenchmarkSet("iiw-albedo", "iiw", ALBEDO, "whdr", "IIW, threshold 0.10", 1046,
             r"(?P<root>(?:.*/)?)(?P<id>\d+)\.json", ("{root}{id}.png",), every=5),
 )  # fmt: skip
 PICKLES = r"(?:.*/)?oasis/.*\.pkl"  # DSINE's files of OASIS
@@ -253,9 +253,11 @@ PICKLES = r"(?:.*/)?oasis/.*\.pkl"  # DSINE's files of OASIS
 
 def find_sets(files: Mapping[str, File], wanted: Sequence[str] = ()) -> dict[str, list[Item]]:
     """Name -> images of every set among `files`, of those `wanted` if any are. InputError where there is none."""
-    found = {
-        one.name: items for one in SETS if not wanted or one.name in wanted for items in [one.find(files)] if items
-    }
+    names = [one.name for one in SETS]
+    if unknown := [name for name in wanted if name not in names]:
+        raise InputError(f"--sets {' '.join(unknown)}: no such set; choose from {', '.join(names)}")
+    here = {one.name: one.find(files) for one in SETS if not wanted or one.name in wanted}
+    found = {name: items for name, items in here.items() if items}
     if absent := [name for name in wanted if name not in found]:
         pickles = any(re.fullmatch(PICKLES, name) for name in files) and "marigold-oasis-normal" in absent
         cure = "OASIS is there as pickles, which would run code: export it as Marigold's .npy" if pickles else ""

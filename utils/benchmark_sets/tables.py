@@ -15,7 +15,7 @@ from utils.evaluation import report
 from utils.pages import write_page
 from utils.system.atomic import save_bytes, write_json
 
-UNSTATED = "protocol not stated in the source"
+UNSTATED = "not stated"
 COLUMNS = {  # task -> metric: (title, digits after the point, factor)
     "normal": {"mean": ("mean", 2, 1), "median": ("median", 2, 1), "below_11.25": ("11.25°", 1, 1),
                "below_22.5": ("22.5°", 1, 1), "below_30": ("30°", 1, 1)},
@@ -24,8 +24,7 @@ COLUMNS = {  # task -> metric: (title, digits after the point, factor)
     "shading": {"psnr": ("PSNR", 2, 1), "ssim": ("SSIM", 3, 1)},
 }  # fmt: skip
 FOOT = {
-    "†": "published by others, and under another protocol than the set's here or an unstated one: not comparable to "
-    "the digit",
+    "†": "published by others, by another protocol than this set's or by one that the source does not state",
     "s": "a sample (--limit), not the set",
     "!": "see the warnings",
 }
@@ -58,7 +57,7 @@ PUBLISHED = (
               _each("mean", nyuv2=16.9, scannet=14.2, ibims=15.4)),
     Published("MoGe-2", "microsoft/MoGe", UNSTATED, "normal",
               _each("mean", nyuv2=14.7, scannet=12.8, ibims=14.7)),
-    Published("Marigold V2", "arXiv 2609.08084", "another protocol than Marigold's", "depth",
+    Published("Marigold V2", "arXiv 2609.08084", "not Marigold's", "depth",
               _each("abs_rel", nyuv2=3.6, kitti=5.4, eth3d=2.8)),
     Published("Lotus-2", "arXiv 2512.01030", UNSTATED, "depth", _each("abs_rel", nyuv2=4.1, kitti=6.7, eth3d=4.6)),
     Published("FE2E", "arXiv 2509.04338", UNSTATED, "depth", _each("abs_rel", nyuv2=4.1, kitti=6.6, eth3d=3.8)),
@@ -75,6 +74,7 @@ class Line(NamedTuple):
     set: str
     images: str
     row: str
+    protocol: str
     marks: str
     cells: list[str]
     published: bool
@@ -101,13 +101,13 @@ def _ours(one: BenchmarkSet, result: Mapping[str, Any]) -> Line:
     marks = ("s" if result["sample"] else "") + ("!" if result["warnings"] else "")
     metrics = _restored(result["metrics"])
     cells = [_cell(metrics.get(key), *form) for key, form in COLUMNS[result["task"]].items()]
-    return Line(one.name, images, result["row"], marks, cells, False)
+    return Line(one.name, images, result["row"], f"{one.source}, {one.aggregation}", marks, cells, False)
 
 
 def _published(one: BenchmarkSet, row: Published) -> Line:
     columns = COLUMNS[row.task].items()
     cells = [_cell(row.values[one.family].get(key), title, 1, 1) for key, (title, _, _) in columns]
-    return Line(one.name, "", row.method, "†", cells, True)
+    return Line(one.name, "", f"{row.method} ({row.source})", row.protocol, "†", cells, True)
 
 
 def _cell(value: float | None, title: str, digits: int, factor: float) -> str:
@@ -121,14 +121,14 @@ def as_text(results: Sequence[Mapping[str, Any]]) -> str:
     lines: list[str] = []
     for task, (titles, rows) in tables(results).items():
         lines += ["", f"{task}: {units_of(task)}"]
-        head = ["set", "images", "row", "", *titles]
-        body = [[row.set, row.images, row.row, row.marks, *row.cells] for row in rows]
+        head = ["set", "images", "row", "protocol", "", *titles]
+        body = [[row.set, row.images, row.row, row.protocol, row.marks, *row.cells] for row in rows]
         body = [[cell if i or n == 0 or line[0] != body[n - 1][0] else "" for i, cell in enumerate(line)]
                 for n, line in enumerate(body)]  # fmt: skip
         widths = [max(len(line[i]) for line in (head, *body)) for i in range(len(head))]
         for line in (head, *body):
             cells = [
-                cell.ljust(w) if i in (0, 2, 3) else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths))
+                cell.ljust(w) if i in (0, 2, 3, 4) else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths))
             ]
             lines.append(("  " + "  ".join(cells)).rstrip())
     lines += ["", *footnotes(results)]
@@ -142,17 +142,9 @@ def units_of(task: str) -> str:
 
 
 def footnotes(results: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Marks, protocols, sources and warnings, a line each."""
+    """Marks and warnings, a line each."""
     rows = [line for _, lines in tables(results).values() for line in lines]
     lines = [f"{mark}  {text}" for mark, text in FOOT.items() if any(mark in row.marks for row in rows)]
-    for one in SETS:
-        if one.name in {result["set"] for result in results}:
-            lines.append(f"{one.name}: protocol of {one.source}, {one.aggregation}")
-    named = {row.row for row in rows if row.published}
-    tasks = {result["task"] for result in results}
-    for row in PUBLISHED:
-        if row.method in named and row.task in tasks:
-            lines.append(f"{row.method}, {row.task}: {row.source}; {row.protocol}")
     for result in results:
         lines += [f"WARNING: {result['row']} on {result['set']}: {text}" for text in result["warnings"]]
     return [*lines, NOTICE]
@@ -163,10 +155,10 @@ def as_markdown(results: Sequence[Mapping[str, Any]]) -> str:
     parts = [f"# Scores on the field's test sets\n\nVersion {__version__}.\n"]
     for task, (titles, rows) in tables(results).items():
         parts.append(f"## {task.capitalize()}\n\n{units_of(task)}\n")
-        parts.append(f"| set | images | row | | {' | '.join(titles)} |")
-        parts.append(f"|---|---|---|---|{'---|' * len(titles)}")
+        parts.append(f"| set | images | row | protocol | | {' | '.join(titles)} |")
+        parts.append(f"|---|---|---|---|---|{'---|' * len(titles)}")
         for row in rows:
-            cells = [row.set, row.images, row.row, row.marks, *row.cells]
+            cells = [row.set, row.images, row.row, row.protocol, row.marks, *row.cells]
             parts.append(f"| {' | '.join(one_line(cell).replace('|', '/') for cell in cells)} |")
         parts.append("")
     return "\n".join([*parts, *(f"* {one_line(line)}" for line in footnotes(results)), ""])

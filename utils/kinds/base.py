@@ -294,7 +294,7 @@ class MapKind:
         return None
 
     def facing_away(self, values: np.ndarray) -> float | None:
-        """Share of an image's true values that face away from the camera, as no visible surface does."""
+        """Share of those true values of an image that face away from the camera, as no visible surface does."""
         return None
 
     def check_record(self, words: str, facts: Mapping[str, str], use: Any, where: Path | str) -> list[str]:
