@@ -21,7 +21,7 @@ from utils.errors import InputError, warn
 from utils.evaluation.scoring import Truth, truth_of
 from utils.image_io.colour_space import to_srgb
 from utils.image_io.diode_names import SCENE_TYPES
-from utils.image_io.files import Raw, read_raw
+from utils.image_io.files import Raw, read_mask, read_raw
 from utils.image_io.opening import open_header
 from utils.intrinsics import ALBEDO, DEPTH, NORMAL, SHADING, Intrinsic
 from utils.kinds.base import Rules
@@ -136,26 +136,29 @@ class BenchmarkSet:
 
 def numbers(file: File) -> Raw:
     """The numbers in a map's file as stored. InputError names it."""
+    content = file.read()
     try:
-        return read_raw(file.shown, file.read())
-    except InputError:
-        raise
+        return read_raw(file.shown, content)
     except ValueError as error:
         raise InputError(f"{file.shown}: {error}; {TRUTH}") from None
 
 
 def masked(item: Item) -> tuple[Raw, np.ndarray | None]:
     """Valid where the mask is not zero."""
-    mask = numbers(item.others["mask"]).array
-    inside: np.ndarray = mask.any(axis=2) if mask.ndim == 3 else mask != 0
-    return numbers(item.truth), inside
+    mask = item.others["mask"]
+    try:
+        return numbers(item.truth), read_mask(mask.shown, mask.read())
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"{mask.shown}: {error}; {TRUTH}") from None
 
 
 def long_enough(item: Item) -> tuple[Raw, np.ndarray | None]:
     """Valid where a float normal is longer than 0.5, as in DSINE's loaders of iBims-1 and Sintel."""
     raw = numbers(item.truth)
-    long: np.ndarray = np.linalg.norm(np.nan_to_num(raw.array), axis=-1) > 0.5
-    return raw, long
+    squares = np.square(np.nan_to_num(raw.array).astype(np.float64))
+    return raw, squares.sum(axis=-1) > 0.25
 
 
 def headless(item: Item) -> tuple[Raw, np.ndarray | None]:

@@ -86,9 +86,9 @@ def read_npy(path: str | Path) -> np.ndarray:
     raise InputError(f"{path}: not a readable .npy array ({reason}); replace it or leave the sample out")
 
 
-def read_mask(path: Path) -> np.ndarray:
-    """True where valid, bool (H, W), from any number type; in .png any channel above zero."""
-    array = read_array(path)
+def read_mask(path: Path, content: bytes | None = None) -> np.ndarray:
+    """True where valid, bool (H, W), from any number type; in .png any channel above zero. content: see `read_raw`."""
+    array = read_raw(path, content).array
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise ValueError("has NaN or inf: a mask is zero or not zero")
     return (array != 0).any(axis=2) if array.ndim == 3 else array.astype(bool)
