@@ -431,7 +431,10 @@ def test_a_lora_is_not_scored_on_images_it_has_seen(data, tmp_path, capsys):
     words = ["--lora", lora, "--data", data, "--output_dir", tmp_path / "out", "--sets", "dsine-ibims"]
     with pytest.raises(InputError, match=r"its recipe.txt names 1 of these images as its training data"):
         run_here("evaluate_benchmarks.py", [str(word) for word in words])
-    (tmp_path / "own/images/a.png").unlink()
+    (lora / "recipe.txt").write_text("--train_data_dir=not/here\n")
+    run_here("evaluate_benchmarks.py", [str(word) for word in (*words, "--limit", 1)])
+    assert "not/here is not here, so whether it holds images of the sets is unknown" in capsys.readouterr().out
+    (lora / "recipe.txt").unlink()
     file = next(lora.glob("*.safetensors"))
     with safe_open(file, framework="pt") as opened:
         header = opened.metadata()

@@ -18,10 +18,11 @@ from PIL import Image
 from utils.benchmark_sets.given import Named, find_given, pair_given, read_given
 from utils.benchmark_sets.sets import BenchmarkSet, Item, numbers
 from utils.cli import read_recipe
-from utils.errors import InputError
+from utils.errors import InputError, note
 from utils.evaluation.scoring import Truth
 from utils.image_io.colour_space import to_srgb
 from utils.image_io.images import read_rgb
+from utils.image_io.opening import once
 from utils.image_io.rgb import upright_rgb
 from utils.kinds.base import Rules
 
@@ -62,7 +63,7 @@ class Row(Protocol):
 
 
 class LoraRow:
-    """One LoRA. wanted: keywords of `Predictor`."""
+    """One LoRA. wanted: `Predictor`'s keywords."""
 
     looks, cure = True, "the files of the set are not the published ones, or those of the LoRA's training were wrong"
 
@@ -116,7 +117,7 @@ class FolderRow:
         self.given = find_given(folder)
         self.paired: dict[str, dict[str, Named]] = {}
         self.families: dict[Path, str] = {}
-        self.identity = {"pred_dir": str(folder), "align": args.align}
+        self.identity = {"pred_dir": self.label, "align": args.align}
         self.identity |= {"pred_frame": args.pred_frame, "pred_space": args.pred_space}
 
     def refusal(self, one: BenchmarkSet, items: Sequence[Item]) -> str | None:
@@ -136,7 +137,7 @@ class FolderRow:
                 )
         states = ((name, named.path.stat()) for name, named in sorted(found.items()))
         text = repr([(name, state.st_size, state.st_mtime_ns) for name, state in states])
-        self.identity["predictions"] = hashlib.sha256(text.encode()).hexdigest()
+        self.identity["predictions"] = hashlib.sha256(text.encode()).hexdigest()[:16]
         return None if found else "no predictions of it"
 
     def begin(self, one: BenchmarkSet, items: Sequence[Item], images: Sequence[Any]) -> list[Callable[[], Predicted]]:
@@ -173,7 +174,8 @@ def _opened(content: bytes, path: Path) -> Image.Image:
 def seen_images(recipe: Path, items: Sequence[Item]) -> int:
     """How many images of a set are in the folder that a training's recipe names, as files or links to them.
 
-    Folders called val or test are not trained on. A recipe with relative paths counts from the current folder.
+    Folders called val or test are not trained on. Relative paths count from the current folder; a note where they name
+    nothing there.
     """
     if not recipe.is_file():
         return 0
@@ -181,6 +183,10 @@ def seen_images(recipe: Path, items: Sequence[Item]) -> int:
     folders = [Path(name) for name in words.get("--train_data_dir", "").split(",") if name]
     trained = set()
     for folder in folders:
+        if not folder.is_dir():
+            once(
+                note, str(recipe), f"{recipe}: {folder} is not here, so whether it holds images of the sets is unknown"
+            )
         for place, below, names in os.walk(folder / "images" if (folder / "images").is_dir() else folder):
             below[:] = [name for name in below if name not in ("val", "test")]
             trained |= {_identity(Path(place, name)) for name in names}

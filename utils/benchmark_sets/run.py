@@ -52,7 +52,7 @@ class Processes:
         self.device = state.device if state else None
 
     def gather(self, found: list) -> list:
-        """What all processes found. Each waits here for the others."""
+        """The lists of all processes, joined. Each waits here for the others."""
         if self.count == 1:
             return found
         from accelerate.utils import gather_object
@@ -103,7 +103,7 @@ def score_set(
     other settings.
     """
     chosen = sample(items, args.limit)
-    folder = output / row.folder / one.name
+    folder = output / row.folder / (one.name if len(chosen) == len(items) else f"{one.name}-{len(chosen)}-images")
     settings = {"set": one.name, "images": len(chosen), "of": len(items), "data": state_of(chosen), **row.identity}
     settings = {"version": __version__, **{key: settings[key] for key in settings if settings[key] is not None}}
     if processes.number == 0:
@@ -138,7 +138,7 @@ def sample(items: Sequence[Item], limit: int | None) -> list[Item]:
 def state_of(items: Sequence[Item]) -> str:
     """A digest that changes when files of a set do."""
     states = [file.state for item in items for file in (item.image, item.truth, *item.others.values())]
-    return hashlib.sha256(repr(states).encode()).hexdigest()
+    return hashlib.sha256(repr(states).encode()).hexdigest()[:16]
 
 
 def keep_settings(folder: Path, settings: dict) -> None:
@@ -177,7 +177,7 @@ def score_images(
     rules = one.rules()
 
     def settle(item: Item, future: Future) -> Any:
-        """What a thread found; None where the image has no score, which is noted."""
+        """The result of a thread; None where the image has no score, for which `failed` gets the reason."""
         try:
             return future.result()
         except NothingToScore as error:
@@ -301,7 +301,7 @@ def figures(row: Row, one: BenchmarkSet, item: Item) -> list[dict]:
 def set_warnings(
     one: BenchmarkSet, items: Sequence[Item], scores: Sequence[ImageScore], extras: Sequence[dict]
 ) -> list[str]:
-    """What is wrong with the files of a set, whatever was predicted: count, frame, units, share of valid pixels."""
+    """Faults of a set's files, whatever was predicted: count, frame, units, share of valid pixels."""
     found = []
     if len(items) != one.count:
         found.append(f"{len(items):,} images are here, {one.count:,} are published: the scores are of another set")

@@ -1,4 +1,4 @@
-"""The field's table: our rows, and published ones beside them, as text, Markdown, JSON and a page."""
+"""The field's table: our rows next to published ones, as text, Markdown, JSON and a page."""
 
 from __future__ import annotations
 

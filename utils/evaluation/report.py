@@ -108,7 +108,7 @@ def write(
 
 
 def section(result: dict, headline: str, errors: Mapping[str, np.ndarray | None], shown: list[dict]) -> dict:
-    """What the template's body takes of one result. shown: its `examples`."""
+    """The values of the template's body for one result. shown: its `examples`."""
     counted = {name: counts for name, counts in errors.items() if counts is not None}
     kind = INTRINSICS[result["task"]].map_kind
     return {
