@@ -1,7 +1,7 @@
 """Shows a result: as text for the terminal, and as one HTML page that opens from disk and loads nothing."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import unescape
 from pathlib import Path
@@ -12,7 +12,7 @@ from PIL import Image
 
 from utils.errors import one_line
 from utils.evaluation.pairs import Pair
-from utils.evaluation.scoring import load_prediction, load_truth
+from utils.evaluation.scoring import Truth, load_prediction, load_truth
 from utils.image_io.images import read_rgb
 from utils.intrinsics import INTRINSICS
 from utils.kinds.base import ErrorAxis, Rules, higher_is_better
@@ -99,25 +99,35 @@ def write(
     photos: name of a pair -> its image, where there is one. headline: the metric that ranks images;
     errors: histograms of pixel errors, of `prediction` and maybe `baseline`.
     """
-    counted = {name: counts for name, counts in errors.items() if counts is not None}
+    of_name = {pair.name: pair for pair in pairs}
+    shown = list(examples(result, headline, lambda name: _figures(of_name[name], rules, photos.get(name))))
     write_page(
         folder,
         "--report",
         "report.html",
         title=f"{result['task'].capitalize()} evaluation",
         identity=json.dumps({key: result[key] for key in ("flags", "metrics")}),
-        result=result,
-        settings=result["settings"],
-        baseline_name=BASELINE,
-        baseline_rows=result.get("baseline", {}).get("rows", ()),
-        units={key: unit_of(result["task"], key) for key in result["metrics"]},
-        axis=rules.kind.axis,
-        error_colours=", ".join(f"rgb{colour}" for colour in ERROR_COLOURS),
-        charts=charts(rules.kind.axis, counted) if "prediction" in counted else (),
-        headline=headline,
-        examples=list(examples(result, headline, {pair.name: pair for pair in pairs}, rules, photos)),
-        **{function.__name__: function for function in (number, interval, plain, higher_is_better)},
+        **section(result, headline, errors, shown),
+        **FORMATTERS,
     )
+
+
+def section(result: dict, headline: str, errors: Mapping[str, np.ndarray | None], shown: list[dict]) -> dict:
+    """The values of the template's body for one result. shown: its `examples`."""
+    counted = {name: counts for name, counts in errors.items() if counts is not None}
+    kind = INTRINSICS[result["task"]].map_kind
+    return {
+        "result": result,
+        "settings": result["settings"],
+        "baseline_name": BASELINE,
+        "baseline_rows": result.get("baseline", {}).get("rows", ()),
+        "units": {key: unit_of(result["task"], key) for key in result["metrics"]},
+        "axis": kind.axis,
+        "error_colours": ", ".join(f"rgb{colour}" for colour in ERROR_COLOURS),
+        "charts": charts(kind.axis, counted) if "prediction" in counted else (),
+        "headline": headline,
+        "examples": shown,
+    }
 
 
 def read_result(path: Path) -> dict | None:
@@ -130,6 +140,9 @@ def read_result(path: Path) -> dict | None:
         return found if found["metrics"] and (found.get("flags") or found["settings"]) else None
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
+
+
+FORMATTERS = {function.__name__: function for function in (number, interval, plain, higher_is_better)}
 
 
 @dataclass
@@ -193,31 +206,32 @@ def _ticks(end: float) -> list[float]:
     return [float(f"{k * step:.10g}") for k in range(int(end / step + 1e-9) + 1)]
 
 
-def examples(
-    result: dict, headline: str, pairs: Mapping[str, Pair], rules: Rules, photos: Mapping[str, Path]
-) -> Iterator[dict]:
-    """The best, the median and the worst image, each with its figures."""
+def examples(result: dict, headline: str, figures: Callable[[str], list[dict]]) -> Iterator[dict]:
+    """The best, the median and the worst image, each with its figures. figures: of the image of a name."""
     images = [image for image in result["per_image"] if np.isfinite(image.get(headline, np.nan))]
     ranked = sorted(images, key=lambda image: (image[headline], image["name"]))
     for rank, index in (("Best", 0), ("Median", (len(ranked) - 1) // 2), ("Worst", -1)):
         if ranked:
-            name = ranked[index]["name"]
-            figures = _figures(pairs[name], rules, photos.get(name))
-            yield {"rank": rank, "image": ranked[index], "figures": figures}
+            yield {"rank": rank, "image": ranked[index], "figures": figures(ranked[index]["name"])}
 
 
 def _figures(pair: Pair, rules: Rules, photo: Path | None) -> list[dict]:
-    if pair.gt is None:
-        pred, _ = load_prediction(pair, rules, None)
+    truth = None if pair.gt is None else load_truth(pair, rules)
+    image = None if photo is None or truth is None else np.asarray(read_rgb(photo))[truth.window]
+    return draw(truth, load_prediction(pair, rules, truth)[0], rules, image)
+
+
+def draw(truth: Truth | None, pred: np.ndarray, rules: Rules, image: np.ndarray | None) -> list[dict]:
+    """The figures of one image, of the sizes of `truth` as it is scored. image: uint8 (H, W, 3)."""
+    if truth is None:
         return [_figure("prediction", _colours(pred[..., [0, -1, -1]] if pred.shape[2] == 1 else pred, None))]
-    truth = load_truth(pair, rules)
     gt, valid, axis = truth.gt, truth.valid, rules.kind.axis
-    pred, error = rules.kind.compare(load_prediction(pair, rules, truth)[0], gt, valid, rules)
+    pred, error = rules.kind.compare(pred, gt, valid, rules)
     maps, note = rules.kind.figures(pred, gt, valid, rules)
     places = np.linspace(0, axis.map_limit, len(ERROR_COLOURS))
     channels = [np.interp(np.where(valid, error, 0), places, levels) / 255 for levels in zip(*ERROR_COLOURS)]
     return [
-        *([_figure("image", np.asarray(read_rgb(photo))[truth.window])] if photo is not None else ()),
+        *([_figure("image", image)] if image is not None else ()),
         *(_figure(name, _colours(one, valid), note) for name, one in zip(("prediction", "ground truth"), maps)),
         _figure(
             "error", _colours(np.stack(channels, axis=2), valid), f"{axis.label}; dark grey: no valid ground truth"

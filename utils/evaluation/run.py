@@ -257,19 +257,22 @@ def rows_of(scores: list[tuple[ImageScore, ImageScore | None]], args: argparse.N
     return make_rows(scores, diode_names.SCENE_TYPES, args.protocol == "pooled", args.erode, args.bootstrap, args.seed)
 
 
-def warnings_of(scores: list[ImageScore], rules: Rules) -> list[str]:
-    """Warnings that come before the numbers: wrong conventions, stretched predictions."""
+def warnings_of(scores: list[ImageScore], rules: Rules, cure: str | None = None) -> list[str]:
+    """Warnings that come before the numbers: wrong conventions, stretched predictions. cure: of the conventions, where
+    evaluate.py's flags are not.
+    """
     evidence = [score.evidence for score in scores if score.evidence is not None]
     truth = [score.truth_evidence for score in scores if score.truth_evidence is not None]
     if wrong := rules.kind.truth_findings(truth, rules):
         subject = f"the ground truth's {rules.intrinsic.kind}"
-        warnings = [one.text(subject, rules.kind.flags_for(one, rules)) for one in wrong]
+        warnings = [one.text(subject, cure or rules.kind.flags_for(one, rules)) for one in wrong]
     else:
         found = placement_findings(
             [score.placed for score in scores], placement_fit(rules), rules.kind.findings(evidence, rules)
         )
         warnings = [
-            one.text("the predictions", PLACES.get(one.key[0]) or rules.kind.flags_for(one, rules)) for one in found
+            one.text("the predictions", PLACES.get(one.key[0]) or cure or rules.kind.flags_for(one, rules))
+            for one in found
         ]
     distorted = [score.name for score in scores if score.distorted]
     if distorted:

@@ -1,7 +1,7 @@
 """Reads one image's truth and prediction, brings both into one frame, size and colour space, and scores them."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ from utils.evaluation.aggregation import ImageScore
 from utils.evaluation.pairs import Pair
 from utils.image_io.colour_space import convert_space
 from utils.image_io.files import resize
-from utils.kinds.base import NOT_FINITE, OUTSIDE, NoValueError, Rules, require_values
+from utils.kinds.base import NOT_FINITE, OUTSIDE, Map, NoValueError, Rules, require_values
 from utils.kinds.colour import whdr
 from utils.kinds.evidence import PIXELS, Fit, placed
 
@@ -51,11 +51,16 @@ def load_truth(pair: Pair, rules: Rules) -> Truth:
         read = rules.kind.read_truth(pair.gt, pair.mask, rules.gt_depth_scale)
     except InputError as error:
         raise GroundTruthError(str(error)) from error
-    gt, full = rules.kind.truth_values(read.values, pair.gt, rules), read.known.shape
+    return truth_of(read, pair.gt, rules)
+
+
+def truth_of(read: Map, path: Path, rules: Rules) -> Truth:
+    """A map of ground truth under `rules`, cropped as they require. path: its file, which GroundTruthError names."""
+    gt, full = rules.kind.truth_values(read.values, path, rules), read.known.shape
     try:
         window, valid = rules.kind.scored_pixels(gt, read.known, rules)
     except ValueError as error:
-        raise GroundTruthError(f"{pair.gt}: {error}") from error
+        raise GroundTruthError(f"{path}: {error}") from error
     if rules.center_crop:
         window = center_window(full)
     return Truth(gt[window], valid[window], full, window, read.unknown)
@@ -72,13 +77,18 @@ def load_prediction(pair: Pair, rules: Rules, truth: Truth | None) -> tuple[np.n
         pred = rules.kind.read_prediction(pair.prediction).values
     except InputError as error:
         raise PredictionError(str(error)) from error
-    pred = rules.kind.prediction_values(pred, pair.prediction, rules)
+    return prediction_of(pred, pair.prediction, rules, truth)
+
+
+def prediction_of(pred: np.ndarray, path: Path, rules: Rules, truth: Truth | None) -> tuple[np.ndarray, bool]:
+    """`load_prediction` of values that were read, or predicted. path: their file, which PredictionError names."""
+    pred = rules.kind.prediction_values(pred, path, rules)
     if truth is None:
         return (pred if pred.ndim == 3 else pred[..., None]), False
     try:
         pred = rules.kind.fitted(pred, truth.gt, pred.shape[:2] not in (truth.gt.shape[:2], truth.full))
     except ValueError as error:
-        raise PredictionError(f"{pair.prediction}: {error}") from error
+        raise PredictionError(f"{path}: {error}") from error
     return fit_to(pred, truth)
 
 
@@ -170,15 +180,33 @@ def score_pair(
     if pair.gt is None and judgements is None:
         raise NothingToScore("no judgements")
     truth = None if pair.gt is None else load_truth(pair, rules)
+    require_truth(truth)
+    if constant is None or truth is None:
+        pred, distorted = load_prediction(pair, rules, truth)
+    if constant is not None:
+        pred, distorted = np.broadcast_to(constant, (pred if truth is None else truth.gt).shape), False
+    judged = None if judgements is None else (judgements, judgements.read_bytes)
+    return score_maps(pair, truth, pred, distorted, rules, radius, judged)
+
+
+def require_truth(truth: Truth | None) -> None:
+    """NothingToScore where no pixel of the truth is valid."""
     if truth is not None and not truth.valid.any():
         if truth.unknown.get(OUTSIDE) == truth.valid.size:
             raise NothingToScore("the mask is empty: not zero must mean valid")
         raise NothingToScore("no valid pixel")
-    distorted = False
-    if constant is None or truth is None:
-        pred, distorted = load_prediction(pair, rules, truth)
-    if constant is not None:
-        pred = np.broadcast_to(constant, (pred if truth is None else truth.gt).shape)
+
+
+def score_maps(
+    pair: Pair,
+    truth: Truth | None,
+    pred: np.ndarray,
+    distorted: bool,
+    rules: Rules,
+    radius: int = 0,
+    judgements: tuple[object, Callable[[], bytes]] | None = None,
+) -> tuple[ImageScore, ImageScore | None]:
+    """`score_pair` of a truth and a prediction that `prediction_of` has fitted to it. judgements: name and reader."""
     shrunk = None
     if truth is None:
         plain = ImageScore(pair.name, pair.scene_type, pred[..., 0].size, pred.shape[:2], {})
@@ -192,7 +220,7 @@ def score_pair(
             except NothingToScore:
                 shrunk = None  # the row of eroded masks states how many images it holds
     if judgements is not None:
-        plain.metrics["whdr"] = _score_judgements(pair, pred, judgements, rules)
+        plain.metrics["whdr"] = _score_judgements(pair, pred, *judgements, rules)
     return plain, shrunk
 
 
@@ -203,13 +231,13 @@ def truth_sum(pair: Pair, rules: Rules) -> tuple[np.ndarray, int]:
     return values.sum(axis=0), len(values)
 
 
-def _score_judgements(pair: Pair, pred: np.ndarray, path: Path, rules: Rules) -> float:
+def _score_judgements(pair: Pair, pred: np.ndarray, name: object, read: Callable[[], bytes], rules: Rules) -> float:
     """WHDR of one albedo prediction (H, W) or (H, W, 3) in `rules.gt_space`."""
     try:
         require_values(~np.isfinite(pred), NOT_FINITE)
     except NoValueError as error:
         raise PredictionError(f"{pair.prediction or pair.name}: {error}") from error
     try:
-        return whdr(convert_space(pred, rules.gt_space, "linear"), json.loads(path.read_text()))
+        return whdr(convert_space(pred, rules.gt_space, "linear"), json.loads(read()))
     except (OSError, ValueError) as error:
-        raise GroundTruthError(f"{path}: {error}") from error
+        raise GroundTruthError(f"{name}: {error}") from error

@@ -5,7 +5,9 @@ Nothing here knows what the numbers mean: see `utils.kinds`. A file that could h
 
 from __future__ import annotations
 
+import io
 import struct
+import tempfile
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -49,16 +51,20 @@ def read_array(path: Path) -> np.ndarray:
     return read_raw(path).array
 
 
-def read_raw(path: Path) -> Raw:
-    """The numbers of a map's file, and its header's text. ValueError if it is unreadable or no single map."""
+def read_raw(path: Path, content: bytes | None = None) -> Raw:
+    """The numbers of a map's file, and its header's text. ValueError if it is unreadable or no single map.
+
+    content: of the file, where it is not on the disk under this name but in an archive.
+    """
     about: Mapping[str, str] = {}
+    source = path if content is None else io.BytesIO(content)
     try:
         if path.suffix.lower() == ".npy":
-            array = _load_npy(path)
+            array = _load_npy(source)
         elif path.suffix.lower() == ".exr":
-            array, about = read_exr(path)
+            array, about = read_exr(path) if content is None else _read_exr_in(content)
         else:
-            array, about = _read_png(path)
+            array, about = _read_png(source)
     except Exception as error:  # each decoder has its own; a broken header may ask for more memory than there is
         raise ValueError(f"cannot be read ({error})") from error
     if array.dtype.kind not in "buif":
@@ -80,9 +86,9 @@ def read_npy(path: str | Path) -> np.ndarray:
     raise InputError(f"{path}: not a readable .npy array ({reason}); replace it or leave the sample out")
 
 
-def read_mask(path: Path) -> np.ndarray:
-    """True where valid, bool (H, W), from any number type; in .png any channel above zero."""
-    array = read_array(path)
+def read_mask(path: Path, content: bytes | None = None) -> np.ndarray:
+    """True where valid, bool (H, W), from any number type; in .png any channel above zero. content: see `read_raw`."""
+    array = read_raw(path, content).array
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise ValueError("has NaN or inf: a mask is zero or not zero")
     return (array != 0).any(axis=2) if array.ndim == 3 else array.astype(bool)
@@ -107,9 +113,9 @@ def resize(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     return planes[0] if image.ndim == 2 else np.stack(planes, axis=2)
 
 
-def _load_npy(path: str | Path) -> np.ndarray:
+def _load_npy(source: str | Path | io.BytesIO) -> np.ndarray:
     try:
-        array = np.load(path, allow_pickle=False)
+        array = np.load(source, allow_pickle=False)
     except ValueError as error:
         if "pickle" in str(error):  # numpy's text tells how to run the code in the file
             raise ValueError("no numbers: text, or objects, which are never unpickled") from None
@@ -119,12 +125,16 @@ def _load_npy(path: str | Path) -> np.ndarray:
     return array
 
 
-def _read_png(path: Path) -> tuple[np.ndarray, dict[str, str]]:
-    with open_header(path) as image:
+def _read_png(source: Path | io.BytesIO) -> tuple[np.ndarray, dict[str, str]]:
+    with open_header(source) as image:
         if image.format != "PNG":
             raise ValueError(f"is a {image.format} file with the name of a .png")
-        with path.open("rb") as file:
-            depth, colour = file.read(26)[24:]  # IHDR chunk, which Pillow does not expose
+        if isinstance(source, Path):
+            with source.open("rb") as file:
+                head = file.read(26)
+        else:
+            head = source.getvalue()[:26]
+        depth, colour = head[24:]  # IHDR chunk, which Pillow does not expose
         if image.mode not in ("L", "RGB", "I;16", "I", "1"):
             advice = "save it as grey or RGB, without palette or alpha (transparent = unknown: as <stem>_mask.png)"
             raise ValueError(f"has mode {image.mode}: {advice}")
@@ -133,7 +143,7 @@ def _read_png(path: Path) -> tuple[np.ndarray, dict[str, str]]:
         array = np.asarray(image)
         text = getattr(image, "text", {})  # after the pixels, since it may stand behind them in the file
     if depth == 16 and colour == 2:
-        array = read_rgb16(path)
+        array = read_rgb16(source)
     return array.astype(np.uint16) if depth == 16 else array, dict(text)  # Pillow opens 16-bit grey as int32 or uint16
 
 
@@ -196,7 +206,7 @@ def write_exr(path: Path, values: np.ndarray, channels: Sequence[str], header: M
     OpenEXR.File({**usual, **header}, pixels).write(str(path))
 
 
-def read_rgb16(path: Path) -> np.ndarray:
+def read_rgb16(source: Path | io.BytesIO) -> np.ndarray:
     """The numbers of a .png of 16-bit RGB, uint16 (H,W,3).
 
     Pillow unpacks 8 of the 16 bits: the first byte of each number or, told that the order of bytes is the other one,
@@ -204,7 +214,7 @@ def read_rgb16(path: Path) -> np.ndarray:
     """
     halves = []
     for order in ("RGB;16B", "RGB;16L"):
-        with Image.open(path) as image:
+        with Image.open(source) as image:
             codec, extents, offset, _ = image.tile[0]
             image.tile = [(codec, extents, offset, order)]  # type: ignore[list-item]  # a plain tuple in Pillow 10
             halves.append(np.asarray(image.convert("RGB"), np.uint16))
@@ -236,6 +246,14 @@ def read_exr(path: Path) -> tuple[np.ndarray, dict[str, str]]:
     if order in ("RGB", "XYZ"):
         return np.stack([last[name] for name in order], axis=2), header
     return last["Z" if order else map_of[0]], header
+
+
+def _read_exr_in(content: bytes) -> tuple[np.ndarray, dict[str, str]]:
+    """`read_exr` of a file's content: OpenEXR reads files only."""
+    with tempfile.NamedTemporaryFile(suffix=".exr") as file:
+        file.write(content)
+        file.flush()
+        return read_exr(Path(file.name))
 
 
 # Masks next to the truth, under the names that tools give them -------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -55,7 +56,7 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
         raise unreadable(path, error) from None
 
 
-def open_header(path: str | Path) -> Image.Image:
+def open_header(path: str | Path | io.BytesIO) -> Image.Image:
     """`identify` with the limits of `check_size`: Pillow's own takes every large image for an attack."""
     with _pillow_limit:  # a global of Pillow, lifted while a header is read
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
@@ -71,7 +72,7 @@ def open_header(path: str | Path) -> Image.Image:
     return image
 
 
-def identify(path: str | Path, formats: tuple[str, ...] | None = None) -> Image.Image:
+def identify(path: str | Path | io.BytesIO, formats: tuple[str, ...] | None = None) -> Image.Image:
     """`Image.open`, for HEIC too, which is told by its content, whatever the ending.
 
     formats: Pillow's names of what else may be opened (default: all). Raises InputError naming the file and a package
@@ -80,6 +81,8 @@ def identify(path: str | Path, formats: tuple[str, ...] | None = None) -> Image.
     try:
         return Image.open(path, formats=formats)
     except UnidentifiedImageError:
+        if isinstance(path, io.BytesIO):
+            raise
         with Path(path).open("rb") as file:
             head = file.read(12)
         brand = head[8:] if head[4:8] == b"ftyp" else b""  # ISO/IEC 14496-12
@@ -95,7 +98,7 @@ def identify(path: str | Path, formats: tuple[str, ...] | None = None) -> Image.
     return Image.open(path, formats=["HEIF"])
 
 
-def check_size(path: str | Path, width: int, height: int) -> None:
+def check_size(path: str | Path | io.BytesIO, width: int, height: int) -> None:
     """InputError where an image has more than `MAX_PIXELS`, or more than fit into the memory that is free."""
     pixels = width * height
     if pixels <= LARGE:

@@ -217,12 +217,27 @@ class MapKind:
         inside = None if mask is None else read_mask_named(mask)
         try:
             raw = read_raw(path)
+        except ValueError as error:
+            raise InputError(f"{path}: {error}") from None
+        return self.truth_in(raw, path, inside, units_per_metre, advice, mask)
+
+    def truth_in(
+        self,
+        raw: Raw,
+        path: Path,
+        inside: np.ndarray | None = None,
+        units_per_metre: float | None = None,
+        advice: str = UNIT_ADVICE,
+        mask: Path | None = None,
+    ) -> Map:
+        """`read_truth` of numbers that were read. inside: the mask, bool (H, W). path, mask: named by InputError."""
+        try:
             values = self.decode(raw)
             self.check_truth(raw, path, units_per_metre, advice)
             known = self.known_pixels(raw.array, inside, units_per_metre or 1.0, about=raw.about)
             values = self.in_units(values, units_per_metre or 1.0)
         except ValueError as error:
-            raise InputError(f"{mask if isinstance(error, MaskShapeError) else path}: {error}") from None
+            raise InputError(f"{(mask or path) if isinstance(error, MaskShapeError) else path}: {error}") from None
         return self.as_map(raw, values, known)
 
     def read_prediction(self, path: Path) -> Map:
@@ -232,12 +247,15 @@ class MapKind:
         prediction.
         """
         try:
-            raw = self.one_channel(read_raw(path))
-            values = self.decode(raw)
-            known = self.known_pixels(raw.array, prediction=True, about=raw.about)
+            return self.prediction_in(read_raw(path))
         except ValueError as error:
             raise InputError(f"{path}: {error}") from None
-        return self.as_map(raw, values, known)
+
+    def prediction_in(self, raw: Raw) -> Map:
+        """`read_prediction` of numbers that were read. ValueError where they are not such a map."""
+        raw = self.one_channel(raw)
+        values = self.decode(raw)
+        return self.as_map(raw, values, self.known_pixels(raw.array, prediction=True, about=raw.about))
 
     def one_channel(self, raw: Raw) -> Raw:
         """A prediction that repeats one channel three times, as that channel, where this kind has only one."""
@@ -273,6 +291,10 @@ class MapKind:
 
     def truth_median(self, values: np.ndarray) -> float | None:
         """The median of an image's true values, where their size tells something about their unit."""
+        return None
+
+    def facing_away(self, values: np.ndarray) -> float | None:
+        """Share of those true values of an image that face away from the camera, as no visible surface does."""
         return None
 
     def check_record(self, words: str, facts: Mapping[str, str], use: Any, where: Path | str) -> list[str]:

@@ -32,7 +32,7 @@ SSIM_RADIUS, SSIM_SIGMA = 5, 1.5  # the 11 x 11 Gaussian window of Wang et al. 2
 class Colour(MapKind):
     """Plain numbers; sRGB-coded or linear."""
 
-    protocols = ("scale_aligned",)
+    protocols = ("scale_aligned", "as_is", "tone_mapped")
     evaluation_flags = ("pred_space", "gt_space")
     units: Mapping[str, str] = {"psnr": "dB"}
 
@@ -135,13 +135,19 @@ class Colour(MapKind):
         return pred.mean(axis=2) if pred.ndim == 3 and gt.ndim == 2 else pred
 
     def metrics(self, pred: np.ndarray, gt: np.ndarray, valid: np.ndarray, rules: Rules) -> dict[str, float]:
-        return albedo_metrics(pred, gt, valid)
+        if rules.protocol == "scale_aligned":
+            return albedo_metrics(pred, gt, valid)
+        return albedo_metrics(*as_scored(pred, gt, valid, rules.protocol), valid, scaled=False)
+
+    def protocol_rule(self, protocol: str) -> str:
+        return {"as_is": "; the prediction's own scale counts", "tone_mapped": "; both tone-mapped"}.get(protocol, "")
 
     def compare(
         self, pred: np.ndarray, gt: np.ndarray, valid: np.ndarray, rules: Rules
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The prediction is scaled; errors are means over channels."""
-        return super().compare(align_scale(pred, gt, valid) * np.asarray(pred, np.float64), gt, valid, rules)
+        """The prediction is scaled as the protocol says; errors are means over channels."""
+        pred, gt = as_scored(pred, gt, valid, rules.protocol)
+        return super().compare(pred, gt, valid, rules)
 
     # Convention check ----------------------------------------------------------------------------------------------
 
@@ -197,24 +203,43 @@ def align_scale(pred: np.ndarray, gt: np.ndarray, valid: np.ndarray) -> float:
     return float(np.vdot(pred, gt) / energy) if energy > 0 else 0.0
 
 
-def albedo_metrics(pred: np.ndarray, gt: np.ndarray, valid: np.ndarray) -> dict[str, float]:
-    """Errors of albedo or shading of one image after one least-squares scale (`align_scale`).
+def as_scored(pred: np.ndarray, gt: np.ndarray, valid: np.ndarray, protocol: str) -> tuple[np.ndarray, np.ndarray]:
+    """Prediction and truth (H, W) or (H, W, C) as a protocol compares them, float64.
+
+    scale_aligned: the prediction times its `align_scale`; as_is: both unchanged; tone_mapped: scale_aligned, then both
+    times the factor that brings the 90th percentile of the truth's brightness (0.3 R + 0.59 G + 0.11 B) to 0.8, and
+    clipped to [0, 1], which is how Marigold (2312.02145) scores Hypersim's shading.
+    """
+    pred, gt = np.asarray(pred, np.float64), np.asarray(gt, np.float64)
+    if protocol == "as_is":
+        return pred, gt
+    pred = align_scale(pred, gt, valid) * pred
+    if protocol == "scale_aligned":
+        return pred, gt
+    light = (gt if gt.ndim == 2 else gt @ (0.3, 0.59, 0.11))[valid]
+    bright = float(np.percentile(light, 90))
+    scale = 0.8 / bright if bright >= 1e-4 else 0.0
+    return np.clip(scale * pred, 0, 1), np.clip(scale * gt, 0, 1)
+
+
+def albedo_metrics(pred: np.ndarray, gt: np.ndarray, valid: np.ndarray, scaled: bool = True) -> dict[str, float]:
+    """Errors of albedo or shading of one image after one least-squares scale (`align_scale`), unless not `scaled`.
 
     pred, gt: (H, W) or (H, W, C), nominal range [0, 1], both in the same colour space; valid: (H, W) bool.
     rmse, mae; psnr = -10 log10 mse in dB (infinite for a perfect prediction); ssim (see `ssim`); si_mse = mse after
     the scale, which is rmse^2; lmse, lmse_mit (see `local_mse`). Raises ValueError as the functions it calls do.
     """
     pred, gt, valid = np.asarray(pred, np.float64), np.asarray(gt, np.float64), np.asarray(valid, bool)
-    scaled = align_scale(pred, gt, valid) * pred
-    error = scaled[valid] - gt[valid]
+    fitted = align_scale(pred, gt, valid) * pred if scaled else pred
+    error = fitted[valid] - gt[valid]
     mse = float((error**2).mean())
     lmse, lmse_mit = local_mse(pred, gt, valid)
     return {
         "rmse": float(np.sqrt(mse)),
         "mae": float(np.abs(error).mean()),
         "psnr": float(-10 * np.log10(mse)) if mse > 0 else float("inf"),
-        "ssim": ssim(scaled, gt, valid),
-        "si_mse": mse,
+        "ssim": ssim(fitted, gt, valid),
+        "si_mse": mse if scaled else float(((align_scale(pred, gt, valid) * pred - gt)[valid] ** 2).mean()),
         "lmse": lmse,
         "lmse_mit": lmse_mit,
     }

@@ -114,6 +114,11 @@ class Normals(MapKind):
         values = np.where(found.known[..., None], unit_vectors(found.values), 0)
         return self.filled(convert_frame(values, frame), found.known)
 
+    def facing_away(self, values: np.ndarray) -> float | None:
+        """Of those that clearly face one way: near the image's border, a floor's z can have either sign."""
+        z = values[:, 2][np.abs(values[:, 2]) > 0.3]
+        return float((z > 0).mean()) if len(z) else None
+
     def check_record(self, words: str, facts: Mapping[str, str], use: Any, where: Path | str) -> list[str]:
         stated = frame_in(words)
         if stated is not None and FRAMES[stated] != FRAMES.get(use.frame, use.frame):
