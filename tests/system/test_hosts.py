@@ -47,6 +47,7 @@ config = LaunchConfig(  # what `torchrun --nnodes 2 --nproc_per_node 1 --max_res
     min_nodes=2, max_nodes=2, nproc_per_node=1, max_restarts=1, rdzv_backend="c10d", run_id="test",
     rdzv_endpoint=os.environ["MASTER_ADDR"] + ":" + os.environ["MASTER_PORT"], local_addr=os.environ["OWN_ADDR"],
     start_method="fork", monitor_interval=0.1,
+    rdzv_configs={"is_host": os.environ["HOST"] == "0"},  # it goes by names, and both have this machine's
 )
 for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
     del os.environ[name]

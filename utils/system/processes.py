@@ -238,11 +238,8 @@ def notice_lost_hosts() -> None:
     """
     if sys.platform != "linux":
         return
-    for name in os.listdir("/proc/self/fd"):
-        with (
-            suppress(OSError),
-            socket.socket(fileno=os.dup(int(name))) as connection,
-        ):  # OSError: not a connected socket
+    for handle in Path("/proc/self/fd").iterdir():
+        with suppress(OSError), socket.socket(fileno=os.dup(int(handle.name))) as connection:  # OSError: is not one
             if connection.getpeername()[0] == connection.getsockname()[0] or connection.type != socket.SOCK_STREAM:
                 continue  # of this host
             # these are options of the connection, whichever handle sets them
