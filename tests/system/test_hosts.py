@@ -179,7 +179,7 @@ def test_a_host_that_is_lost_ends_the_other_within_a_minute_and_is_named(how, ho
 
 @pytest.mark.slow
 def test_torchrun_restarts_from_the_last_checkpoint_and_ends_with_the_same_bits(hosts, flags, tmp_path):
-    words = ["--max_train_steps", 40, "--checkpointing_steps", 4, "--resume_from_checkpoint", "latest"]
+    words = ["--max_train_steps", 16, "--checkpointing_steps", 4, "--resume_from_checkpoint", "latest"]
     words += ["--validation_steps", 0]
     hosts.start(ELASTIC, *flags(SCRIPT, tmp_path / "run", *words))
     until(lambda: checkpoint.find(tmp_path / "run"), hosts)
