@@ -14,6 +14,7 @@ OWN = (
 )  # fmt: skip
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a full disk, a used-up quota, a limit on the size of files
 SHOWN = 20  # details of an error that are printed
+_LOST = re.compile(r"gloo.* (?:by peer|error) \[([^]]+)\]:\d+(?:: ([^.]+))?")  # its address, and a reason
 _UNPRINTABLE = re.compile(  # control characters; what reorders or hides text (Trojan Source); halves of surrogates
     "[\\x00-\\x1f\\x7f-\\x9f\\u061c\\u200b\\u200e\\u200f\\u2028-\\u202e\\u2060-\\u2069\\ufeff\\ud800-\\udfff"
     "\\U000e0000-\\U000e007f]"
@@ -77,6 +78,11 @@ def run(main: Callable[[], int | None]) -> None:  # noqa: C901  # one list of ca
         if "DataLoader worker" in str(error) and isinstance(error, RuntimeError):
             cause = str(error).strip().splitlines()[0]
             error = InputError(f"{cause} Most often memory has run out: lower --dataloader_num_workers")
+        if isinstance(error, RuntimeError) and (lost := _LOST.search(str(error))):
+            error = InputError(
+                f"the process at {lost[1]} or the connection to it is lost ({lost[2] or 'closed'}); look at its own "
+                "output, then start all again: the same command continues"
+            )
         if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] not in OWN:
             error = InputError(f"the package {error.name} is not installed: pip install -r requirements.txt")
         if isinstance(error, OSError) and error.errno in NO_SPACE:

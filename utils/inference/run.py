@@ -29,7 +29,7 @@ from utils.inference.write import write_prediction
 from utils.intrinsics import Intrinsic
 from utils.kinds.label_record import loras_of
 from utils.system.atomic import make_folder
-from utils.system.processes import io_threads
+from utils.system.processes import check_shared, io_threads
 
 UNREAD = "images could not be read"
 THREADS = 32  # that read, bring back and write images, at most
@@ -89,6 +89,7 @@ def predict_all(
         make_folder(Path(output_dir) / name / "predicted", "--output_dir")
         if state.is_main_process:
             note_other_loras(Path(output_dir) / name / "predicted", set(targets[name].values()), engine.facts[name])
+    check_shared(Path(output_dir))
     files, size = list(pictures)[state.process_index :: state.num_processes], engine.batch_size
     chunks = deque(files[first : first + size] for first in range(0, len(files), size))
     failed: list[str] = []

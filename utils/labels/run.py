@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from utils.errors import InputError, list_failed, note
 from utils.kinds.label_record import PROVENANCE
 from utils.labels.encoding import DEPTHS, OUT_OF_RANGE, check_levels, encode, finish, record, scene_pixels, write_label
+from utils.system.processes import check_shared
 
 FAR = "they do not decide near and far, and are as far, or near, as the scene is"
 BECOME = {"depth": FAR, "disparity": FAR, "normal": "they face the viewer"}
@@ -39,6 +40,7 @@ def label_all(
     if state.is_main_process:
         left_out |= record(output_dir, described, overwrite)
     state.wait_for_everyone()
+    check_shared(output_dir)
     done, there, failed = 0, 0, []
     mine = list(pictures)[state.process_index :: state.num_processes]
     endings = (".npy", ".png") if with_npy else (".png",)

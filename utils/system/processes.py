@@ -1,7 +1,9 @@
 """Several processes: started here where there is no GPU, because accelerate's launcher does not, and joined."""
 
+import ipaddress
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -9,9 +11,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
+
+import psutil
 
 from utils.errors import InputError, one_line
 from utils.system import environment, signals
@@ -20,6 +25,8 @@ if TYPE_CHECKING:
     from accelerate import PartialState
 
 PATIENCE = timedelta(hours=6)  # processes wait for each other's shares, such as a latent cache's; NCCL's own: 10 min
+APPEARS = 10  # seconds until a file is visible on all hosts: network file systems cache
+LOST_HOST = 30  # seconds without an answer after which another host is taken for lost
 Result = TypeVar("Result")
 _process_groups: list[object] = []  # see `keep_process_group`
 
@@ -43,39 +50,43 @@ def start_missing() -> None:
     starts N that are not connected. `supervise` fixes the first case, `use_cpu` the second.
 
     Raises:
-        InputError: several machines were asked for, which needs torchrun.
+        InputError: N processes cannot be shared out evenly among --num_machines.
     """
     if "WORLD_SIZE" in os.environ or "MASTER_ADDR" not in os.environ:
         return
     above = environment.launcher()
     if above is None:
         return
-    machines, count = (number_of(above, name) for name in ("num_machines", "num_processes"))
-    if machines > 1:
-        raise InputError("several machines without GPUs: start with torchrun --nnodes ... --nproc_per_node ...")
+    hosts, count = (number_of(above, name, 1) for name in ("num_machines", "num_processes"))
+    if count % hosts:
+        raise InputError(f"--num_processes={count}: not a multiple of --num_machines={hosts}; it counts those of all")
     if count > 1:
-        sys.exit(supervise([sys.executable, *sys.argv], count))
+        first = number_of(above, "machine_rank", 0) * count // hosts
+        sys.exit(supervise([sys.executable, *sys.argv], count // hosts, first, count))
 
 
-def number_of(above: environment.Launcher, name: str) -> int:
-    """`num_processes` or `num_machines` of the launcher's flags or, where they have none, of its file; else 1."""
+def number_of(above: environment.Launcher, name: str, default: int) -> int:
+    """A number among the launcher's flags or, where they have none, in its file."""
     if flag := environment.option(above.words, f"--{name}"):
         return int(flag)
     if above.file is None:
-        return 1
+        return default
     import yaml  # only where there is a file to read
 
-    return int(yaml.safe_load(above.file.read_text()).get(name) or 1)  # of JSON too, which is YAML
+    return int(yaml.safe_load(above.file.read_text()).get(name) or default)  # of JSON too, which is YAML
 
 
-def supervise(command: list[str], count: int) -> int:
+def supervise(command: list[str], count: int, first: int = 0, total: int | None = None) -> int:
     """Run `command` in `count` connected processes and forward signals to them; returns their common exit status.
 
     When one fails, the others are ended immediately, and its error is printed last: theirs are only consequences.
+    first, total: rank of the first one, and the processes of all hosts, which meet at the environment's MASTER_ADDR.
     """
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    total = total or count
+    shared = {"WORLD_SIZE": total, "LOCAL_WORLD_SIZE": count}
+    if total == count:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free.getsockname()[1]}
     shared |= {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", 1)}
     with tempfile.TemporaryDirectory() as folder:
         running: list[subprocess.Popen] = []
@@ -90,7 +101,7 @@ def supervise(command: list[str], count: int) -> int:
             signal.signal(number, pass_on)
         signals.follow_parent()
         for rank in range(count):
-            own = {"RANK": rank, "LOCAL_RANK": rank, "TORCHELASTIC_ERROR_FILE": Path(folder, f"{rank}.json")}
+            own = {"RANK": first + rank, "LOCAL_RANK": rank, "TORCHELASTIC_ERROR_FILE": Path(folder, f"{rank}.json")}
             words = {name: str(value) for name, value in (shared | own).items()}
             running.append(subprocess.Popen(command, env={**os.environ, **words}))
         while None in (states := [process.poll() for process in running]) and not any(states):
@@ -107,7 +118,7 @@ def supervise(command: list[str], count: int) -> int:
         reported = min(Path(folder).glob("*.json"), key=lambda path: path.stat().st_mtime_ns, default=None)
         failed = int(reported.stem) if reported else failed
         reason = json.loads(reported.read_text())["message"]["message"] if reported else f"ended with {states[failed]}"
-        text = f"error: process {failed} of {count} failed and ended all: {reason}"
+        text = f"error: process {first + failed} of {total} failed and ended all: {reason}"
         print(one_line(text), file=sys.stderr, flush=True)
         return 2 if reason.startswith("InputError") else 1
 
@@ -141,6 +152,70 @@ def use_cpu() -> bool:
     return int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.accelerator.is_available()
 
 
+def spans_hosts() -> bool:
+    """True if this process is one of several on different hosts."""
+    count = int(os.environ.get("WORLD_SIZE", 1))
+    return count > int(os.environ.get("LOCAL_WORLD_SIZE") or count)
+
+
+def check_hosts() -> None:
+    """Before processes on several hosts connect: let gloo listen at the interface through which the first host is
+    reached, unless GLOO_SOCKET_IFNAME names one. By itself it listens where this host's own name resolves to, which on
+    Debian is 127.0.1.1: no other host can connect there. accelerate uses gloo next to NCCL, too.
+
+    Raises:
+        InputError: the address leads to no host, or the first host itself has it as a loopback address.
+    """
+    if not spans_hosts() or "GLOO_SOCKET_IFNAME" in os.environ:
+        return
+    address = os.environ["MASTER_ADDR"]
+    try:
+        family, _, _, _, place = socket.getaddrinfo(address, 9, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect(place)  # of UDP: chooses the interface, sends nothing
+            own = probe.getsockname()[0]
+    except OSError as error:
+        raise InputError(f"{address}: no way to this host, the first one ({error.strerror}); check its name") from None
+    named = (
+        name
+        for name, addresses in psutil.net_if_addrs().items()
+        if any(each.address.partition("%")[0] == own for each in addresses)
+    )
+    if ipaddress.ip_address(own).is_loopback or not (name := next(named, "")):
+        raise InputError(
+            f"{address}: the first host, which other hosts cannot reach at {own}; pass its address in the network "
+            "(--main_process_ip, --rdzv_endpoint)"
+        )
+    os.environ["GLOO_SOCKET_IFNAME"] = name
+
+
+def check_shared(folder: Path) -> None:
+    """InputError where `folder` is not the same one on every host: checkpoints and maps would be on one of them only,
+    and a resumed run would not find its checkpoint on the others. Call in every process, once it is there.
+    """
+    if not spans_hosts():
+        return
+    from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list, gather_object
+
+    state = PartialState()
+    token = folder / broadcast_object_list([f".shared-{secrets.token_hex(8)}"])[0]
+    if state.is_main_process:
+        token.touch()
+    state.wait_for_everyone()
+    deadline = time.monotonic() + APPEARS
+    while not token.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    found = gather_object([(socket.gethostname(), token.exists())])
+    if state.is_main_process:
+        token.unlink()
+    if lacking := sorted({name for name, there in found if not there}):
+        raise InputError(
+            f"--output_dir: {folder} is not one folder for all hosts (what {found[0][0]} writes does not appear on "
+            f"{', '.join(lacking)}); name a folder on a disk that they share"
+        )
+
+
 def join(device: str | None) -> "PartialState":
     """This process's state among those of its launch, for inference and labels, after a check of the environment.
 
@@ -151,9 +226,28 @@ def join(device: str | None) -> "PartialState":
 
     if device != "cpu":
         check_gpus()
+    check_hosts()
     state = PartialState(cpu=device == "cpu" or use_cpu(), timeout=PATIENCE)
     keep_process_group()
     return state
+
+
+def notice_lost_hosts() -> None:
+    """Have the system close a connection to another host that has not answered for LOST_HOST seconds, which ends this
+    process too (`utils.errors.run`). Otherwise it would wait until PATIENCE for a host whose power or network fails.
+    """
+    if sys.platform != "linux":
+        return
+    for handle in Path("/proc/self/fd").iterdir():
+        with suppress(OSError), socket.socket(fileno=os.dup(int(handle.name))) as connection:  # OSError: is not one
+            if connection.getpeername()[0] == connection.getsockname()[0] or connection.type != socket.SOCK_STREAM:
+                continue  # of this host
+            # these are options of the connection, whichever handle sets them
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, LOST_HOST // 3)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, LOST_HOST // 6)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, LOST_HOST * 1000)
 
 
 def keep_process_group() -> None:
@@ -168,3 +262,5 @@ def keep_process_group() -> None:
 
     if distributed.is_available() and distributed.is_initialized():
         _process_groups.append(distributed.group.WORLD)
+        if spans_hosts():
+            notice_lost_hosts()
