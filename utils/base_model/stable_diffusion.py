@@ -19,6 +19,7 @@ from utils.base_model.single_file import SUFFIXES, is_single_file
 from utils.base_model.single_file_parts import load_conv_in, load_parts
 from utils.errors import InputError, note
 from utils.lora.files import CONV_IN
+from utils.system.atomic import check_sums
 from utils.system.network import download, require
 
 DONOR_CONFIGS = ("config.json", "unet/config.json")  # next to CONV_IN; of a donor with a whole UNet
@@ -49,6 +50,7 @@ def load_component(kind: type[Component], name: str, component: str, revision: s
     here = is_folder(name)
     if here:
         _check_folder(folder, component)
+        check_sums(folder / component)
     where: dict[str, str | bool | None] = {"subfolder": component, "revision": revision}
     where |= {} if here else {"local_files_only": require(name, revision)}
     try:
@@ -203,6 +205,7 @@ def load_donor(name: str) -> nn.Conv2d:
     folder = Path(name) if is_folder(name) else download(name, (CONV_IN, *DONOR_CONFIGS))
     if not (folder / CONV_IN).is_file():
         return load_component(UNet2DConditionModel, name, "unet").conv_in
+    check_sums(folder)
     try:
         config = json.loads((folder / DONOR_CONFIGS[0]).read_text())
         conv = nn.Conv2d(config["in_channels"], config["block_out_channels"][0], config["conv_in_kernel"], padding=1)
