@@ -288,8 +288,9 @@ def record(root: Path, tests: list[str]) -> dict[str, dict]:
     kept = json.loads(RECORD.read_text()) if RECORD.exists() else {}
     if kept.get("code") != code:
         kept = {"code": code, "files": {}}
-    files = {str(file.relative_to(root)) for file in python_files(root, tests) if file.name.startswith("test_")}
-    for file in sorted(files):
+    found = [file for path in tests for file in python_files(root, [path]) if file.name.startswith("test_")]
+    files = list(dict.fromkeys(str(file.relative_to(root)) for file in found))
+    for file in files:
         own = digest(root, [file])
         if kept["files"].get(file, {}).get("digest") != own:
             passed = in_fork(root, 3600, lambda file=file: recorded_in(root, subjects, file))

@@ -5,7 +5,6 @@ public, at which a server counts its visitors. Gradio refuses to fetch from priv
 """
 
 import json
-import os
 import subprocess
 import sys
 import threading
@@ -135,7 +134,7 @@ def main(folder: Path, predictions: int) -> None:
         found["memory"] = memory(page, path, predictions)
     finally:
         page.app.stop()
-    print(json.dumps({**found, "visits": visits, "left": os.listdir(page.app.temporary)}))
+    print(json.dumps({**found, "visits": visits, "left": [path.name for path in page.app.temporary.iterdir()]}))
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def test_an_event_with_a_web_address_is_refused(name, answer):
 
 
 def test_the_first_of_two_values_of_one_name_counts_too(answer):
-    body = '{"path": "%s", "path": "/tmp/a.png"}' % OUTSIDE
+    body = f'{{"path": "{OUTSIDE}", "path": "/tmp/a.png"}}'
     assert answer("POST", "/gradio_api/queue/join", content=body).status_code == 403
 
 
