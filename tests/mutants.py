@@ -4,8 +4,8 @@
 
 Works on a copy of HEAD. The tests run once as they are, which records the lines that each of them runs; the record is
 kept in .mutants/, and only what has changed is recorded again. A mutant then meets the tests that run its line. A line
-that no test runs, such as one read at import, meets the tests of the files that name its module and those that run
-anything of it. Files that name the module come first, then quick tests, up to --budget seconds.
+that no test runs, such as one read at import, meets the tests of the files that name its module or run anything of it.
+Files that name the module come first, then quick tests, up to --budget seconds.
 
 A fault inside a function is put into a fork of a process that has collected all tests and made their shared data: the
 function gets the faulty code, and nothing is imported again. All other faults, and those that survive this, are
@@ -325,7 +325,8 @@ def tests_for(root: Path, mutant: Mutant, recorded: dict[str, dict], budget: flo
     own = {file for file in files if re.search(module, (root / file).read_text())}
     runs = {test: set(one["lines"].get(mutant.path, ())) for test, one in recorded.items()}
     chosen = [test for test in recorded if not runs[test].isdisjoint(mutant.span)]
-    chosen = chosen or [test for test in recorded if runs[test] or test.split("::")[0] in own]
+    running = {test.split("::")[0] for test in recorded if runs[test]}
+    chosen = chosen or [test for test in recorded if test.split("::")[0] in own | running]
     quickest: dict[str, float] = {}
     for test in chosen:
         file, seconds = test.split("::")[0], recorded[test]["seconds"]

@@ -1,6 +1,5 @@
 """Reads one image's truth and prediction, brings both into one frame, size and colour space, and scores them."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +14,7 @@ from utils.image_io.files import resize
 from utils.kinds.base import NOT_FINITE, OUTSIDE, NoValueError, Rules, require_values
 from utils.kinds.colour import whdr
 from utils.kinds.evidence import PIXELS, Fit, placed
+from utils.system.atomic import json_object
 
 
 class GroundTruthError(ValueError):
@@ -210,6 +210,6 @@ def _score_judgements(pair: Pair, pred: np.ndarray, path: Path, rules: Rules) ->
     except NoValueError as error:
         raise PredictionError(f"{pair.prediction or pair.name}: {error}") from error
     try:
-        return whdr(convert_space(pred, rules.gt_space, "linear"), json.loads(path.read_text()))
+        return whdr(convert_space(pred, rules.gt_space, "linear"), json_object(path.read_text()))
     except (OSError, ValueError) as error:
         raise GroundTruthError(f"{path}: {error}") from error

@@ -13,7 +13,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -79,6 +79,17 @@ def is_full(folder: Path, error: Exception) -> bool:
 def write_json(path: Path, content: object) -> None:
     """Write `content` as indented JSON, atomically. Raises OSError where it cannot be written."""
     replace(path, lambda part: part.write_text(json.dumps(content, indent=1) + "\n"))
+
+
+def json_object(text: str | bytes) -> dict[str, Any]:
+    """The object in a JSON text. ValueError where it is none, also where it is nested too deeply for Python."""
+    try:
+        found = json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"a {type(found).__name__}, not an object")
+    return found
 
 
 def save_npy(path: Path, values: np.ndarray) -> None:

@@ -6,7 +6,6 @@ The flags themselves are in flags.py.
 """
 
 import argparse
-import json
 import math
 import os
 from collections.abc import Collection, Mapping
@@ -17,6 +16,7 @@ from utils.base_model.names import check_base
 from utils.cli import Parser
 from utils.errors import InputError, note
 from utils.lora.targets import parse_targets
+from utils.system.atomic import json_object
 from utils.system.processes import start_missing
 from utils.training.flags import (
     data_flags,
@@ -182,9 +182,9 @@ def _recommend(args: argparse.Namespace, given: Collection[str]) -> None:
     if not file.is_file():
         return
     try:
-        content = json.loads(file.read_text())
+        content = json_object(file.read_text())
         recommended = {name: RECOMMENDABLE[name](value) for name, value in content.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         names = ", ".join(RECOMMENDABLE)
         raise InputError(f"{file}: not an object with values for {names} ({type(error).__name__}: {error})") from None
     if "augment_from" in recommended:
