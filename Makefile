@@ -5,6 +5,8 @@
 # make test: the tests, but for the slow ones
 # make test-slow: the slow ones: kills, launchers, compiled training, studies, notebook, recipe, the app in a browser
 # make mutants: 60 small faults in the code, one at a time, and the test that notices each (NUMBER=, SEED=, PATHS=)
+# make fuzz: 60 seconds of coverage-guided fuzzing for each reader of strangers' files (SECONDS=, TARGETS=; pip install
+#   atheris)
 # make interop: LoRA files through diffusers of 2023 to today, writes the table in interop/README.md; full-size bases
 #   in one file
 # make comfyui COMFYUI_DIR=...: the workflows and nodes of integrations/comfyui in the real ComfyUI
@@ -16,7 +18,7 @@ PY := .venv/bin/python
 
 install: .venv/installed
 
-.PHONY: install demo demo-all test test-slow mutants check fix interop comfyui blender figures bench-gpu clean
+.PHONY: install demo demo-all test test-slow mutants fuzz check fix interop comfyui blender figures bench-gpu clean
 
 demo: .venv/installed
 	$(PY) -m miniworld.demo --out demo $(if $(BASE),--base miniworld/mini-$(BASE))
@@ -34,6 +36,9 @@ test-slow: .venv/installed
 
 mutants: .venv/installed
 	$(PY) tests/mutants.py $(PATHS) $(if $(NUMBER),--number $(NUMBER)) $(if $(SEED),--seed $(SEED))
+
+fuzz: .venv/installed
+	$(PY) tests/fuzz.py $(TARGETS) $(if $(SECONDS),--seconds $(SECONDS))
 
 check: .venv/installed
 	$(PY) -m ruff check .

@@ -1,6 +1,8 @@
 """The page's server, for this computer alone, with its own temporary folder that is removed at the end."""
 
+import json
 import os
+import re
 import signal
 import socket
 import tempfile
@@ -10,6 +12,7 @@ from pathlib import Path
 from threading import Event
 from types import FrameType
 from typing import Any
+from urllib.parse import urlsplit
 
 from app.upload import MAX_BYTES
 from utils.errors import InputError, note
@@ -21,23 +24,101 @@ POLICY = (  # the browser may load nothing from elsewhere
     "object-src 'none'; frame-ancestors 'none'; form-action 'self'"
 )
 QUIET = {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_SSR_MODE": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
+MAX_BODY = 2**20  # of a request that is not an upload
+MAX_HELD = 2 * 2**30  # uploads and files made from them that exist at the same time
 HEADERS = {"content-security-policy": POLICY, "referrer-policy": "no-referrer", "x-content-type-options": "nosniff"}
 
 
-class SafeHeaders:
-    """ASGI: adds HEADERS to every answer."""
+class Guard:
+    """ASGI: adds HEADERS to every answer and refuses requests that the page never makes.
 
-    def __init__(self, app: Any):
-        self.app = app
+    Gradio would fetch a web address that stands where a file's path belongs, in `file=` or in an event's data. Another
+    site that is open in the same browser can send uploads without being able to read the answer. folder: of uploads.
+    """
+
+    def __init__(self, app: Any, folder: Path, own_origin: bool):
+        self.app, self.folder, self.own_origin, self.arriving = app, folder, own_origin, 0
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+
         async def add(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "http.response.start":
                 extra = [(key.encode(), value.encode()) for key, value in HEADERS.items()]
                 message["headers"] = [*message.get("headers", []), *extra]
             await send(message)
 
-        await self.app(scope, receive, add)
+        headers = {name: value.decode("latin1") for name, value in scope["headers"]}
+        refusal, size = self._refusal(scope["path"], headers), 0
+        if scope["method"] == "POST" and not refusal:
+            if scope["path"].rstrip("/").endswith("/upload"):
+                size = int(headers.get(b"content-length", MAX_BYTES))
+                if self._held() + self.arriving + size > MAX_HELD:
+                    refusal = 507
+            else:
+                body = await _read(receive)
+                refusal = 413 if body is None else 403 if _has_address(body) else 0
+                receive = _replay(body or b"", receive)
+        if refusal:
+            await add({"type": "http.response.start", "status": refusal, "headers": []})
+            await add({"type": "http.response.body", "body": b""})
+            return
+        self.arriving += size
+        try:
+            await self.app(scope, receive, add)
+        finally:
+            self.arriving -= size
+
+    def _refusal(self, path: str, headers: dict[bytes, str]) -> int:
+        """Status with which a request is refused before its body is read; 0: it is not."""
+        origin = headers.get(b"origin")
+        if self.own_origin and origin and urlsplit(origin).netloc != headers.get(b"host"):
+            return 403
+        return 403 if re.search(r"/file[=/]\s*https?:", path, re.IGNORECASE) else 0
+
+    def _held(self) -> int:
+        """Bytes of the files in the folder of uploads."""
+        return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+
+
+async def _read(receive: Any) -> bytes | None:
+    """The body of a request; None if it has more than MAX_BODY bytes."""
+    body, more = b"", True
+    while more:
+        message = await receive()
+        body, more = body + message.get("body", b""), message.get("more_body", False)
+        if len(body) > MAX_BODY:
+            return None
+    return body
+
+
+def _replay(body: bytes, receive: Any) -> Any:
+    """`receive` of an application that has yet to read `body`."""
+    messages = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def again() -> MutableMapping[str, Any]:
+        return messages.pop() if messages else await receive()
+
+    return again
+
+
+def _has_address(body: bytes) -> bool:
+    """Whether a string in the JSON is a web address. Not those named url, which the page sends and Gradio ignores."""
+
+    def check(pairs: list[tuple[str, Any]]) -> list[Any]:  # all pairs, since the last of two of one name would win
+        return [value for name, value in pairs if name != "url" or not isinstance(value, str)]
+
+    def addresses(value: Any) -> bool:
+        if isinstance(value, list):
+            return any(map(addresses, value))
+        return isinstance(value, str) and re.match(r"\s*https?:", value, re.IGNORECASE) is not None
+
+    try:
+        return addresses(json.loads(body, object_pairs_hook=check))
+    except (ValueError, RecursionError):
+        return bool(body)  # the page sends nothing but JSON
 
 
 def serve(loras: Sequence[str], examples: Path, port: int | None, share: bool, **options: Any) -> None:
@@ -47,7 +128,7 @@ def serve(loras: Sequence[str], examples: Path, port: int | None, share: bool, *
     """
     os.environ.update(QUIET)
     _check_port(port)
-    with _folder(), _interrupted():
+    with _folder() as folder, _interrupted():
         from app.models import Models
         from app.page import build  # only now: Gradio reads its settings when it is imported
 
@@ -57,7 +138,7 @@ def serve(loras: Sequence[str], examples: Path, port: int | None, share: bool, *
             note(remark)
         page = build(models, examples)
         page.queue(api_open=False, max_size=8)
-        _, address, public = page.launch(**_settings(examples, port, share))
+        _, address, public = page.launch(**_settings(examples, folder, port, share))
         try:
             if public:
                 note(f"public: {public}")
@@ -76,14 +157,14 @@ def _check_port(port: int | None) -> None:
             raise InputError(f"--port={port}: {error.strerror}; name another, or leave it out") from None
 
 
-def _settings(examples: Path, port: int | None, share: bool) -> dict[str, Any]:
+def _settings(examples: Path, folder: Path, port: int | None, share: bool) -> dict[str, Any]:
     """Keywords of Gradio's launch. Outside the temporary folder it may serve only the examples."""
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     from app.page import look
 
-    guards = [Middleware(SafeHeaders)]
+    guards = [Middleware(Guard, folder=folder, own_origin=not share)]
     if not share:  # a web domain that resolves to this address would pass the browser's same-origin rule
         guards.append(Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"]))
     return {

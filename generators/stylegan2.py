@@ -26,6 +26,7 @@ from torch.nn import functional as F
 
 from generators.args import check_gan
 from utils.errors import InputError
+from utils.system.atomic import check_sums
 
 BLUR = (1.0, 3.0, 3.0, 1.0)
 GAIN = math.sqrt(2)  # restores the signal power that leaky ReLU removes
@@ -254,6 +255,7 @@ def _folder(path: Path) -> tuple[StyleGAN2, dict[str, Tensor]]:
         config = json.loads((path / CONFIG).read_text())
         if config.get("_class_name") != KIND:
             raise InputError(f"{path}: contains a {config.get('_class_name')}, not a {KIND}")
+        check_sums(path)
         channels = {int(side): count for side, count in config["channels"].items()}
         network = StyleGAN2(channels, config["style_dim"], config["depth"])
         return network, {key: value.float() for key, value in load_file(path / WEIGHTS).items()}

@@ -27,6 +27,7 @@ from transformers import DynamicCache, LlamaForCausalLM
 
 from utils.base_model.names import is_folder
 from utils.errors import InputError
+from utils.system.atomic import check_sums
 from utils.system.network import require
 
 Positions = Literal["again", "on"]
@@ -216,6 +217,7 @@ def load_autoregressive(name: str, revision: str | None = None) -> Autoregressiv
 
 
 def _mini(folder: Path) -> tuple[ImageTransformer, VQTokens, int]:
+    check_sums(folder)
     vq, whole = VQModel.from_pretrained(folder / "vq"), LlamaForCausalLM.from_pretrained(folder / "transformer")
     codes = vq.config.num_vq_embeddings
     network = ImageTransformer(whole.model, whole.model.embed_tokens, whole.lm_head, start_of(whole), codes)

@@ -2,10 +2,14 @@
 
     python tests/mutants.py utils/kinds utils/objectives.py --number 60 --seed 0
 
-Works on a copy of HEAD. The tests run once as they are, which records the lines that each of them runs. A mutant then
-meets the tests that run its line. A line that no test runs, such as one read at import, meets the tests of the files
-that name its module and those that run anything of it. Files that name the module come first, then quick tests, up to
---budget seconds. Each run is a fork of a process that has imported the libraries, but nothing of this project. What
+Works on a copy of HEAD. The tests run once as they are, which records the lines that each of them runs; the record is
+kept in .mutants/, and only what has changed is recorded again. A mutant then meets the tests that run its line. A line
+that no test runs, such as one read at import, meets the tests of the files that name its module or run anything of it.
+Files that name the module come first, then quick tests, up to --budget seconds.
+
+A fault inside a function is put into a fork of a process that has collected all tests and made their shared data: the
+function gets the faulty code, and nothing is imported again. All other faults, and those that survive this, are
+written to the file and meet the tests in a fork that has imported the libraries, but nothing of this project. What
 runs in other processes only (`fork` of tests/helpers.py, launchers) is not recorded.
 
 Prints a line per mutant. Those in tests/mutants_equivalent.toml change nothing that a test could see, and are not run.
@@ -15,6 +19,8 @@ The exit status is 1 if fewer than 95 % of the others are killed.
 import argparse
 import ast
 import contextlib
+import gc
+import hashlib
 import importlib
 import json
 import os
@@ -36,6 +42,8 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+RECORD = ROOT / ".mutants" / "record.json"
+SUBJECTS = ["utils", "dataloaders", "inference_sd_single.py", "inference_augunet.py", "evaluate.py"]
 LIBRARIES = "torch numpy PIL.Image jinja2 hypothesis accelerate peft wandb tensorboard transformers.models.clip"
 LIBRARIES += " diffusers.pipelines.stable_diffusion diffusers.models.unets.unet_2d_condition"
 LEFT_OUT = ("annotation", "returns", "exc")  # types, and the words of errors
@@ -120,13 +128,8 @@ def faults_of(node: Any) -> Iterable[str]:
     return []
 
 
-def is_text(node: ast.expr) -> bool:
-    """Arithmetic with text is left out: nothing but a TypeError would come of it."""
-    return isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Constant) and isinstance(node.value, str))
-
-
 class Recorder:
-    """A pytest plugin: name of each test that passes -> its seconds and the lines of `paths` that it runs."""
+    """A pytest plugin: name of each test that passes -> its seconds, and the lines that it runs of each of `paths`."""
 
     def __init__(self, root: Path, paths: Iterable[str]):
         self.names, self.lines = {str(root / path): path for path in paths}, set()
@@ -146,7 +149,10 @@ class Recorder:
         yield
         sys.settrace(None)
         if item.nodeid in self.passed:
-            self.passed[item.nodeid] = {"seconds": time.monotonic() - begin, "lines": sorted(self.lines)}
+            lines: dict[str, list[int]] = {}
+            for path, line in sorted(self.lines):
+                lines.setdefault(path, []).append(line)
+            self.passed[item.nodeid] = {"seconds": time.monotonic() - begin, "lines": lines}
 
     def pytest_runtest_logreport(self, report):
         if report.when == "call" and report.passed:
@@ -170,18 +176,93 @@ class Chosen:
             self.killer = self.killer or report.nodeid
 
 
+class Collected:
+    """A pytest plugin: each of `mutants` that is inside a function meets its tests in a fork of the collected session.
+
+    names: the tests for a mutant. report: called with a mutant and the test that fails on it, "" where none does.
+    """
+
+    def __init__(
+        self, root: Path, recorded: dict[str, dict], mutants: list[Mutant], names: Callable, report: Callable
+    ):
+        self.root, self.recorded, self.mutants, self.names, self.report = root, recorded, mutants, names, report
+        self.killer, self.sound = "", {}
+
+    def pytest_runtest_logreport(self, report):
+        if report.failed:
+            self.killer = self.killer or report.nodeid
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session):
+        items = {item.nodeid: item for item in session.items}
+        quick = sorted(self.recorded.keys() & items.keys(), key=lambda name: self.recorded[name]["seconds"])
+        shared: dict[str, Any] = {}  # session fixture -> the quickest test that asks for it
+        for name in quick:
+            for fixture, definitions in items[name]._fixtureinfo.name2fixturedefs.items():
+                if definitions[-1].scope == "session":
+                    shared.setdefault(fixture, items[name])
+        self.run(session, list(dict.fromkeys(shared.values())))
+        gc.freeze()
+        for mutant in self.mutants:
+            names = [name for name in self.names(mutant) if name in items]
+            seconds = sum(self.recorded[name]["seconds"] for name in names)
+
+            def faulty(mutant: Mutant = mutant, names: list[str] = names) -> str:
+                put_into_functions(self.root, mutant)
+                return self.run(session, [items[name] for name in names])
+
+            killer = in_fork(self.root, 20 + 4 * seconds, faulty) if names else ""
+            if killer and killer not in self.sound:  # does it pass without the fault, in this order?
+                again = [items[name] for name in names[: names.index(killer) + 1]]
+                self.sound[killer] = in_fork(self.root, 600, lambda again=again: self.run(session, again)) == ""
+            self.report(mutant, "crash or timeout" if killer is None else killer if self.sound.get(killer) else "")
+        return True
+
+    def run(self, session, items: list[Any]) -> str:
+        """The first of the tests that fails. The data that all tests share stay."""
+        self.killer = ""
+        for item, following in zip(items, [*items[1:], items[-1]] if items else []):
+            session._setupstate.teardown_exact(item.parent)
+            item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+            if self.killer:
+                break
+        return self.killer
+
+
+def put_into_functions(root: Path, mutant: Mutant) -> None:
+    """Give the functions of the imported module their faulty code."""
+    path = root / mutant.path
+    old, new = (list(codes(compile(source, str(path), "exec"))) for source in (path.read_bytes(), mutant.source))
+    if [code.co_qualname for code in old] != [code.co_qualname for code in new]:
+        return  # a function less: it survives here, and is written to the file
+    replaced = {(code.co_qualname, code.co_firstlineno): other for code, other in zip(old, new)}
+    for one in gc.get_objects():
+        if isinstance(one, types.FunctionType) and one.__code__.co_filename == str(path):
+            code = replaced.get((one.__code__.co_qualname, one.__code__.co_firstlineno), one.__code__)
+            if len(code.co_freevars) == len(one.__code__.co_freevars):
+                one.__code__ = code
+
+
+def codes(code: types.CodeType) -> Iterator[types.CodeType]:
+    """The code of all functions in `code`, from the outside in."""
+    for one in code.co_consts:
+        if isinstance(one, types.CodeType):
+            yield one
+            yield from codes(one)
+
+
 def in_fork(root: Path, timeout: float, run: Callable[[], object]) -> Any:
     """The result (JSON) of `run` in a fork whose current folder is `root`; None where it crashes or takes too long."""
-    result = root.parent / "result.json"
+    result, output = (root.parent / f"{name}-{os.getpid()}" for name in ("result.json", "output.txt"))
     result.unlink(missing_ok=True)
     if not (child := os.fork()):
         os.setsid()
         os.chdir(root)
         sys.path[:0] = [str(root), str(root / "tests")]
         sys.modules["__main__"] = types.ModuleType("__main__")  # what a test spawns would import this file again
-        output = os.open(root.parent / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(output, 1)
-        os.dup2(output, 2)
+        written = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(written, 1)
+        os.dup2(written, 2)
         result.write_text(json.dumps(run()))
         os._exit(0)
     deadline = time.monotonic() + timeout
@@ -200,15 +281,40 @@ def run_pytest(root: Path, plugin: object, *words: str) -> int:
     return pytest.main([*words, *fast], [plugin])
 
 
-def record(root: Path, paths: Iterable[str], tests: list[str]) -> dict[str, dict]:
-    """See Recorder. Leaves if no test passes."""
+def record(root: Path, tests: list[str]) -> dict[str, dict]:
+    """See Recorder. Of what RECORD has, only test files that have changed are run again, and all where code has."""
+    subjects = [str(file.relative_to(root)) for file in python_files(root, SUBJECTS)]
+    code = digest(root, subjects)
+    kept = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+    if kept.get("code") != code:
+        kept = {"code": code, "files": {}}
+    found = [file for path in tests for file in python_files(root, [path]) if file.name.startswith("test_")]
+    files = list(dict.fromkeys(str(file.relative_to(root)) for file in found))
+    for file in files:
+        own = digest(root, [file])
+        if kept["files"].get(file, {}).get("digest") != own:
+            passed = in_fork(root, 3600, lambda file=file: recorded_in(root, subjects, file))
+            kept["files"][file] = {"digest": own, "tests": passed or {}}
+            RECORD.parent.mkdir(exist_ok=True)
+            RECORD.write_text(json.dumps(kept))
+            print(f"recorded {file}: {len(passed or {})} tests", flush=True)
+    return {name: one for file in files for name, one in kept["files"][file]["tests"].items()}
 
-    def run() -> object:
-        recorder = Recorder(root, paths)
-        run_pytest(root, recorder, *tests)
-        return recorder.passed
 
-    return in_fork(root, 7200, run) or sys.exit((root.parent / "output.txt").read_text()[-2000:])
+def recorded_in(root: Path, subjects: list[str], file: str) -> dict[str, dict]:
+    recorder = Recorder(root, subjects)
+    run_pytest(root, recorder, file)
+    return recorder.passed
+
+
+def python_files(root: Path, paths: Iterable[str]) -> list[Path]:
+    """Files and those in folders."""
+    found = ([root / path] if path.endswith(".py") else (root / path).rglob("*.py") for path in paths)
+    return sorted({file for files in found for file in files})
+
+
+def digest(root: Path, paths: Iterable[str]) -> str:
+    return hashlib.sha256(b"".join((root / path).read_bytes() for path in paths)).hexdigest()
 
 
 def tests_for(root: Path, mutant: Mutant, recorded: dict[str, dict], budget: float) -> list[str]:
@@ -217,9 +323,10 @@ def tests_for(root: Path, mutant: Mutant, recorded: dict[str, dict], budget: flo
     module = rf"{'.'.join([*package, name])}\b|from {'.'.join(package)} import .*\b{name}\b"
     files = {test.split("::")[0] for test in recorded}
     own = {file for file in files if re.search(module, (root / file).read_text())}
-    runs = {test: {line for path, line in one["lines"] if path == mutant.path} for test, one in recorded.items()}
+    runs = {test: set(one["lines"].get(mutant.path, ())) for test, one in recorded.items()}
     chosen = [test for test in recorded if not runs[test].isdisjoint(mutant.span)]
-    chosen = chosen or [test for test in recorded if runs[test] or test.split("::")[0] in own]
+    running = {test.split("::")[0] for test in recorded if runs[test]}
+    chosen = chosen or [test for test in recorded if test.split("::")[0] in own | running]
     quickest: dict[str, float] = {}
     for test in chosen:
         file, seconds = test.split("::")[0], recorded[test]["seconds"]
@@ -245,6 +352,8 @@ def meet(root: Path, mutant: Mutant, names: list[str], number: int) -> str:
         status = run_pytest(root, chosen, "-x", *dict.fromkeys(name.split("::")[0] for name in names))
         return chosen.killer or ("" if status == 0 else f"pytest's status {status}")
 
+    if not names:
+        return ""
     path = root / mutant.path
     original, times = path.read_bytes(), path.stat()
     path.write_bytes(mutant.source)
@@ -256,16 +365,17 @@ def meet(root: Path, mutant: Mutant, names: list[str], number: int) -> str:
 
 
 def sample(root: Path, paths: list[str], number: int, seed: int) -> list[Mutant]:
-    """`number` mutants of files and folders, each in another line."""
-    files = {
-        file for path in paths for file in ([root / path] if path.endswith(".py") else (root / path).rglob("*.py"))
-    }
-    found = [mutant for file in sorted(files) for mutant in mutants_of(root, str(file.relative_to(root)))]
+    """`number` mutants of files, folders and lines (path:line), each in another line; all those of a given line."""
+    lines = {tuple(path.split(":")) for path in paths if ":" in path}
+    files = python_files(root, [path.split(":")[0] for path in paths])
+    found = [mutant for file in files for mutant in mutants_of(root, str(file.relative_to(root)))]
+    if lines:
+        return [mutant for mutant in found if (mutant.path, str(mutant.line)) in lines]
     random.Random(seed).shuffle(found)
-    lines: dict[tuple[str, int], Mutant] = {}
+    first: dict[tuple[str, int], Mutant] = {}
     for mutant in found:
-        lines.setdefault((mutant.path, mutant.line), mutant)
-    return list(lines.values())[:number]
+        first.setdefault((mutant.path, mutant.line), mutant)
+    return list(first.values())[:number]
 
 
 def equivalent_ones(root: Path) -> set[tuple[str, str, str]]:
@@ -280,7 +390,7 @@ def equivalent_ones(root: Path) -> set[tuple[str, str, str]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("paths", nargs="*", default=["utils", "dataloaders"], help="where the faults go: files and folders")
+    add("paths", nargs="*", default=SUBJECTS, help="where the faults go: files, folders, or lines as path:line")
     add("--number", type=int, default=60, help="mutants (default: 60)")
     add("--seed", type=int, default=0, help="seed of the sample (default: 0)")
     add("--tests", nargs="+", default=["tests"], help="test files and folders (default: tests)")
@@ -296,19 +406,39 @@ def main() -> None:
         archive = subprocess.run(["git", "archive", "HEAD"], cwd=ROOT, check=True, capture_output=True).stdout
         subprocess.run(["tar", "x"], cwd=root, check=True, input=archive)
         equivalent, counts = equivalent_ones(root), {"killed": 0, "survived": 0, "equivalent": 0}
-        mutants = sample(root, args.paths, args.number, args.seed)
-        recorded = record(root, {mutant.path for mutant in mutants}, args.tests)
+        recorded = record(root, args.tests)
         print(f"{len(recorded)} tests pass without a fault", flush=True)
-        for number, mutant in enumerate(mutants):
-            if (mutant.path, mutant.before, mutant.after) in equivalent:
-                end, by = "equivalent", ""
-            else:
-                names = tests_for(root, mutant, recorded, args.budget)
-                killer = meet(root, mutant, names, number) if names else ""
-                end, by = ("killed", killer) if killer else ("survived", f"{len(names)} tests")
-            counts[end] += 1
+
+        def names(mutant: Mutant) -> list[str]:
+            return tests_for(root, mutant, recorded, args.budget)
+
+        def report(mutant: Mutant, end: str, by: str) -> None:
             change = f"    - {mutant.before}\n    + {mutant.after}"
-            print(f"{end:10}  {mutant.path}:{mutant.line}  {by}\n{change}", flush=True)
+            os.write(terminal, f"{end:10}  {mutant.path}:{mutant.line}  {by}\n{change}\n".encode())
+
+        def met(mutant: Mutant, killer: str) -> None:
+            if killer:
+                report(mutant, "killed", killer)
+                ended.append([mutant.path, mutant.line, mutant.after])
+
+        def meet_collected() -> list:
+            plugin = Collected(root, recorded, [one for one in left if one.span], names, met)
+            run_pytest(root, plugin, *dict.fromkeys(name.split("::")[0] for name in recorded))
+            return ended
+
+        terminal, ended, left = os.dup(1), [], []
+        for mutant in sample(root, args.paths, args.number, args.seed):
+            if (mutant.path, mutant.before, mutant.after) in equivalent:
+                counts["equivalent"] += 1
+            else:
+                left.append(mutant)
+        killed = in_fork(root, 24 * 3600, meet_collected) or []
+        counts["killed"] = len(killed)
+        left = [one for one in left if [one.path, one.line, one.after] not in killed]
+        for number, mutant in enumerate(left):
+            killer = meet(root, mutant, names(mutant), number)
+            counts["killed" if killer else "survived"] += 1
+            report(mutant, "killed" if killer else "survived", killer or f"{len(names(mutant))} tests")
     print(", ".join(f"{count} {end}" for end, count in counts.items()))
     sys.exit(counts["survived"] > 0.05 * (counts["killed"] + counts["survived"]))
 

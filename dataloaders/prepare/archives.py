@@ -3,7 +3,6 @@
 import argparse
 import gzip
 import hashlib
-import json
 import re
 import shlex
 import tarfile
@@ -16,7 +15,7 @@ from tqdm.auto import tqdm
 
 from utils.errors import InputError, note, one_line
 from utils.image_io.diode_names import listed_samples, read_meta
-from utils.system.atomic import write_json
+from utils.system.atomic import json_object, write_json
 
 MD5 = {  # as published at diode-dataset.org
     "depths": {"val": "5c895d09201b88973c8fe4552a67dd85", "train": "3a94632398fe1d002d89f11743f748b1"},
@@ -178,6 +177,6 @@ def _bar(archive: Path, what: str) -> tqdm:
 
 def _read_state(root: Path) -> dict:
     try:
-        return json.loads((root / STATE).read_text())
+        return json_object((root / STATE).read_text())
     except (OSError, ValueError):
         return {}  # nothing known: everything is verified again, and files that are there are kept

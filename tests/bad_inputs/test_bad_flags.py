@@ -1,6 +1,8 @@
 """Flags with values that they must not take: refused before a folder is made."""
 
+import importlib
 import shlex
+from unittest import mock
 
 import pytest
 from bad_files import encoded
@@ -9,10 +11,34 @@ from refusals import NEEDED, SCRIPT, main_refused, refused
 
 import evaluate
 from miniworld.demo import main as demo
+from utils.cli import Parser
 from utils.lora import SAFETENSORS
 from utils.lora.__main__ import main as lora_main
 
 pytestmark = pytest.mark.bad_input
+OTHERS = ["augunet_diode_pseudo_normal.py", "inference_sd_single.py", "inference_augunet.py", "predict.py"]
+OTHERS += ["evaluate.py", "pseudo_label.py", "gan_pseudo.py", "ar_pseudo.py", "inference_gan.py", "inference_ar.py"]
+
+
+class Captured(Exception):
+    """Has the parser of a script."""
+
+
+def values_of_no_use(script: str) -> list[tuple[str, str, str]]:
+    """(script, flag, value) for every flag that takes a number or one of several words."""
+
+    def capture(parser: Parser, *_: object) -> None:
+        raise Captured(parser)
+
+    with mock.patch.object(Parser, "parse_args", capture), pytest.raises(Captured) as caught:
+        importlib.import_module(script.removesuffix(".py")).main([])
+    cases = []
+    for action in caught.value.args[0]._actions:
+        wrong = {int: ("x", "1.5", ""), float: ("x", "")}.get(action.type, ("no such word",) if action.choices else ())
+        cases += [(script, action.option_strings[-1], value) for value in wrong if action.option_strings]
+    return cases
+
+
 NUMBERS = {  # flag -> values that it must not take
     "rank": "0 -1 1.5 x nan 100000",
     "resolution": "0 -8 100 x 12.5",
@@ -71,6 +97,11 @@ TURNS = [(list(SCRIPTS)[turn % len(SCRIPTS)], *case) for turn, case in enumerate
 def test_a_training_flag_that_cannot_work_is_refused(script, words, expected, tmp_path):
     main_refused(script, [*NEEDED, tmp_path / "run", *words], expected)
     assert not (tmp_path / "run").exists(), "a folder was made before the flags were checked"
+
+
+@pytest.mark.parametrize(("script", "flag", "value"), [case for script in OTHERS for case in values_of_no_use(script)])
+def test_a_flag_with_a_value_of_another_kind(script, flag, value):
+    main_refused(script, [f"{flag}={value}"], flag)
 
 
 @pytest.mark.parametrize("output", ["", f"{__file__}/x", __file__], ids=["empty", "below a file", "a file"])

@@ -10,6 +10,7 @@ from PIL import Image
 
 import evaluate
 from utils import errors
+from utils.evaluation.report import charts
 from utils.inference.output import Output
 from utils.inference.prediction import Prediction
 from utils.inference.write import write
@@ -221,3 +222,17 @@ def test_archives_are_refused_with_what_to_do(tmp_path, run):
     np.savez(tmp_path / "gt/a.npz", normals=normals())
     result, text = run()
     assert result is None and "1 .npz files are there: save them as .npy" in text
+
+
+@pytest.mark.parametrize("task", ["albedo", "shading"])
+def test_charts_of_colours_have_a_hundred_bars_up_to_an_error_of_one(task):
+    """A bar of 0.01 for 10 bins of 0.001; the last bin holds what is above; marks at 0.05, 0.1 and 0.25."""
+    axis = INTRINSICS[task].map_kind.axis
+    counts = np.zeros(1001, int)
+    counts[[0, 55, 999, 1000]] = 25
+    histogram, cumulative = charts(axis, {"prediction": counts})
+    assert [(round(a, 6), round(b, 6), share) for a, b, share in histogram.bars] == [
+        (0.0, 0.01, 25.0), (0.05, 0.06, 25.0), (0.99, 1.0, 25.0),
+    ]  # fmt: skip
+    assert cumulative.marks == [(0.05, 25.0), (0.1, 50.0), (0.25, 50.0)]
+    assert (axis.limit, axis.map_limit) == (1.0, 0.3)

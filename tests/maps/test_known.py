@@ -67,6 +67,25 @@ def test_every_code_of_unknown_is_named_and_nothing_else_is_lost(kind, store, co
     assert not found.pixels[:, :3].any() and found.pixels[:, 3:].all()
 
 
+FAR = [*(10**power for power in range(3, 9)), *(10**power - 1 for power in range(3, 9))]
+
+
+@pytest.mark.parametrize("code", FAR)
+def test_round_numbers_and_nines_that_data_sets_use_for_far_are_codes_and_their_neighbours_are_not(code):
+    """1000 to 1e8, and 999 to 99999999, and what lies between them."""
+    for number, unknown in ((code, 30), (1.5 * code, 0), (0.7 * code, 0)):
+        raw = depth().astype(np.float64)
+        raw[0] = number
+        assert (~KINDS["depth"].known_pixels(raw).pixels).sum() == unknown, number
+
+
+@pytest.mark.parametrize("number", [100.0, 99.0, 2000.0, 500.0])
+def test_other_round_numbers_are_distances(number):
+    raw = depth().astype(np.float64)
+    raw[0] = number
+    assert KINDS["depth"].known_pixels(raw).pixels.all()
+
+
 def test_a_pixel_is_counted_once_and_the_mask_first():
     raw = encoded(normals())
     raw[:10] = 0

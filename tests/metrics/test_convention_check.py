@@ -17,6 +17,7 @@ from utils.kinds.axes import (
     true_frame_of,
     unit_vectors,
 )
+from utils.kinds.base import MapKind
 from utils.kinds.colour import colour_evidence, colour_findings
 from utils.kinds.evidence import Evidence, odd_finding
 from utils.kinds.frames import FRAMES
@@ -129,6 +130,35 @@ def test_near_flat_or_random_depth_is_no_disparity():
     evidence = [depth_evidence(1 / d + 0.001 * rng.normal(size=d.shape), d) for d in flat]
     evidence += [depth_evidence(rng.normal(size=d.shape), np.exp(rng.normal(size=d.shape))) for d in flat]
     assert depth_findings(evidence) == []
+
+
+@pytest.mark.parametrize(("known", "names"), [(15, 0), (16, 6)])
+def test_colours_are_compared_from_16_known_pixels_on(known, names):
+    truth = np.random.default_rng(0).uniform(0.1, 0.9, (4, 5, 3))
+    assert len(colour_evidence(truth, truth, np.arange(20).reshape(4, 5) < known, "linear").errors) == names
+
+
+def test_colours_are_not_compared_with_black():
+    """No scale would tell one curve from another."""
+    black = np.zeros((4, 5, 3))
+    assert colour_evidence(black + 0.5, black, None, "linear").errors == {}
+    assert len(colour_evidence(black + 0.5, black + 1e-6, None, "linear").errors) == 6
+
+
+def test_errors_of_colours_are_shares_of_the_truths_root_mean_square():
+    truth = np.random.default_rng(0).uniform(0.1, 0.9, (9, 9, 3))
+    for strength in (1, 100):
+        found = colour_evidence(
+            strength * (truth + 0.1 * (-1.0) ** np.arange(9)[:, None, None]), strength * truth, None, "linear"
+        )
+        assert 0.1 < found.errors["as is", "rgb"] < 0.2
+
+
+def test_a_kind_that_looks_for_nothing_finds_nothing():
+    """What a new kind of map gets from its base class."""
+    kind = MapKind(NORMAL)
+    assert kind.label_findings([kind.label_evidence(np.zeros((2, 2, 3)), None, None)]) == []
+    assert kind.value_findings([]) == []
 
 
 @pytest.mark.parametrize("task", ["albedo", "shading"])

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from utils.objectives import SingleStep
 from utils.system import atomic, signals
 from utils.training import checkpoint, loop
 from utils.training.data import EndlessBatches
+from utils.training.state import Skipped
 
 SCRIPT = "sd_single_diode_pseudo_normal.py"
 RESUME = ["--resume_from_checkpoint", "latest"]
@@ -279,6 +281,26 @@ def test_a_non_finite_loss_skips_the_update(flags, tmp_path, monkeypatch, capsys
     assert record["train_loss"] is None and record["skipped_updates"] == 1
     state = torch.load(tmp_path / "two/checkpoint-2/training_state.pt", weights_only=True)
     assert state["skipped"] == {"total": 1, "in_a_row": 1}
+
+
+@pytest.mark.parametrize(("losses", "ends"), [
+    ("x", None), ("xx", None), ("xxx", 3), ("xx.xx", None), (".xx.xxx", 7), ("x.x.x.x", None),
+])  # fmt: skip
+def test_three_in_a_row_are_counted_from_the_last_good_update(losses, ends, tmp_path):
+    """x: not finite. The count starts at 0, and a good update sets it back to 0."""
+    skipped, ended = Skipped(3), None
+    for step, one in enumerate(losses, start=1):
+        loss = math.nan if one == "x" else 1.0
+        report = types.SimpleNamespace(step=step, losses=torch.tensor([loss]), stems=[["a"]])
+        try:
+            skipped.count(loss, 1.0, report, tmp_path, None)
+        except InputError:
+            ended = step
+            break
+    assert ended == ends and skipped.total == losses[:ended].count("x")
+    again = Skipped(3)
+    again.load_state_dict(skipped.state_dict())
+    assert (again.total, again.in_a_row) == (skipped.total, skipped.in_a_row)
 
 
 def test_too_many_in_a_row_end_the_run(flags, tmp_path, monkeypatch):

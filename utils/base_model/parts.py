@@ -23,7 +23,7 @@ from utils.base_model.names import is_folder, model_index
 from utils.base_model.single_file import SUFFIXES
 from utils.errors import InputError, note
 from utils.latents import mode, moments, reduction
-from utils.system.atomic import replace
+from utils.system.atomic import check_sums, replace
 from utils.system.network import require
 
 EXPECTED = {"tokenizer": "vocab.json", "scheduler": "scheduler_config.json"}  # in a part's folder; else config.json
@@ -223,6 +223,7 @@ def load_component(kind: type[Component], name: str, component: str, revision: s
     here = is_folder(name)
     if here:
         _check_folder(folder, component)
+        check_sums(folder / component)
     where: dict[str, str | bool | None] = {"subfolder": component, "revision": revision}
     where |= {} if here else {"local_files_only": require(name, revision)}
     try:

@@ -3,13 +3,13 @@
 Model sites and ComfyUI's folders have such files. torch is imported only for the weights.
 """
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from utils.cli import did_you_mean
 from utils.errors import InputError
+from utils.system.atomic import json_object
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -96,9 +96,9 @@ def _header(path: Path) -> list[str]:
             length = int.from_bytes(file.read(8), "little")
             if length > path.stat().st_size:
                 raise ValueError("its header is cut off, or it is another kind of file")
-            header = json.loads(file.read(length))
+            header = json_object(file.read(length))
         return [key for key in header if key != "__metadata__"]
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError) as error:
         raise _unreadable(path, error) from None
 
 

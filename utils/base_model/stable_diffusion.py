@@ -128,6 +128,7 @@ def load_donor(name: str) -> nn.Conv2d:
     folder = Path(name) if is_folder(name) else download(name, (CONV_IN, *DONOR_CONFIGS))
     if not (folder / CONV_IN).is_file():
         return load_component(UNet2DConditionModel, name, "unet").conv_in
+    check_sums(folder)
     try:
         config = json.loads((folder / DONOR_CONFIGS[0]).read_text())
         conv = nn.Conv2d(config["in_channels"], config["block_out_channels"][0], config["conv_in_kernel"], padding=1)

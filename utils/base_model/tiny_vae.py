@@ -50,9 +50,7 @@ def use_tiny_vae(vae: AutoencoderKL, name: str, encodes: bool = False) -> None:
     checked.
     """
     if type(vae) is not AutoencoderKL:
-        raise InputError(
-            f"--vae={name}: this base has another kind of VAE ({type(vae).__name__}); leave it out"
-        )
+        raise InputError(f"--vae={name}: this base has another kind of VAE ({type(vae).__name__}); leave it out")
     tiny = load_tiny(name)
     sizes = {
         "channels": (tiny.config.latent_channels, vae.config.latent_channels),

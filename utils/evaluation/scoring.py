@@ -1,6 +1,5 @@
 """Reads one image's truth and prediction, brings both into one frame, size and colour space, and scores them."""
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +14,7 @@ from utils.image_io.files import resize
 from utils.kinds.base import NOT_FINITE, OUTSIDE, Map, NoValueError, Rules, require_values
 from utils.kinds.colour import whdr
 from utils.kinds.evidence import PIXELS, Fit, placed
+from utils.system.atomic import json_object
 
 
 class GroundTruthError(ValueError):
@@ -238,6 +238,6 @@ def _score_judgements(pair: Pair, pred: np.ndarray, name: object, read: Callable
     except NoValueError as error:
         raise PredictionError(f"{pair.prediction or pair.name}: {error}") from error
     try:
-        return whdr(convert_space(pred, rules.gt_space, "linear"), json.loads(read()))
+        return whdr(convert_space(pred, rules.gt_space, "linear"), json_object(read()))
     except (OSError, ValueError) as error:
         raise GroundTruthError(f"{name}: {error}") from error

@@ -66,7 +66,8 @@ def read_raw(path: Path, content: bytes | None = None) -> Raw:
         else:
             array, about = _read_png(source)
     except Exception as error:  # each decoder has its own; a broken header may ask for more memory than there is
-        raise ValueError(f"cannot be read ({error})") from error
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ValueError(f"cannot be read ({reason})") from error
     if array.dtype.kind not in "buif":
         raise ValueError(f"holds {array.dtype}, not numbers")
     if array.ndim == 3 and array.shape[2] == 1:

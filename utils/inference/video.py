@@ -23,7 +23,7 @@ from utils.inference.video_files import frame_count, frames, join
 from utils.inference.write import write_prediction
 from utils.intrinsics import Intrinsic
 from utils.objectives import AugUNet
-from utils.system.atomic import make_folder, write_json
+from utils.system.atomic import json_object, make_folder, write_json
 from utils.system.atomic import replace as put
 
 SETTINGS = "settings.json"
@@ -138,7 +138,10 @@ def _claim(folder: Path, about: dict) -> None:
             raise InputError(f"{folder}: holds files of unknown origin; name another --output_dir")
         write_json(path, about)
         return
-    earlier, now = (each | each["view"] for each in (json.loads(path.read_text()), about))
+    try:
+        earlier, now = (each | each["view"] for each in (json_object(path.read_text()), about))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); remove {folder}, or name another --output_dir") from None
     changed = sorted(
         f"{WORDS.get(key, key.replace('_', ' '))} {earlier.get(key)}, now {now.get(key)}"
         for key in (earlier.keys() | now.keys()) - {"view"}

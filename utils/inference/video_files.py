@@ -183,6 +183,9 @@ def _open(path: Path) -> Any:
         container = av.open(str(path))
     except (av.error.FFmpegError, OSError) as error:
         raise InputError(f"{path}: not a readable video ({_reason(error)}); replace it") from None
+    if container.format.name == "concat":
+        container.close()
+        raise InputError(f"{path}: not a video but a list of other files; name those")
     if not container.streams.video:
         container.close()
         raise InputError(f"{path}: holds no video stream; name a file with images")

@@ -326,11 +326,13 @@ def whdr(albedo: np.ndarray, judgements: dict, threshold: float = 0.10) -> float
             verdict, weight = comparison["darker"], comparison["darker_score"]
             if verdict not in ("1", "2", "E") or not weight or weight <= 0 or not all(p["opaque"] for p in pair):
                 continue
+            if min(p[axis] for p in pair for axis in "xy") < 0:
+                raise IndexError("a point outside the image")  # an index below 0 would count from the other side
             first, second = (max(1e-10, lightness[int(p["y"] * rows), int(p["x"] * cols)]) for p in pair)
             guess = "1" if second / first > 1 + threshold else "2" if first / second > 1 + threshold else "E"
             wrong += weight * (guess != verdict)
             total += weight
-    except (KeyError, IndexError, TypeError) as error:
+    except (KeyError, IndexError, TypeError, OverflowError) as error:
         raise ValueError(f"not judgements in the IIW format: {type(error).__name__} {error}") from error
     if total == 0:
         raise ValueError("no comparison counts: all lack a verdict, a positive score or opaque points")

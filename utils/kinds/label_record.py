@@ -8,7 +8,6 @@ Labels are read as this project's: normals x right, y down, z forward; depth nea
 sRGB-coded.
 """
 
-import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,6 +20,7 @@ from utils.errors import InputError
 from utils.image_io.files import SIXTEEN, read_exr
 from utils.intrinsics import INTRINSICS, Intrinsic
 from utils.kinds.base import Contradiction
+from utils.system.atomic import json_object
 
 PROVENANCE = "provenance.json"  # in a folder of labels
 OLDER = {"depth_coding": "linear"}  # what older records did not need to state
@@ -156,12 +156,12 @@ def _text_of(path: Path) -> dict[str, str]:
 
 def _check_provenance(path: Path, use: Use) -> list[str]:
     try:
-        found = OLDER | json.loads(path.read_text(encoding="utf-8"))
+        found = OLDER | json_object(path.read_text(encoding="utf-8"))
         conventions, counts = found.get("conventions") or {}, found.get("counts") or {}
         facts = {"task": found.get("task"), "convention": conventions.get("labels", "")}
         facts |= {"depth_coding": found["depth_coding"]}
         teacher = (found.get("teacher") or {}).get("name", "an unnamed teacher")
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: cannot be read ({error}); remove it or make the labels again") from None
     if facts["task"] is None:
         return [f"{path}: is not a record of pseudo_label.py (it has no task); the maps are taken at your word"]
@@ -184,10 +184,9 @@ def record_above(folder: Path) -> dict:
     """The content of the provenance.json nearest above `folder`, or in it; {} without a readable one."""
     for place in (folder, *folder.absolute().parents):
         try:
-            found = json.loads((place / PROVENANCE).read_text())
+            return OLDER | json_object((place / PROVENANCE).read_text())
         except FileNotFoundError:
             continue
         except (OSError, ValueError):
             return {}
-        return OLDER | found if isinstance(found, dict) else {}
     return {}

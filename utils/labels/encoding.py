@@ -13,7 +13,7 @@ from utils.errors import InputError
 from utils.image_io.files import save_png
 from utils.kinds.alignment import encode_far
 from utils.kinds.label_record import OLDER, PROVENANCE
-from utils.system.atomic import save_npy, write_json
+from utils.system.atomic import json_object, save_npy, write_json
 from utils.system.provenance import versions
 
 SKY_NORMAL = (0.0, 0.0, -1.0)  # facing the viewer, x right, y down, z forward
@@ -213,7 +213,7 @@ def record(
     path, earlier = output_dir / PROVENANCE, {}
     if path.is_file() and not overwrite:
         try:
-            found = OLDER | json.loads(path.read_text())
+            found = OLDER | json_object(path.read_text())
             asked = {key: value for key, value in described.items() if key != "self_check"}  # it may be left out
             changed = [key for key, value in asked.items() if found.get(key) != json.loads(json.dumps(value))]
         except (ValueError, TypeError):

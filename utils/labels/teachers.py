@@ -39,6 +39,7 @@ from torch.nn import functional as F
 from utils.errors import InputError
 from utils.image_io.colour_space import to_srgb
 from utils.kinds.axes import convert_frame
+from utils.system.atomic import check_sums
 from utils.system.network import require
 
 NAMED = {  # (task, --teacher) -> hub name
@@ -264,6 +265,7 @@ def load_supervised(name: str, task: str, device: torch.device, dtype: torch.dty
     Raises InputError where it cannot be read.
     """
     folder = Path(name)
+    check_sums(folder)
     try:
         said = json.loads((folder / ABOUT).read_text())
         patch, side = int(said["patch"]), int(said["resolution"])

@@ -13,6 +13,7 @@ from utils.errors import InputError, note
 from utils.lora.keys import split_key
 from utils.lora.scale import CONFIG, HEADER, STATED
 from utils.lora.targets import ALL, kind_of
+from utils.system.atomic import check_sums
 from utils.system.network import download, files_of, looks_like_one
 
 if TYPE_CHECKING:
@@ -188,6 +189,7 @@ def find_lora(path: str | Path) -> Path:
         raise InputError(f"{path}: no such LoRA file")
     if path.suffix.lower() == ".json" or _SHARD.search(path.name):
         raise InputError(f"{path}: not a whole LoRA file, but the list of its parts, a part or settings; {_JOIN}")
+    check_sums(path)
     return path
 
 

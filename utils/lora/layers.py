@@ -17,7 +17,7 @@ from utils.lora.files import BIN, CONV_IN, SAFETENSORS, LoraFile, brings_conv_in
 from utils.lora.keys import Layer, key_format, make_key, parse_layers, split_key, strip_wrappers
 from utils.lora.scale import WRAPPERS, rank_record
 from utils.lora.targets import ALL, ATTENTION, KINDS, kind_of, kinds_of, module_pattern, parse_targets, place_of
-from utils.system.atomic import replace
+from utils.system.atomic import check_sums, replace
 
 ADAPTER = "default"
 METADATA_TARGETS = "lora_targets"  # the header's key for the kinds of layers that the file covers
@@ -317,6 +317,7 @@ def _is_widened(unet: nn.Module) -> bool:
 
 def _read_conv_in(unet: nn.Module, path: Path) -> nn.Conv2d:
     old = unet.conv_in
+    check_sums(path)
     try:
         state = load_file(path)
         new = nn.Conv2d(state["weight"].shape[1], old.out_channels, old.kernel_size, old.stride, old.padding)

@@ -18,6 +18,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from utils.system.atomic import json_object
+
 HEADER, CONFIG = "lora_adapter_metadata", "adapter_config.json"
 ALPHAS, RANKS = ("lora_alpha", "network_alpha", "alpha"), ("rank", "lora_rank", "network_dim", "r")
 ROOTS = ("use_rslora", "rslora")
@@ -199,12 +201,9 @@ def _kohya(header: Mapping[str, str]) -> Iterable[Record]:
 
 def _json(text: str, key: str) -> Mapping:
     try:
-        content = json.loads(text)
-    except (ValueError, RecursionError):
-        content = None
-    if not isinstance(content, dict):
-        raise ValueError(f"{key}: not the JSON object expected there ({text[:60]!r})")
-    return content
+        return json_object(text)
+    except ValueError:
+        raise ValueError(f"{key}: not the JSON object expected there ({text[:60]!r})") from None
 
 
 def _number(value: object, key: str) -> float | None:

@@ -9,16 +9,17 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import numpy as np
 
 from utils.errors import NO_SPACE, InputError
 
-MANIFEST, LOCK = "manifest.json", ".lock"
+MANIFEST, LOCK, SUMS = "manifest.json", ".lock", "SHA256SUMS"
 _UMASK = os.umask(0)
 os.umask(_UMASK)  # reading it means setting it; done once, because other threads write files later
 _locks: dict[Path, TextIO] = {}  # closing a file unlocks it
@@ -80,6 +81,17 @@ def write_json(path: Path, content: object) -> None:
     replace(path, lambda part: part.write_text(json.dumps(content, indent=1) + "\n"))
 
 
+def json_object(text: str | bytes) -> dict[str, Any]:
+    """The object in a JSON text. ValueError where it is none, also where it is nested too deeply for Python."""
+    try:
+        found = json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"a {type(found).__name__}, not an object")
+    return found
+
+
 def save_npy(path: Path, values: np.ndarray) -> None:
     """Write an array atomically. Raises InputError where it cannot be written."""
 
@@ -129,6 +141,28 @@ def damage(folder: Path) -> str | None:
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         return f"{MANIFEST} cannot be read ({' '.join(str(error).split())[:100]})"
     return None
+
+
+def check_sums(place: Path) -> None:
+    """Compare a file, or all files in a folder, with the lines of a SUMS (as `sha256sum` writes it) next to it or in
+    one of the three folders above. Nothing is checked where there is none.
+
+    Raises InputError for a file that is missing or has other content.
+    """
+    place = Path(os.path.realpath(place))
+    for folder in (place, *place.parents[:4]):
+        if not (folder / SUMS).is_file():
+            continue
+        for digest, name in re.findall(rb"^([0-9a-f]{64}) [ *](.+)$", (folder / SUMS).read_bytes(), re.MULTILINE):
+            path = folder / os.fsdecode(name)
+            if place != path and place not in path.parents:
+                continue
+            if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest.decode():
+                state = "has changed" if path.is_file() else "is missing"
+                raise InputError(
+                    f"{path}: {state} (its SHA-256 is in {folder / SUMS}); restore it, or remove its line there if "
+                    "the change is yours"
+                )
 
 
 def _describe(path: Path) -> dict[str, object]:

@@ -6,7 +6,6 @@ The flags themselves are in flags.py.
 """
 
 import argparse
-import json
 import math
 import os
 import re
@@ -23,6 +22,7 @@ from utils.errors import InputError, note
 from utils.image_io.diode_names import check_trees
 from utils.lora.targets import parse_targets
 from utils.paths import check_own_folders
+from utils.system.atomic import json_object
 from utils.system.processes import start_missing
 from utils.training.flags import (
     data_flags,
@@ -196,9 +196,9 @@ def _recommend(args: argparse.Namespace, given: Collection[str]) -> None:
     if not file.is_file():
         return
     try:
-        content = json.loads(file.read_text())
+        content = json_object(file.read_text())
         recommended = {name: RECOMMENDABLE[name](value) for name, value in content.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         names = ", ".join(RECOMMENDABLE)
         raise InputError(f"{file}: not an object with values for {names} ({type(error).__name__}: {error})") from None
     if "augment_from" in recommended:

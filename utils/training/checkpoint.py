@@ -5,7 +5,6 @@ and step are the whole run. A manifest with checksums tells a whole checkpoint f
 (`utils.system.atomic`). `best.json` names the best checkpoint by one validation scalar of `metrics.jsonl`.
 """
 
-import json
 import math
 import re
 import shutil
@@ -20,7 +19,7 @@ from torch import nn
 from utils.errors import InputError, note, warn
 from utils.kinds.base import higher_is_better
 from utils.lora import load_attn_procs, save_lora
-from utils.system.atomic import damage, is_full, seal, sync, write_json
+from utils.system.atomic import damage, is_full, json_object, seal, sync, write_json
 from utils.training.settings import BEFORE, EXACT, NEVER, NOTED, ON_RESUME
 from utils.training.tracking import BEST, read_metrics
 
@@ -232,4 +231,7 @@ def _is_finite(value: float | None) -> bool:
 def best_folder(output_dir: Path) -> str | None:
     """Name of the checkpoint that `best.json` names, None if there is none: pruning must spare it."""
     file = output_dir / BEST
-    return json.loads(file.read_text())["checkpoint"] if file.is_file() else None
+    try:
+        return str(json_object(file.read_text())["checkpoint"]) if file.is_file() else None
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{file}: cannot be read ({error}); remove it: the next validation writes it again") from None

@@ -14,7 +14,7 @@ from accelerate.tracking import WandBTracker
 from PIL import Image
 
 from utils.errors import InputError, note, warn
-from utils.system.atomic import replace
+from utils.system.atomic import json_object, replace
 from utils.training.settings import Settings
 from utils.training.wandb_run import kept_locally, not_uploaded, token_hidden, wandb_id, wandb_mode
 
@@ -28,10 +28,10 @@ def read_metrics(output_dir: Path) -> list[dict]:
     file, lines = output_dir / METRICS, []
     for line in file.read_bytes().splitlines(keepends=True) if file.is_file() else ():
         try:
-            record = json.loads(line)
+            record = json_object(line)
         except ValueError:
             continue
-        if line.endswith(b"\n") and isinstance(record, dict) and isinstance(record.get("step"), int):
+        if line.endswith(b"\n") and isinstance(record.get("step"), int):
             lines.append(record)
     return lines
 
