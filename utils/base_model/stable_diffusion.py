@@ -21,6 +21,7 @@ from utils.base_model.single_file_parts import load_conv_in, load_parts
 from utils.errors import InputError
 from utils.latents import reduction
 from utils.lora.files import CONV_IN
+from utils.system.atomic import check_sums
 from utils.system.network import download
 
 DONOR_CONFIGS = ("config.json", "unet/config.json")  # next to CONV_IN; of a donor with a whole UNet
