@@ -15,7 +15,7 @@ from utils.intrinsics import DEPTH, NORMAL
 SECONDS = 60  # for one case, on a busy machine
 SCRIPT = next(iter(SCRIPTS))
 NEEDED = ["--pretrained_model_name_or_path", str(ROOT / "miniworld" / "mini-sd")]
-NEEDED += ["--train_data_dir", "y", "--pseudo_root", "z", "--output_dir"]
+NEEDED += ["--train_data_dir", str(ROOT / "docs"), "--pseudo_root", str(ROOT / "recipes"), "--output_dir"]  # any
 
 
 class Hang(BaseException):

@@ -43,7 +43,7 @@ RECOMMENDABLE: Mapping[str, Callable] = {
     "augment_from": str,
 }
 SOME_READ = ("scene_types", "list_from", "val_fraction", "gt_frame", "mix")  # flags of some kinds of data sets
-DECIMALS = 4  # of a share; also the limit of a window of steps, see `utils.training.data.quotas`
+DECIMALS = 4  # limit of a share; it bounds the window of `utils.training.data.quotas`
 DEAD = ("dataset_name", "snr_gamma", "enable_xformers_memory_efficient_attention")  # refused by every script
 TRACKERS = ("wandb", "tensorboard")
 NOT_KEPT = (

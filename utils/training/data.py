@@ -302,7 +302,7 @@ def quotas(shares: Sequence[Fraction], size: int) -> np.ndarray:
     """
     exact = [share * size for share in shares]
     window = math.lcm(*(value.denominator for value in exact))
-    ends = np.array([0, *accumulate(int(value % 1 * window) for value in exact)])  # of the pieces, in 1 / window
+    ends = np.array([0, *accumulate(int(value % 1 * window) for value in exact)])  # where pieces end, in 1 / window
     stride = next(n for n in count(round(window * 0.618)) if math.gcd(n, window) == 1)
     points = np.arange(window)[:, None] * stride % window
     extra = np.diff((ends - points + window - 1) // window, axis=1)
