@@ -169,7 +169,7 @@ def main(argv: list[str] | None = None) -> None:
         else:
             train(args)
     if args.stage == TINY:
-        report_tiny(args.out, args.generator, args.work, args.seed)
+        report_tiny(args.out, args.generator, args.seed)
     elif args.stage == FLOW:
         report_flow(args.out, args.generator, args.work, args.sheet, args.seed)
     elif args.report or args.velocity_from or args.until == "ip2p":
@@ -258,7 +258,7 @@ def train_tiny(args: argparse.Namespace) -> None:
     tiny = build_tiny_vae(vae)
     settings = {"steps": args.tiny_steps, "learning_rate": 2e-3, "seed": args.seed}
     run_stage(tiny_stage(tiny, vae, rgb, args.work / TINY, args.vae_batch, not args.full_precision, **settings))
-    save_tiny(args.out, args.generator, tiny)
+    save_tiny(args.out, args.generator, tiny, args.tiny_steps)
 
 
 def open_generator(folder: Path, args: argparse.Namespace) -> tuple[Parts, AutoencoderKL, np.ndarray, Latents]:

@@ -39,7 +39,6 @@ TITLES = {
     f"ip2p-{MORE}": "UNet with an image as input, trained again",
     VELOCITY: "text encoder and UNet, from noise to velocity",
     "flow": "flow transformer",
-    "tiny": "tiny autoencoder",
     "gan": "generator and discriminator",
     "ar": "transformer",
     "teacher": "network",

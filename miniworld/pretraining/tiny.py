@@ -18,7 +18,7 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from miniworld.pretraining.gates import batched, channels_last, unseen_scenes
-from miniworld.pretraining.report import BEGIN, END, hours, write_card
+from miniworld.pretraining.report import BEGIN, END, write_card
 from miniworld.pretraining.stage import Stage
 from miniworld.pretraining.vae import save_sheet, to_tensor, vae_batch
 from utils.inference.job import SHIPPED
@@ -27,7 +27,7 @@ from utils.kinds.normals import angular_error
 
 NAME = "tiny"
 CHANNELS, ENCODER_BLOCKS, DECODER_BLOCKS = 32, (1, 2, 2), (2, 2, 1)  # TAESD: 64, (1, 3, 3, 3), (3, 3, 3, 1)
-MEASURED = 256  # unseen scenes of the report
+MEASURED = 64  # unseen scenes of the report
 
 CARD = """---
 license: apache-2.0
@@ -44,7 +44,7 @@ thousand parameters in {megabytes:.2f} MB of float16. `--vae {path}` predicts wi
 `python -m miniworld.pretrain --stage tiny` trained it on {generator}'s rendered images, varied in colour as for the
 VAE: the decoder to draw the image from the VAE's scaled latents, the encoder to return those latents, both by mean
 squared error. **No normal, depth, albedo or shading map was used.** AdamW at 2e-3, 16 crops of 32x32 a step, moving
-averages with decay 0.998.
+averages with decay 0.998; {steps} steps of about 0.12 CPU seconds.
 
 ## Quality
 
@@ -110,18 +110,18 @@ def full_decoded(vae: AutoencoderKL, z: Tensor) -> Tensor:
     return vae.decode(z / vae.config.scaling_factor).sample
 
 
-def save_tiny(folder: Path, generator: Path, tiny: AutoencoderTiny) -> None:
+def save_tiny(folder: Path, generator: Path, tiny: AutoencoderTiny, steps: int) -> None:
     """Write the autoencoder in float16, with its card."""
     tiny.half().save_pretrained(folder)
     parameters = sum(weight.numel() for weight in tiny.parameters())
     names = {"name": folder.name, "generator": generator.name, "path": os.path.relpath(folder)}
     names |= {"link": os.path.relpath(generator, folder), "begin": BEGIN, "end": END, "scenes": MEASURED}
-    card = CARD.format(**names, thousands=parameters / 1e3, megabytes=2 * parameters / 1e6)
+    card = CARD.format(**names, steps=steps, thousands=parameters / 1e3, megabytes=2 * parameters / 1e6)
     (folder / "README.md").write_text(card)
 
 
-def report_tiny(folder: Path, generator: Path, work: Path, seed: int) -> None:
-    """Errors of both decoders, and of the tiny encoder, on unseen scenes; into the card, where the log is there."""
+def report_tiny(folder: Path, generator: Path, seed: int) -> None:
+    """Measure both decoders and the tiny encoder on unseen scenes, and write the table into the card."""
     vae = AutoencoderKL.from_pretrained(generator / "vae")
     tiny = AutoencoderTiny.from_pretrained(folder)
     maps, seen, _ = unseen_scenes(seed, MEASURED)
@@ -144,10 +144,9 @@ def report_tiny(folder: Path, generator: Path, work: Path, seed: int) -> None:
         predicted = torch.stack([one["normal"].map for one in predictor(images)])
         angles = [mean_angle(one, maps["normal"], seen) for one in (coded, predicted)]
         lines.append(f"| {name} | {psnr:.2f} dB | {angles[0]:.2f} | {angles[1]:.2f} |")
-    text = "\n\n".join(["\n".join(lines), hours(work, (NAME,))])
+    text = "\n".join(lines)
     print(text)
-    if (work / NAME / "log.jsonl").exists():
-        write_card(folder / "README.md", text)
+    write_card(folder / "README.md", text)
 
 
 def to_images(rgb: Tensor) -> np.ndarray:

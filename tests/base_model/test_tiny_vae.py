@@ -1,5 +1,6 @@
 """A tiny autoencoder for previews: the VAE's scale is kept, and one that was made for another base is refused."""
 
+import json
 import shutil
 
 import numpy as np
@@ -10,8 +11,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import predict
-from miniworld.pretraining.tiny import build_tiny_vae
-from utils.base_model.tiny_vae import put_in_decoder, put_in_encoder, use_tiny_vae
+from miniworld.pretraining.stage import run_stage
+from miniworld.pretraining.tiny import build_tiny_vae, save_tiny, tiny_stage
+from utils.base_model.tiny_vae import load_tiny, put_in_decoder, put_in_encoder, use_tiny_vae
 from utils.errors import InputError
 from utils.inference.predictor import Predictor
 from utils.paths import ROOT
@@ -99,3 +101,16 @@ def test_one_that_does_not_fit_is_refused(what, vae, tmp_path):
 def test_flags_that_cannot_work_are_refused_before_anything_is_loaded(words, reason, tmp_path):
     with pytest.raises(InputError, match=reason):
         predict.main([str(ROOT / "examples" / "coffee.jpg"), "--output_dir", str(tmp_path), *words])
+
+
+def test_the_stage_trains_one_and_writes_it_with_its_card(vae, tmp_path):
+    rgb = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), np.uint8)
+    tiny = build_tiny_vae(vae, channels=8)
+    before = tiny.decoder.layers[0].weight.clone()
+    settings = {"steps": 12, "learning_rate": 1e-2, "warmup": 1, "log_every": 1}
+    run_stage(tiny_stage(tiny, vae, rgb, tmp_path / "work", 4, False, **settings))
+    losses = [json.loads(line) for line in (tmp_path / "work" / "log.jsonl").read_text().splitlines()]
+    assert losses[-1]["encoder"] < losses[0]["encoder"] and losses[-1]["decoder"] < losses[0]["decoder"]
+    save_tiny(tmp_path / "tiny", BASE, tiny, 12)
+    assert not torch.equal(load_tiny(str(tmp_path / "tiny")).decoder.layers[0].weight, before)
+    assert "12 steps" in (tmp_path / "tiny" / "README.md").read_text()

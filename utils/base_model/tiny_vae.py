@@ -4,6 +4,8 @@ It works on scaled latents. Its parts are put into the VAE, which scales for the
 their interface, and AugUNet's condition, which is not scaled, stays as it is.
 """
 
+import logging
+
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor, nn
@@ -86,8 +88,11 @@ def put_in_encoder(vae: AutoencoderKL, tiny: AutoencoderTiny) -> None:
 
 
 def load_tiny(name: str) -> AutoencoderTiny:
-    """An AutoencoderTiny from a folder or the hub, frozen, in fp32 on the CPU. InputError where there is none."""
+    """An AutoencoderTiny from a folder or the hub, frozen, in fp32 on the CPU. InputError where that is not one."""
     where = {} if is_folder(name) else {"local_files_only": require(name)}
+    logger = logging.getLogger("diffusers.configuration_utils")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # it warns of block_out_channels, which diffusers itself writes into the file
     try:
         kind = AutoencoderTiny.load_config(name, **where).get("_class_name")
         if kind != "AutoencoderTiny":  # diffusers would take random weights for those that it does not find
@@ -99,6 +104,8 @@ def load_tiny(name: str) -> AutoencoderTiny:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"--vae={name}: not a readable AutoencoderTiny ({reason}); pass its diffusers folder or hub "
             "name, such as madebyollin/taesd for Stable Diffusion 1 and 2") from None  # fmt: skip
+    finally:
+        logger.setLevel(level)
     return tiny.requires_grad_(False).eval().float()
 
 

@@ -311,7 +311,7 @@ class MapKind:
     def values(self, prediction: Tensor) -> np.ndarray:
         """A prediction -> float32 values: (H,W,3), or (H,W) of a grey one, about [0,1], not clamped."""
         values = prediction.float() / 2 + 0.5
-        return (values.mean(0) if self.intrinsic.grey else values.permute(1, 2, 0)).cpu().numpy()
+        return (values.mean(0) if self.intrinsic.grey else values.permute(1, 2, 0).contiguous()).cpu().numpy()
 
     def panel(self, prediction: Tensor) -> Tensor:
         """How a panel shows a prediction: as it is, a grey one by its mean."""

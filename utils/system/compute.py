@@ -60,7 +60,12 @@ class AttentionByKeys:
         self.products, self.fused = AttnProcessor(), AttnProcessor2_0()
 
     def __call__(
-        self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, *args, **more
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        *args: object,
+        **more: object,
     ) -> Tensor:
         keys = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         few = torch.is_grad_enabled() and keys.ndim == 3 and keys.shape[1] <= FEW_KEYS
