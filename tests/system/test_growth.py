@@ -39,7 +39,8 @@ def log_scalars(accelerator, output_dir, values, step, complete):
     original(accelerator, output_dir, values, step, complete)
     if "train_loss" not in values or step % {0}:
         return
-    now, gc_before = time.process_time(), gc.collect()
+    now = time.process_time()
+    gc.collect()
     times = []
     for _ in range(20):
         start = time.process_time()
@@ -47,7 +48,8 @@ def log_scalars(accelerator, output_dir, values, step, complete):
         times.append(time.process_time() - start)
     lines = Path("/proc/self/status").read_text().splitlines()
     print(json.dumps({{
-        "step": step, "seconds": (now - began) / {0}, "product": min(times), "handles": len(os.listdir("/proc/self/fd")),
+        "step": step, "seconds": (now - began) / {0}, "product": min(times),
+        "handles": len(os.listdir("/proc/self/fd")),
         "threads": int(next(line for line in lines if line.startswith("Threads")).split()[1]),
         "memory": 1024 * int(next(line for line in lines if line.startswith("VmRSS")).split()[1]),
         "objects": len(gc.get_objects()),

@@ -140,11 +140,10 @@ def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
 
 @pytest.mark.slow
 def test_runs_that_are_killed_and_resumed_end_as_ones_that_were_not():
-    """A few kills of real runs; `python tests/stress_resume.py --kills 100` does it in earnest."""
-    words = ["--kills", "3", "--case", "workers", "--case", "two processes"]
-    program = [sys.executable, str(ROOT / "tests" / "stress_resume.py"), *words]
-    done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0 and "3 kills survived" in done.stdout, done.stdout + done.stderr
+    """One kill in each way; `python -m tests.kill_lab --kills 100` does it in earnest, with all kinds of runs."""
+    words = ["-m", "tests.kill_lab", "--kills", "6", "--kind", "workers", "--kind", "plain", "--kind", "two processes"]
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0 and "6 of 6 kills survived" in done.stdout, done.stdout + done.stderr
 
 
 # stopping well

@@ -200,6 +200,21 @@ def test_tensorboard_shows_the_same(flags, killed):
     assert "| checkpoint | checkpoint-" in board.Tensors("best/text_summary")[-1].tensor_proto.string_val[0].decode()
 
 
+def test_a_clock_that_is_set_back_does_not_show_steps_twice_in_tensorboard(flags, tmp_path, monkeypatch):
+    """Its files' names begin with the time, and it reads them in that order."""
+    words = ["--checkpointing_steps", 2, "--validation_steps", 0, "--resume_from_checkpoint", "latest", "--rank", 4]
+    words = flags(SCRIPT, tmp_path, *words, "--max_train_steps", 4, "--tracker_project", "shapes")
+    words[words.index("--report_to") + 1] = "tensorboard"
+    now = time.time
+    for hours in range(3):
+        monkeypatch.setattr(time, "time", lambda hours=hours: now() - 3600 * hours)
+        run_here(SCRIPT, words)
+        shutil.rmtree(tmp_path / "checkpoint-4")  # as a kill after step 4 leaves it
+    board = EventAccumulator(str(tmp_path / "logs" / "shapes"))
+    board.Reload()
+    assert [event.step for event in board.Scalars("train_loss")] == [1, 2, 3, 4]
+
+
 def test_a_run_with_parts_not_uploaded_stays_offline(flags, killed, tmp_path, monkeypatch, capsys):
     """Otherwise the later part would come before the earlier one in wandb."""
     output, _ = killed(flags)

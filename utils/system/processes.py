@@ -83,7 +83,7 @@ def supervise(command: list[str], count: int, first: int = 0, total: int | None 
     first, total: rank of the first one, and the processes of all hosts, which meet at the environment's MASTER_ADDR.
     """
     total = total or count
-    shared = {"WORLD_SIZE": total, "LOCAL_WORLD_SIZE": count}
+    shared: dict[str, object] = {"WORLD_SIZE": total, "LOCAL_WORLD_SIZE": count}
     if total == count:
         with socket.create_server(("127.0.0.1", 0)) as free:
             shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free.getsockname()[1]}

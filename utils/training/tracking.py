@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import time
 from collections.abc import Collection, Mapping, Sequence
 from itertools import count
 from pathlib import Path
@@ -105,6 +106,8 @@ def start_trackers(
         return
     names = {str(each) for each in accelerator.log_with}
     init: dict[str, dict[str, object]] = {"tensorboard": {} if resumed_at is None else {"purge_step": resumed_at + 1}}
+    if "tensorboard" in names:
+        order_events(output_dir / settings.logging_dir / settings.tracker_project)
     known_to_wandb = (output_dir / "wandb_id.txt").is_file()
     if "wandb" in names:
         import wandb
@@ -152,6 +155,18 @@ def start_trackers(
         else:
             tracker.writer.add_text("config", _table(config), max(resumed_at or 0, 0))
             tracker.writer.flush()
+
+
+def order_events(folder: Path) -> None:
+    """Rename the event files of earlier starts where the clock has been set back since, so that the next file's name
+    comes last. The names begin with the time, and TensorBoard reads them in their order: it would otherwise show the
+    steps after a checkpoint twice.
+    """
+    now, files = int(time.time()), sorted(folder.glob("events.out.tfevents.*"))
+    if files and files[-1].name >= f"events.out.tfevents.{now}":
+        for back, file in enumerate(reversed(files), 1):
+            *_, rest = file.name.split(".", 4)  # host, process id, number
+            file.rename(file.with_name(f"events.out.tfevents.{now - back}.{rest}"))
 
 
 def send_missing(tracker: WandBTracker, lines: Sequence[Mapping[str, Any]], resumed_at: int | None) -> None:
