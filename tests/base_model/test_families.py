@@ -4,6 +4,8 @@ Stable Diffusion 1.5.
 
 import re
 import shutil
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -12,24 +14,29 @@ import tiny_families
 import torch
 from helpers import distance, fork, losses, run_here
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 import predict
 from utils.base_model import names, parts
 from utils.base_model.families import open_base
 from utils.base_model.names import check_base, family_of
 from utils.base_model.stable_diffusion import load_base
+from utils.cli import number
 from utils.errors import InputError
 from utils.inference import Predictor
+from utils.inference.job import describe
 from utils.lora import SAFETENSORS, add_lora, fuse_lora, load_attn_procs, lora_parameters, read_lora, save_lora
 from utils.lora.layers import layers_of, lora_targets
 from utils.lora.targets import ALL, KINDS
 from utils.objectives import SingleStep
+from utils.training.args import RECOMMENDED, SINGLE_STEP_REFUSES, parse, training_parser
 from utils.training.upload import model_card, stage
 
 SINGLE = "sd_single_diode_pseudo_normal.py"
 MADE = [name for name in tiny_families.FAMILIES if name.removesuffix("_without_t5") in names.FAMILIES]
 FAMILIES = [name for name in MADE if name != "sd3_without_t5"]
+MOST_SLOW = [name if name == "sd3" else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
 PROMPT = "surface normal"
 
 
@@ -49,12 +56,16 @@ def folders(tmp_path_factory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def trained(folders, diode, tmp_path_factory) -> dict[str, Path]:
-    """Three steps of a LoRA on all layers of each family, in its output folder."""
+def trained(folders, diode, tmp_path_factory) -> Callable[[str], Path]:
+    """family -> the output folder of three steps of a LoRA on all of its layers."""
     root = tmp_path_factory.mktemp("trained")
-    for name in FAMILIES:
+
+    @cache
+    def train(name: str) -> Path:
         run_here(SINGLE, words(diode, folders[name], root / name, "--lora_targets", "all", "--max_train_steps", 3))
-    return {name: root / name for name in FAMILIES}
+        return root / name
+
+    return train
 
 
 def words(diode: Path, base: Path, output: Path, *more: object) -> list[str]:
@@ -192,8 +203,6 @@ def test_a_prompts_states_are_kept_by_base_and_prompt_and_the_text_encoders_not_
     assert len(loaded) == 1 and not torch.equal(first["text"], other["text"])
     weights = folder / "text_encoder" / "model.safetensors"
     state = {key: value + 0.1 for key, value in load_file(weights).items()}
-    from safetensors.torch import save_file
-
     save_file(state, weights, {"format": "pt"})
     changed = open_base(str(folder)).encode_prompt("depth map")
     assert len(loaded) == 2 and not torch.equal(first["text"], changed["text"])
@@ -225,6 +234,37 @@ def test_times_are_whole_numbers_of_diffusion_models_and_0_to_1_of_flow_models(f
     for wrong in (400, 1.5, -0.1, float("nan")):
         with pytest.raises(InputError, match=rf"^--timestep={wrong}: .* is a flow model, whose times are 0 \(image\)"):
             flow.timestep(wrong)
+
+
+@pytest.mark.parametrize(("text", "expected"), [("999", 999), ("0.4", 0.4), ("1.0", 1.0), (0.4, 0.4), (400, 400)])
+def test_a_time_is_whole_or_not_as_it_is_written(text, expected):
+    assert number(text) == expected and type(number(text)) is type(expected)
+
+
+def test_the_flag_and_a_bases_own_recommendation_take_both_kinds_of_time(folders, diode, tmp_path, capsys):
+    parser = training_parser("", SINGLE_STEP_REFUSES)
+    folder, more = tmp_path / "base", ["--empty_prompt", "--max_train_steps", 1]
+    shutil.copytree(folders["sd3"], folder)
+    assert parse(parser, words(diode, folder, tmp_path, *more, "--timestep", "0.25")).timestep == 0.25
+    assert parse(parser, words(diode, folder, tmp_path, *more, "--timestep", "25")).timestep == 25
+    (folder / RECOMMENDED).write_text('{"timestep": 0.3}')
+    assert parse(parser, words(diode, folder, tmp_path, *more)).timestep == 0.3
+    assert "recommends --timestep 0.3" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("text", "expected"), [("0.4", 0.4), ("1.0", 1.0), ("5e-05", 5e-5), ("999", 999)])
+def test_a_header_states_both_kinds_of_time(text, expected, tmp_path):
+    file = tmp_path / SAFETENSORS
+    save_file({"x": torch.zeros(1)}, file, {"timestep": text})
+    assert describe(file).timestep == expected
+
+
+@pytest.mark.parametrize("text", ["1.5", "-0.4", "0.4.1", "nan", "2e5"])
+def test_a_header_with_no_time_is_refused(text, tmp_path):
+    file = tmp_path / SAFETENSORS
+    save_file({"x": torch.zeros(1)}, file, {"timestep": text})
+    with pytest.raises(InputError, match=f"its header has timestep='{text}', not a whole number"):
+        describe(file)
 
 
 def test_a_side_that_a_transformer_cannot_cut_into_patches_is_refused(folders, tmp_path):
@@ -282,17 +322,17 @@ def test_the_second_attention_of_sd3_has_a_lora_and_its_last_block_none_without_
 
 def test_a_lora_of_another_family_is_refused(trained, folders):
     with pytest.raises(InputError, match=r"made for Stable Diffusion XL, but .*sd3 is Stable Diffusion 3 or 3.5"):
-        Predictor(trained["sdxl"], base=folders["sd3"])
+        Predictor(trained("sdxl"), base=folders["sd3"])
     with pytest.raises(InputError, match=r"made for Stable Diffusion XL, but .* is Stable Diffusion 1.x or 2.x"):
-        Predictor(trained["sdxl"], base="miniworld/mini-sd")
+        Predictor(trained("sdxl"), base="miniworld/mini-sd")
 
 
 # Training
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", MOST_SLOW)
 def test_a_training_writes_the_familys_files(name, trained, folders):
-    output = trained[name]
+    output = trained(name)
     header = read_lora(output).metadata
     timestep = "999" if name == "sdxl" else "0.4"
     assert (header["family"], header["timestep"], header["base_model"]) == (name, timestep, str(folders[name]))
@@ -325,8 +365,8 @@ def test_neither_cache_nor_checkpointing_nor_processes_change_a_training(name, t
         others["two"] = []
         fork(SINGLE, *words(diode, folders[name], tmp_path / "two", *length, "--train_batch_size", 1), processes=2)
     for other in others:
-        assert losses(tmp_path / other) == pytest.approx(losses(trained[name]), rel=1e-4), other
-        assert distance(tmp_path / other, trained[name]) < 1e-4, other
+        assert losses(tmp_path / other) == pytest.approx(losses(trained(name)), rel=1e-4), other
+        assert distance(tmp_path / other, trained(name)) < 1e-4, other
 
 
 @pytest.mark.slow
@@ -340,10 +380,10 @@ def test_bf16_trains_and_validates(name, folders, diode, tmp_path, capsys):
     assert f"timestep {'999 of 0 to 999' if name == 'sdxl' else '0.4 of 0 to 1'}; " in shown
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", MOST_SLOW)
 def test_the_cards_lines_load_the_lora(name, trained, folders, monkeypatch):
-    header = read_lora(trained[name]).metadata
-    monkeypatch.chdir(trained[name].parent)
+    header = read_lora(trained(name)).metadata
+    monkeypatch.chdir(trained(name).parent)
     card = model_card(name, header, {}, "", [])
     lines = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1]
     assert f'from_pretrained("{name}")' in lines and ".bin" not in card, "the base's name, not the path to it"
@@ -353,7 +393,7 @@ def test_the_cards_lines_load_the_lora(name, trained, folders, monkeypatch):
     method = single_step(base)
     with torch.no_grad():
         plain = method.predict(base.network, rgb)
-        load_attn_procs(base.network, trained[name])
+        load_attn_procs(base.network, trained(name))
         ours = method.predict(base.network, rgb)
         theirs = method.predict(getattr(scope["pipeline"], base.prefix), rgb)
     assert (plain - ours).abs().max() > 1e-4
@@ -363,14 +403,14 @@ def test_the_cards_lines_load_the_lora(name, trained, folders, monkeypatch):
 # Prediction
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", MOST_SLOW)
 def test_one_prediction_from_all_doors(name, trained, folders, tmp_path, capsys):
     """The class, the script, predict.py, and several LoRAs on one base."""
     photo = tmp_path / "photos" / "a.png"
     photo.parent.mkdir()
     pixels = np.random.default_rng(0).integers(0, 255, (6, 8, 3), dtype=np.uint8)
     Image.fromarray(pixels).resize((64, 48), Image.Resampling.BICUBIC).save(photo)
-    lora = trained[name]
+    lora = trained(name)
     depth = tmp_path / "depth"
     shutil.copytree(lora, depth, ignore=shutil.ignore_patterns("latent_cache", "checkpoint-*"))
     relabel(depth / SAFETENSORS, task="depth", prompt="depth map", polarity="near is large")
@@ -396,9 +436,6 @@ def test_one_prediction_from_all_doors(name, trained, folders, tmp_path, capsys)
 
 def relabel(file: Path, **header: str) -> None:
     """Change a LoRA's header."""
-    from safetensors import safe_open
-    from safetensors.torch import save_file
-
     with safe_open(file, "pt") as opened:
         metadata = opened.metadata()
     metadata.pop("frame", None)

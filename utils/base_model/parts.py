@@ -202,7 +202,7 @@ class Family:
         index = model_index(self.name, self.revision)
         assert index is not None, "other bases are Stable Diffusion's"
         about: list[object] = [self.family, prompt, transformers.__version__, str(index.parent.resolve())]
-        for path in sorted(index.parent.glob("t*/*")):  # text_encoder, tokenizer, and their second and third
+        for path in sorted(index.parent.glob("t*/*")) if is_folder(self.name) else ():  # of the hub: a commit's folder
             if path.parent.name.startswith(("text_encoder", "tokenizer")):
                 status = path.stat()
                 about.append([path.parent.name, path.name, status.st_size, status.st_mtime_ns])
