@@ -143,7 +143,7 @@ def generate(pipeline: Any, z: Tensor, ours: dict[str, Any], image: Tensor) -> T
 
 
 def reaching(network: nn.Module, call: Callable[[], object]) -> dict[str, Any]:
-    """The arguments, by name, of the network's last call in `call`, without those that say nothing."""
+    """The arguments, by name, of the network's last call in `call`, without the empty ones."""
     calls: list[dict] = []
 
     def spy(module: nn.Module, args: tuple, kwargs: dict) -> None:
