@@ -40,7 +40,7 @@ def network_of(pipe) -> torch.nn.Module:
 
 
 def reaching(network, call) -> dict:
-    """The arguments, by name, of the network's one call in `call`, without those that say nothing."""
+    """The arguments, by name, of the network's one call in `call`, without the empty ones."""
     calls = []
 
     def spy(module, args, kwargs):
@@ -69,7 +69,8 @@ def assert_same(ours: object, theirs: object, name: str) -> None:
     if torch.is_tensor(theirs):
         theirs = theirs.expand(ours.shape) if theirs.ndim == 0 else theirs  # one time for all images
         assert ours.shape == theirs.shape, name
-        assert torch.allclose(ours.double(), theirs.double(), rtol=1e-5, atol=1e-5), name  # of a prompt in a batch
+        ours, theirs = ours.double(), theirs.double()  # a batch of prompts is rounded otherwise than one of them
+        assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-5), name
     elif isinstance(theirs, dict):
         assert ours.keys() == theirs.keys(), name
         for key in theirs:

@@ -115,6 +115,7 @@ def test_all_keys_are_read_wrapped_ones_too(form, wrapper, lora, unet, tmp_path)
     ({"task": "normal", "method": "augunet"}, "run inference_augunet.py"),
     ({"task": "normal", "method": "gan"}, "run inference_gan.py"),
     ({"task": "normal", "method": "novel"}, "do not know it"),
+    ({"task": "normal", "family": "sdxl", "timestep": "999"}, "base family sdxl"),
     ({"task": "normal", "timestep": "1000"}, "timestep is 1000"),
     ({"task": "normal", "timestep": "1e3"}, "timestep is 1e3"),
     ({"task": "normal", "resolution": "-64"}, "resolution is -64"),

@@ -13,11 +13,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from miniworld.pretraining.random_sd import build_unet
+from utils.base_model.families import open_base
 from utils.errors import InputError
-from utils.lora import CONV_IN, load_attn_procs, lora_state, read_lora, save_lora
+from utils.lora import CONV_IN, add_lora, load_attn_procs, lora_state, read_lora, save_lora
 from utils.lora.__main__ import describe, main
 from utils.lora.inspection import sd_layers
 from utils.lora.keys import FORMATS, key_format, make_key, parse_layers, split_key, to_format
+from utils.lora.layers import layers_of
+from utils.lora.targets import ALL
 
 ARCHITECTURES = {
     768: {"cross_attention_dim": 768, "attention_head_dim": 8},
@@ -236,6 +239,45 @@ def test_the_trainers_file_is_in_the_format_that_comfyui_takes(tmp_path):
     load_attn_procs(unet, random_lora(unet))
     state = load_file(save_lora(unet, tmp_path, {}))
     assert set(comfyui_takes(set(state), modules)) == set(state) == set(lora_state(unet))
+
+
+_ATTN = r"attn\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)"
+COMFYUI_NAMES = {  # ComfyUI's published table of each transformer: diffusers' names of the layers that it knows
+    "sd3": rf"transformer_blocks\.\d+\.({_ATTN}|attn2\.(to_[qkv]|to_out\.0)|ff(_context)?\.net\.(0\.proj|2)|"
+    r"norm1(_context)?\.linear)|context_embedder|pos_embed\.proj|norm_out\.linear|proj_out|"
+    r"time_text_embed\.(timestep|text)_embedder\.linear_[12]",
+    "flux2": rf"transformer_blocks\.\d+\.({_ATTN}|ff(_context)?\.linear_(in|out))|"
+    r"single_transformer_blocks\.\d+\.attn\.(to_qkv_mlp_proj|to_out)|x_embedder|context_embedder|norm_out\.linear|"
+    r"proj_out|time_text_embed\.(timestep|guidance)_embedder\.linear_[12]",
+}
+COMFYUI_LEAVES = {  # layers that are not in it, and that ComfyUI leaves out with a line in its log
+    "sd3": set(),
+    "flux2": {"time_guidance_embed", "double_stream_modulation_img", "double_stream_modulation_txt",
+              "single_stream_modulation"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", COMFYUI_NAMES)
+def test_comfyuis_rules_take_our_files_of_transformers_but_for_the_layers_that_it_has_no_names_for(
+    family, tiny, tmp_path
+):
+    """It takes transformer.<name>.lora_A.weight and .lora_B.weight of the layers in its table."""
+    network = open_base(str(tiny(family))).network
+    add_lora(network, 2, targets=ALL)
+    keys = set(load_file(save_lora(network, tmp_path, {})))
+    pattern = re.compile(rf"transformer\.({COMFYUI_NAMES[family]})\.lora_[AB]\.weight")
+    left = {key.split(".")[1] for key in keys if not pattern.fullmatch(key)}
+    assert left == COMFYUI_LEAVES[family] and len(keys) > 70
+
+
+def test_comfyuis_rules_take_all_of_sdxl_under_kohyas_keys_and_no_attention_under_pefts(tiny, tmp_path):
+    network = open_base(str(tiny("sdxl"))).network
+    add_lora(network, 2, targets=ALL)
+    ours, modules = load_file(save_lora(network, tmp_path, {})), layers_of(network, ALL)
+    kohya = to_format(parse_layers(ours, "x"), "kohya")
+    assert set(comfyui_takes(set(kohya), modules)) == set(kohya)
+    left = {split_key(key)[0] for key in set(ours) - set(comfyui_takes(set(ours), modules))}
+    assert left == set(layers_of(network, ("attention",)))
 
 
 @pytest.fixture

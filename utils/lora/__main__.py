@@ -9,6 +9,9 @@ from utils.errors import InputError, note, run
 from utils.lora.files import CONV_IN, PEFT, LoraFile, brings_conv_in, read_lora
 from utils.lora.inspection import describe, table
 from utils.lora.keys import FORMATS, header_of, parse_layers, to_format, without_text_encoder
+from utils.lora.targets import place_of
+
+BY_KOHYA = ("qwen_image", "z_image")  # families of transformers whose pipelines read kohya's keys of diffusers' names
 
 
 def convert(source: Path, out: Path, to: str, drop_text_encoder: bool = False) -> None:
@@ -30,6 +33,11 @@ def convert(source: Path, out: Path, to: str, drop_text_encoder: bool = False) -
             else f"{file}: has no text-encoder layers to leave out"
         )
     layers = parse_layers(state, file, metadata)
+    if to == "kohya" and place_of(next(iter(layers)))[0] == "transformer" and metadata.get("family") not in BY_KOHYA:
+        raise InputError(
+            f"{file}: of the transformers only {' and '.join(BY_KOHYA)} have pipelines that read kohya's keys; its "
+            f"header names {metadata.get('family', 'no family')}; use peft keys"
+        )
     stated, metadata = metadata, header_of(layers, metadata, to)
     if gone := sorted(key for key in stated if metadata.get(key) != stated[key]):
         place = "the alpha tensors" if to == "kohya" else "the weights"

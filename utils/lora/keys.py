@@ -9,8 +9,10 @@ For a layer X.to_q of attention (also to_k, to_v, to_out.0), or any other layer 
                                                 other generators
     K  lora_unet_Y.lora_down.weight             `kohya`: sd-scripts, with every dot of the module's name an
        lora_unet_Y.alpha                        underscore, and alpha: the layer is scaled by alpha / rank
-A and B write `to_out` for `to_out.0`, and have names for attention layers only. The scale's other places are those of
-scale.py. A linear's weights are down (r,in), up (out,r); a convolution's are down (r,in,kh,kw), up (out,r,1,1).
+    T  diffusion_model.Y.lora_A.weight          `ai-toolkit`: trainers of transformers
+A and B write `to_out` for `to_out.0`, and have names for attention layers only. K and T of FLUX.2 have its authors'
+names (`renamed`). The scale's other places are those of scale.py. A linear's weights are down (r,in), up (out,r); a
+convolution's are down (r,in,kh,kw), up (out,r,1,1).
 """
 
 import math
@@ -30,17 +32,31 @@ if TYPE_CHECKING:
 FORMATS = ("released", "diffusers", "peft", "kohya")  # those that can be written
 ATTENTION_ONLY = ("released", "diffusers")
 _DOTTED = re.compile(
-    r"^(?:unet\.|transformer\.|base_model\.model\.)?(?P<module>.+?)(?:_lora\.|\.lora\.|\.lora_|\.)(?P<part>down|up|A|B|alpha)"
+    r"^(?:unet\.|transformer\.|diffusion_model\.|base_model\.model\.)?(?P<module>.+?)"
+    r"(?:_lora\.|\.lora\.|\.lora_|\.)(?P<part>down|up|A|B|alpha)"
     r"(?:(?<=_[AB])\.(?!bias$)[^.]+?)?(?:\.weight)?$"  # after A and B peft's name of the adapter
 )
 _KOHYA = re.compile(r"^lora_unet_(?P<module>\w+)\.(?P<part>lora_down\.weight|lora_up\.weight|alpha)$")
 # Underscores alone do not say where the dots were (down_blocks_0 is down_blocks.0, to_out_0 is to_out.0), so the parts
-# of the UNet's names are spelt out; the longer come first, so that proj_in is not proj.in.
+# of the names are spelt out, of a UNet, of Qwen-Image and of Z-Image; the longer come first: proj_in is not proj.in.
 _NAMES = re.compile(
-    r"down_blocks|up_blocks|mid_block|attentions|transformer_blocks|resnets|downsamplers|upsamplers|attn\d|to_q|to_k|"
-    r"to_v|to_out|ff|net|proj_in|proj_out|proj|conv_shortcut|conv1|conv2|conv|time_emb_proj|time_embedding|add_embedding|linear_\d|"
-    r"\d+"
+    r"down_blocks|up_blocks|mid_block|attentions|transformer_blocks|resnets|downsamplers|upsamplers|attn\d?|to_q|to_k|"
+    r"to_v|to_out|ff|net|proj_in|proj_out|proj|conv_shortcut|conv1|conv2|conv|time_emb_proj|time_embedding|"
+    r"add_embedding|linear_\d|add_[qkv]_proj|to_add_out|(?:img|txt)_(?:mlp|mod|in)|time_text_embed|timestep_embedder|"
+    r"norm_out|linear|layers|(?:noise|context)_refiner|attention|feed_forward|w[123]|adaLN_modulation|t_embedder|"
+    r"cap_embedder|mlp|\d+"
 )
+_FLUX2_KEY = re.compile(
+    r"^(?:diffusion_model\.|base_model\.model\.|lora_unet_)(?P<kind>double|single)_blocks[._](?P<number>\d+)[._](?P<layer>[\w.]+?)"
+    r"\.(?P<part>lora_(?:A|B|down|up)|alpha)(?P<end>\.weight)?$"
+)
+_FLUX2 = {  # a layer in a block of FLUX.2, as its authors name it in kohya's spelling -> diffusers' one or three of it
+    "img_attn_qkv": ("attn.to_q", "attn.to_k", "attn.to_v"), "img_attn_proj": ("attn.to_out.0",),
+    "txt_attn_qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"), "txt_attn_proj": ("attn.to_add_out",),
+    "img_mlp_0": ("ff.linear_in",), "img_mlp_2": ("ff.linear_out",),
+    "txt_mlp_0": ("ff_context.linear_in",), "txt_mlp_2": ("ff_context.linear_out",),
+    "linear1": ("attn.to_qkv_mlp_proj",), "linear2": ("attn.to_out",),
+}  # fmt: skip
 _DOTTED_WRAPPERS = re.compile(rf"(?<![^.])(?:{WRAPPERS}|module)(?:\.|$)")
 _KOHYA_WRAPPERS = re.compile(rf"(?<=_)(?:{WRAPPERS})_|(?<=^lora_unet_)module_")
 _TEXT_ENCODER = re.compile(
@@ -122,9 +138,11 @@ def is_text_encoders(key: str) -> bool:
 
 
 def key_format(key: str) -> str:
-    """The format whose key this is: one of FORMATS, or "diffusers-old" (C)."""
+    """The format whose key this is: one of FORMATS, "diffusers-old" (C), or "ai-toolkit" (T)."""
     if key.startswith("lora_unet_"):
         return "kohya"
+    if key.startswith("diffusion_model."):
+        return "ai-toolkit"
     if ".lora_A" in key or ".lora_B" in key:
         return "peft"
     if ".processor." in key:
@@ -161,7 +179,7 @@ def parse_layers(
     if not isinstance(state, Mapping) or not state:
         raise InputError(f"{name}: not a LoRA (an empty file, or no mapping of names to tensors)")
     _refuse_others(state, name)
-    for key, weight in state.items():
+    for key, weight in renamed(state).items():
         split = split_key(str(key))
         if not split or not hasattr(weight, "ndim"):
             raise InputError(f"{name}: key {key!r} is of no LoRA layer of a UNet in any known format")
@@ -176,6 +194,26 @@ def parse_layers(
         raise
     except ValueError as error:  # of scale.py
         raise InputError(f"{name}: {error}") from None
+
+
+def renamed(state: Mapping) -> dict:
+    """A state dict in which the layers of FLUX.2's blocks have diffusers' names, where they have its authors'.
+
+    Theirs is one layer for query, key and value: down is that of all three, up has their rows one after the other.
+    """
+    found: dict = {}
+    for key, weight in state.items():
+        match = _FLUX2_KEY.match(str(key))
+        layers = _FLUX2.get(match["layer"].replace(".", "_"), ()) if match else ()
+        if match is None or not layers:
+            found[key] = weight
+            continue
+        block = f"transformer.{'single_' * (match['kind'] == 'single')}transformer_blocks.{match['number']}"
+        rows = weight.shape[0] // len(layers) if match["part"] in ("lora_B", "lora_up") else 0
+        for i, layer in enumerate(layers):
+            part = weight[i * rows : (i + 1) * rows] if rows else weight
+            found[f"{block}.{layer}.{match['part']}{match['end'] or ''}"] = part
+    return found
 
 
 def without_text_encoder(state: "Mapping[str, Tensor | np.ndarray]") -> tuple[dict, int]:
@@ -250,7 +288,8 @@ def to_format(layers: Mapping[str, Layer], to: str) -> "dict[str, Tensor]":
     state: dict[str, Tensor] = {}
     for module, layer in layers.items():
         down, up = (layer.down, layer.up) if to == "kohya" else layer.folded()
-        state |= {make_key(module, "down", to): down.contiguous(), make_key(module, "up", to): up.contiguous()}
+        down, up = (part.clone(memory_format=torch.contiguous_format) for part in (down, up))  # FLUX.2's share one
+        state |= {make_key(module, "down", to): down, make_key(module, "up", to): up}
         if to == "kohya":
             alpha = float(down.shape[0]) if layer.alpha is None else layer.alpha
             if split_key(make_key(module, "alpha", to)) != (module, "alpha"):

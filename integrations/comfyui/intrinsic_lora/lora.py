@@ -82,6 +82,9 @@ def facts(path: Path, task: str | None = None) -> Facts:
         remedy = f"run {SCRIPTS[method]}" if method in SCRIPTS else "these nodes do not know it; update them"
         why = ", which needs an 8-channel conv_in and 25 steps of its own" if method == "augunet" else ""
         raise ValueError(f"{name}: made with {clean(method)}{why}: ComfyUI's Stable Diffusion cannot run it; {remedy}")
+    if (family := said.get("family", "sd")) != "sd":
+        raise ValueError(f"{name}: of the base family {clean(family)}; these nodes know Stable Diffusion 1.x and 2.x; "
+            "run inference_sd_single.py")  # fmt: skip
     task = task or said.get("task")
     if task not in PROMPTS:
         raise ValueError(f"{name}: its header names no known task ({clean(task)}); choose one in the node")

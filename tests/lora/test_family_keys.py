@@ -1,0 +1,118 @@
+"""Keys of LoRA files for transformers: what the family's pipeline reads, this project reads as the same weights."""
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_families import pipeline
+
+from utils.base_model.families import open_base
+from utils.errors import InputError
+from utils.lora import add_lora, load_attn_procs, save_lora
+from utils.lora.__main__ import describe, main
+from utils.lora.layers import layers_of
+
+TEXT = {"flux2": (1, 7, 48), "qwen_image": (1, 7, 16), "z_image": (7, 16)}
+Z = {"flux2": (1, 16, 4, 6), "qwen_image": (1, 4, 8, 12), "z_image": (1, 16, 8, 12)}
+FLUX2_BLOCKS = {  # its authors' layers: kind of block, name, inputs and outputs in the tiny model
+    ("double", "img_attn.qkv"): (32, 96), ("double", "txt_attn.qkv"): (32, 96), ("double", "img_attn.proj"): (32, 32),
+    ("double", "txt_attn.proj"): (32, 32), ("double", "img_mlp.0"): (32, 192), ("double", "img_mlp.2"): (96, 32),
+    ("double", "txt_mlp.0"): (32, 192), ("double", "txt_mlp.2"): (96, 32), ("single", "linear1"): (32, 288),
+    ("single", "linear2"): (128, 32),
+}  # fmt: skip
+
+
+@pytest.fixture
+def reads(family, tiny):
+    """A file -> the network's output with it, as loaded by the pipeline and by this project, and without it."""
+    base, pipe = open_base(str(tiny(family))), pipeline(tiny(family))
+    generator = torch.Generator().manual_seed(1)
+    states = {
+        "text": torch.randn(TEXT[family], generator=generator),
+        "pooled": torch.randn(1, 64, generator=generator),
+    }
+    z = torch.randn(Z[family], generator=generator)
+
+    @torch.no_grad()
+    def outputs(file) -> tuple[torch.Tensor, ...]:
+        plain = base.predict(pipe.transformer, z, 0.4, states)
+        pipe.load_lora_weights(str(file.parent), weight_name=file.name)
+        theirs = base.predict(pipe.transformer, z, 0.4, states)
+        pipe.unload_lora_weights()
+        load_attn_procs(pipe.transformer, file)
+        ours = base.predict(pipe.transformer, z, 0.4, states)
+        pipe.transformer.unload_lora()
+        return theirs, ours, plain
+
+    return outputs
+
+
+@pytest.fixture
+def saved(family, tiny, tmp_path):
+    """A LoRA of this project, on the kinds of layers that kohya's keys can name."""
+    network, folder = open_base(str(tiny(family))).network, tmp_path / "ours"
+    kinds = [kind for kind in ("attention", "feedforward", "time") if layers_of(network, (kind,))]
+    add_lora(network, 4, targets=kinds)
+    torch.manual_seed(2)
+    for name, parameter in network.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    return save_lora(network, folder, {"family": family, "task": "normal"})
+
+
+def assert_read(outputs) -> None:
+    theirs, ours, plain = outputs
+    assert (theirs - plain).abs().max() > 0.01, "the pipeline loaded nothing"
+    assert torch.allclose(theirs, ours, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["qwen_image", "z_image"])
+def test_kohyas_keys_are_written_for_the_pipelines_that_read_them(family, reads, saved, tmp_path):
+    kohya = tmp_path / "kohya.safetensors"
+    main(["convert", str(saved), str(kohya), "--format", "kohya"])
+    assert all(key.startswith("lora_unet_") for key in load_file(kohya))
+    outputs = reads(kohya)
+    assert_read(outputs)
+    assert torch.allclose(outputs[0], reads(saved)[0], atol=1e-5)
+    main(["convert", str(kohya), str(tmp_path / "back.safetensors"), "--format", "peft"])
+    back, first = load_file(tmp_path / "back.safetensors"), load_file(saved)
+    assert back.keys() == first.keys() and all(torch.equal(back[key], first[key]) for key in first)
+
+
+@pytest.mark.parametrize("family", ["sd3", "flux2"])
+def test_kohyas_keys_are_not_written_where_no_pipeline_would_read_them(family, saved, tmp_path):
+    with pytest.raises(InputError, match=f"header names {family}; use peft keys"):
+        main(["convert", str(saved), str(tmp_path / "kohya.safetensors"), "--format", "kohya"])
+    assert not (tmp_path / "kohya.safetensors").exists()
+
+
+@pytest.mark.parametrize("family", ["flux2", "qwen_image", "z_image"])
+def test_ai_toolkits_keys_are_read_as_the_pipeline_reads_them(family, reads, saved, tmp_path):
+    state = {key.replace("transformer.", "diffusion_model.", 1): value for key, value in load_file(saved).items()}
+    if family == "flux2":  # its converter knows the blocks alone by these names
+        state = {key: value for key, value in state.items() if "blocks" in key}
+    save_file(state, tmp_path / "toolkit.safetensors")
+    assert describe(tmp_path / "toolkit.safetensors")["format"] == "ai-toolkit"
+    assert_read(reads(tmp_path / "toolkit.safetensors"))
+
+
+@pytest.mark.parametrize("family", ["flux2"])
+@pytest.mark.parametrize("form", ["ai-toolkit", "kohya"])
+def test_the_names_of_flux2s_authors_are_read_as_the_pipeline_reads_them(family, form, reads, tmp_path):
+    generator, state = torch.Generator().manual_seed(3), {}
+    for (kind, layer), (inputs, outputs) in FLUX2_BLOCKS.items():
+        down, up = torch.randn(4, inputs, generator=generator) / 4, torch.randn(outputs, 4, generator=generator) / 9
+        for number in (0, 1):
+            name = f"{kind}_blocks.{number}.{layer}"
+            if form == "kohya":
+                name = "lora_unet_" + name.replace(".", "_")
+                state |= {f"{name}.lora_down.weight": down.clone(), f"{name}.lora_up.weight": up.clone()}
+                state[f"{name}.alpha"] = torch.tensor(2.0)
+            else:
+                name = f"diffusion_model.{name}"
+                state |= {f"{name}.lora_A.weight": down.clone(), f"{name}.lora_B.weight": up.clone()}
+    save_file(state, tmp_path / "theirs.safetensors")
+    assert_read(reads(tmp_path / "theirs.safetensors"))
+    facts = describe(tmp_path / "theirs.safetensors")
+    assert facts["format"] == form and facts["targets"] == "attention,feedforward" and facts["linears"] == 28
+    main(["convert", str(tmp_path / "theirs.safetensors"), str(tmp_path / "peft.safetensors"), "--format", "peft"])
+    assert_read(reads(tmp_path / "peft.safetensors"))
