@@ -132,8 +132,8 @@ def check_geometry(where: object, frames: Sequence[Geometry]) -> None:
         evidence.append(normals_evidence(stored, np.nan_to_num(readings[0][0]), use))
         angles.append([np.median(np.arccos(np.clip((n * normals).sum(axis=2)[use], -1, 1))) for n, _ in readings])
     if findings := normals_findings(evidence, "opengl"):
-        cure = "the depth shows their directions; take the published files"
-        raise InputError(f"{where}: {findings[0].text('the normals', cure)}")
+        advice = "the depth shows their directions; take the published files"
+        raise InputError(f"{where}: {findings[0].text('the normals', advice)}")
     if angles:
         present, *others = np.median(angles, axis=0)
         if present > np.radians(1) and min(others) < CLEARLY * present:

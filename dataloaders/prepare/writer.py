@@ -57,7 +57,7 @@ class DroppedError(Exception):
 
 @dataclass
 class Frame:
-    """What was read of one image.
+    """The content of one image.
 
     rgb: uint8 (H,W,3), or the file that holds it. maps: intrinsic -> (values, where known bool (H,W)): unit normals
     (H,W,3) opencv, planar depth (H,W) in metres, inf where there is only sky, linear albedo and shading (H,W,3) in
