@@ -1,5 +1,6 @@
 """evaluate_benchmarks.py on the field's test sets, tiny, in their own layouts, with predictions of a known error."""
 
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -16,6 +17,7 @@ import evaluate
 import evaluate_benchmarks
 from utils.benchmark_sets import sets
 from utils.benchmark_sets.files import find_all
+from utils.benchmark_sets.rows import read_image
 from utils.errors import InputError
 from utils.image_io.colour_space import to_srgb
 from utils.image_io.files import read_array
@@ -94,8 +96,8 @@ def test_a_known_error_is_what_the_table_says(name, tmp_path, score):
         assert metrics["ssim"] == pytest.approx(1)
     if not one.judged:
         assert result["pixels"] == sum(int(image.valid.sum()) for image in stored)
-    others = [text for text in result["warnings"] if "are published" not in text]
-    assert others == [] and f"{len(stored)} images are here, {one.count:,} are published" in text
+    count = f"{len(stored)} images are here, {one.count:,} are published"
+    assert result["warnings"] == [f"{count}: the scores are of another set"] and f"{count}\n" in text
     assert "nothing here reproduces its tables" in (tmp_path / "out/results.md").read_text()
     assert f"{name} · " in (tmp_path / "out/index.html").read_text()
 
@@ -145,6 +147,26 @@ def test_depth_errors_are_of_the_sets_own_pixels(name, tmp_path, score):
         low, high = {"nyuv2": (1e-3, 10), "kitti": (1e-5, 80), "diode": (0.6, 350)}[name.removesuffix("-depth")]
         expected.append((np.abs(fitted.clip(low, high) - gt) / gt).mean())
     assert score()[0][name]["metrics"]["abs_rel"] == pytest.approx(np.mean(expected), rel=1e-9)
+
+
+def test_a_network_sees_the_part_of_an_image_that_is_scored(tmp_path):
+    """KITTI's benchmark crop, the bottom centre, as Marigold predicts it."""
+    WRITERS["kitti-depth"](tmp_path)
+    one = BY_NAME["kitti-depth"]
+    item = one.find(find_all(tmp_path, "--data"))[0]
+    whole = np.asarray(Image.open(io.BytesIO(item.image.read())))
+    assert whole.shape == (375, 1245, 3)
+    assert np.array_equal(read_image(item, one.load(item, one.rules())), whole[23:, 14:1230])
+
+
+def test_an_archive_that_was_cut_off_is_refused(tmp_path, score):
+    predict(tmp_path / "pred", "scannet-depth", WRITERS["scannet-depth"](tmp_path / "EVAL"))
+    archive = tmp_path / "EVAL/scannet/scannet_val_sampled_800_1.tar"
+    whole = archive.read_bytes()
+    for size in (1000, len(whole) - 12_000):
+        archive.write_bytes(whole[:size])
+        with pytest.raises(InputError, match=r"scannet_val_sampled_800_1.tar.*(copy it again|has the number|lack)"):
+            score()
 
 
 # Wrong conventions, one each -----------------------------------------------------------------------------------------

@@ -9,7 +9,8 @@ from helpers import ROOT, SCRIPTS
 
 NEEDED = ["--pretrained_model_name_or_path", "x", "--train_data_dir", "y", "--pseudo_root", "z"]
 COMMANDS = [*SCRIPTS, "inference_sd_single.py", "inference_augunet.py", "inference_gan.py", "inference_ar.py",
-            "predict.py", "evaluate.py", "pseudo_label.py", "miniworld.demo", "miniworld.scenes", "utils.lora",
+            "predict.py", "evaluate.py", "evaluate_benchmarks.py", "pseudo_label.py",
+            "miniworld.demo", "miniworld.scenes", "utils.lora",
             "dataloaders", "app"]  # fmt: skip
 
 

@@ -1,1 +1,1 @@
-"""The field's test sets as people have them on disk, and tables of scores on them: `evaluate_benchmarks.py`."""
+"""The field's test sets as people have them on disk, and tables of scores on them."""
