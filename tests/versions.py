@@ -29,7 +29,7 @@ def uv(*words: object) -> subprocess.CompletedProcess:
 
 
 def resolved(python: str, versions: str) -> dict[str, str]:
-    """Package -> version, of those in LISTED. Leaves if there is no set that fits."""
+    """Package -> version, of those in LISTED. Ends the program if no set fits."""
     words = ["pip", "compile", "--quiet", "--no-header", "--no-annotate", "--only-binary", ":all:"]
     done = uv(*words, "--python-version", python, "--resolution", RESOLUTION[versions], "requirements.txt")
     if done.returncode:
