@@ -7,6 +7,7 @@
 # make mutants: 60 small faults in the code, one at a time, and the test that notices each (NUMBER=, SEED=, PATHS=)
 # make fuzz: 60 seconds of coverage-guided fuzzing for each reader of strangers' files (SECONDS=, TARGETS=; pip install
 #   atheris)
+# make versions: loading, training and inference on the oldest and newest versions admitted, Python 3.11 to 3.13
 # make interop: LoRA files through diffusers of 2023 to today, writes the table in interop/README.md; full-size bases
 #   in one file
 # make comfyui COMFYUI_DIR=...: the workflows and nodes of integrations/comfyui in the real ComfyUI
@@ -18,7 +19,7 @@ PY := .venv/bin/python
 
 install: .venv/installed
 
-.PHONY: install demo demo-all test test-slow mutants fuzz check fix interop comfyui blender figures bench-gpu clean
+.PHONY: install demo demo-all test test-slow mutants fuzz versions check fix interop comfyui blender figures bench-gpu clean
 
 demo: .venv/installed
 	$(PY) -m miniworld.demo --out demo $(if $(BASE),--base miniworld/mini-$(BASE))
@@ -39,6 +40,9 @@ mutants: .venv/installed
 
 fuzz: .venv/installed
 	$(PY) tests/fuzz.py $(TARGETS) $(if $(SECONDS),--seconds $(SECONDS))
+
+versions:
+	$(PYTHON) tests/versions.py $(if $(PYTHONS),--python $(PYTHONS)) $(if $(VERSIONS),--versions $(VERSIONS))
 
 check: .venv/installed
 	$(PY) -m ruff check .

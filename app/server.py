@@ -24,8 +24,8 @@ POLICY = (  # the browser may load nothing from elsewhere
     "object-src 'none'; frame-ancestors 'none'; form-action 'self'"
 )
 QUIET = {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_SSR_MODE": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
-MAX_BODY = 2**20  # of a request that is not an upload
-MAX_HELD = 2 * 2**30  # uploads and files made from them that exist at the same time
+MAX_BODY = 2**20  # bytes of a request that is not an upload
+MAX_HELD = 2 * 2**30  # bytes of uploads, and of files made from them, that exist at the same time
 HEADERS = {"content-security-policy": POLICY, "referrer-policy": "no-referrer", "x-content-type-options": "nosniff"}
 
 
@@ -105,7 +105,7 @@ def _replay(body: bytes, receive: Any) -> Any:
 
 
 def _has_address(body: bytes) -> bool:
-    """Whether a string in the JSON is a web address. Not those named url, which the page sends and Gradio ignores."""
+    """True if a string in the JSON is a web address. Not those named url, which the page sends and Gradio ignores."""
 
     def check(pairs: list[tuple[str, Any]]) -> list[Any]:  # all pairs, since the last of two of one name would win
         return [value for name, value in pairs if name != "url" or not isinstance(value, str)]

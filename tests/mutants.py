@@ -23,9 +23,11 @@ import gc
 import hashlib
 import importlib
 import json
+import math
 import os
 import random
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -211,7 +213,7 @@ class Collected:
                 put_into_functions(self.root, mutant)
                 return self.run(session, [items[name] for name in names])
 
-            killer = in_fork(self.root, 20 + 4 * seconds, faulty) if names else ""
+            killer = in_fork(self.root, 600, faulty, 20 + 2 * seconds) if names else ""
             if killer and killer not in self.sound:  # does it pass without the fault, in this order?
                 again = [items[name] for name in names[: names.index(killer) + 1]]
                 self.sound[killer] = in_fork(self.root, 600, lambda again=again: self.run(session, again)) == ""
@@ -251,12 +253,17 @@ def codes(code: types.CodeType) -> Iterator[types.CodeType]:
             yield from codes(one)
 
 
-def in_fork(root: Path, timeout: float, run: Callable[[], object]) -> Any:
-    """The result (JSON) of `run` in a fork whose current folder is `root`; None where it crashes or takes too long."""
+def in_fork(root: Path, timeout: float, run: Callable[[], object], cpu: float | None = None) -> Any:
+    """The result (JSON) of `run` in a fork whose current folder is `root`; None where it crashes, takes longer than
+    `timeout`, or more than `cpu` seconds of CPU: on a busy machine only those tell an endless loop.
+    """
     result, output = (root.parent / f"{name}-{os.getpid()}" for name in ("result.json", "output.txt"))
     result.unlink(missing_ok=True)
     if not (child := os.fork()):
         os.setsid()
+        if cpu is not None:
+            spent = time.process_time()
+            resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(spent + cpu),) * 2)
         os.chdir(root)
         sys.path[:0] = [str(root), str(root / "tests")]
         sys.modules["__main__"] = types.ModuleType("__main__")  # what a test spawns would import this file again

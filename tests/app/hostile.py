@@ -73,7 +73,7 @@ class Page:
 
 
 def many_uploads(page: Page, image: bytes) -> dict:
-    """50 at once, every fifth one too large, each followed by its event."""
+    """50 at the same time, every fifth one too large, each followed by its event."""
 
     def one(number: int) -> tuple[int, str]:
         answer = page.upload(image if number % 5 else bytes(65 << 20))

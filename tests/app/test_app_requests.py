@@ -1,4 +1,4 @@
-"""Requests that the page never makes: the app neither fetches what they name, nor reads it, nor runs full."""
+"""Requests that the page never makes: the app fetches and reads nothing that they name, and does not fill the disk."""
 
 import asyncio
 import json
@@ -110,7 +110,7 @@ def test_uploads_that_are_still_arriving_count(tmp_path, monkeypatch):
 
 
 def apart() -> bool:
-    """Whether a network namespace can be made here."""
+    """True if a network namespace can be made here."""
     tools = shutil.which("unshare") and shutil.which("ip")
     return bool(tools) and subprocess.run([*APART, "true"], capture_output=True, check=False).returncode == 0
 

@@ -134,7 +134,7 @@ def test_a_base_with_settings_that_cannot_be(content, tmp_path):
 
 @pytest.mark.parametrize("content", CONTENTS)
 def test_records_that_only_save_time_are_begun_again(content, tmp_path):
-    """What archives were unpacked, what a folder above states, and numbers of a run: unreadable is unknown."""
+    """The archives that were unpacked, the record of a folder above, and a run's numbers: unreadable is unknown."""
     for name in (STATE, PROVENANCE, METRICS):
         (tmp_path / name).write_bytes(CONTENTS[content])
     assert _read_state(tmp_path) == {} and record_above(tmp_path) == {} and read_metrics(tmp_path) == []
