@@ -43,7 +43,7 @@ def inference_parser(description: str, lora: str, method: str) -> argparse.Argum
     return parser
 
 
-def model_flags(parser: argparse.ArgumentParser, base: str) -> None:
+def model_flags(parser: Parser, base: str) -> None:
     """Base model and computation. base: the default that the help states for LoRAs without metadata."""
     add = parser.add_argument
     add("--pretrained_model_name_or_path", type=expand, help="Stable Diffusion: local folder, hub name, or one "
