@@ -101,9 +101,7 @@ def test_rooms_as_hypersim_come_back(shots, prepared):
         listed = sorted(
             path.relative_to(prepared / task / "images") for path in (prepared / task / "images").rglob("*.png")
         )
-        assert [
-            str(path.with_suffix("")) for path in listed
-        ] == names  # without test, and without what was not released
+        assert [str(path.with_suffix("")) for path in listed] == names  # no test, none unreleased
     for number, name in enumerate(names):
         shot = shots[number]
         labels = encode_labels(trace(room(number, TANGENT), 48, 64))
