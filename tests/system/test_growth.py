@@ -1,12 +1,14 @@
 """Memory and time do not creep: ratios to the model's size and to a matrix product of the same run, never seconds."""
 
 import json
+from pathlib import Path
 from statistics import median
 
 import pytest
+from diffusers import UNet2DConditionModel
 from helpers import ROOT, fork
 
-from miniworld.pretraining.random_sd import save_random_sd
+from miniworld.pretraining.random_sd import TEXT_WIDTH, save_random_sd
 
 MINI = ROOT / "miniworld" / "mini-sd"
 PEAK = """
@@ -24,7 +26,7 @@ Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
 main(sys.argv[1:])
 print(json.dumps({{"peak": status("VmHWM") - before}}))
 """
-STEPS, EVERY = 400, 20
+STEPS, EVERY = 3000, 100
 LONG = """
 import gc, json, os, sys, threading, time
 from pathlib import Path
@@ -79,9 +81,13 @@ def maps(diode, tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("what", "limit"), [("training", 9), ("validation", 9), ("inference", 9), ("evaluation", 9)])
+@pytest.mark.parametrize(
+    ("what", "limit"), [("training", 18), ("validation", 18), ("inference", 9), ("evaluation", 9)]
+)
 def test_the_peak_of_memory_against_the_models_size(what, limit, diode, maps, tmp_path):
-    """Above what the imports take; a second copy of the model, or gradients of its frozen weights, would exceed it."""
+    """Above what the first imports take. Most of it are libraries that a run imports late, so one more copy of this
+    small model stays below the limit; several, or all images in memory at full size, do not.
+    """
     script, words = "sd_single_diode_pseudo_normal", [
         "--pretrained_model_name_or_path", MINI, "--train_data_dir", diode / "normals", "--pseudo_root",
         diode / "pseudo/normal", "--output_dir", tmp_path, "--resolution", 64, "--train_batch_size", 2,
@@ -95,26 +101,35 @@ def test_the_peak_of_memory_against_the_models_size(what, limit, diode, maps, tm
     if what == "evaluation":
         script, words = "evaluate", [
             "--task", "normal", "--pred_dir", maps / "normal/predicted", "--gt_dir", diode / "normals/val",
+            "--output", tmp_path / "metrics.json",
         ]  # fmt: skip
     (found,) = lines(fork("-c", PEAK.format(script), *words).stdout)
-    print(what, found["peak"] / size_of_model())
     assert found["peak"] < limit * size_of_model(), f"{found['peak'] / size_of_model():.1f} times the model"
+
+
+def save_smallest(folder: Path) -> None:
+    """A random Stable Diffusion whose UNet has one level of one layer: a third of the time of a step."""
+    save_random_sd(folder, channels=(32, 32, 32))
+    unet = UNet2DConditionModel(
+        down_block_types=("CrossAttnDownBlock2D",), up_block_types=("CrossAttnUpBlock2D",), mid_block_type=None,
+        block_out_channels=(32,), layers_per_block=1, cross_attention_dim=TEXT_WIDTH, attention_head_dim=4,
+    )  # fmt: skip
+    unet.save_pretrained(folder / "unet")
 
 
 @pytest.mark.slow
 def test_three_thousand_steps_take_no_more_memory_handles_threads_or_time(diode, tmp_path):
-    save_random_sd(tmp_path / "sd", channels=(32, 32, 32))
+    save_smallest(tmp_path / "sd")
     words = ["--pretrained_model_name_or_path", tmp_path / "sd", "--train_data_dir", diode / "normals"]
     words += ["--pseudo_root", diode / "pseudo/normal", "--output_dir", tmp_path / "run", "--resolution", 32]
     words += ["--train_batch_size", 1, "--rank", 1, "--report_to", "none", "--max_train_steps", STEPS]
     words += ["--validation_steps", 500, "--no_first_validation", "--checkpointing_steps", 250]
     words += ["--checkpoints_total_limit", 1]
     found = lines(fork("-c", LONG.format(EVERY), *words).stdout)
-    print(*found, sep="\n")
     half = len(found) // 2
     early, late = found[half // 2 : half], found[-half // 2 :]
     for name, most in {"handles": 0, "threads": 0, "objects": 200, "memory": 2e6}.items():
         grown = median(one[name] for one in late) - median(one[name] for one in early)
         assert grown <= most, f"{name}: {grown} more after {STEPS} steps"
     assert median(one["seconds"] for one in late) < 1.5 * median(one["seconds"] for one in early)
-    assert median(one["seconds"] / one["product"] for one in found) < 1e9
+    assert median(one["seconds"] / one["product"] for one in found) < 150, "a step, in products of 256 x 256"

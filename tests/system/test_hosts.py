@@ -281,4 +281,4 @@ def test_a_million_images_are_divided_among_64_processes():
             pass
         half.append(time.process_time() - began)
     assert min(half) < min(seconds) < 4 * min(half), "twice the share, twice the time"
-    assert socket.gethostname()  # of this machine, not of a test's host
+    assert socket.gethostname()

@@ -6,6 +6,7 @@ import os
 import secrets
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, TypeVar
 import psutil
 
 from utils.errors import InputError, one_line
-from utils.system import environment, signals
+from utils.system import atomic, environment, signals
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -201,7 +202,7 @@ def check_shared(folder: Path) -> None:
     state = PartialState()
     token = folder / broadcast_object_list([f".shared-{secrets.token_hex(8)}"])[0]
     if state.is_main_process:
-        token.touch()
+        atomic.save_bytes(token, b"")
     state.wait_for_everyone()
     deadline = time.monotonic() + APPEARS
     while not token.exists() and time.monotonic() < deadline:
@@ -238,10 +239,18 @@ def notice_lost_hosts() -> None:
     """
     if sys.platform != "linux":
         return
-    for handle in Path("/proc/self/fd").iterdir():
-        with suppress(OSError), socket.socket(fileno=os.dup(int(handle.name))) as connection:  # OSError: is not one
-            if connection.getpeername()[0] == connection.getsockname()[0] or connection.type != socket.SOCK_STREAM:
-                continue  # of this host
+    for handle in [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]:
+        try:
+            if not stat.S_ISSOCK(os.fstat(handle).st_mode):
+                continue
+            connection = socket.socket(fileno=os.dup(handle))
+        except OSError:  # closed by now
+            continue
+        with suppress(OSError), connection:  # OSError: not connected
+            if connection.family not in (socket.AF_INET, socket.AF_INET6) or connection.type != socket.SOCK_STREAM:
+                continue
+            if connection.getpeername()[0] == connection.getsockname()[0]:  # a process on this host
+                continue
             # these are options of the connection, whichever handle sets them
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, LOST_HOST // 3)

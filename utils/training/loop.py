@@ -83,9 +83,9 @@ def start(settings: Settings) -> tuple[Accelerator, Path | None]:
     set_seed(settings.seed)
     transformers.utils.logging.disable_progress_bar()  # one bar: the training's
     atomic.make_folder(output_dir, "--output_dir")
-    processes.check_shared(output_dir)
     if accelerator.is_main_process:
         atomic.lock(output_dir)
+    processes.check_shared(output_dir)
     warn_of_slow_bf16(frozen_dtype(accelerator), accelerator.device.type, "--mixed_precision no")
     return accelerator, resume_from
 
