@@ -87,7 +87,7 @@ class Models:
                 progress(done, total, f"predicting {names}")
 
             progress(done, total, f"predicting {names}")
-            hook = predictor.base.network.register_forward_hook(count)
+            hook = predictor.network.register_forward_hook(count)
             try:
                 maps |= predictor(image, [name])
             finally:

@@ -18,7 +18,7 @@ from utils.intrinsics import INTRINSICS
 from utils.kinds.base import Rules
 from utils.noise import generators
 
-FILES_OF_A_STEP, FILES_OF_A_PREDICTION, FUNCTIONS = 12, 8, 30  # two each are the base's family and what all share
+FILES_OF_A_STEP, FILES_OF_A_PREDICTION, FUNCTIONS = 12, 8, 31  # two are the base's family and what all share
 FILES_OF_A_SCORE = {"normal": 7}  # whether the normals are gamma-coded is read in colour_space.py
 FILES_OF_A_SCORE |= dict.fromkeys(("depth", "albedo", "shading"), 6)
 PROTOCOLS = {"normal": "per_image", "depth": "plain", "albedo": "scale_aligned", "shading": "scale_aligned"}

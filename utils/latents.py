@@ -16,27 +16,25 @@ from torch.nn.functional import max_pool2d
 from utils.noise import gaussian
 
 NAMES = ("rgb_mode", "target_mean", "target_std")
+VIDEO = "temperal_downsample"  # in the configuration of a VAE that takes frames, (B,3,F,H,W)
 
 
 def reduction(vae: Any) -> int:
     """Pixels per latent on each side: 8 in Stable Diffusion."""
-    return 2 ** (len(vae.config.temperal_downsample) if is_video(vae) else len(vae.config.block_out_channels) - 1)
+    return 2 ** (
+        len(vae.config.temperal_downsample) if VIDEO in vae.config else len(vae.config.block_out_channels) - 1
+    )
 
 
 def channels(vae: Any) -> int:
     """Channels of the latents: 4 in Stable Diffusion."""
-    return vae.config.z_dim if is_video(vae) else vae.config.latent_channels
-
-
-def is_video(vae: Any) -> bool:
-    """True if the VAE takes frames, (B,3,F,H,W)."""
-    return "temperal_downsample" in vae.config
+    return vae.config.z_dim if VIDEO in vae.config else vae.config.latent_channels
 
 
 @torch.no_grad()
 def posterior(vae: Any, image: Tensor) -> tuple[Tensor, Tensor]:
     """Mean, which is also the mode, and standard deviation of E(image): (B,3,H,W) in [-1,1] -> (B,C,h,w) each."""
-    video = is_video(vae)
+    video = VIDEO in vae.config
     found = vae.encode((image[:, :, None] if video else image).to(vae.dtype)).latent_dist
     return (found.mean[:, :, 0], found.std[:, :, 0]) if video else (found.mean, found.std)
 

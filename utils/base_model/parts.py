@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from utils.base_model.names import is_folder, model_index
 from utils.base_model.single_file import SUFFIXES
 from utils.errors import InputError, note
-from utils.latents import mode, moments, reduction
+from utils.latents import moments, posterior, reduction
 from utils.system.atomic import replace
 from utils.system.network import require
 
@@ -97,7 +97,7 @@ class Family:
 
     def latent_mode(self, image: Tensor) -> Tensor:
         """E(image).mode(), the VAE's own latents (B,C,h,w), not scaled, of image (B,3,H,W) in [-1,1]."""
-        return mode(self.vae, image)
+        return posterior(self.vae, image)[0]
 
     def moments(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """rgb_mode, target_mean and target_std, (B,C,h,w) each, not scaled: what the latent cache keeps."""

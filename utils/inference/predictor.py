@@ -106,7 +106,8 @@ class Engine:
         seed: int = 1234,
         own: dict[str, Tensor] | None = None,
     ):
-        self.base, self.adapters, self.view = base, list(adapters), view or View()
+        self.base, self.network = base, base.network
+        self.adapters, self.view = list(adapters), view or View()
         self.batch_size, self.ensemble_size, self.seed = batch_size, ensemble_size, seed
         self.own, self._active = own or {}, self.adapters[0] if len(self.adapters) == 1 else None
         self.factor, self.multiple = reduction(base.vae), base.multiple  # pixels per latent, and of sides
@@ -268,7 +269,7 @@ class Engine:
         for adapter in adapters:
             if adapter is not self._active:
                 self._use(adapter)
-            map_ = self.base.decode(adapter.method.latents(self.base.network, cond, eps)).float().cpu()
+            map_ = self.base.decode(adapter.method.latents(self.network, cond, eps)).float().cpu()
             if adapter.depth_coding != "linear":
                 map_ = linear_map(map_, adapter.depth_coding)
             maps[adapter.intrinsic.name] = map_
@@ -277,10 +278,10 @@ class Engine:
     def _use(self, adapter: Adapter) -> None:
         """Put this adapter's weights into the UNet: a change of pointers, nothing is computed or copied."""
         for name, weight in (self.own | adapter.weights).items():
-            self.base.network.get_submodule(name).weight.data = weight
+            self.network.get_submodule(name).weight.data = weight
         if adapter.conv_in is not None:
-            self.base.network.conv_in = adapter.conv_in
-            self.base.network.register_to_config(in_channels=adapter.conv_in.in_channels)
+            self.network.conv_in = adapter.conv_in
+            self.network.register_to_config(in_channels=adapter.conv_in.in_channels)
         self._active = adapter
 
 

@@ -122,7 +122,7 @@ def _settings(source: Path, engine: Engine, output: Output, adapter: Adapter) ->
         "modified": stat.st_mtime_ns,
         **adapter.facts,
     }
-    about |= {"ensemble_size": engine.ensemble_size, "seed": engine.seed, "dtype": str(engine.base.network.dtype)}
+    about |= {"ensemble_size": engine.ensemble_size, "seed": engine.seed, "dtype": str(engine.network.dtype)}
     about |= {"view": asdict(engine.view), "frame": output.frame, "invert_depth": output.invert_depth}
     if isinstance(adapter.method, AugUNet):
         about |= {"steps": adapter.method.steps, "guidance_scale": adapter.method.guidance_scale}
