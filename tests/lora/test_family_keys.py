@@ -116,3 +116,26 @@ def test_the_names_of_flux2s_authors_are_read_as_the_pipeline_reads_them(family,
     assert facts["format"] == form and facts["targets"] == "attention,feedforward" and facts["linears"] == 28
     main(["convert", str(tmp_path / "theirs.safetensors"), str(tmp_path / "peft.safetensors"), "--format", "peft"])
     assert_read(reads(tmp_path / "peft.safetensors"))
+
+
+@pytest.mark.parametrize(("name", "base"), [
+    ("transformer.single_transformer_blocks.0.attn.to_out", "FLUX.2"),
+    ("transformer.transformer_blocks.0.ff.linear_in", "FLUX.2"),
+    ("diffusion_model.layers.0.attention.to_q", "Z-Image"),
+    ("transformer.transformer_blocks.0.txt_mlp.net.2", "Qwen-Image"),
+    ("transformer.transformer_blocks.0.attn2.to_q", "Stable Diffusion 3"),
+    ("transformer.transformer_blocks.0.attn.to_q", "a transformer: Stable Diffusion 3 or Qwen-Image"),
+])  # fmt: skip
+def test_inspect_recognises_a_transformer_by_its_layers_and_by_its_header(name, base, tmp_path):
+    state = {f"{name}.lora_A.weight": torch.ones(2, 8), f"{name}.lora_B.weight": torch.ones(8, 2)}
+    save_file(state, tmp_path / "a.safetensors")
+    assert describe(tmp_path / "a.safetensors")["fits"] == base
+    save_file(state, tmp_path / "b.safetensors", {"family": "sd3"})
+    assert describe(tmp_path / "b.safetensors")["fits"] == "the family sd3, by its header"
+
+
+def test_inspect_recognises_sdxl_by_its_text(tmp_path):
+    name = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k"
+    state = {f"{name}.lora_A.weight": torch.ones(2, 2048), f"{name}.lora_B.weight": torch.ones(640, 2)}
+    save_file(state, tmp_path / "a.safetensors")
+    assert describe(tmp_path / "a.safetensors")["fits"] == "Stable Diffusion XL (text width 2048)"

@@ -12,10 +12,15 @@ import numpy as np
 from utils.errors import InputError, one_line
 from utils.lora.files import CONV_IN, brings_conv_in, read_arrays
 from utils.lora.keys import Layer, key_format, parse_layers, split_module, strip_wrappers, without_text_encoder
-from utils.lora.targets import kind_of, kinds_of
+from utils.lora.targets import kind_of, kinds_of, place_of
 
 WIDTHS, TIME_WIDTH = (320, 640, 1280, 1280), 1280
 SD_BY_TEXT_WIDTH = {768: "Stable Diffusion 1 (1.5 has this shape)", 1024: "Stable Diffusion 2 (2.1 has this shape)"}
+TRANSFORMERS = {  # part of the layers' names -> the transformer that has it; the first match counts
+    ".single_transformer_blocks.": "FLUX.2", ".linear_in": "FLUX.2", "_stream_modulation": "FLUX.2",
+    ".attention.": "Z-Image", ".feed_forward.": "Z-Image", "_refiner.": "Z-Image",
+    ".img_": "Qwen-Image", ".txt_": "Qwen-Image", ".attn2.": "Stable Diffusion 3", ".ff": "Stable Diffusion 3",
+}  # fmt: skip
 Shapes = dict[str, tuple[int, ...]]  # name of a layer -> (in, out) of a linear, (in, out, kh, kw) of a convolution
 
 
@@ -58,8 +63,13 @@ def _block_layers(block: str, inputs: list[int], width: int, attentions: int, te
     return shapes
 
 
-def guess_base(layers: Mapping[str, Layer]) -> str:
-    """Which base model the layers' names and shapes fit, in words."""
+def guess_base(layers: Mapping[str, Layer], header: Mapping[str, str]) -> str:
+    """Which base model the layers' names and shapes fit, in words; of other families by the header if it has it."""
+    if "family" in header:
+        return f"the family {header['family']}, by its header"
+    if any(place_of(module)[0] == "transformer" for module in layers):
+        return next((base for sign, base in TRANSFORMERS.items() if any(sign in f".{name}" for name in layers)),
+                    "a transformer: Stable Diffusion 3 or Qwen-Image")  # fmt: skip
     have, kinds, fits = {module: layer.shape for module, layer in layers.items()}, kinds_of(layers), []
     for text_width, label in SD_BY_TEXT_WIDTH.items():
         want = {name: shape for name, shape in sd_layers(text_width).items() if kind_of(name) in kinds}
@@ -69,6 +79,8 @@ def guess_base(layers: Mapping[str, Layer]) -> str:
     if fits:
         return " and ".join(fits)  # those layers that do not read the text can be the same in both
     texts = {shape[0] for name, shape in have.items() if name.endswith(("attn2.to_k", "attn2.to_v"))}
+    if texts == {2048}:
+        return "Stable Diffusion XL (text width 2048)"
     wider = (".ff.net.0.proj", ".linear_1", ".linear_2")
     widths = {shape[1] for name, shape in have.items() if not name.endswith(wider)}
     listed = [", ".join(map(str, sorted(values))) or "unknown" for values in (texts, widths)]
@@ -110,7 +122,7 @@ def describe(source: Path) -> dict:
         "targets": ",".join(kinds_of(layers)),
         "attention_layers": len({split_module(module)[0] for module in layers if kind_of(module) == "attention"}),
         **_share(layers),
-        "fits": guess_base(layers),
+        "fits": guess_base(layers, metadata),
         "conv_in": brings_conv_in(file, metadata),
         "not_finite": sorted(module for module, norm in norms.items() if not math.isfinite(norm)),
         "norm": total_norm(norms.values()),
