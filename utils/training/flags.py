@@ -12,7 +12,8 @@ def needed_flags(group: Any) -> None:
     """The flags that a run needs."""
     add = group.add_argument
     add("--pretrained_model_name_or_path", type=expand, required=True, help="Stable Diffusion 1.x to "
-        "3.5 or XL: a local folder, a hub name, or one .safetensors or .ckpt file of SD 1.x or 2.x")  # fmt: skip
+        "3.5 or XL, FLUX.2-klein, Z-Image, Qwen-Image: a local folder or hub name; of SD 1.x and 2.x also one "
+        ".safetensors or .ckpt file")  # fmt: skip
     add("--train_data_dir", type=expand, help="DIODE's normals/ or depths/ folder (diode_meta.json is in its "
         "parent); with --dataset folder: your own, with images/ and labels/, optional gt/ and masks/; with --mix: "
         "several, separated by commas")  # fmt: skip
