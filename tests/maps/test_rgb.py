@@ -149,6 +149,8 @@ def test_arrays_and_tensors_are_the_same_image(name):
     (RGB.astype(np.int64), "int64 pixels up to 255 may have 8 or 16 bits"),
     (torch.from_numpy(RGB.astype(np.int32)), "int32 pixels up to 255 may have 8 or 16 bits"),
     (DEEP.astype(np.int32) * 2, "int32 pixels have no known white"),
+    (DEEP.astype(np.uint32) * 2, "uint32 pixels have no known white"),
+    (DEEP.astype(np.uint64) * 2, "uint64 pixels have no known white"),
     (DEEP.astype(np.int32) - 1, "int32 pixels have no known white"),
     (GREY.astype(np.int8), "int8 has no known white"),
     (RGB.transpose(2, 0, 1), r"channels go last: pass array\.transpose\(1, 2, 0\)"),
