@@ -1,4 +1,4 @@
-"""What the families of base models share: loading their parts, and `Family`, the interface of a base model.
+"""Shared by the families of base models: loading their parts, and `Family`, the interface of a base model.
 
 A family is a subclass in a module of its own. It sets the constants below and writes what differs: `scaled`, `decode`,
 `predict` and `states`. See docs/extending.md.
@@ -198,11 +198,13 @@ class Family:
         return pipeline
 
     def _states_file(self, prompt: str) -> Path:
-        """Where a prompt's states are kept: by everything that they depend on."""
+        """The file of a prompt's states, named for everything that they depend on."""
         index = model_index(self.name, self.revision)
         assert index is not None, "other bases are Stable Diffusion's"
         about: list[object] = [self.family, prompt, transformers.__version__, str(index.parent.resolve())]
-        for path in sorted(index.parent.glob("t*/*")) if is_folder(self.name) else ():  # of the hub: a commit's folder
+        for path in (
+            sorted(index.parent.glob("t*/*")) if is_folder(self.name) else ()
+        ):  # a hub model's folder is a commit's
             if path.parent.name.startswith(("text_encoder", "tokenizer")):
                 status = path.stat()
                 about.append([path.parent.name, path.name, status.st_size, status.st_mtime_ns])
