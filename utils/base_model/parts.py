@@ -202,9 +202,8 @@ class Family:
         index = model_index(self.name, self.revision)
         assert index is not None, "other bases are Stable Diffusion's"
         about: list[object] = [self.family, prompt, transformers.__version__, str(index.parent.resolve())]
-        for path in (
-            sorted(index.parent.glob("t*/*")) if is_folder(self.name) else ()
-        ):  # a hub model's folder is a commit's
+        local = is_folder(self.name)  # a hub model's folder is named for its commit
+        for path in sorted(index.parent.glob("t*/*")) if local else ():
             if path.parent.name.startswith(("text_encoder", "tokenizer")):
                 status = path.stat()
                 about.append([path.parent.name, path.name, status.st_size, status.st_mtime_ns])
