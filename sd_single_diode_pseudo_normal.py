@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> None:
     from dataloaders.open_data import open_data  # only now: PyTorch takes seconds to import, --help should not
     from utils.base_model.families import open_base
     from utils.objectives import SingleStep
-    from utils.training.loop import attach_lora, start, train
+    from utils.training.loop import attach_lora, frozen_dtype, start, train
 
     settings = settings_of(args)
     accelerator, resume_from = start(settings)
@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> None:
     train_set, validation_samples = open_data(args, NORMAL)
 
     # Model: everything frozen but the LoRA
-    base = open_base(args.pretrained_model_name_or_path, args.revision, args.resolution)
+    base = open_base(args.pretrained_model_name_or_path, args.revision, args.resolution, frozen_dtype(accelerator))
     attach_lora(base, args, accelerator)
 
     # Objective

@@ -380,6 +380,25 @@ def test_bf16_trains_and_validates(name, folders, diode, tmp_path, capsys):
     assert f"timestep {'999 of 0 to 999' if name == 'sdxl' else '0.4 of 0 to 1'}; " in shown
 
 
+@pytest.mark.parametrize("name", ["sdxl", "sd3"])
+def test_the_network_is_read_in_the_runs_precision(name, folders, monkeypatch):
+    whole = open_base(str(folders[name])).network
+    kind, read = type(whole), []
+    load = kind.from_pretrained.__func__
+
+    def recorded(cls, *args, **more):
+        found = load(cls, *args, **more)
+        read.append({parameter.dtype for parameter in (found[0] if isinstance(found, tuple) else found).parameters()})
+        return found
+
+    monkeypatch.setattr(kind, "from_pretrained", classmethod(recorded))
+    half = open_base(str(folders[name]), dtype=torch.bfloat16)
+    assert read == [{torch.bfloat16}], "not in fp32 first"
+    assert half.vae.dtype == torch.float32
+    expected = whole.to(torch.bfloat16).state_dict()
+    assert all(torch.equal(value, expected[key]) for key, value in half.network.state_dict().items())
+
+
 @pytest.mark.parametrize("name", MOST_SLOW)
 def test_the_cards_lines_load_the_lora(name, trained, folders, monkeypatch):
     header = read_lora(trained(name)).metadata

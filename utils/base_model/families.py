@@ -1,18 +1,22 @@
 """From a name to a base model of any family."""
 
 import diffusers
+import torch
 import transformers
 
 from utils.base_model.names import family_of, resolve
 from utils.base_model.parts import Family
 
 
-def open_base(name: str, revision: str | None = None, side: int | None = None) -> Family:
-    """The base model of a local folder, the hub or, of Stable Diffusion 1.x and 2.x, one file; in fp32 on the CPU.
+def open_base(
+    name: str, revision: str | None = None, side: int | None = None, dtype: torch.dtype = torch.float32
+) -> Family:
+    """The base model of a local folder, the hub or, of Stable Diffusion 1.x and 2.x, one file; on the CPU.
 
     Its model_index.json states the family; a folder without one is read as Stable Diffusion 1.x or 2.x. side: of the
-    square training images in pixels. Raises InputError for a family that is unknown here, a side that it cannot read,
-    and where a part is missing or unreadable.
+    square training images in pixels. dtype: of the network, so that one of 4 billion parameters is never in memory in
+    fp32; Stable Diffusion 1.x and 2.x are fp32 until they move to the device. Raises InputError for a family that is
+    unknown here, a side that it cannot read, and where a part is missing or unreadable.
     """
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()  # one bar: the training's
@@ -43,6 +47,6 @@ def open_base(name: str, revision: str | None = None, side: int | None = None) -
             from utils.base_model.stable_diffusion import load_base
 
             return load_base(name, revision)
-    base = kind.load(name, revision)
+    base = kind.load(name, revision, dtype)
     base.check_side(side or 0)
     return base

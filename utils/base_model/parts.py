@@ -60,12 +60,14 @@ class Family:
         self._network = network
 
     @classmethod
-    def load(cls, name: str, revision: str | None = None) -> Self:
-        """From a local folder or the hub, in fp32 on the CPU. InputError: a part is missing or unreadable."""
-        kinds = {"vae": cls.vae_kind, cls.prefix: cls.network_kind}
-        vae, network = (load_component(kind, name, part, revision) for part, kind in kinds.items())
-        for part in (vae, network):
-            part.requires_grad_(False).eval().float()
+    def load(cls, name: str, revision: str | None = None, dtype: torch.dtype = torch.float32) -> Self:
+        """From a local folder or the hub, on the CPU: the network in `dtype`, which it has from its first byte in
+        memory, the VAE in fp32. InputError: a part is missing or unreadable.
+        """
+        vae = load_component(cls.vae_kind, name, "vae", revision)
+        network = load_component(cls.network_kind, name, cls.prefix, revision, dtype)
+        vae.requires_grad_(False).eval().float()
+        network.requires_grad_(False).eval().to(dtype)
         return cls(str(Path(name).resolve()) if Path(name).exists() else name, vae, network, revision)
 
     @property
@@ -212,9 +214,12 @@ class Family:
         return cache / "intrinsic-lora" / "prompts" / f"{digest}.safetensors"
 
 
-def load_component(kind: type[Component], name: str, component: str, revision: str | None = None) -> Component:
+def load_component(
+    kind: type[Component], name: str, component: str, revision: str | None = None, dtype: torch.dtype | None = None
+) -> Component:
     """One part of a model folder or hub repository, e.g. (UNet2DConditionModel, name, "unet").
 
+    dtype: of a network's weights, to which they are cast while they are read; None: the library's choice.
     Where there are only half-precision files (*.fp16.safetensors), those are read, with a note.
 
     Raises:
@@ -225,8 +230,9 @@ def load_component(kind: type[Component], name: str, component: str, revision: s
     if here:
         _check_folder(folder, component)
         check_sums(folder / component)
-    where: dict[str, str | bool | None] = {"subfolder": component, "revision": revision}
+    where: dict[str, Any] = {"subfolder": component, "revision": revision}
     where |= {} if here else {"local_files_only": require(name, revision)}
+    where |= {} if dtype is None else {"torch_dtype": dtype}
     try:
         if not issubclass(kind, nn.Module):
             return kind.from_pretrained(name, **where)  # type: ignore[attr-defined]
