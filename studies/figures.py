@@ -28,6 +28,7 @@ ELSEWHERE = {  # image -> the command that draws it
     "demo.png": "make demo; demo/normal-single/demo.png",
     "demo_all.jpg": "make demo-all; the four single-step runs",
     "demo_augunet.jpg": "make demo-all; the four runs by diffusion",
+    "mini-flow-samples.png": "python -m miniworld.pretrain --stage flow; in 256 colours",
     "mini-sd-samples.png": "python -m miniworld.pretrain --out miniworld/mini-sd",
     "mini_ar.jpg": "python -m miniworld.pretrain_ar",
     "mini_gan.jpg": "python -m miniworld.pretrain_gan",

@@ -172,7 +172,7 @@ def test_a_flag_of_the_lora_tool(words, weights, tmp_path):
 
 DEMO = {
     "--steps 0": "--steps=0: must be at least 1", "--train 0": "--train=0", "--val -1": "--val=-1",
-    "--seed -1": "--seed=-1: must not be negative", "--base /nowhere": "not a Stable Diffusion folder",
+    "--seed -1": "--seed=-1: must not be negative", "--base /nowhere": "not a base model's folder",
     "--method gan": "method",
 }  # fmt: skip
 

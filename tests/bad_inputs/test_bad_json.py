@@ -11,7 +11,7 @@ import pytest
 from bad_files import encoded, malicious_pickle
 from refusals import NEEDED, SCRIPT, main_refused, refused
 
-from dataloaders.prepare import STATE, _read_state
+from dataloaders.prepare.archives import STATE, _read_state
 from utils.base_model.single_file import check_file
 from utils.errors import InputError
 from utils.evaluation.scoring import _score_judgements

@@ -134,8 +134,8 @@ def test_every_folder_passes_the_check_and_names_its_training(prepared, source, 
     out = capsys.readouterr().out
     assert "0 images done, 4 before" in out and "normal: 4 of 4 images kept" in out
     command = shlex.split(out.rstrip().splitlines()[-1].removeprefix("next: "))
-    assert command[2] == "sd_single_diode_pseudo_normal.py"
-    args = training_parser("", SINGLE_STEP_REFUSES).parse_args(command[3:])
+    assert command[:2] == ["python", "sd_single_diode_pseudo_normal.py"]
+    args = training_parser("", SINGLE_STEP_REFUSES).parse_args(command[2:])
     assert (args.dataset, args.train_data_dir) == ("folder", str(prepared / "normal"))
     for task in TASKS:
         assert main(["check", "--dataset", "folder", "--train_data_dir", str(prepared / task)]) == 0

@@ -238,7 +238,7 @@ import runpy, sys
 from utils.system import environment, processes
 environment.launcher = lambda: environment.Launcher(["accelerate", "launch", "--num_processes=2"], None, {})
 slow = lambda: [name for name in ("torch", "diffusers") if name in sys.modules]
-processes.supervise = lambda command, count: print("STARTS", count, slow()) or 7
+processes.supervise = lambda command, count, first, total: print("STARTS", count, slow()) or 7
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """

@@ -273,6 +273,7 @@ def test_another_runs_id_from_outside_is_an_error(flags, tmp_path, monkeypatch):
     monkeypatch.setattr(wandb, "init", lambda **given: original(**{**given, "id": "another1"}))
     with pytest.raises(InputError, match="wandb continues run another1"):
         run_here(SCRIPT, words)
+    wandb.teardown()  # else the next test's run would continue this one
 
 
 def test_pruning_spares_the_best_checkpoint(flags, tmp_path):
