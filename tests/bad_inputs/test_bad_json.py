@@ -64,7 +64,7 @@ def judgements(folder: Path, content: bytes) -> None:
     path.write_bytes(content)
     pair, rules = SimpleNamespace(prediction=None, name="x"), SimpleNamespace(gt_space="srgb")
     try:
-        _score_judgements(pair, np.ones((4, 4)), path, rules)
+        _score_judgements(pair, np.ones((4, 4)), path, path.read_bytes, rules)
     except ValueError as error:  # the evaluation adds which images are concerned
         raise InputError(str(error)) from None
 
