@@ -90,19 +90,20 @@ class Counted(TorchDispatchMode):
 
 
 def fused_attention(
-    q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
     is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
 ) -> Tensor:  # fmt: skip
     """F.scaled_dot_product_attention by the kernels that a GPU has; on the meta device PyTorch takes matrix products.
     Flash attention in half precision without a mask, else the memory-efficient one.
     """
-    if q.device.type != "meta":
-        return _attention(q, k, v, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
-    if q.dtype in (torch.float16, torch.bfloat16) and attn_mask is None:
-        return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, dropout_p, is_causal, scale=scale)[0]
+    qkv = query, key, value
+    if query.device.type != "meta":
+        return _attention(*qkv, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+    if query.dtype in (torch.float16, torch.bfloat16) and attn_mask is None:
+        return torch.ops.aten._scaled_dot_product_flash_attention(*qkv, dropout_p, is_causal, scale=scale)[0]
     saved = torch.is_grad_enabled()
     return torch.ops.aten._scaled_dot_product_efficient_attention(
-        q, k, v, attn_mask, saved, dropout_p, is_causal, scale=scale
+        *qkv, attn_mask, saved, dropout_p, is_causal, scale=scale
     )[0]
 
 

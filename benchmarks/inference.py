@@ -68,7 +68,7 @@ def our_pass(args: argparse.Namespace, device: str) -> Callable[[], None]:
     """Inference as in inference_sd_single.py, with its models loaded: a function that predicts all images."""
     dtype = DTYPES[args.dtype]
     base = base_for(args, device, dtype)
-    unet = base.unet
+    unet = base.network
     if args.vae:
         tiny = AutoencoderTiny() if args.vae == "random" else load_tiny(args.vae)
         put_in_decoder(base.vae, tiny)
@@ -76,12 +76,12 @@ def our_pass(args: argparse.Namespace, device: str) -> Callable[[], None]:
             put_in_encoder(base.vae, tiny)
     a_lora(unet, args.rank)
     fuse_lora(unet)
-    text = prompt_states(base.text_encoder).to(device, dtype)
+    text = prompt_states(base, device, dtype)
     base.text_encoder = None
     base.to(device, dtype)
     set_compile(unet, args.compile)
     files, out = random_images(args)
-    adapter = Adapter(NORMAL, SingleStep(base, text, 999), args.resolution)
+    adapter = Adapter(NORMAL, SingleStep(base, text, base.timestep()), args.resolution)
     engine = Engine(base, [adapter], View(center_crop=True), batch_size=args.batch)
 
     def predict_folder() -> None:

@@ -1,12 +1,14 @@
 """Memory of training at full size, counted: the tables of docs/hardware.md, and what `make bench-gpu` needs.
 
     python -m benchmarks.memory                  # the tables, from benchmarks/results/memory.json
+    python -m benchmarks.memory --families       # the table of the base models in benchmarks/README.md
     python -m benchmarks.memory --recount        # after a change of the training step: counts again, 5 minutes of CPU
 
 Nothing is measured and no weights are loaded; see benchmarks/counted.py.
 """
 
 import json
+from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise, product
@@ -14,11 +16,27 @@ from itertools import pairwise, product
 import torch
 
 from benchmarks.cells import COUNTS, Cell, cells, count_now, counted_as, label, makers, stored_counts
+from benchmarks.models import base_for
 from utils.cli import Parser
 from utils.errors import run
+from utils.lora import add_lora, lora_parameters
 
 BATCHES, DTYPES = (1, 4, 16), ("fp32", "bf16")
 SIZES = (4, 6, 8, 12, 24)  # GB of GPUs
+FAMILIES = COUNTS.with_name("families.json")
+TITLES = {  # by what --base names
+    "sd1": "Stable Diffusion 1.5",
+    "sdxl": "SDXL",
+    "sd3": "Stable Diffusion 3.5 medium",
+    "flux2": "FLUX.2-klein 4B",
+    "z_image": "Z-Image",
+    "qwen_image": "Qwen-Image",
+}
+FAMILY_CELLS = {  # one image of 512 px
+    "plain": Cell(batch=1),
+    "checkpointing": Cell(batch=1, gradient_checkpointing=True),
+    "predicting": Cell(work="inference", batch=1),
+}
 SPARE = 1.0  # GB of them for the CUDA context, cuDNN's workspace and the allocator's fragments
 
 
@@ -85,10 +103,45 @@ def fits_table() -> str:
     return "\n".join(lines)
 
 
+def count_family(name: str, resolution: int = 512) -> dict:
+    """Parameters of the network, its VAE and its LoRA of rank 8 on attention, and the counts of FAMILY_CELLS."""
+    base = base_for(Namespace(base=name, method="single"), "meta")
+    sizes = {part: sum(weight.numel() for weight in getattr(base, part).parameters()) for part in ("network", "vae")}
+    add_lora(base.network, 8)
+    sizes["lora"] = sum(weight.numel() for weight in lora_parameters(base.network))
+    return sizes | {how: count_now(cell, "ours", name, resolution) for how, cell in FAMILY_CELLS.items()}
+
+
+def families_table() -> str:
+    """Parameters and GB of each base, from FAMILIES. Markdown."""
+    lines = [
+        "| base | parameters of network, VAE | weights in bf16 | LoRA, gradient, AdamW | saved activations "
+        "| the same with checkpointing | training at peak | the same with checkpointing | predicting |",
+        "|---" * 9 + "|",
+    ]
+    for name, found in json.loads(FAMILIES.read_text())["counts"].items():
+        row = [TITLES[name], f"{found['network'] / 1e9:.3f} B, {found['vae'] / 1e9:.3f} B"]
+        row += [f"{2 * found['network'] / 1e9:.2f} + {2 * found['vae'] / 1e9:.2f}", f"{16 * found['lora'] / 1e9:.2f}"]
+        row += [f"{found[how][key]:.2f}" for key in ("saved_gb", "peak_gb") for how in ("plain", "checkpointing")]
+        row += [f"{found['predicting']['peak_gb']:.2f}"]
+        lines.append(f"| {' | '.join(row)} |")
+    return "\n".join(lines)
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(prog="python -m benchmarks.memory", description=__doc__)
-    parser.add_argument("--recount", action="store_true", help="count again, and write benchmarks/results/memory.json")
+    parser.add_argument("--recount", action="store_true", help="count again, and write the results")
+    parser.add_argument("--families", action="store_true", help="of Stable Diffusion 1.5 and the newer base models")
     args = parser.parse_args(argv)
+    if args.families:
+        if args.recount:
+            found = {}
+            for name in TITLES:
+                found[name] = count_family(name)
+                print(name, found[name], flush=True)
+            FAMILIES.write_text(json.dumps({"torch": torch.__version__, "counts": found}, indent=1) + "\n")
+        print(families_table())
+        return
     if args.recount:
         found = {}
         for cell, variant in wanted():

@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from miniworld.pretraining import random_sd
+from utils.base_model.names import FAMILIES
 from utils.base_model.single_file_parts import CONFIGS
 from utils.base_model.stable_diffusion import Base, load_base, widen_conv_in
 
@@ -36,9 +38,15 @@ def random_base(kind: str, device: str = "cpu", dtype: torch.dtype = torch.float
     return Base(f"random {kind}", None, text, vae, unet, schedule)
 
 
-def base_for(args: argparse.Namespace, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Base:
-    """The base of --base and --method, AugUNet's with a widened conv_in; a folder's is in fp32 on the CPU."""
+def base_for(args: argparse.Namespace, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Any:
+    """The base of --base and --method, AugUNet's with a widened conv_in; a folder's is in fp32 on the CPU. A `Base`,
+    or another `Family` where --base is the name of one.
+    """
     torch.manual_seed(0)
+    if is_family(args.base):
+        from benchmarks.families import random_family  # imports every family's pipeline
+
+        return random_family(args.base, device, dtype)
     random = args.base if args.base in ("tiny", *CONFIGS) else None if args.base else FULL_SIZE[args.method]
     base = random_base(random, device, dtype) if random else load_base(args.base)
     if args.method == "augunet":
@@ -46,6 +54,11 @@ def base_for(args: argparse.Namespace, device: str = "cpu", dtype: torch.dtype =
         donor = nn.Conv2d(2 * own.in_channels, own.out_channels, own.kernel_size, padding=own.padding)
         widen_conv_in(base.unet, donor.to(own.weight))
     return base
+
+
+def is_family(name: str | None) -> bool:
+    """True for the names in benchmarks/families.py."""
+    return name in FAMILIES and name != "sd"
 
 
 @contextmanager
@@ -66,6 +79,10 @@ def prompt_tokens(text_encoder: CLIPTextModel, count: int) -> Tensor:
 
 
 @torch.no_grad()
-def prompt_states(text_encoder: CLIPTextModel) -> Tensor:
-    """CLIP states of a prompt, (1,L,D)."""
-    return text_encoder(prompt_tokens(text_encoder, 1))[0]
+def prompt_states(base: Any, device: str, dtype: torch.dtype) -> Any:
+    """States of a prompt, as `base.encode_prompt` gives them: of Stable Diffusion (1,L,D)."""
+    if base.family == "sd":
+        return base.text_encoder(prompt_tokens(base.text_encoder, 1))[0].to(device, dtype)
+    from benchmarks.families import random_states
+
+    return random_states(base)

@@ -24,6 +24,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
+from benchmarks.models import is_family
 from utils.cli import Parser, path_flag
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -57,7 +58,11 @@ def parser_of(module: str, description: str) -> argparse.ArgumentParser:
     """The flags that every comparison has."""
     parser = Parser(prog=f"python -m {module}", description=description)
     add = parser.add_argument
-    add("--base", help="Stable Diffusion folder; left out: Stable Diffusion 1.5's architecture with random weights")
+    add(
+        "--base",
+        help="Stable Diffusion folder; left out: Stable Diffusion 1.5's architecture with random weights; with "
+        "--peak ours also sdxl, sd3, flux2 (klein 4B), z_image or qwen_image, with random weights",
+    )
     add("--resolution", type=int, default=512, help="pixels (512)")
     add("--batch", type=int, default=1, help="images at a time (1)")
     add("--rank", type=int, default=8, help="rank of the LoRA (8)")
@@ -67,7 +72,7 @@ def parser_of(module: str, description: str) -> argparse.ArgumentParser:
     add("--rounds", type=int, default=5, help="pairs that are timed, after one that is not (5)")
     add("--profile", action="store_true", help="time nothing: print where the time of one call goes, for each")
     add("--output", type=path_flag, help="write the numbers as JSON")
-    add("--peak", choices=VARIANTS, help=argparse.SUPPRESS)  # internal: the process that measures memory
+    add("--peak", choices=VARIANTS, help="time nothing: print one side's peak memory in GB after two calls")
     parser.only("output", lambda a: not a.profile, "with --profile, which times nothing")
     return parser
 
@@ -76,6 +81,8 @@ def compare(parser: argparse.ArgumentParser, module: str, makers: dict[str, Make
     """Run the comparison and print it. `makers`: one per variant. A call handles --images images, or --batch."""
     args = parser.parse_args(argv)
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    if is_family(args.base) and (args.peak != "ours" or args.method != "single"):
+        parser.error(f"--base={args.base}: only our single step can train it; pass --peak ours")
     if args.peak:
         print(peak_of(makers[args.peak](args, device), device))
         return

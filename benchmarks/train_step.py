@@ -75,19 +75,19 @@ def our_step(args: argparse.Namespace, device: str) -> Callable[[], float]:
     accelerator, _ = start(settings)
     atomic.unlock(settings.output_dir)
     base = base_for(args, device, frozen_dtype(accelerator))
-    text = prompt_states(base.text_encoder).to(device, frozen_dtype(accelerator))
+    text = prompt_states(base, device, frozen_dtype(accelerator))
     lora = argparse.Namespace(rank=args.rank, seed=0, lora_targets=settings.lora_targets, lora_path=None)
     attach_lora(base, lora, accelerator)
     latents = cached_latents(base.vae, args, device)
     base.vae.to("cpu")
     base.vae.encoder = base.vae.decoder = base.text_encoder = None  # on a CPU, too, training needs neither
     if args.gradient_checkpointing:
-        base.unet.enable_gradient_checkpointing()
-    set_compile(base.unet, args.compile)
-    objective: Objective = SingleStep(base, text, 999)
+        base.network.enable_gradient_checkpointing()
+    set_compile(base.network, args.compile)
+    objective: Objective = SingleStep(base, text, base.timestep())
     if args.method == "augunet":
         objective = AugUNet(base.vae, text, text, zero_snr_scheduler(base.scheduler))
-    state, waiting = TrainingState(settings, accelerator, base.unet, args.batch), None
+    state, waiting = TrainingState(settings, accelerator, base.network, args.batch), None
     state.network.train()
     loss_read = float("nan")
 
@@ -131,7 +131,7 @@ def settings_for(args: argparse.Namespace) -> Settings:
 
 
 def cached_latents(vae: nn.Module, args: argparse.Namespace, device: str) -> dict[str, Tensor]:
-    """The latents of the random images as a data loader gives them: on the CPU, pinned for a GPU; name -> (B,4,h,w).
+    """The latents of the random images as a data loader gives them: on the CPU, pinned for a GPU; name -> (B,C,h,w).
 
     They are encoded one image at a time, so that no batch is too large for it.
     """
