@@ -8,7 +8,7 @@ EVAL holds DSINE's dsine_eval, Marigold's evaluation folders and tar files (whic
 they are downloaded; the sets that are there are found. Written are <output_dir>/results.json, results.md and
 index.html. Every image's score is kept until its set is done: the same command continues a run that was stopped.
 
-Published numbers stand beside the scores, with their source and protocol. The evaluation of the Intrinsic LoRA paper
+Published numbers are next to the scores, with their source and protocol. The evaluation of the Intrinsic LoRA paper
 (2311.17137) was never released: nothing here reproduces its tables.
 """
 

@@ -24,7 +24,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = inference_parser(__doc__, lora, "augunet")
     add = parser.add_argument
     add("--augment_from", help="InstructPix2Pix, whose conv_in reads the image: local folder or hub name; only for "
-        "LoRAs without conv_in.safetensors beside them (default: timbrooks/instruct-pix2pix)")  # fmt: skip
+        "LoRAs without conv_in.safetensors next to them (default: timbrooks/instruct-pix2pix)")  # fmt: skip
     add("--steps", type=int, default=25, help="of the sampler; each costs two UNet evaluations")
     add("--guidance_scale", type=float, default=3.0, help="away from the empty prompt; 1: no guidance")
     add("--ensemble_size", type=int, default=1, help="predictions per image; more than 1 also write uncertainties")

@@ -75,7 +75,7 @@ def cells() -> list[Cell]:
 
 
 def arguments(cell: Cell, args: argparse.Namespace) -> argparse.Namespace:
-    """What the makers of train_step.py and inference.py read. A folder has twice a batch's images."""
+    """The arguments that the makers of train_step.py and inference.py read. A folder has twice a batch's images."""
     values = asdict(cell) | {"base": args.base, "resolution": args.resolution, "rank": 8, "images": 2 * cell.batch}
     return argparse.Namespace(**values, vae=None, vae_encodes=False)
 

@@ -228,7 +228,7 @@ HEAD = ["cell", "images/s", "seconds", "peak GB", "counted GB", "TFLOP/s", "of t
 
 
 def table(results: dict[str, dict], args: argparse.Namespace) -> str:
-    """What was measured, in the cells' order. Markdown."""
+    """The measurements, in the cells' order. Markdown."""
     lines = [f"| {' | '.join(HEAD)} | released / ours |", "|---" * (len(HEAD) + 1) + "|"]
     for cell in chosen(args):
         result = results.get(key_of(cell))
@@ -292,7 +292,7 @@ def main(argv: list[str] | None = None) -> int:
         note(f"{args.output}: {done} of {len(todo)} cells are finished")
     end = time.monotonic() + 60 * args.minutes
     with args.output.open("a") as file, tempfile.TemporaryDirectory() as folder:
-        tempfile.tempdir = folder  # of the runs and images of the cells
+        tempfile.tempdir = folder  # the cells' runs and images
         for number, cell in enumerate(left):
             if end - time.monotonic() < RESERVE:
                 note(f"--minutes: {len(left) - number} of {len(todo)} cells are left; the same command continues")

@@ -75,7 +75,7 @@ def run_here(script: str, words: list[str], sampler_steps: int | None = 2) -> No
         with sampled_in(sampler_steps):
             importlib.import_module(script.removesuffix(".py")).main(words)
     finally:
-        signals.forget()  # of a training that an error has ended
+        signals.forget()  # a training that an error has ended
 
 
 @contextlib.contextmanager

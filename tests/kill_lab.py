@@ -65,7 +65,7 @@ DISK = 64  # MB of the disk that fills up
 HOUR = 3600
 
 
-# What is compared: name -> tensor, number or text
+# Comparison: name -> tensor, number or text
 
 
 def trained(output: Path) -> dict[str, object]:
@@ -117,7 +117,7 @@ def predicted(output: Path) -> dict[str, object]:
     return {str(path.relative_to(output)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-# What is run, and how it is killed
+# The run, and how it is killed
 
 
 class Kind(NamedTuple):

@@ -42,7 +42,7 @@ class Objective(Protocol):
 
 
 class LatentModel(Protocol):
-    """What the single step uses of a base model (utils/base_model/parts.py: `Family`)."""
+    """The part of a base model that the single step uses (utils/base_model/parts.py: `Family`)."""
 
     vae: Any
     family: ClassVar[str]

@@ -15,7 +15,7 @@ from utils.kinds.axes import normals_evidence, normals_findings, unit_vectors
 from utils.kinds.depth import FARTHEST_MEDIAN, NEAREST_MEDIAN
 from utils.labels.encoding import VOID
 
-STEEP = 0.03  # relative step of depth between neighbours, beyond which they may lie on two surfaces
+STEEP = 0.03  # relative step of depth between neighbours, beyond which they may be on two surfaces
 CLEARLY = 0.6  # share of the angle between normals and depth that another reading of the depth must leave
 TOWARD = 1e-3  # cosine to the viewing ray from which a normal faces away from the camera (Marigold's preprocessing)
 OPENCV = np.array([1.0, -1.0, -1.0])  # from x right, y up, z toward the viewer

@@ -62,7 +62,7 @@ def draw_sheet(images: Tensor, sheet: Path) -> None:
 
 
 def write_report(out: Path, work: Path, stage: str, gates: list[Gate], text: str) -> None:
-    """Print the gates. With the training's log, or if there is no card yet, write the card of the folder `out`: the
+    """Print the gates. With the training's log, or if the card is missing, write the card of the folder `out`: the
     gates, the training's steps and hours, and `text` on how it was made.
     """
     found, card = gates_table(gates), out / "README.md"

@@ -61,7 +61,7 @@ def test_random_bytes_as_an_array_are_refused_or_read(tmp_path_factory, changes,
 @FUZZ
 @given(changes=MUTATIONS, cut=st.none() | st.integers(0, 99_999), suffix=st.sampled_from(["safetensors", "bin"]))
 def test_random_bytes_as_a_lora_are_refused_or_read(tmp_path_factory, weights, unet, changes, cut, suffix):
-    """What loads has the right layers; its numbers may have changed (a LoRA has no checksum)."""
+    """A LoRA that loads has the right layers; its numbers may have changed (a LoRA has no checksum)."""
     path = tmp_path_factory.getbasetemp() / f"fuzz.{suffix}"
     content = (weights / (SAFETENSORS if suffix == "safetensors" else BIN)).read_bytes()
     changes = [(place % 3000, value) for place, value in changes]  # the header, mostly

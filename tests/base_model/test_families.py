@@ -267,6 +267,13 @@ def test_a_header_with_no_time_is_refused(text, tmp_path):
         describe(file)
 
 
+def test_sd3s_pipeline_is_imported_without_a_librarys_warnings():
+    """Of image processors that need torchvision: the warning comes once in a process, so this one is another."""
+    program = "from utils.base_model.families import open_base; open_base('miniworld/mini-flow').timestep(400)"
+    done = fork("-c", program, check=False)
+    assert "flow model" in done.stderr and "torchvision" not in done.stderr + done.stdout
+
+
 def test_a_side_that_a_transformer_cannot_cut_into_patches_is_refused(folders, tmp_path):
     with pytest.raises(InputError, match=r"^--resolution=30: .*sd3 needs a multiple of 4"):
         open_base(str(folders["sd3"]), side=30)

@@ -51,7 +51,7 @@ def test_every_kind_of_cell_runs_and_is_not_run_again(bench, tmp_path):
     assert len(found) == sum(KINDS.values()) and set(KINDS) <= set(found)
     for row in found.values():
         assert float(row["images/s"]) > 0 and float(row["counted GB"]) > 0 and float(row["TFLOP/s"]) > 0
-        assert row["peak GB"] == "" and row["the paper's steps, s"] == ""  # of a GPU; of batch 4
+        assert row["peak GB"] == "" and row["the paper's steps, s"] == ""  # only on a GPU; only for batch 4
     assert found["training augunet batch 1 bf16"]["released / ours"]
     assert {"released, training augunet batch 1 fp32", "released, inference batch 1 fp32"} <= set(found)
     before = (tmp_path / "results.jsonl").read_text()

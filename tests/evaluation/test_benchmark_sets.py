@@ -321,6 +321,13 @@ def test_predictions_are_found_under_the_names_of_their_programs(tmp_path, score
     assert results["dsine-scannet"]["settings"]["pred_frame"] == "dsine"
 
 
+def test_predictions_under_unknown_names_are_an_error_with_the_place_of_their_names(tmp_path, score):
+    WRITERS["dsine-ibims"](tmp_path / "EVAL")
+    save(tmp_path / "pred/mine.npy", np.zeros((4, 4, 3), np.float32))
+    with pytest.raises(InputError, match=r"dsine-ibims: no predictions of it\); \S+/README.md lists .* names of pred"):
+        score()
+
+
 def test_a_missing_prediction_is_an_error(tmp_path, score):
     predict(tmp_path / "pred", "dsine-ibims", WRITERS["dsine-ibims"](tmp_path / "EVAL")[1:])
     with pytest.raises(InputError, match=r"1 of 4 images of dsine-ibims have no prediction, e.g. corridor_00"):

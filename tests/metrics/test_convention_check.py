@@ -155,7 +155,7 @@ def test_errors_of_colours_are_shares_of_the_truths_root_mean_square():
 
 
 def test_a_kind_that_looks_for_nothing_finds_nothing():
-    """What a new kind of map gets from its base class."""
+    """The default of the base class, for new kinds of map."""
     kind = MapKind(NORMAL)
     assert kind.label_findings([kind.label_evidence(np.zeros((2, 2, 3)), None, None)]) == []
     assert kind.value_findings([]) == []

@@ -20,7 +20,7 @@ from utils.training import checkpoint
 from utils.training.data import EndlessBatches
 
 SCRIPT = "sd_single_diode_pseudo_normal.py"
-ADDRESS = "10.77.{}.{}"  # of the test's process id, and of a host
+ADDRESS = "10.77.{}.{}"  # filled with numbers from the test's process id and the host
 ON_HOST = """
 import ctypes, os, sys
 libc = ctypes.CDLL(None, use_errno=True)
@@ -234,7 +234,7 @@ def test_predictions_and_labels_over_two_hosts_are_those_of_one(hosts, diode, tm
     assert all(np.array_equal(first[name], second[name]) for name in first)
 
 
-# What needs no namespaces
+# Without namespaces
 
 
 def test_an_address_that_other_hosts_cannot_reach_is_refused(monkeypatch):

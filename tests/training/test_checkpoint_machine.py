@@ -95,7 +95,7 @@ class Checkpoints(RuleBasedStateMachine):
         assert self.save(limit) == self.folder / f"checkpoint-{self.steps.seen}"
         there = {checkpoint.step_of(path) for path in checkpoint.find(self.folder)}
         self.good = (self.good | {self.steps.seen}) & there
-        later = {step for step in there if step > self.steps.seen}  # of a run that went further, before a resume
+        later = {step for step in there if step > self.steps.seen}  # a run's that got further, before a resume
         assert self.steps.seen in there or later
         assert limit is None or len(there) <= limit
         assert [path for path in self.folder.iterdir() if path.name.startswith(".")] == []

@@ -21,32 +21,43 @@ def open_base(
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()  # one bar: the training's
     name = resolve(name)
-    kind: type[Family]
-    match family_of(name, revision):  # each is imported only where it is used
-        case "sdxl":
-            from utils.base_model.sdxl import StableDiffusionXL
+    log = transformers.utils.logging
+    level = log.get_verbosity()
+    log.set_verbosity_error()  # importing SD 3's pipeline warns of image processors that nothing here uses
+    try:
+        kind = _kind(family_of(name, revision))
+    finally:
+        log.set_verbosity(level)
+    if kind is None:
+        from utils.base_model.stable_diffusion import load_base
 
-            kind = StableDiffusionXL
-        case "sd3":
-            from utils.base_model.sd3 import StableDiffusion3
-
-            kind = StableDiffusion3
-        case "flux2":
-            from utils.base_model.flux2 import Flux2
-
-            kind = Flux2
-        case "z_image":
-            from utils.base_model.z_image import ZImage
-
-            kind = ZImage
-        case "qwen_image":
-            from utils.base_model.qwen_image import QwenImage
-
-            kind = QwenImage
-        case _:
-            from utils.base_model.stable_diffusion import load_base
-
-            return load_base(name, revision)
+        return load_base(name, revision)
     base = kind.load(name, revision, dtype)
     base.check_side(side or 0)
     return base
+
+
+def _kind(family: str) -> type[Family] | None:
+    """The class of a family, imported only where it is used; None: Stable Diffusion 1.x and 2.x."""
+    match family:
+        case "sdxl":
+            from utils.base_model.sdxl import StableDiffusionXL
+
+            return StableDiffusionXL
+        case "sd3":
+            from utils.base_model.sd3 import StableDiffusion3
+
+            return StableDiffusion3
+        case "flux2":
+            from utils.base_model.flux2 import Flux2
+
+            return Flux2
+        case "z_image":
+            from utils.base_model.z_image import ZImage
+
+            return ZImage
+        case "qwen_image":
+            from utils.base_model.qwen_image import QwenImage
+
+            return QwenImage
+    return None

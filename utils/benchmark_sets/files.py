@@ -40,7 +40,7 @@ class File(NamedTuple):
 
     @property
     def state(self) -> tuple[str, int, int]:
-        """What changes when the content does: name, size, and time of the last change in nanoseconds."""
+        """The signs of a changed content: name, size, and time of the last change in nanoseconds."""
         return self.name, self.size, self.path.stat().st_mtime_ns
 
 

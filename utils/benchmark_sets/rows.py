@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from utils.inference.job import Job
     from utils.inference.predictor import Predictor
 
-RECIPE = "recipe.txt"  # of a training, next to its LoRA
+RECIPE = "recipe.txt"  # a training's, next to its LoRA
 
 
 class Predicted(NamedTuple):

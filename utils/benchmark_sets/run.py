@@ -90,7 +90,10 @@ def score_rows(
         unlock(args.output_dir)
     if processes.number == 0 and not results:
         reasons = "; ".join(f"{one['row']} on {one['set']}: {one['reason']}" for one in refused)
-        raise InputError(f"--data: no set to score ({reasons or 'none of the intrinsics that the LoRAs predict'})")
+        raise InputError(
+            f"--data: no set to score ({reasons or 'none of the intrinsics that the LoRAs predict'}); "
+            "utils/benchmark_sets/README.md lists the sets, their files and the names of predictions"
+        )
     return results, refused
 
 

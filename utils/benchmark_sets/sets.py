@@ -255,7 +255,7 @@ PICKLES = r"(?:.*/)?oasis/.*\.pkl"  # DSINE's files of OASIS
 
 
 def find_sets(files: Mapping[str, File], wanted: Sequence[str] = ()) -> dict[str, list[Item]]:
-    """Name -> images of every set among `files`, of those `wanted` if any are. InputError where there is none."""
+    """Name -> images of every set among `files`, of those `wanted` if any are. InputError if no set is left."""
     names = [one.name for one in SETS]
     if unknown := [name for name in wanted if name not in names]:
         raise InputError(f"--sets {' '.join(unknown)}: no such set; choose from {', '.join(names)}")

@@ -131,7 +131,7 @@ def section(result: dict, headline: str, errors: Mapping[str, np.ndarray | None]
 
 
 def read_result(path: Path) -> dict | None:
-    """What a result file, or a report's page, states of its run: flags and metrics; None if it is neither."""
+    """The run of a result file or a report's page: flags and metrics; None if it is neither."""
     try:
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".html":

@@ -70,7 +70,7 @@ def check(args: argparse.Namespace, at_least_one: tuple[str, ...] = ("batch_size
 
 
 def check_models(args: argparse.Namespace) -> None:
-    """Refuse base and tiny autoencoder that are neither here nor on the hub, before PyTorch is imported."""
+    """Refuse a base or tiny autoencoder that is not here and not on the hub, before PyTorch is imported."""
     if args.pretrained_model_name_or_path is not None:
         check_base(args.pretrained_model_name_or_path, args.revision)
     if args.vae is not None and not is_folder(args.vae):

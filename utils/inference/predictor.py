@@ -388,7 +388,7 @@ def pick_device(wanted: str | torch.device | None) -> torch.device:
     try:
         here = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         device = torch.device(wanted or here or "cpu")
-        torch.empty(1, device=device).cpu()  # of the meta device there is nothing to copy
+        torch.empty(1, device=device).cpu()  # the meta device has nothing to copy
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).strip().splitlines()[0][:150]
         raise InputError(f"--device={wanted}: {reason}; try cpu, or leave it out") from None

@@ -38,7 +38,7 @@ _MODULES = {
     "conv": rf"{_RESNET}(conv1|conv2|conv_shortcut)|.+\.(down|up)samplers\.\d+\.conv",
     "time": rf"(time|add)_embedding\.linear_[12]|{_RESNET}time_emb_proj",
 }
-ALL = tuple(_MODULES)  # of a UNet, in the canonical order
+ALL = tuple(_MODULES)  # a UNet's, in the canonical order
 _BLOCK, _Z_BLOCK = r"transformer_blocks\.\d+\.", r"(layers|noise_refiner|context_refiner)\.\d+\."
 _TRANSFORMER = {
     "attention": rf"{_BLOCK}attn2?\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)"

@@ -299,7 +299,7 @@ def cache_key(train_set: TrainingSet, stems: Sequence[str], shape: tuple[int, in
 
 
 def arithmetic(device: str, dtype: torch.dtype) -> dict[str, str]:
-    """What else changes the VAE's results in fp32 on a GPU: TF32, by the flag or by NVIDIA's variable."""
+    """The other setting that changes the VAE's results in fp32 on a GPU: TF32, by the flag or by NVIDIA's variable."""
     if device != "cuda" or dtype != torch.float32:
         return {}
     products = "TF32" if torch.backends.cuda.matmul.allow_tf32 else "fp32"

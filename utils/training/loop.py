@@ -221,7 +221,7 @@ def train(  # noqa: C901 (the loop is read from top to bottom in one place)
     state.network.train()
     losses, stems, since = [], [], time.monotonic()
     ahead = runs_ahead(accelerator.device.type)
-    waiting: Report | None = None  # of the last step, where the host has not read it yet
+    waiting: Report | None = None  # the last step's, where the host has not read it yet
 
     def settle(report: Report, complete: bool) -> None:
         """Learning rate, averages, records and the count of skipped updates after a step."""
