@@ -107,7 +107,7 @@ def fused_attention(
     )[0]
 
 
-_attention = F.scaled_dot_product_attention
+_attention, _autocast = F.scaled_dot_product_attention, torch.autocast
 
 
 @contextmanager
@@ -118,7 +118,10 @@ def on_meta() -> Iterator[Counted]:
 
     def context(native: bool, handler: Any) -> Any:  # the meta device has no autocast
         assert native is False or handler.enabled is False
-        return torch.autocast("cpu", enabled=False)
+        return autocast("cpu", enabled=False)
+
+    def autocast(kind: str, **more: Any) -> Any:
+        return _autocast("cpu" if kind == "meta" else kind, **more)
 
     states = {state: dict(state._shared_state) for state in (AcceleratorState, GradientState, PartialState)}
 
@@ -134,6 +137,7 @@ def on_meta() -> Iterator[Counted]:
         put("torch.optim.optimizer._get_fused_kernels_supported_devices", lambda: ["cpu", "meta"])
         put("torch.utils._foreach_utils._get_foreach_kernels_supported_devices", lambda: ["meta"])
         put("torch.nn.functional.scaled_dot_product_attention", fused_attention)
+        put("torch.autocast", autocast)
         put("accelerate.accelerator.get_mixed_precision_context_manager", context)
         for module in ("utils.training.loop", "benchmarks.train_step"):
             put(f"{module}.runs_ahead", lambda kind: True)

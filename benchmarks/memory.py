@@ -122,8 +122,12 @@ def families_table() -> str:
     for name, found in json.loads(FAMILIES.read_text())["counts"].items():
         row = [TITLES[name], f"{found['network'] / 1e9:.3f} B, {found['vae'] / 1e9:.3f} B"]
         row += [f"{2 * found['network'] / 1e9:.2f} + {2 * found['vae'] / 1e9:.2f}", f"{16 * found['lora'] / 1e9:.2f}"]
-        row += [f"{found[how][key]:.2f}" for key in ("saved_gb", "peak_gb") for how in ("plain", "checkpointing")]
-        row += [f"{found['predicting']['peak_gb']:.2f}"]
+        row += [
+            f"{found[how][key]:.2f}" if how in found else "-"
+            for key in ("saved_gb", "peak_gb")
+            for how in ("plain", "checkpointing")
+        ]
+        row += [f"{found['predicting']['peak_gb']:.2f}" if "predicting" in found else "-"]
         lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines)
 
