@@ -127,7 +127,10 @@ def diode_files(root: Path, pseudo_root: Path | None, notes: list[str]) -> Itera
     """
     depths, normals = root / "depths", root / "normals"
     if not depths.is_dir():
-        raise InputError(f"{depths}: no such folder; --root is the folder that holds depths/ and normals/")
+        raise InputError(
+            f"{depths}: no such folder; pass the folder that holds DIODE's depths/ and normals/, "
+            "or --dataset folder with images and labels of your own"
+        )
     if pseudo_root:
         check_label_root(pseudo_root, INTRINSICS)
     stems = {path.relative_to(depths).with_suffix("").as_posix() for path in depths.rglob("*.png")}

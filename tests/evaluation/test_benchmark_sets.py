@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -435,6 +436,16 @@ def test_a_sample_says_so(tmp_path, score):
     assert result["sample"] and result["images"] == 2 and "a sample (--limit), not the set" in text
     kept = json.loads(next((tmp_path / "out").rglob("result.json")).read_text())["per_image"]
     assert [one["name"] for one in kept] == ["corridor_00_img.png", "corridor_02_img.png"]
+
+
+def test_a_run_with_fewer_sets_names_the_rows_that_the_files_lose(tmp_path, score):
+    for name in ("dsine-ibims", "scannet-depth"):
+        predict(tmp_path / "pred", name, WRITERS[name](tmp_path / "EVAL"))
+    both, text = score()
+    assert len(both) == 2 and "earlier run" not in text
+    fewer, text = score("--sets", "dsine-ibims", keep=True)
+    assert list(fewer) == ["dsine-ibims"]
+    assert re.search(r"note: .*results.json: without 1 results of an earlier run \(.*pred on scannet-depth\)", text)
 
 
 def test_published_rows_are_marked_and_name_source_and_protocol(tmp_path, score):

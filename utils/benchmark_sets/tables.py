@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,10 +11,10 @@ import numpy as np
 
 from utils import __version__
 from utils.benchmark_sets.sets import SETS, BenchmarkSet
-from utils.errors import one_line
+from utils.errors import note, one_line
 from utils.evaluation import report
 from utils.pages import write_page
-from utils.system.atomic import save_bytes, write_json
+from utils.system.atomic import json_object, save_bytes, write_json
 
 UNSTATED = "not stated"
 COLUMNS = {  # task -> metric: (title, digits after the point, factor)
@@ -166,13 +167,21 @@ def as_markdown(results: Sequence[Mapping[str, Any]]) -> str:
 
 def write_all(folder: Path, results: Sequence[Mapping[str, Any]], refused: Sequence[Mapping[str, str]]) -> Path:
     """`folder`/results.json, results.md and index.html, whose path is returned. results.json has everything but the
-    figures and the single images, which are in each set's own result.
+    figures and the single images, which are in each set's own result. A note names rows of an earlier run that the
+    three files lose.
     """
     left = ("examples", "errors", "per_image", "headline")
     rows = [{key: value for key, value in result.items() if key not in left} for result in results]
     families = {one.family for one in SETS for result in results if one.name == result["set"]}
     published = [row._asdict() for row in PUBLISHED if families & set(row.values)]
     content = {"version": __version__, "notice": NOTICE, "results": rows, "refused": refused, "published": published}
+    earlier: list[dict] = []
+    with suppress(OSError, ValueError, LookupError):
+        earlier = json_object((folder / "results.json").read_text())["results"]
+    now = {(row["set"], row["row"]) for row in rows}
+    if lost := [f"{row['row']} on {row['set']}" for row in earlier if (row["set"], row["row"]) not in now]:
+        note(f"{folder / 'results.json'}: without {len(lost)} results of an earlier run ({', '.join(lost[:3])}); "
+            "name them again to keep them: they are not scored twice")  # fmt: skip
     write_json(folder / "results.json", content)
     save_bytes(folder / "results.md", as_markdown(results).encode())
     return write_report(folder, results)
