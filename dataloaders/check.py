@@ -128,8 +128,8 @@ def diode_files(root: Path, pseudo_root: Path | None, notes: list[str]) -> Itera
     depths, normals = root / "depths", root / "normals"
     if not depths.is_dir():
         raise InputError(
-            f"{depths}: no such folder; pass the folder that holds DIODE's depths/ and normals/, "
-            "or --dataset folder with images and labels of your own"
+            f"{depths}: no such folder; --root is the folder that holds depths/ and normals/ (images and labels "
+            "of your own: --dataset folder --train_data_dir FOLDER)"
         )
     if pseudo_root:
         check_label_root(pseudo_root, INTRINSICS)
