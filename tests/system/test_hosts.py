@@ -43,8 +43,8 @@ ELASTIC = (
     + """
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 import sd_single_diode_pseudo_normal as script
-config = LaunchConfig(  # what `torchrun --nnodes 2 --nproc_per_node 1 --max_restarts 1 --rdzv_backend c10d` makes
-    min_nodes=2, max_nodes=2, nproc_per_node=1, max_restarts=1, rdzv_backend="c10d", run_id="test",
+config = LaunchConfig(  # what `torchrun --nnodes 2 --nproc_per_node 1 --max_restarts 3 --rdzv_backend c10d` makes
+    min_nodes=2, max_nodes=2, nproc_per_node=1, max_restarts=3, rdzv_backend="c10d", run_id="test",
     rdzv_endpoint=os.environ["MASTER_ADDR"] + ":" + os.environ["MASTER_PORT"], local_addr=os.environ["OWN_ADDR"],
     start_method="fork", monitor_interval=0.1,
     rdzv_configs={"is_host": os.environ["HOST"] == "0"},  # it goes by names, and both have this machine's
@@ -186,7 +186,8 @@ def test_torchrun_restarts_from_the_last_checkpoint_and_ends_with_the_same_bits(
     (worker,) = re.findall(r"worker (\d+)", hosts.output(1, "stdout"))
     os.kill(int(worker), signal.SIGKILL)
     assert hosts.wait(180) == [0, 0], hosts.output(0) + hosts.output(1)
-    assert "resuming from" in hosts.output(0, "stdout") and hosts.output(1, "stdout").count("worker") == 2
+    # more than one restart where a new worker looks for the other host's old one
+    assert "resuming from" in hosts.output(0, "stdout") and hosts.output(1, "stdout").count("worker") >= 2
     fork(SCRIPT, *flags(SCRIPT, tmp_path / "whole", *words), processes=2)
     assert distance(tmp_path / "run", tmp_path / "whole") == 0
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")
