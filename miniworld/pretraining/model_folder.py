@@ -22,6 +22,7 @@ from transformers import CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
 from miniworld.pretraining.generator import Parts, predicts_velocity, quick
 from miniworld.pretraining.random_sd import save_pipeline, save_text_encoder
+from utils.latents import reduction
 from utils.lora import CONV_IN
 from utils.training.args import RECOMMENDED
 
@@ -63,7 +64,7 @@ def recommend(folder: Path, around: Path, parts: Parts, vae: AutoencoderKL) -> N
     if not predicts_velocity(parts.scheduler):
         settings["timestep"] = TIMESTEP
     settings["augment_from"] = os.path.relpath((around / EDITOR).resolve(), folder.resolve())
-    settings["resolution"] = parts.unet.config.sample_size * 2 ** (len(vae.config.block_out_channels) - 1)
+    settings["resolution"] = parts.unet.config.sample_size * reduction(vae)
     (folder / RECOMMENDED).write_text(json.dumps(settings, indent=2) + "\n")
 
 

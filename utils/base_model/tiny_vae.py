@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from utils.base_model.names import is_folder
 from utils.errors import InputError
+from utils.latents import reduction
 from utils.system.network import require
 
 CHECKED = 8  # latents per side of the image on which it is compared with the VAE
@@ -56,13 +57,13 @@ def use_tiny_vae(vae: AutoencoderKL, name: str, encodes: bool = False) -> None:
     tiny = load_tiny(name)
     sizes = {
         "channels": (tiny.config.latent_channels, vae.config.latent_channels),
-        "pixels per latent": (_factor(tiny), _factor(vae)),
+        "pixels per latent": (reduction(tiny), reduction(vae)),
     }
     for what, (found, expected) in sizes.items():
         if found != expected:
             raise InputError(f"--vae={name}: made for another base ({found} {what}, this base has {expected}); "
                 "pass the tiny autoencoder of this base")  # fmt: skip
-    image = smooth_image(CHECKED * _factor(vae))
+    image = smooth_image(CHECKED * reduction(vae))
     with torch.no_grad():
         latents = vae.encode(image).latent_dist.mode()
         drawn = vae.decode(latents).sample
@@ -114,10 +115,6 @@ def smooth_image(side: int) -> Tensor:
     ramp = torch.linspace(-1, 1, side)
     red, green = ramp.expand(side, side), ramp[:, None].expand(side, side)
     return torch.stack([red, green, -(red + green) / 2])[None]
-
-
-def _factor(vae: AutoencoderKL | AutoencoderTiny) -> int:
-    return 2 ** (len(vae.config.block_out_channels) - 1)
 
 
 def _scale(vae: AutoencoderKL) -> tuple[float, float]:
