@@ -1,9 +1,30 @@
 """Code that all scripts share. A line belongs here if changing it should change every run."""
 
 import os
+import signal
 import sys
+import threading
+import time
 
 __version__ = "0.2.0"
+ECHO = 3.0  # seconds: Ctrl-C and schedulers signal both the launcher and the process, and the launcher forwards it
+
+
+def interrupt_once() -> None:
+    """Let the first Ctrl-C raise KeyboardInterrupt as ever, and let its echo pass: the terminal signals all processes,
+    and a launcher forwards the signal to those that have it already. One more, after ECHO seconds, ends at once.
+    """
+    if threading.current_thread() is threading.main_thread():
+        if (
+            signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        ):  # not where a program has its own, or ignores
+            signal.signal(signal.SIGINT, _interrupt)
+
+
+def _interrupt(_number: int, _frame: object) -> None:
+    first = time.monotonic()
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130) if time.monotonic() - first > ECHO else None)
+    raise KeyboardInterrupt
 
 
 def _end_quietly(kind, error, trace, otherwise=sys.excepthook):  # type: ignore[no-untyped-def]
@@ -21,6 +42,7 @@ def _end_quietly(kind, error, trace, otherwise=sys.excepthook):  # type: ignore[
 _command, _root = "".join(sys.argv[:1]), os.path.realpath(f"{__path__[0]}/..")
 if _command == "-m" or os.path.realpath(_command).startswith(_root + os.sep):
     sys.excepthook = _end_quietly
+    interrupt_once()
 
 # OpenMP's threads wait for their next piece of work by spinning. Where another program needs the cores, that takes the
 # time from the very thread that is waited for: several times the seconds. "passive" lets them sleep, with the same

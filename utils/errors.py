@@ -8,6 +8,8 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import TextIO
 
+from utils import interrupt_once
+
 # A module of these that is missing is a defect of ours, not a package that the user has to install.
 OWN = (
     "utils", "dataloaders", "generators", "app", "miniworld", "benchmarks", "studies", "interop", "integrations",
@@ -64,6 +66,7 @@ def run(main: Callable[[], int | None]) -> None:  # noqa: C901  # one list of ca
     """
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files may hold bytes that are no text
+    interrupt_once()
     status: int | None = None
     before, threading.excepthook = threading.excepthook, _thread_ended
     try:

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -79,7 +80,7 @@ def main():
     time.sleep(60)
 
 if "RANK" in os.environ:
-    run(main)
+    sys.exit(run(main))
 sys.exit(supervise([sys.executable, *sys.argv], 2))
 """
 
@@ -97,8 +98,36 @@ def test_ctrl_c_ends_several_processes_with_one_line_and_status_130(tmp_path):
     command = [sys.executable, str(tmp_path / "ranks.py"), "wait"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(command, env=env, text=True, start_new_session=True, **pipes) as process:
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore it
+    with subprocess.Popen(command, env=env, text=True, start_new_session=True, preexec_fn=heard, **pipes) as process:
         assert [process.stdout.readline() for _ in range(2)] == ["ready\n"] * 2
         os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 130 and errors == "interrupted\n", errors
+
+
+ECHO = """
+import os, signal, sys
+from utils.errors import run
+
+class Interrupting:
+    def write(self, text):
+        os.kill(os.getpid(), signal.SIGINT)
+        return sys.__stderr__.write(text)
+
+    def flush(self):
+        sys.__stderr__.flush()
+
+def main():
+    sys.stderr = Interrupting()
+    os.kill(os.getpid(), signal.SIGINT)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+run(main)
+"""
+
+
+def test_the_echo_of_a_ctrl_c_does_not_interrupt_its_handling(tmp_path):
+    (tmp_path / "echo.py").write_text(ECHO)
+    done = python(tmp_path / "echo.py", env={"PYTHONPATH": str(ROOT)}, check=False)
+    assert done.returncode == 130 and done.stderr == "interrupted\n", done.stderr

@@ -10,9 +10,10 @@ from types import FrameType
 
 import psutil
 
+from utils import ECHO
+
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 LAUNCHERS = ("accelerate", "torchrun", "torch.distributed.run")
-ECHO = 3.0  # seconds: Ctrl-C and schedulers signal both the launcher and the process, and the launcher forwards it
 _first: tuple[str, float] | None = None  # name and time of the first signal
 _before: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
 
