@@ -14,11 +14,9 @@ def interrupt_once() -> None:
     """Let the first Ctrl-C raise KeyboardInterrupt as ever, and let its echo pass: the terminal signals all processes,
     and a launcher forwards the signal to those that have it already. One more, after ECHO seconds, ends at once.
     """
-    if threading.current_thread() is threading.main_thread():
-        if (
-            signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        ):  # not where a program has its own, or ignores
-            signal.signal(signal.SIGINT, _interrupt)
+    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # a program may have its own, or ignore it
+    if usual and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, _interrupt)
 
 
 def _interrupt(_number: int, _frame: object) -> None:
