@@ -134,7 +134,7 @@ def sdxl() -> dict:
         "tokenizer_2": build_tokenizer(),
         "unet": diffusers.UNet2DConditionModel(
             sample_size=16,
-            layers_per_block=1,
+            layers_per_block=2,
             block_out_channels=(16, 32),
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),

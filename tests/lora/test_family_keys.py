@@ -1,5 +1,7 @@
 """Keys of LoRA files for transformers: what the family's pipeline reads, this project reads as the same weights."""
 
+import re
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -11,8 +13,10 @@ from utils.lora import add_lora, load_attn_procs, save_lora
 from utils.lora.__main__ import describe, main
 from utils.lora.layers import layers_of
 
-TEXT = {"flux2": (1, 7, 48), "qwen_image": (1, 7, 16), "z_image": (7, 16)}
-Z = {"flux2": (1, 16, 4, 6), "qwen_image": (1, 4, 8, 12), "z_image": (1, 16, 8, 12)}
+TEXT = {"sdxl": (1, 7, 64), "flux2": (1, 7, 48), "qwen_image": (1, 7, 16), "z_image": (7, 16)}
+Z = {"sdxl": (1, 4, 8, 12), "flux2": (1, 16, 4, 6), "qwen_image": (1, 4, 8, 12), "z_image": (1, 16, 8, 12)}
+KOHYA_NAMES = {"sdxl": r"lora_unet_((input|output)_blocks_\d_|middle_block_|time_embed_|label_emb_)"}  # sd-scripts'
+KINDS = ("attention", "feedforward", "projection", "conv", "time", "modulation")
 FLUX2_BLOCKS = {  # its authors' layers: kind of block, name, inputs and outputs in the tiny model
     ("double", "img_attn.qkv"): (32, 96), ("double", "txt_attn.qkv"): (32, 96), ("double", "img_attn.proj"): (32, 32),
     ("double", "txt_attn.proj"): (32, 32), ("double", "img_mlp.0"): (32, 192), ("double", "img_mlp.2"): (96, 32),
@@ -25,22 +29,23 @@ FLUX2_BLOCKS = {  # its authors' layers: kind of block, name, inputs and outputs
 def reads(family, tiny):
     """A file -> the network's output with it, as loaded by the pipeline and by this project, and without it."""
     base, pipe = open_base(str(tiny(family))), pipeline(tiny(family))
+    network = pipe.unet if family == "sdxl" else pipe.transformer
     generator = torch.Generator().manual_seed(1)
     states = {
         "text": torch.randn(TEXT[family], generator=generator),
-        "pooled": torch.randn(1, 64, generator=generator),
+        "pooled": torch.randn(1, 32 if family == "sdxl" else 64, generator=generator),
     }
-    z = torch.randn(Z[family], generator=generator)
+    z, time = torch.randn(Z[family], generator=generator), 400 if family == "sdxl" else 0.4
 
     @torch.no_grad()
     def outputs(file) -> tuple[torch.Tensor, ...]:
-        plain = base.predict(pipe.transformer, z, 0.4, states)
+        plain = base.predict(network, z, time, states)
         pipe.load_lora_weights(str(file.parent), weight_name=file.name)
-        theirs = base.predict(pipe.transformer, z, 0.4, states)
+        theirs = base.predict(network, z, time, states)
         pipe.unload_lora_weights()
-        load_attn_procs(pipe.transformer, file)
-        ours = base.predict(pipe.transformer, z, 0.4, states)
-        pipe.transformer.unload_lora()
+        load_attn_procs(network, file)
+        ours = base.predict(network, z, time, states)
+        network.unload_lora()
         return theirs, ours, plain
 
     return outputs
@@ -50,7 +55,7 @@ def reads(family, tiny):
 def saved(family, tiny, tmp_path):
     """A LoRA of this project, on the kinds of layers that kohya's keys can name."""
     network, folder = open_base(str(tiny(family))).network, tmp_path / "ours"
-    kinds = [kind for kind in ("attention", "feedforward", "time") if layers_of(network, (kind,))]
+    kinds = [kind for kind in KINDS if layers_of(network, (kind,))]
     add_lora(network, 4, targets=kinds)
     torch.manual_seed(2)
     for name, parameter in network.named_parameters():
@@ -65,11 +70,11 @@ def assert_read(outputs) -> None:
     assert torch.allclose(theirs, ours, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", ["qwen_image", "z_image"])
+@pytest.mark.parametrize("family", ["sdxl", "qwen_image", "z_image"])
 def test_kohyas_keys_are_written_for_the_pipelines_that_read_them(family, reads, saved, tmp_path):
     kohya = tmp_path / "kohya.safetensors"
     main(["convert", str(saved), str(kohya), "--format", "kohya"])
-    assert all(key.startswith("lora_unet_") for key in load_file(kohya))
+    assert all(re.match(KOHYA_NAMES.get(family, "lora_unet_"), key) for key in load_file(kohya))
     outputs = reads(kohya)
     assert_read(outputs)
     assert torch.allclose(outputs[0], reads(saved)[0], atol=1e-5)

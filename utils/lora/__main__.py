@@ -8,7 +8,7 @@ from utils.cli import Parser, path_flag
 from utils.errors import InputError, note, run
 from utils.lora.files import CONV_IN, PEFT, LoraFile, brings_conv_in, read_lora
 from utils.lora.inspection import describe, table
-from utils.lora.keys import FORMATS, header_of, parse_layers, to_format, without_text_encoder
+from utils.lora.keys import FORMATS, header_of, parse_layers, sdxl_key, to_format, without_text_encoder
 from utils.lora.targets import place_of
 
 BY_KOHYA = ("qwen_image", "z_image")  # families of transformers whose pipelines read kohya's keys of diffusers' names
@@ -44,6 +44,8 @@ def convert(source: Path, out: Path, to: str, drop_text_encoder: bool = False) -
         note(f"the scale is in {place} now; its former place is not copied ({', '.join(gone)})")
     try:
         converted = to_format(layers, to)
+        if to == "kohya" and metadata.get("family") == "sdxl":
+            converted = {sdxl_key(key): weight for key, weight in converted.items()}
     except InputError as error:
         raise InputError(f"{file}: {error}") from None
     if out.exists():

@@ -10,14 +10,15 @@ For a layer X.to_q of attention (also to_k, to_v, to_out.0), or any other layer 
     K  lora_unet_Y.lora_down.weight             `kohya`: sd-scripts, with every dot of the module's name an
        lora_unet_Y.alpha                        underscore, and alpha: the layer is scaled by alpha / rank
     T  diffusion_model.Y.lora_A.weight          `ai-toolkit`: trainers of transformers
-A and B write `to_out` for `to_out.0`, and have names for attention layers only. K and T of FLUX.2 have its authors'
-names (`renamed`). The scale's other places are those of scale.py. A linear's weights are down (r,in), up (out,r); a
+A and B write `to_out` for `to_out.0`, and have names for attention layers only. K of SDXL (`sdxl_key`), and K and T
+of FLUX.2 (`renamed`), have their authors' names of layers. The scale's other places are those of scale.py. A linear's weights are down (r,in), up (out,r); a
 convolution's are down (r,in,kh,kw), up (out,r,1,1).
 """
 
 import math
 import re
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -36,7 +37,7 @@ _DOTTED = re.compile(
     r"(?:_lora\.|\.lora\.|\.lora_|\.)(?P<part>down|up|A|B|alpha)"
     r"(?:(?<=_[AB])\.(?!bias$)[^.]+?)?(?:\.weight)?$"  # after A and B peft's name of the adapter
 )
-_KOHYA = re.compile(r"^lora_unet_(?P<module>\w+)\.(?P<part>lora_down\.weight|lora_up\.weight|alpha)$")
+_KOHYA = re.compile(r"^lora_unet_(?P<module>[\w-]+)\.(?P<part>lora_down\.weight|lora_up\.weight|alpha)$")
 # Underscores alone do not say where the dots were (down_blocks_0 is down_blocks.0, to_out_0 is to_out.0), so the parts
 # of the names are spelt out, of a UNet, of Qwen-Image and of Z-Image; the longer come first: proj_in is not proj.in.
 _NAMES = re.compile(
@@ -44,8 +45,26 @@ _NAMES = re.compile(
     r"to_v|to_out|ff|net|proj_in|proj_out|proj|conv_shortcut|conv1|conv2|conv|time_emb_proj|time_embedding|"
     r"add_embedding|linear_\d|add_[qkv]_proj|to_add_out|(?:img|txt)_(?:mlp|mod|in)|time_text_embed|timestep_embedder|"
     r"norm_out|linear|layers|(?:noise|context)_refiner|attention|feed_forward|w[123]|adaLN_modulation|t_embedder|"
-    r"cap_embedder|mlp|\d+"
+    r"cap_embedder|mlp|all_x_embedder|all_final_layer|\d+(?:-\d+)?"
 )
+# SDXL's layers in sd-scripts' files, which trains its authors' UNet: diffusers' names -> theirs, in kohya's spelling
+_SDXL = {
+    "mid_block_resnets_0": "middle_block_0", "mid_block_attentions_0": "middle_block_1",
+    "mid_block_resnets_1": "middle_block_2",
+    "time_embedding_linear_1": "time_embed_0", "time_embedding_linear_2": "time_embed_2",
+    "add_embedding_linear_1": "label_emb_0_0", "add_embedding_linear_2": "label_emb_0_2",
+    **{f"down_blocks_{level}_{part}_{i}": f"input_blocks_{3 * level + i + 1}_{place}"
+       for level, i, (place, part) in product(range(3), range(2), enumerate(("resnets", "attentions")))},
+    **{f"up_blocks_{level}_{part}_{i}": f"output_blocks_{3 * level + i}_{place}"
+       for level, i, (place, part) in product(range(3), range(3), enumerate(("resnets", "attentions")))},
+    **{f"down_blocks_{level}_downsamplers_0_conv": f"input_blocks_{3 * level + 3}_0_op" for level in range(2)},
+    **{f"up_blocks_{level}_upsamplers_0": f"output_blocks_{3 * level + 2}_2" for level in range(2)},
+}  # fmt: skip
+_SDXL_RESNET = {
+    "conv1": "in_layers_2", "conv2": "out_layers_3", "time_emb_proj": "emb_layers_1",
+    "conv_shortcut": "skip_connection",
+}  # fmt: skip
+_FROM_SDXL, _FROM_SDXL_RESNET = ({theirs: ours for ours, theirs in names.items()} for names in (_SDXL, _SDXL_RESNET))
 _FLUX2_KEY = re.compile(
     r"^(?:diffusion_model\.|base_model\.model\.|lora_unet_)(?P<kind>double|single)_blocks[._](?P<number>\d+)[._](?P<layer>[\w.]+?)"
     r"\.(?P<part>lora_(?:A|B|down|up)|alpha)(?P<end>\.weight)?$"
@@ -113,8 +132,9 @@ def split_key(key: str) -> tuple[str, str] | None:
     """
     key = strip_wrappers(key)
     if match := _KOHYA.match(key):
-        names = _NAMES.findall(match["module"])
-        module = ".".join(names) if "_".join(names) == match["module"] else ""
+        spelt = _named(match["module"], _FROM_SDXL, _FROM_SDXL_RESNET)
+        names = _NAMES.findall(spelt)
+        module = ".".join(names) if "_".join(names) == spelt else ""
     elif match := _DOTTED.match(key):
         module = re.sub(r"\.processor(?=\.to_\w+$)", "", match["module"])
         module += ".0" if module.endswith(".to_out") and not kind_of(module) else ""  # FLUX.2 has both
@@ -158,6 +178,21 @@ def make_key(module: str, part: str, to: str) -> str:
         return f"{place_of(module)[0]}.{module}.lora_{'A' if part == 'down' else 'B'}.weight"
     prefix, (layer, target) = {"released": "", "diffusers": "unet."}[to], split_module(module)
     return f"{prefix}{layer}.processor.{target.removesuffix('.0')}_lora.{part}.weight"
+
+
+def sdxl_key(key: str) -> str:
+    """A kohya key of SDXL with diffusers' name of the layer -> with its authors', which sd-scripts writes."""
+    module, _, part = key.removeprefix("lora_unet_").partition(".")
+    return f"lora_unet_{_named(module, _SDXL, _SDXL_RESNET)}.{part}"
+
+
+def _named(module: str, blocks: Mapping[str, str], layers: Mapping[str, str]) -> str:
+    """A name in kohya's spelling, its block and the layer in it renamed by the tables; others as they are."""
+    block = next((block for block in blocks if f"{module}_".startswith(f"{block}_")), None)
+    if block is None:
+        return module
+    layer = module.removeprefix(block).removeprefix("_")
+    return f"{blocks[block]}_{layers.get(layer, layer)}".removesuffix("_")
 
 
 def split_module(module: str) -> tuple[str, str]:
