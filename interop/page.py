@@ -1,12 +1,12 @@
-"""The table of which diffusers loads which file, and its place in interop/README.md."""
+"""The tables of which diffusers loads which file, and their places in interop/README.md."""
 
 import re
 import sys
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-PAGE = Path(__file__).resolve().with_name("README.md")  # the table goes between its markers
+PAGE = Path(__file__).resolve().with_name("README.md")  # the tables go between its markers
 FILES = {  # folder of a LoRA under CASES/files -> what the table says of its keys
     "diffusers": "`diffusers`", "released": "`released`", "peft": "`peft`", "kohya": "`kohya`",
     "all-peft": "`peft`, all layers", "all-kohya": "`kohya`, all layers",
@@ -23,6 +23,15 @@ REVERSE = {
     "safetensors": "`unet.save_attn_procs(safe_serialization=True)`",
     "bin": "`unet.save_attn_procs(safe_serialization=False)`",
 }
+FAMILY_FILES = {  # folder of a LoRA under CASES/families/<family>/files -> the table's name of it
+    "attention": "`peft`, attention", "all": "`peft`, all layers", "all-kohya": "`kohya`, all layers",
+    "all-ai-toolkit": "`ai-toolkit`, all layers",
+}  # fmt: skip
+PIPELINES = {
+    "sdxl": "SDXL, `StableDiffusionXLPipeline`", "sd3": "SD 3 and 3.5, `StableDiffusion3Pipeline`",
+    "flux2": "FLUX.2-klein, `Flux2KleinPipeline`", "z_image": "Z-Image, `ZImagePipeline`",
+    "qwen_image": "Qwen-Image, `QwenImagePipeline`",
+}  # fmt: skip
 AUGUNET = {"pipe": 'conv_in set by hand, `pipe.load_lora_weights("folder")`', "ours": f"`{CALLS['ours']}`"}
 
 
@@ -48,7 +57,8 @@ def table(measured: Mapping[str, dict]) -> str:
         for short, text in AUGUNET.items():
             cells = [cell(m["results"].get(f"{name} {short}")) for m in measured.values()]
             lines.append(f"| AugUNet's folder: {what}, `conv_in.safetensors` | {text} | " + " | ".join(cells) + " |")
-    worst = max(r["difference"] for m in measured.values() for r in m["results"].values() if r["status"] == "ok")
+    others = {f"{family} {name}" for family in PIPELINES for name in FAMILY_FILES}
+    worst = worst_of(one for m in measured.values() for key, one in m["results"].items() if key not in others)
     effect = min(m["effect"] for m in measured.values())
     companions = "; ".join(
         f"{m['versions']['diffusers']} with transformers {m['versions']['transformers']}, "
@@ -65,10 +75,36 @@ def table(measured: Mapping[str, dict]) -> str:
     return "\n".join(lines)
 
 
-def write_page(text: str, page: Path = PAGE) -> None:
-    """Put `text` between the two marker comments."""
-    marked = re.compile(r"(<!-- interop:begin.*?-->\n).*?(<!-- interop:end -->)", re.DOTALL)
-    old = page.read_text()
-    if len(marked.findall(old)) != 1:
-        sys.exit(f"error: {page} has no pair of marker comments interop:begin, interop:end")
-    page.write_text(marked.sub(lambda match: match[1] + text + "\n" + match[2], old))
+def worst_of(results: Iterable[Mapping]) -> float:
+    """The largest difference of what is ok."""
+    return max(result["difference"] for result in results if result["status"] == "ok")
+
+
+def families_table(measured: Mapping[str, dict]) -> str:
+    """The same of the other families of base models, in the releases that have any of them."""
+    rows = {f"{family} {name}": (family, name) for family in PIPELINES for name in FAMILY_FILES}
+    taken = {name: {key: m["results"][key] for key in rows if key in m["results"]} for name, m in measured.items()}
+    taken = {name: found for name, found in taken.items() if {one["status"] for one in found.values()} - {"absent"}}
+    names = [measured[name]["versions"]["diffusers"] for name in taken]
+    lines = ["| pipeline | file's keys | " + " | ".join(names) + " |", "|---|---|" + "---|" * len(names)]
+    for key, (family, name) in rows.items():
+        if any(key in found for found in taken.values()):
+            cells = [cell(found.get(key)) for found in taken.values()]
+            lines.append(f"| {PIPELINES[family]} | {FAMILY_FILES[name]} | " + " | ".join(cells) + " |")
+    explained = (
+        "Called is `pipe.load_lora_weights(\"folder\", weight_name=...)`. ok: the network's output is that of weights "
+        f"merged by hand (largest difference {worst_of(one for found in taken.values() for one in found.values()):.1e} of the "
+        "output's scale). –: this release has no such pipeline."
+    )
+    return "\n".join([*lines, "", *textwrap.wrap(explained, 119, break_on_hyphens=False)])
+
+
+def write_page(texts: Mapping[str, str], page: Path = PAGE) -> None:
+    """Put each text between the two marker comments of its name."""
+    content = page.read_text()
+    for name, text in texts.items():
+        marked = re.compile(rf"(<!-- {name}:begin.*?-->\n).*?(<!-- {name}:end -->)", re.DOTALL)
+        if len(marked.findall(content)) != 1:
+            sys.exit(f"error: {page} has no pair of marker comments {name}:begin, {name}:end")
+        content = marked.sub(lambda match, text=text: match[1] + text + "\n" + match[2], content)
+    page.write_text(content)

@@ -3,16 +3,24 @@
     python probe.py CASES OUT.json        load every file in CASES by every call this diffusers has
     python probe.py CASES OUT --train     train a LoRA for two steps the way of 2023 (diffusers 0.20) and save it
 
-It uses nothing of this project, only a UNet, inputs and LoRA folders. "ok" means that the output equals
-that of the same UNet with up @ down added into its weights by hand, to 1e-5 of the output's scale.
+It uses nothing of this project, only networks, inputs and LoRA folders. "ok" means that the output equals
+that of the same network with up @ down added into its weights by hand, to 1e-5 of the output's scale.
 """
 
+import copy
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DiffusionPipeline,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from safetensors.torch import load_file, save_file
 
 TOLERANCE = 1e-5
@@ -66,14 +74,14 @@ def expected_of(outputs: dict, folder: Path) -> torch.Tensor:
     return outputs["all-peft" if folder.name.startswith("all-") else "diffusers"]
 
 
-def merge_by_hand(unet, state) -> None:
+def merge_by_hand(network, state) -> None:
     """W += up @ down, with a convolution's kernel and inputs as the columns of down, for the trainer's two formats:
-    keys `unet.<layer>.processor.<target>_lora.<down|up>.weight` and `unet.<layer>.lora_<A|B>.weight`.
+    keys `unet.<layer>.processor.<target>_lora.<down|up>.weight` and `<unet|transformer>.<layer>.lora_<A|B>.weight`.
     """
     with torch.no_grad():
         for key in [key for key in state if ".lora_A." in key or ".down." in key]:
-            name = key[len("unet.") :].replace(".processor.", ".").replace("to_out_lora", "to_out.0_lora")
-            layer = unet.get_submodule(name.replace(".lora_A.weight", "").replace("_lora.down.weight", ""))
+            name = key.partition(".")[2].replace(".processor.", ".").replace("to_out_lora", "to_out.0_lora")
+            layer = network.get_submodule(name.replace(".lora_A.weight", "").replace("_lora.down.weight", ""))
             up = state[key.replace(".down.", ".up.").replace(".lora_A.", ".lora_B.")]
             layer.weight += (up.flatten(1) @ state[key].flatten(1)).reshape(layer.weight.shape)
 
@@ -101,15 +109,15 @@ CALLS = {
 }
 
 
-def judge(unet, call, folder: Path, cases: Path, base: torch.Tensor, expected: torch.Tensor) -> dict:
-    """Load, run, compare: {"status": ok, no-op, wrong, absent or error, ...}."""
+def judge(network, call, folder: Path, run, base: torch.Tensor, expected: torch.Tensor) -> dict:
+    """Load, run, compare: {"status": ok, no-op, wrong, absent or error, ...}. run: the network -> its output."""
     try:
-        call(unet, folder)
+        call(network, folder)
     except Exception as error:
         missing = isinstance(error, AttributeError) and "load_lora_adapter" in str(error)
         text = " ".join(str(error).split())[:300]
         return {"status": "absent" if missing else "error", "error": type(error).__name__, "message": text}
-    output = forward(unet, cases)
+    output = run(network)
     difference = ((output - expected).abs().max() / expected.abs().max()).item()
     moved = ((output - base).abs().max() / base.abs().max()).item()
     status = "ok" if difference <= TOLERANCE else "no-op" if moved <= TOLERANCE else "wrong"
@@ -121,16 +129,52 @@ def probe(cases: Path) -> dict:
     effect = min(((output - base).abs().max() / base.abs().max()).item() for output in outputs.values())
     if not effect > 1000 * TOLERANCE:
         raise SystemExit(f"these LoRAs move the output by {effect:.1e} of its scale only: they could prove nothing")
-    results = {"effect": effect, "calls": {}}
+    results, run = {"effect": effect, "calls": {}}, partial(forward, cases=cases)
     for name, call in CALLS.items():
         for folder in sorted((cases / "files").iterdir()):
-            found = judge(load_unet(cases), call, folder, cases, base, expected_of(outputs, folder))
+            found = judge(load_unet(cases), call, folder, run, base, expected_of(outputs, folder))
             results["calls"][f"{name} {folder.name}"] = found
     for name in ("augunet", "augunet-all"):
         widened = widen(load_unet(cases), cases / name)
-        found = judge(widened, CALLS["pipe"], cases / name, cases, *augunet_outputs(cases, name))
+        found = judge(widened, CALLS["pipe"], cases / name, run, *augunet_outputs(cases, name))
         results["calls"][f"{name} pipe"] = found
+    for place in sorted((cases / "families").iterdir()):
+        results["calls"] |= probe_family(place)
     return results
+
+
+def probe_family(place: Path) -> dict:
+    """The LoRAs in `place`/files in the pipeline in `place`/base, by "<family> <files' name>".
+
+    The network runs on the arguments in `place`/inputs.pt, which are those of this project's prediction.
+    """
+    folders = sorted((place / "files").iterdir())
+    try:
+        pipe = DiffusionPipeline.from_pretrained(place / "base")
+    except Exception as error:  # this release has no such pipeline, or cannot read today's folders
+        text = " ".join(str(error).split())[:300]
+        return {f"{place.name} {folder.name}": {"status": "absent", "message": text} for folder in folders}
+    part = "unet" if hasattr(pipe, "unet") else "transformer"
+    network, inputs = getattr(pipe, part).eval(), torch.load(place / "inputs.pt")
+
+    def run(network) -> torch.Tensor:
+        with torch.no_grad():
+            output = network(**inputs, return_dict=False)[0]
+        return output if torch.is_tensor(output) else torch.stack(output)
+
+    def load(network, folder: Path) -> None:
+        setattr(pipe, part, network)
+        pipe.load_lora_weights(str(folder), weight_name=SAFETENSORS)
+
+    base, found = run(network), {}
+    for folder in folders:
+        merged = copy.deepcopy(network)
+        merge_by_hand(merged, load_file(place / "files" / folder.name.partition("-")[0] / SAFETENSORS))
+        expected = run(merged)
+        if not (expected - base).abs().max() > 1000 * TOLERANCE * base.abs().max():
+            raise SystemExit(f"{folder}: this LoRA changes too little to prove anything")
+        found[f"{place.name} {folder.name}"] = judge(copy.deepcopy(network), load, folder, run, base, expected)
+    return found
 
 
 def train(cases: Path, out: Path) -> None:

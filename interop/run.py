@@ -18,7 +18,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from interop.page import FILES, REVERSE, table, write_page
+from interop.page import FAMILY_FILES, FILES, PIPELINES, REVERSE, families_table, table, write_page
+from utils.lora.__main__ import READ_AS
 from utils.paths import ROOT
 
 WORK = ROOT / ".interop"
@@ -54,6 +55,12 @@ PROMISED = {
     "augunet ours": TODAY,
     "augunet-all pipe": TODAY,
     "augunet-all ours": TODAY,
+    **{
+        f"{family} {name}": ("0.39.0", "newest")
+        for family in PIPELINES
+        for name in FAMILY_FILES
+        if family in READ_AS.get(name.removeprefix("all-"), PIPELINES)
+    },
 }
 
 
@@ -135,6 +142,8 @@ def make_cases(python: str = sys.executable) -> None:
             words = (source, folder / f"pytorch_lora_weights{suffix}", "--format", name.removeprefix("all-"))
             call(python, "-m", "utils.lora", "convert", *words, log=f"convert-{name}")
     call(python, "-m", "interop.unet", base, CASES, log="unet")
+    say("training two steps each on the other families of base models")
+    call(python, "-m", "interop.families", world, CASES, log="families", env=offline)
 
 
 def measure(name: str, python: Path) -> dict:
@@ -184,11 +193,11 @@ def main() -> None:
     make_cases()
     measured = {name: measure(name, python) for name, python in pythons.items()}
     (WORK / "interop.json").write_text(json.dumps(measured, indent=1))
-    print(table(measured))
+    print(table(measured), families_table(measured), sep="\n\n")
     for name, result in measured.items():
         print(f"tests/lora on {name}: {result['tests'] or 'not run: it has no peft'}")
     if not args.only:
-        write_page(table(measured))
+        write_page({"interop": table(measured), "families": families_table(measured)})
     broken = broken_promises(measured)
     say(f"{len(broken)} promises broken" + "".join(f"\n  {line}" for line in broken))
     sys.exit(bool(broken))

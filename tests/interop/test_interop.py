@@ -2,7 +2,7 @@
 
 import pytest
 
-from interop.page import table, write_page
+from interop.page import families_table, table, write_page
 from interop.run import ENVIRONMENTS, PROMISED, broken_promises
 
 
@@ -31,6 +31,20 @@ def test_a_lora_on_all_layers_that_loads_into_nothing_breaks_a_promise(key):
     assert len(broken) == 1 and broken[0].startswith(f"{key} on newest")
 
 
+def test_families_have_columns_of_the_releases_that_have_any_of_them():
+    measured = results(newest={"sdxl all-kohya": "no-op", "flux2 all": "absent"})
+    measured["0.20.2"]["results"]["sdxl all"] = {"status": "absent"}
+    lines = families_table(measured).splitlines()
+    assert lines[0] == "| pipeline | file's keys | 0.39.0 | newest |"
+    assert "| SDXL, `StableDiffusionXLPipeline` | `kohya`, all layers | ok | **no-op** |" in lines
+    assert "| FLUX.2-klein, `Flux2KleinPipeline` | `peft`, all layers | ok | – |" in lines
+    assert not [line for line in lines if "FLUX" in line and "kohya" in line]
+    assert broken_promises(measured) == [
+        f"{key} on newest: {{'status': '{status}', 'difference': 1.0}}"
+        for key, status in (("flux2 all", "absent"), ("sdxl all-kohya", "no-op"))
+    ]
+
+
 def test_what_was_not_measured_breaks_a_promise():
     measured = results()
     del measured["0.39.0"]["results"]["ours kohya"]
@@ -45,8 +59,8 @@ def test_the_table_goes_between_the_markers_and_nowhere_else(tmp_path):
     assert '| `peft`, all layers | `pipe.load_lora_weights("folder")` | – | ok | ok | ok |' in text
     assert "| AugUNet's folder: LoRA on all layers, `conv_in.safetensors` | conv_in set by hand" in text
     for _ in range(2):
-        write_page(text, readme)
+        write_page({"interop": text}, readme)
     assert readme.read_text() == f"before\n<!-- interop:begin (x) -->\n{text}\n<!-- interop:end -->\nafter\n"
     (tmp_path / "none.md").write_text("no markers")
     with pytest.raises(SystemExit, match="no pair of marker"):
-        write_page(text, tmp_path / "none.md")
+        write_page({"interop": text}, tmp_path / "none.md")

@@ -11,7 +11,10 @@ from utils.lora.inspection import describe, table
 from utils.lora.keys import FORMATS, header_of, parse_layers, sdxl_key, to_format, without_text_encoder
 from utils.lora.targets import place_of
 
-BY_KOHYA = ("qwen_image", "z_image")  # families of transformers whose pipelines read kohya's keys of diffusers' names
+READ_AS = {  # format -> families whose pipelines convert it
+    "kohya": ("sd", "sdxl", "qwen_image", "z_image"),
+    "ai-toolkit": ("qwen_image", "z_image"),
+}
 
 
 def convert(source: Path, out: Path, to: str, drop_text_encoder: bool = False) -> None:
@@ -33,10 +36,11 @@ def convert(source: Path, out: Path, to: str, drop_text_encoder: bool = False) -
             else f"{file}: has no text-encoder layers to leave out"
         )
     layers = parse_layers(state, file, metadata)
-    if to == "kohya" and place_of(next(iter(layers)))[0] == "transformer" and metadata.get("family") not in BY_KOHYA:
+    unstated = "an unnamed family" if place_of(next(iter(layers)))[0] == "transformer" else "sd"
+    if to in READ_AS and (family := metadata.get("family", unstated)) not in READ_AS[to]:
         raise InputError(
-            f"{file}: of the transformers only {' and '.join(BY_KOHYA)} have pipelines that read kohya's keys; its "
-            f"header names {metadata.get('family', 'no family')}; use peft keys"
+            f"{file}: {to} keys are read by the pipelines of {', '.join(READ_AS[to])} only, and this LoRA is of "
+            f"{family}; use peft keys"
         )
     stated, metadata = metadata, header_of(layers, metadata, to)
     if gone := sorted(key for key in stated if metadata.get(key) != stated[key]):
@@ -121,7 +125,8 @@ def main(argv: list[str] | None = None) -> None:
         help="write it under other key names",
         description="released: as the authors' files. diffusers: as this project writes LoRAs on attention, for every "
         "diffusers and ComfyUI. peft: for load_lora_adapter; as this project writes LoRAs on other layers. kohya: "
-        "sd-scripts, WebUI, ComfyUI. Only peft and kohya can name other layers than attention's. Weights keep their "
+        "sd-scripts, WebUI, ComfyUI. ai-toolkit: some transformers. released and diffusers can only name attention's "
+        "layers. Weights keep their "
         "bits, unless the scale is not 1 and the new format cannot store it; float8 weights become float32.",
     )
     change.add_argument(

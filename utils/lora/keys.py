@@ -30,7 +30,7 @@ from utils.lora.targets import ATTENTION, kind_of, kinds_of, place_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-FORMATS = ("released", "diffusers", "peft", "kohya")  # those that can be written
+FORMATS = ("released", "diffusers", "peft", "kohya", "ai-toolkit")  # those that can be written
 ATTENTION_ONLY = ("released", "diffusers")
 _DOTTED = re.compile(
     r"^(?:unet\.|transformer\.|diffusion_model\.|base_model\.model\.)?(?P<module>.+?)"
@@ -174,8 +174,9 @@ def make_key(module: str, part: str, to: str) -> str:
     """The key of `part` ("down", "up"; "alpha" in kohya only) of the layer `module` in the format `to`."""
     if to == "kohya":
         return f"lora_unet_{module.replace('.', '_')}." + ("alpha" if part == "alpha" else f"lora_{part}.weight")
-    if to == "peft":
-        return f"{place_of(module)[0]}.{module}.lora_{'A' if part == 'down' else 'B'}.weight"
+    if to in ("peft", "ai-toolkit"):
+        prefix = "diffusion_model" if to == "ai-toolkit" else place_of(module)[0]
+        return f"{prefix}.{module}.lora_{'A' if part == 'down' else 'B'}.weight"
     prefix, (layer, target) = {"released": "", "diffusers": "unet."}[to], split_module(module)
     return f"{prefix}{layer}.processor.{target.removesuffix('.0')}_lora.{part}.weight"
 
