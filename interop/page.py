@@ -94,7 +94,8 @@ def families_table(measured: Mapping[str, dict]) -> str:
     explained = (
         "Called is `pipe.load_lora_weights(\"folder\", weight_name=...)`. ok: the network's output is that of weights "
         f"merged by hand (largest difference {worst_of(one for found in taken.values() for one in found.values()):.1e} of the "
-        "output's scale). –: this release has no such pipeline."
+        "output's scale). An error's name: it loads nothing, with that error. –: this release has no such pipeline, or its network takes other arguments "
+        "(Qwen-Image's in 0.35.2)."
     )
     return "\n".join([*lines, "", *textwrap.wrap(explained, 119, break_on_hyphens=False)])
 
