@@ -20,7 +20,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PLACE = ROOT / ".versions"
 RESOLUTION = {"oldest": "lowest-direct", "newest": "highest"}
 RUNNERS = {"oldest": ["pytest==8.0", "hypothesis==6.100"], "newest": ["pytest", "hypothesis"]}
-TESTS = ["tests/base_model", "tests/lora", "tests/training", "tests/inference", "tests/test_minimal.py"]
+TESTS = ["tests/base_model", "tests/lora", "tests/training", "tests/inference"]
+TESTS += ["tests/test_minimal.py", "tests/test_objectives.py"]
 LISTED = "torch diffusers transformers accelerate peft huggingface-hub numpy pillow".split()
 
 

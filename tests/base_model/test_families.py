@@ -4,6 +4,7 @@ Stable Diffusion 1.5.
 
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -38,6 +39,13 @@ MADE = [name for name in tiny_families.FAMILIES if name.removesuffix("_without_t
 FAMILIES = [name for name in MADE if name != "sd3_without_t5"]
 MOST_SLOW = [name if name == "sd3" else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
 PROMPT = "surface normal"
+
+
+def test_a_family_that_the_installed_diffusers_lacks_is_one_line(tmp_path, monkeypatch):
+    (tmp_path / "model_index.json").write_text('{"_class_name": "ZImagePipeline"}')
+    monkeypatch.setitem(sys.modules, "utils.base_model.z_image", None)  # importing it is an ImportError then
+    with pytest.raises(InputError, match=r"diffusers \S+ with transformers \S+ cannot load .* z_image .*--upg"):
+        open_base(str(tmp_path))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -328,7 +336,8 @@ def test_the_second_attention_of_sd3_has_a_lora_and_its_last_block_none_without_
 
 
 def test_a_lora_of_another_family_is_refused(trained, folders):
-    with pytest.raises(InputError, match=r"made for Stable Diffusion XL, but .*sd3 is Stable Diffusion 3 or 3.5"):
+    own = re.escape(f"pass its own, {folders['sdxl'].resolve()}")
+    with pytest.raises(InputError, match=rf"made for Stable Diffusion XL, but .*sd3 is Stable Diffusion 3 .*; {own}"):
         Predictor(trained("sdxl"), base=folders["sd3"])
     with pytest.raises(InputError, match=r"made for Stable Diffusion XL, but .* is Stable Diffusion 1.x or 2.x"):
         Predictor(trained("sdxl"), base="miniworld/mini-sd")

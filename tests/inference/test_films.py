@@ -3,7 +3,6 @@
 from fractions import Fraction
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -12,6 +11,8 @@ from utils.errors import InputError
 from utils.image_io.colour_space import to_linear
 from utils.image_io.opening import _told
 from utils.inference.video_files import frames, join
+
+av = pytest.importorskip("av")
 
 COLOURS = [(200, 30, 30), (30, 200, 30), (30, 30, 200), (200, 200, 30), (30, 200, 200), (128, 128, 128)]
 SIZE = (96, 72)

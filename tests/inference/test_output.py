@@ -6,10 +6,8 @@ import struct
 import zlib
 
 import numpy as np
-import OpenEXR
 import pytest
 import torch
-import trimesh
 from helpers import ROOT
 from PIL import Image
 
@@ -23,6 +21,9 @@ from utils.inference.write import write
 from utils.intrinsics import ALBEDO, DEPTH, INTRINSICS, NORMAL
 from utils.kinds.axes import to_frame
 from utils.kinds.frames import AXES
+
+OpenEXR = pytest.importorskip("OpenEXR")
+trimesh = pytest.importorskip("trimesh")
 
 SHIPPED = ROOT / "miniworld" / "mini-loras"
 

@@ -3,7 +3,6 @@
 from fractions import Fraction
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 from helpers import ROOT
@@ -12,6 +11,8 @@ from PIL import Image
 import inference_sd_single
 from utils.errors import InputError
 from utils.inference.video_files import frame_count, frames
+
+av = pytest.importorskip("av")
 
 LORAS = ROOT / "miniworld" / "mini-loras"
 TIMES = [0, 40, 80, 200, 240, 400]  # milliseconds: no constant frame rate

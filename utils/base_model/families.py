@@ -6,6 +6,7 @@ import transformers
 
 from utils.base_model.names import family_of, resolve
 from utils.base_model.parts import Family
+from utils.errors import InputError
 
 
 def open_base(
@@ -16,16 +17,21 @@ def open_base(
     Its model_index.json states the family; a folder without one is read as Stable Diffusion 1.x or 2.x. side: of the
     square training images in pixels. dtype: of the network, so that one of 4 billion parameters is never in memory in
     fp32; Stable Diffusion 1.x and 2.x are fp32 until they move to the device. Raises InputError for a family that is
-    unknown here, a side that it cannot read, and where a part is missing or unreadable.
+    unknown here or to the installed diffusers, a side that it cannot read, and where a part is missing or unreadable.
     """
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()  # one bar: the training's
     name = resolve(name)
-    log = transformers.utils.logging
+    family, log = family_of(name, revision), transformers.utils.logging
     level = log.get_verbosity()
     log.set_verbosity_error()  # importing SD 3's pipeline warns of image processors that nothing here uses
     try:
-        kind = _kind(family_of(name, revision))
+        kind = _kind(family)
+    except (ImportError, RuntimeError) as error:  # the latter is diffusers' own, where transformers is too old
+        raise InputError(
+            f"{name}: diffusers {diffusers.__version__} with transformers {transformers.__version__} cannot load the "
+            f"family {family} ({str(error).splitlines()[0][:200]}); pip install --upgrade diffusers transformers"
+        ) from None
     finally:
         log.set_verbosity(level)
     if kind is None:

@@ -3,6 +3,7 @@
 (Facts: diffusers' QwenImagePipeline. The Edit pipelines also show the image to the text encoder and are not read.)
 """
 
+from inspect import signature
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from utils.base_model.parts import Family, States
+
+NEEDS_LENGTHS = "txt_seq_lens" in signature(QwenImageTransformer2DModel.forward).parameters  # of old diffusers
 
 
 class QwenImage(Family):
@@ -33,13 +36,14 @@ class QwenImage(Family):
 
         The text has no mask, because one prompt is never padded.
         """
-        patches = pixel_unshuffle(z, 2)
+        patches, text = pixel_unshuffle(z, 2), states["text"].expand(len(z), -1, -1)
         out = network(
             hidden_states=patches.flatten(2).transpose(1, 2),
-            encoder_hidden_states=states["text"].expand(len(z), -1, -1),
+            encoder_hidden_states=text,
             timestep=torch.full((len(z),), t, dtype=z.dtype, device=z.device),
             img_shapes=[[(1, *patches.shape[2:])]] * len(z),
             return_dict=False,
+            **({"txt_seq_lens": [text.shape[1]] * len(z)} if NEEDS_LENGTHS else {}),
         )[0]
         return pixel_shuffle(out.transpose(1, 2).unflatten(2, patches.shape[2:]), 2)
 
