@@ -22,8 +22,9 @@ from utils.base_model.families import open_base
 from utils.lora import SAFETENSORS
 from utils.lora.__main__ import READ_AS, main
 
+
 def arguments(base, image: torch.Tensor) -> dict:
-    """What the network is called with to predict from image (B,3,H,W), by name."""
+    """The network's arguments for predicting from image (B,3,H,W), by name."""
     found: list[dict] = []
 
     def spy(module, args, kwargs) -> None:

@@ -29,9 +29,7 @@ def main(cases: Path, trained: Path, out: Path) -> None:
     if not (old["output"] - old["base"]).abs().max() > 1000 * TOLERANCE * old["base"].abs().max():
         raise SystemExit(f"{trained}: this training changed too little to prove anything")
     for name in ("accelerate", "safetensors", "bin"):
-        results[f"reverse {name}"] = judge(
-            load_unet(cases), load_attn_procs, trained / name, run, base, old["output"]
-        )
+        results[f"reverse {name}"] = judge(load_unet(cases), load_attn_procs, trained / name, run, base, old["output"])
     out.write_text(json.dumps(results, indent=1))
 
 

@@ -91,10 +91,11 @@ def families_table(measured: Mapping[str, dict]) -> str:
         if any(key in found for found in taken.values()):
             cells = [cell(found.get(key)) for found in taken.values()]
             lines.append(f"| {PIPELINES[family]} | {FAMILY_FILES[name]} | " + " | ".join(cells) + " |")
+    worst = worst_of(one for found in taken.values() for one in found.values())
     explained = (
-        "Called is `pipe.load_lora_weights(\"folder\", weight_name=...)`. ok: the network's output is that of weights "
-        f"merged by hand (largest difference {worst_of(one for found in taken.values() for one in found.values()):.1e} of the "
-        "output's scale). An error's name: it loads nothing, with that error. –: this release has no such pipeline, or its network takes other arguments "
+        'The call is `pipe.load_lora_weights("folder", weight_name=...)`. ok: the network\'s output is that of '
+        f"weights merged by hand (largest difference {worst:.1e} of the output's scale). An error's name: it raises "
+        "that and loads nothing. –: this release has no such pipeline, or its network takes other arguments "
         "(Qwen-Image's in 0.35.2)."
     )
     return "\n".join([*lines, "", *textwrap.wrap(explained, 119, break_on_hyphens=False)])

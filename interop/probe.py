@@ -151,7 +151,8 @@ def probe_family(place: Path) -> dict:
     folders = sorted((place / "files").iterdir())
     parts = json.loads((place / "base" / "model_index.json").read_text())
     # no text: these LoRAs concern the network alone, and old releases cannot read new tokenizers
-    absent = {part: None for part in parts if part.startswith(("text_encoder", "tokenizer")) or parts[part] == [None] * 2}
+    text = ("text_encoder", "tokenizer")
+    absent = {part: None for part, kind in parts.items() if part.startswith(text) or kind == [None, None]}
     try:
         pipe = DiffusionPipeline.from_pretrained(place / "base", **absent)
     except AttributeError as error:  # this release has no such pipeline

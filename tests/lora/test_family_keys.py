@@ -2,8 +2,10 @@
 
 import re
 
+import diffusers
 import pytest
 import torch
+from packaging.version import Version
 from safetensors.torch import load_file, save_file
 from tiny_families import pipeline
 
@@ -56,6 +58,8 @@ def saved(family, tiny, tmp_path):
     """A LoRA of this project, on the kinds of layers that kohya's keys can name."""
     network, folder = open_base(str(tiny(family))).network, tmp_path / "ours"
     kinds = [kind for kind in KINDS if layers_of(network, (kind,))]
+    if family == "sdxl" and Version(diffusers.__version__) < Version("0.36"):
+        kinds.remove("time")  # `convert` warns that 0.35 refuses kohya's names of it
     add_lora(network, 4, targets=kinds)
     torch.manual_seed(2)
     for name, parameter in network.named_parameters():

@@ -128,7 +128,7 @@ def test_a_layer_beyond_attention_has_the_same_spelling(module, kohya_name):
     "lora_unet_conv_in.lora_up.weight",
     "unet.conv_out.lora_A.weight",
     "unet.down_blocks.0.resnets.0.norm1.lora_A.weight",
-    "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q.lora_up.weight",
+    "lora_unet_input_blocks_9_1_transformer_blocks_0_attn1_to_q.lora_up.weight",
     "conv_in.weight",
 ])  # fmt: skip
 def test_a_key_of_another_layer_is_none_of_ours(key):

@@ -67,7 +67,8 @@ def convert(source: Path, out: Path, to: str, drop_text_encoder: bool = False) -
     except Exception as error:  # safetensors and torch raise their own kinds where a disk is full
         raise InputError(f"{out}: cannot write it ({' '.join(str(error).split())[:200]})") from None
     if to == "kohya" and any(module.startswith("time_embedding.") for module in layers):
-        note("diffusers 0.35 leaves time_embedding out of kohya files silently (0.39 does not): give it peft keys")
+        fault = "refuses" if metadata.get("family") == "sdxl" else "leaves time_embedding out silently of"
+        note(f"diffusers 0.35 {fault} such a kohya file (0.39 reads it): give it peft keys")
     if metadata and out.suffix == ".bin":
         note(f"{out.name} cannot hold the metadata ({', '.join(sorted(metadata))}); a .safetensors file does")
 
@@ -133,7 +134,7 @@ def main(argv: list[str] | None = None) -> None:
         "source", metavar="IN", type=path_flag, help="a file of any known format, or a folder with one"
     )
     change.add_argument("out", metavar="OUT", type=path_flag, help="a .safetensors or .bin file")
-    change.add_argument("--format", required=True, choices=FORMATS, help="the key names to write")
+    change.add_argument("--format", required=True, choices=(*FORMATS, "ai-toolkit"), help="the key names to write")
     change.add_argument(
         "--drop_text_encoder",
         action="store_true",

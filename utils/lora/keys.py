@@ -10,9 +10,9 @@ For a layer X.to_q of attention (also to_k, to_v, to_out.0), or any other layer 
     K  lora_unet_Y.lora_down.weight             `kohya`: sd-scripts, with every dot of the module's name an
        lora_unet_Y.alpha                        underscore, and alpha: the layer is scaled by alpha / rank
     T  diffusion_model.Y.lora_A.weight          `ai-toolkit`: trainers of transformers
-A and B write `to_out` for `to_out.0`, and have names for attention layers only. K of SDXL (`sdxl_key`), and K and T
-of FLUX.2 (`renamed`), have their authors' names of layers. The scale's other places are those of scale.py. A linear's weights are down (r,in), up (out,r); a
-convolution's are down (r,in,kh,kw), up (out,r,1,1).
+A and B write `to_out` for `to_out.0`, and have names for attention layers only. K of SDXL (`sdxl_key`), and K and T of
+FLUX.2 (`renamed`), have their authors' names of layers. The scale's other places are those of scale.py. A linear's
+weights are down (r,in), up (out,r); a convolution's are down (r,in,kh,kw), up (out,r,1,1).
 """
 
 import math
@@ -30,7 +30,7 @@ from utils.lora.targets import ATTENTION, kind_of, kinds_of, place_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-FORMATS = ("released", "diffusers", "peft", "kohya", "ai-toolkit")  # those that can be written
+FORMATS = ("released", "diffusers", "peft", "kohya")  # those that can be written for a UNet
 ATTENTION_ONLY = ("released", "diffusers")
 _DOTTED = re.compile(
     r"^(?:unet\.|transformer\.|diffusion_model\.|base_model\.model\.)?(?P<module>.+?)"
