@@ -95,6 +95,11 @@ class Maps(Dataset):
         """The reference of the validation, for the checkpoint's metadata."""
         return "ground truth" if self.measured else "pseudo label"
 
+    @property
+    def trained_on(self) -> str:
+        """The published sets that the images are of; see `TrainingSet`."""
+        return ""
+
     def __len__(self) -> int:
         return len(self.stems)
 

@@ -102,6 +102,11 @@ class Diode(Maps):
         """DIODE's own mask, where a colour is not measured: sky and glass have no depth."""
         return None if self.measured else read_diode_mask(self.mask_paths(stem)[0])
 
+    @property
+    def trained_on(self) -> str:
+        name = "miniworld" if (self.diode / "miniworld.json").is_file() else "diode"
+        return f"{name} {self.stems[0].split('/')[0]}"
+
     def mask_paths(self, stem: str) -> list[Path]:
         if not self.measured:
             return [self.rgb_root / f"{stem}_depth_mask.npy"]

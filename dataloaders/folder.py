@@ -16,6 +16,7 @@ from utils.errors import warn
 from utils.image_io.files import read_mask_named
 from utils.intrinsics import DEPTH, NORMAL, Intrinsic
 from utils.kinds.depth import FARTHEST_MEDIAN
+from utils.kinds.label_record import record_above
 
 
 class FolderMaps(Maps):
@@ -48,6 +49,20 @@ class FolderMaps(Maps):
     @property
     def measured(self) -> bool:
         return self._measured
+
+    @property
+    def trained_on(self) -> str:
+        """By the records that `dataloaders prepare` writes: of each folder of images the nearest above."""
+        found: dict[str, None] = {}
+        records: dict[Path, dict] = {}
+        for sample in (self.samples[stem] for stem in self.stems):
+            folder = sample.rgb.parent
+            if folder not in records:
+                records[folder] = record_above(folder)
+            name, split = records[folder].get("set"), records[folder].get("splits") == "published"
+            part = sample.split or next((part for part in sample.stem.split("/") if part in ("train", "test")), "")
+            found |= {f"{name} {part if split else ''}".strip(): None} if name else {}
+        return ",".join(found)
 
     def rgb_path(self, stem: str) -> Path:
         return self.samples[stem].rgb

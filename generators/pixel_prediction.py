@@ -69,6 +69,7 @@ class Generated(Dataset):
     """
 
     masked, whole, center_crop, measured, reference = False, False, True, False, "label of another network"
+    trained_on = ""
 
     def __init__(
         self,

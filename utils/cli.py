@@ -50,7 +50,8 @@ class Parser(argparse.ArgumentParser):
     that means something only together with others states so with `only`. A word @FILE stands for the words of
     that file (`read_recipe`), and an error that they cause names the file and the line.
 
-    given: the flags of the last command line, those of its recipes included, as typed: "--rank".
+    given: the flags of the last command line, those of its recipes included, as typed: "--rank". several: flag of one
+    value -> what to do where several words follow it.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -60,7 +61,9 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*args, **kwargs)
         self._only: list[tuple[str, Callable[[argparse.Namespace], object], str, bool]] = []
         self._words: list[str] = []
+        self._rest: list[str] = []
         self.given: frozenset[str] = frozenset()
+        self.several: dict[str, str] = {}
 
     def only(
         self, flags: str, means: Callable[[argparse.Namespace], object], otherwise: str, refuse: bool = True
@@ -80,7 +83,7 @@ class Parser(argparse.ArgumentParser):
         unknown = [flag for flag in flags if flag not in self._option_string_actions]
         if unknown and self._subparsers is None:
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
-        parsed, rest = super().parse_known_args(words, namespace)
+        parsed, self._rest = super().parse_known_args(words, namespace)
         for name, value in vars(parsed).items():
             setattr(parsed, name, _plain(value))
         for flag, means, otherwise, refuse in self._only:
@@ -89,7 +92,7 @@ class Parser(argparse.ArgumentParser):
             if refuse:
                 raise InputError(f"--{flag} means nothing {otherwise}; leave it out")
             note(f"--{flag} means nothing {otherwise}")
-        return parsed, rest
+        return parsed, self._rest
 
     def _with_recipes(self, words: list[str]) -> list[str]:
         """The command line with the words of each @FILE in its place."""
@@ -129,6 +132,11 @@ class Parser(argparse.ArgumentParser):
         """For an unknown flag or choice, the known one that is nearest."""
         if unknown := re.search(r"unrecognized arguments: (--?[\w-]+)", message):
             return did_you_mean(unknown[1], list(self._option_string_actions))
+        if self._rest and message.startswith("unrecognized arguments"):
+            before = reversed(self._words[: self._words.index(self._rest[0])])
+            flag = next((word.split("=")[0] for word in before if word.startswith("--")), "")
+            if flag in self.several:
+                return f"; {self.several[flag]}"
         if choice := re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message):
             return did_you_mean(choice[1], re.findall(r"[\w-]+", choice[2]))
         recipes = [word for word in self._words if word.endswith(".txt") and Path(word).is_file()]

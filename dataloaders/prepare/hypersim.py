@@ -109,7 +109,8 @@ def plan(args: argparse.Namespace) -> Plan:
     camera = {"cameras": "metadata_camera_parameters.csv" if cameras else "60 degrees, without the scenes of others"}
     settings: dict[str, dict] = dict.fromkeys(("normal", "depth"), camera)
     settings |= {task: {"min_diffuse_psnr": args.min_diffuse_psnr} for task in ("albedo", "shading")}
-    return Plan("Hypersim", shots, tasks, partial(read, Options(tasks, cameras, args.min_diffuse_psnr)), settings)
+    options = Options(tasks, cameras, args.min_diffuse_psnr)
+    return Plan("Hypersim", "hypersim", shots, tasks, partial(read, options), settings)
 
 
 def _listed(args: argparse.Namespace) -> tuple[list[Item], int]:
@@ -308,7 +309,7 @@ def _processed_plan(args: argparse.Namespace) -> Plan:
     if not tasks:
         raise InputError(f"--source {args.source}: images alone; depth_plane, normal_cam, albedo or shading is needed")
     settings = {task: {"preprocessed": "as Marigold's: tilt-shift cameras count as ordinary ones"} for task in tasks}
-    return Plan("Hypersim", items, tasks, partial(read_processed, tasks), settings)
+    return Plan("Hypersim", "hypersim", items, tasks, partial(read_processed, tasks), settings)
 
 
 def read_processed(tasks: tuple[str, ...], item: Item) -> Frame:

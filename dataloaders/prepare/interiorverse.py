@@ -41,7 +41,8 @@ def plan(args: argparse.Namespace) -> Plan:
     if not items:
         raise InputError(f"{folder}: no <scene>/IIII_im.exr of a scene that train.txt or val.txt lists")
     angle = float(FOLDER.fullmatch(folder.name)[1])  # type: ignore[index]  # it matched above
-    return Plan("InteriorVerse", sorted(items), TASKS, partial(read, tangent=np.tan(np.radians(angle / 2))))
+    own_read = partial(read, tangent=np.tan(np.radians(angle / 2)))
+    return Plan("InteriorVerse", "interiorverse", sorted(items), TASKS, own_read)
 
 
 def split_of_scenes(folders: list[Path]) -> dict[str, str]:

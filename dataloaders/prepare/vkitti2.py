@@ -37,7 +37,9 @@ def plan(args: argparse.Namespace) -> Plan:
             "rgb/ and depth/ of Virtual KITTI 2"
         )
     settings = {"depth": {"farthest_metres": FARTHEST, "held_out": HELD_OUT}}
-    return Plan("Virtual KITTI 2", sorted(items), ("depth",), read, settings, image_ending=".jpg")
+    return Plan(
+        "Virtual KITTI 2", "vkitti", sorted(items), ("depth",), read, settings, image_ending=".jpg", published=False
+    )
 
 
 def read(item: Item) -> Frame:

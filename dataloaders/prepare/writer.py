@@ -82,17 +82,20 @@ class Frame:
 
 @dataclass(frozen=True)
 class Plan:
-    """A set that is prepared. title: its name. tasks: intrinsics that the files hold. read: of one item, in a worker.
+    """A set that is prepared. title: its name; name: the same in a LoRA's header, as in `utils.benchmark_sets`.
+    published: whether its splits are. tasks: intrinsics that the files hold. read: of one item, in a worker.
 
     settings: intrinsic -> what else decides its files, for provenance.json.
     """
 
     title: str
+    name: str
     items: Sequence[Item]
     tasks: tuple[str, ...]
     read: Callable[[Item], Frame]
     settings: dict[str, dict] = field(default_factory=dict)
     image_ending: str = ".png"
+    published: bool = True
 
 
 CONVENTIONS = {
@@ -335,7 +338,8 @@ def report(root: Path, plan: Plan, described: dict[str, dict], lines: Sequence[d
         reasons = Counter(line["dropped"][task] for line in lines if task in line["dropped"])
         kept = len(lines) - sum(reasons.values())
         counts = {"images": kept, "left out": dict(reasons), "failed": failed, "complete": not failed}
-        finish(root / task, described[task], counts, {})
+        origin = {"set": plan.name, "splits": "published" if plan.published else "own"}
+        finish(root / task, described[task] | origin, counts, {})
         shares = "".join(f", {count / len(lines):.1%} {reason}" for reason, count in reasons.most_common())
         note(f"{task}: {kept} of {len(lines)} images kept" + (f"; left out:{shares[1:]}" if shares else ""))
         kept_tasks += [task] * bool(kept)

@@ -50,6 +50,14 @@ def test_items_have_the_documented_shapes_types_and_ranges(diode, make, channels
         assert 0.2 < item["valid"].float().mean() < 1
 
 
+def test_diodes_images_are_named_as_its_and_rendered_ones_are_not(diode, tmp_path):
+    for name in ("depths", "normals", "diode_meta.json"):
+        (tmp_path / name).symlink_to(diode / name)
+    roots = (tmp_path / "normals", diode / "normals")
+    sets = [Diode(NORMAL, root, diode / "pseudo" / "normal", "train", num_images=2) for root in roots]
+    assert [one.trained_on for one in sets] == ["diode train", "miniworld train"]
+
+
 def test_ground_truth_normals_are_in_the_labels_frame(diode):
     """The label, decoded, is the ground truth: same frame, same pixels."""
     for item in (normals(diode)[i] for i in range(0, 24, 5)):

@@ -67,6 +67,7 @@ def test_a_run_without_truth_cannot_be_mistaken(diode, flags, tmp_path):
     with safe_open(tmp_path / "run" / SAFETENSORS, framework="pt") as file:
         metadata = file.metadata()
     assert metadata["validated_against"] == "pseudo label" and "sRGB" in metadata["colour_space"]
+    assert metadata["trained_on"] == "miniworld train"
     page = np.asarray(Image.open(tmp_path / "run" / "validation" / "000001_indoors.png"))
     assert not page[16:, 32:64].any() and page[16:, 64:96].any()  # the ground-truth column is empty
 

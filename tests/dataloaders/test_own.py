@@ -113,6 +113,25 @@ def test_folders_called_train_and_val_are_the_split(own):
         folder_samples(own)
 
 
+@pytest.mark.parametrize(("record", "folder", "stated"), [
+    ({"set": "hypersim", "splits": "published"}, "train", "hypersim train"),
+    ({"set": "vkitti", "splits": "own"}, "train", "vkitti"),
+    ({"set": "hypersim", "splits": "published"}, "", "hypersim"),
+    ({"task": "normal"}, "train", ""),
+    (None, "train", ""),
+])  # fmt: skip
+def test_prepared_images_name_their_set_and_its_split(record, folder, stated, tmp_path):
+    for role in ("images", "labels"):
+        (tmp_path / role / folder).mkdir(parents=True)
+        for name in ("a", "b"):
+            pixels = np.random.default_rng(len(role)).integers(0, 255, (64, 64, 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / role / folder / f"{name}.png")
+    if record:
+        (tmp_path / "provenance.json").write_text(json.dumps(record))
+    train, _ = opened(tmp_path, fraction=0)
+    assert train.trained_on == stated
+
+
 def test_a_manifest_is_the_same_data(own):
     folder, _ = opened(own)
     samples = manifest_samples(manifest(own))

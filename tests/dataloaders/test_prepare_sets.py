@@ -37,6 +37,7 @@ from miniworld.render.diode_tree import encode_labels
 from miniworld.render.raycast import trace
 from utils.errors import InputError
 from utils.image_io.files import read_array
+from utils.lora import read_lora
 from utils.training.args import SINGLE_STEP_REFUSES, training_parser
 
 TASKS = ("normal", "depth", "albedo", "shading")
@@ -162,6 +163,8 @@ def test_training_on_it_is_training_on_a_folder(prepared, bases, tmp_path):
             "--train_batch_size", "2", "--max_train_steps", "3", "--report_to", "none", "--validation_steps", "3",
         ])  # fmt: skip
     assert distance(tmp_path / "a", tmp_path / "b") == 0
+    stated = [read_lora(tmp_path / run).metadata.get("trained_on") for run in "ab"]
+    assert stated == ["hypersim train", None]
     metrics = [(tmp_path / run / "metrics.jsonl").read_text() for run in "ab"]
     assert all("val/val/rmse" in text for text in metrics)
 
@@ -483,6 +486,8 @@ def test_virtual_kitti(shots, tmp_path, capsys):
                      "val/Scene01/clone_Camera_0_00000.jpg"]  # fmt: skip
     stem = names[0].removesuffix(".jpg")
     exact, mask = np.load(root / "gt" / f"{stem}.npy"), np.asarray(Image.open(root / "masks" / f"{stem}.png")) > 0
+    record = json.loads((root / "provenance.json").read_text())
+    assert (record["set"], record["splits"]) == ("vkitti", "own")
     assert (mask == (depth <= 80)).all() and np.abs(exact - depth)[mask].max() <= 0.005 + 1e-6
     label = np.asarray(Image.open(root / "labels" / f"{stem}.png"))[..., 0]
     near, far = np.percentile(depth[depth <= 80], [2, 98])

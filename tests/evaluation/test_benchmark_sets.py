@@ -416,6 +416,13 @@ def test_two_processes_score_as_one(data, at_once, tmp_path):
     assert results_of(tmp_path / "out") == results_of(at_once)
 
 
+def test_an_incomplete_set_is_named_where_a_row_is_scored_on_it(data, tmp_path, capsys):
+    words = ["--lora", LORAS / "normal", "--data", data, "--output_dir", tmp_path, "--limit", 1]
+    run_here("evaluate_benchmarks.py", [str(word) for word in words])
+    text = capsys.readouterr().err
+    assert text.count("dsine-ibims: 4 images are here, 100 are published") == 1 and "scannet-depth" not in text
+
+
 def test_results_of_other_settings_or_files_are_not_mixed(data, at_once, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(at_once, out)
@@ -482,6 +489,11 @@ def test_a_lora_is_not_scored_on_images_it_has_seen(data, tmp_path, capsys):
     save_file(weights, file, header | {"trained_on": "hypersim train,ibims"})
     with pytest.raises(InputError, match="its header has trained_on='ibims'"):
         run_here("evaluate_benchmarks.py", [str(word) for word in words])
+    save_file(weights, file, header | {"trained_on": "hypersim train,ibims train"})
+    capsys.readouterr()
+    run_here("evaluate_benchmarks.py", [str(word) for word in (*words, "--limit", 1)])
+    seen = "its header has trained_on='ibims train': this is not a zero-shot score"
+    assert f"WARNING: {tmp_path.name}/lora on dsine-ibims: {seen}" in capsys.readouterr().out
 
 
 def test_colours_can_be_scored_with_their_own_scale():

@@ -65,18 +65,21 @@ def test_labels_name_their_check(folder, flags, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("made", "data", "images"), [
-    ("my DIODE/depths/val", "my DIODE/normals", "my DIODE/depths/val"), ("own/images", "own", "own/images"),
-    ("empty", "nowhere", None),
+    ("my DIODE/depths/val/a.png", "my DIODE/normals", "my DIODE/depths/val"),
+    ("own/images/b/c.JPG", "own", "own/images/b/c.JPG"),
+    ("split/images/val/a.png", "split", "split/images/val"),
+    ("empty/a.txt", "nowhere", None), ("own/images/a.txt", "own", None),
 ])  # fmt: skip
 def test_a_training_names_the_prediction_of_images_that_are_there(made, data, images, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    Path(made).mkdir(parents=True)
+    Path(made).parent.mkdir(parents=True)
+    Path(made).touch()
     settings = argparse.Namespace(flags={"train_data_dir": data}, trackers=(), validation_steps=0)
     lines = loop.outcome(Path("my runs/a"), {"method": "single-step"}, settings)
     python, script, *flags = next_words(lines)
     args = inference_parser("", "x", "single-step").parse_args(flags)
     assert (python, script, args.lora) == ("python", "inference_sd_single.py", "my runs/a")
-    assert Path(args.input_dir).is_dir() and (images is None or args.input_dir == images)
+    assert Path(args.input_dir).exists() and (images is None or args.input_dir == images)
 
 
 def test_an_evaluation_names_its_report_or_the_way_to_one(tmp_path, monkeypatch, capsys):

@@ -97,6 +97,12 @@ def test_flags_that_cannot_work_are_refused(words, message):
         parse(parser(), (NEEDED[:2] if manifest_only else NEEDED) + words)
 
 
+@pytest.mark.parametrize("words", [("--train_data_dir", "a", "b c"), ("--train_data_dir=a", "b c", "d")])
+def test_folders_without_commas_are_refused_with_what_to_write(words):
+    with pytest.raises(InputError, match=r"arguments: b c.*several joined by commas: .* a,b --mix 0.9,0.1"):
+        parse(parser(), [*NEEDED, *words, "--rank", "4"])
+
+
 @pytest.mark.parametrize(("script", "words"), [
     ("sd_single_diode_pseudo_normal.py", ["--noise_offset", "0.1"]),
     ("sd_single_diode_pseudo_depth.py", ["--prediction_type", "epsilon"]),

@@ -186,6 +186,7 @@ def test_whole_images_masks_and_validation_of_each_folder(words, tmp_path, capsy
     assert (tmp_path / "cached" / "validation" / "000002_val-far.png").is_file()
     with safe_open(tmp_path / "cached" / SAFETENSORS, "pt") as file:
         header = file.metadata()
+    assert "trained_on" not in header  # no record names a set
     assert header["training_mix"].startswith("75 % near (") and ", 25 % far (" in header["training_mix"]
     assert f"| training_mix | {header['training_mix']} |" in model_card("me/lora", header, {}, "", [])
     recipe = (tmp_path / "cached" / "recipe.txt").read_text()

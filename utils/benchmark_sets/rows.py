@@ -58,6 +58,9 @@ class Row(Protocol):
     def refusal(self, one: BenchmarkSet, items: Sequence[Item]) -> str | None:
         """Why it has no score on a set; None where it has one."""
 
+    def remarks(self, one: BenchmarkSet) -> list[str]:
+        """Warnings about its score on a set."""
+
     def begin(self, one: BenchmarkSet, items: Sequence[Item], images: Sequence[Any]) -> list[Callable[[], Predicted]]:
         """Predict; what is returned finishes each image, in any thread."""
 
@@ -85,13 +88,21 @@ class LoraRow:
         return Predictor(self.lora, task=self.job.intrinsic.name, **self.wanted)
 
     def refusal(self, one: BenchmarkSet, items: Sequence[Item]) -> str | None:
-        for stated in self.job.lora.metadata.get("trained_on", "").split(","):
-            family, _, split = stated.strip().partition(" ")
-            if family == one.family and split != "train":
-                return f"its header has trained_on={stated.strip()!r}: it has seen these images"
+        for stated, split in self._trained_on(one):
+            if split != "train":
+                return f"its header has trained_on={stated!r}: it has seen these images"
         if seen := seen_images(Path(self.job.lora.path).with_name(RECIPE), items):
             return f"its {RECIPE} names {seen} of these images as its training data: it has seen them"
         return None
+
+    def remarks(self, one: BenchmarkSet) -> list[str]:
+        found = [stated for stated, split in self._trained_on(one) if split == "train"]
+        return [f"its header has trained_on={stated!r}: this is not a zero-shot score" for stated in found]
+
+    def _trained_on(self, one: BenchmarkSet) -> list[tuple[str, str]]:
+        """Statements in the LoRA's header on the set's family of images, each with its split."""
+        stated = [text.strip() for text in self.job.lora.metadata.get("trained_on", "").split(",")]
+        return [(text, text.partition(" ")[2]) for text in stated if text.partition(" ")[0] == one.family]
 
     def begin(self, one: BenchmarkSet, items: Sequence[Item], images: Sequence[Any]) -> list[Callable[[], Predicted]]:
         rules, task = one.rules(align=self.align), one.intrinsic.name
@@ -139,6 +150,9 @@ class FolderRow:
         text = repr([(name, state.st_size, state.st_mtime_ns) for name, state in states])
         self.identity["predictions"] = hashlib.sha256(text.encode()).hexdigest()[:16]
         return None if found else "no predictions of it"
+
+    def remarks(self, one: BenchmarkSet) -> list[str]:
+        return []
 
     def begin(self, one: BenchmarkSet, items: Sequence[Item], images: Sequence[Any]) -> list[Callable[[], Predicted]]:
         return [partial(self._read, one, self.paired[one.name][item.name]) for item in items]

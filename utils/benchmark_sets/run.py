@@ -70,9 +70,7 @@ def score_rows(
     if processes.number == 0:
         lock(args.output_dir, "scoring")
     by_name = {one.name: one for one in SETS}
-    for name, items in found.items():
-        if len(items) != by_name[name].count:
-            warn(f"{name}: {len(items):,} images are here, {by_name[name].count:,} are published")
+    incomplete = {name for name, items in found.items() if len(items) != by_name[name].count}
     results, refused = [], []
     try:
         while rows:
@@ -84,7 +82,11 @@ def score_rows(
                 if reason := row.refusal(one, items):
                     warn(f"{row.label} on {name}: not scored, {reason}")
                     refused.append({"row": row.label, "set": name, "reason": reason})
-                elif result := score_set(row, one, items, args.output_dir, processes, args):
+                    continue
+                if name in incomplete:  # once, and of the table's sets alone
+                    incomplete.remove(name)
+                    warn(f"{name}: {len(items):,} images are here, {one.count:,} are published")
+                if result := score_set(row, one, items, args.output_dir, processes, args):
                     results.append(result)
     finally:
         unlock(args.output_dir)
@@ -258,6 +260,7 @@ def add_up(
     if text := shares(unknown["reasons"], unknown["pixels"], "the truth's pixels"):
         notes.append(text)
     rule = "opaque points, a verdict and a positive score" if one.judged else f"ground truth {kind.known_rule}"
+    warnings = [*row.remarks(one), *set_warnings(one, items, scores, extras), *warnings_of(scores, rules, row.cure)]
     result: dict[str, Any] = {
         "row": row.label,
         "set": one.name,
@@ -270,8 +273,7 @@ def add_up(
         "per_image": [describe_image(score) for score in scores],
         "left_out": left_out,
         "unknown_truth": unknown,
-        "warnings": [*set_warnings(one, items, scores, extras), *warnings_of(scores, rules, row.cure)]
-        + (unit_warnings(scores, rules) if one.metres is None else []),
+        "warnings": warnings + (unit_warnings(scores, rules) if one.metres is None else []),
         "notes": notes,
         "settings": settings
         | {

@@ -423,7 +423,8 @@ def _check_base(job: Job, base: Family) -> None:
     family = job.lora.metadata.get("family", base.family if job.trained_on is None else "sd")
     if family != base.family:
         made_for = FAMILIES.get(family, family)
-        raise InputError(f"{job.name}: made for {made_for}, but {base.name} is {FAMILIES[base.family]}; pass its base")
+        own = f"its own, {job.trained_on}" if job.trained_on else "its base"
+        raise InputError(f"{job.name}: made for {made_for}, but {base.name} is {FAMILIES[base.family]}; pass {own}")
     trained_on = job.trained_on or base.name
     if base.name not in (trained_on, str(Path(trained_on).resolve())):
         note(f"{job.name} was trained on {trained_on}, predicting with {base.name}")

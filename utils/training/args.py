@@ -88,6 +88,9 @@ def training_parser(description: str, refused: Mapping[str, str]) -> Parser:
     tracking_flags(parser.add_argument_group("trackers and hub"))
     refuse(parser, refused, DEAD)
     state_meanings(parser)
+    parser.several["--train_data_dir"] = (
+        "--train_data_dir takes one folder, or with --mix several joined by commas: --train_data_dir a,b --mix 0.9,0.1"
+    )
     parser.only("cache_dir", lambda a: not a.no_cache_latents, "with --no_cache_latents")
     return parser
 

@@ -80,6 +80,12 @@ class TrainingSet(Protocol):
     def reference(self) -> str:
         """The reference of the validation, for the checkpoint's metadata."""
 
+    @property
+    def trained_on(self) -> str:
+        """The published sets that the images are of, with their own split: "hypersim train,vkitti"; empty where no
+        record names one.
+        """
+
 
 class Joined(Dataset):
     """Data sets one after the other: their items are numbered through, and a stem begins with its set's name."""
@@ -111,6 +117,7 @@ class Mixed(Joined):
         self.intrinsic, self.resolution, self.center_crop = first.intrinsic, first.resolution, first.center_crop
         self.masked, self.whole, self.score, self.measured = first.masked, first.whole, first.score, first.measured
         self.reference = first.reference
+        self.trained_on = ",".join(dict.fromkeys(part.set.trained_on for part in parts if part.set.trained_on))
         if len({part.set.measured for part in parts}) > 1:
             some, none = (", ".join(part.name for part in parts if part.set.measured == has) for has in (True, False))
             raise InputError(

@@ -28,6 +28,7 @@ from tqdm.auto import tqdm
 from utils import __version__
 from utils.base_model import Frozen
 from utils.errors import InputError, note, one_line
+from utils.image_io.files import PICTURES
 from utils.inference.job import BASES, SCRIPTS
 from utils.latents import reduction
 from utils.lora import SAFETENSORS, add_lora, load_attn_procs, read_lora, save_lora
@@ -384,6 +385,7 @@ def lora_header(objective: Objective, base: Frozen, train_set: TrainingSet, sett
         "project_version": __version__,
         **({"masked_loss": True} if train_set.masked else {}),
         **({"crop": "none"} if train_set.whole else {}),
+        **({"trained_on": train_set.trained_on} if train_set.trained_on else {}),
         **({"training_mix": mix} if (mix := mix_of(train_set)) else {}),
         **({"ema_decay": settings.ema_decay} if settings.ema_decay else {}),
         **({"depth_coding": coding} if (coding := train_set.intrinsic.depth_coding) != "linear" else {}),
@@ -439,9 +441,19 @@ def outcome(output_dir: Path, metadata: Mapping[str, object], settings: Settings
 
 
 def images_to_predict(train_data_dir: str) -> str:
-    """Images next to the training data: DIODE's val, else those of an own folder, else the ones shipped here."""
+    """What to predict first: DIODE's val, else of an own folder images/val/ or one image, else those shipped here."""
     if not Path(train_data_dir).is_dir():  # several, with --mix
         train_data_dir = train_data_dir.partition(",")[0]
-    places = (Path(train_data_dir).parent / "depths" / "val", Path(train_data_dir) / "images")
+    own = Path(train_data_dir) / "images"
+    places = (Path(train_data_dir).parent / "depths" / "val", own / "val")
     found = next((str(place) for place in places if train_data_dir and place.is_dir()), None)
-    return found or os.path.relpath(ROOT / "examples")
+    return found or (train_data_dir and first_image(own)) or os.path.relpath(ROOT / "examples")
+
+
+def first_image(folder: Path) -> str | None:
+    """The first image in or below a folder, which may hold many thousands; None where there is none."""
+    for place, below, names in os.walk(folder):
+        below.sort()
+        if found := [name for name in sorted(names) if name.lower().endswith(PICTURES)]:
+            return os.path.join(place, found[0])  # noqa: PTH118
+    return None
