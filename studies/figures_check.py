@@ -6,12 +6,14 @@
 A comment after the figures, in the page's source, is either of
 
     <!-- figures: COMMAND                       <!-- figures +- 2 %: COMMAND
-    parts of ... a line of its output 0.83      (the tolerance; else the last digit, rounded)
-    -->                                         ...
-    <!-- figures of 2026-11-24 at 1a2b3c4: COMMAND -->        too long to run here: when and at which commit it ran
+    a part of a line of its output: 0.83        ...
+    ... another ... and another part            with a tolerance instead of half a unit of the last digit
+    -->                                         -->
 
-Without lines, the rows of the tables above the comment are lines of the output. Commands run in a folder with links to
-the project; ` && ` joins steps, and a step that several comments have in common runs once.
+    <!-- figures of 2026-11-24 at 1a2b3c4: COMMAND -->        a measurement that is not repeated here: date, commit
+
+A comment without lines follows a table, whose rows are the lines. Commands run in an empty folder with links to the
+project. ` && ` joins steps, and a step that several comments have in common runs once.
 """
 
 import os
@@ -59,12 +61,13 @@ def read_figures(page: str, text: str) -> list[Figures]:
     for match in COMMENT.finditer(text):
         section = re.split(r"^#+ .*$", text[: match.start()], flags=re.MULTILINE)[-1]
         beside = re.sub(r"<!--.*?-->", "", section, flags=re.DOTALL)
-        table = [row for row in beside.rstrip().rsplit("\n\n", 1)[-1].splitlines() if re.match(r"\|.*\d", row)]
-        lines = (match["lines"] or "").splitlines() or table
+        table = beside.rstrip().rsplit("\n\n", 1)[-1].splitlines()
+        lines = (match["lines"] or "").splitlines() or [row for row in table if row[0] == "|" and NUMBER.search(row)]
+        lines = [] if match["date"] else lines
         command = re.sub(r"\\\n\s*", "", match["command"])
         tolerance = Decimal(match["percent"] or 0) / 100
         found.append(Figures(page, beside, command, match["date"] or "", match["commit"] or "", tolerance, lines))
-    if len(found) != text.count("<!-- figure"):
+    if len(found) != len(re.findall(r"<!--\s*figure", text)):
         raise InputError(f"{page}: a figures comment has a wrong syntax (python -m studies.figures_check --help)")
     return found
 
@@ -79,7 +82,7 @@ def plain(text: str) -> str:
 
 
 def holds(row: str, part: str, tolerance: Decimal | None) -> bool:
-    """True if `row` contains `part`, its numbers within `tolerance` (a share) or their last digit; None: any numbers."""
+    """True if `row` has `part`, its numbers within `tolerance` (a share) or their last digit; None: any numbers."""
     values = [Decimal(number.replace(",", "")) for number in NUMBER.findall(part)]
     pattern = f"({NUMBER.pattern})".join(map(re.escape, NUMBER.split(part)))
     matches = re.finditer(f"(?={pattern})", row)  # also overlapping ones
@@ -138,13 +141,15 @@ def check(figures: list[Figures], folder: Path) -> int:
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="python -m studies.figures_check", description=__doc__)
     parser.add_argument("pages", nargs="*", type=path_flag, metavar="page", help="pages (default: all)")
-    pages = [str(page.resolve().relative_to(ROOT)) for page in parser.parse_args(argv).pages]
-    figures = [one for one in all_figures() if not pages or one.page in pages]
+    pages, every = parser.parse_args(argv).pages, all_figures()
+    for page in pages:
+        if page.resolve() not in {ROOT / one.page for one in every}:
+            raise InputError(f"{page}: not a page with figures comments; take of {', '.join(PAGES)}")
+    figures = [one for one in every if not pages or ROOT / one.page in {page.resolve() for page in pages}]
     with tempfile.TemporaryDirectory() as folder:
         wrong = check(figures, workspace(Path(folder)))
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    checked = sum(not one.date for one in figures)
-    print(f"done: {checked} comments checked, {len(figures) - checked} dated; {wrong} lines are off; ", end="")
+    used, dated = resource.getrusage(resource.RUSAGE_CHILDREN), sum(bool(one.date) for one in figures)
+    print(f"done: {len(figures) - dated} comments checked, {dated} dated; {wrong} lines are off; ", end="")
     print(f"{used.ru_utime + used.ru_stime:.0f} CPU seconds")
     return min(wrong, 1)
 
