@@ -42,12 +42,12 @@ NUMBER = re.compile(r"(?<![\w.-])-?\d+(?:,\d{3})*(?:\.\d+)?(?:e[-+]?\d+)?(?!\w)"
 
 
 class Figures(NamedTuple):
-    """One comment. page: relative to the root. beside: the text since the heading before it, without comments. date:
+    """One comment. page: relative to the root. above: the text from the heading to it, without comments. date:
     empty where the command is run again. lines: parts of its output.
     """
 
     page: str
-    beside: str
+    above: str
     command: str
     date: str
     commit: str
@@ -60,13 +60,13 @@ def read_figures(page: str, text: str) -> list[Figures]:
     found = []
     for match in COMMENT.finditer(text):
         section = re.split(r"^#+ .*$", text[: match.start()], flags=re.MULTILINE)[-1]
-        beside = re.sub(r"<!--.*?-->", "", section, flags=re.DOTALL)
-        table = beside.rstrip().rsplit("\n\n", 1)[-1].splitlines()
-        lines = (match["lines"] or "").splitlines() or [row for row in table if row[0] == "|" and NUMBER.search(row)]
+        above = re.sub(r"<!--.*?-->", "", section, flags=re.DOTALL)
+        table = above.rstrip().rsplit("\n\n", 1)[-1].splitlines()
+        lines = (match["lines"] or "").splitlines() or [row for row in table if row[:1] == "|" and NUMBER.search(row)]
         lines = [] if match["date"] else lines
         command = re.sub(r"\\\n\s*", "", match["command"])
         tolerance = Decimal(match["percent"] or 0) / 100
-        found.append(Figures(page, beside, command, match["date"] or "", match["commit"] or "", tolerance, lines))
+        found.append(Figures(page, above, command, match["date"] or "", match["commit"] or "", tolerance, lines))
     if len(found) != len(re.findall(r"<!--\s*figure", text)):
         raise InputError(f"{page}: a figures comment has a wrong syntax (python -m studies.figures_check --help)")
     return found
