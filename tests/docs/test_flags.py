@@ -20,6 +20,7 @@ FIGURES = r"<!-- figures[^:]*: (?:\\.|[^\\\n])*"  # the command of a comment tha
 CODE = re.compile(rf"{FIGURES}|^```.*?^```|`[^`]+`", re.DOTALL | re.MULTILINE)
 FLAG = re.compile(r"(?<![\w-])--([a-zA-Z][\w-]*)")
 OTHER_PROGRAMS = {"config_file", "num_processes", "fp32-text-enc", "logdir", "local-dir"}  # accelerate, ComfyUI, ...
+OTHER_PROGRAMS |= {"collect-only", "no-deps", "disable-pip"}  # pytest, pip-audit
 OTHER_PROGRAMS |= set(  # accelerate launch, torchrun and Slurm
     "multi_gpu num_machines machine_rank main_process_ip main_process_port nnodes nproc_per_node max_restarts "
     "rdzv_backend rdzv_endpoint nodes ntasks-per-node gpus-per-node signal requeue".split()

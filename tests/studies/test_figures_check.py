@@ -21,7 +21,7 @@ def numbers(text: str) -> set[Decimal]:
 
 
 def problems(one: Figures) -> list[str]:
-    """What is wrong with a comment before its command has run."""
+    """Mistakes in a comment that show before its command has run."""
     found = [f"not in the text: {line}" for line in one.lines if not numbers(line) <= numbers(one.above)]
     found += [f"no number: {line}" for line in one.lines if not numbers(line)]
     found += [] if one.date or one.lines else ["no lines, and no table above"]
