@@ -12,6 +12,7 @@
 #   in one file
 # make comfyui COMFYUI_DIR=...: the workflows and nodes of integrations/comfyui in the real ComfyUI
 # make figures: the images of docs/ again (BPY_PYTHON=... for Blender's)
+# make figures-check: the commands behind the figures of README and docs again, and whether the figures are still true
 # make blender BPY_PYTHON=...: export of scenes, add-on, GLB and EXR files, in a real bpy
 # make bench-gpu: speed and memory on this machine's GPU, in under ten minutes; without one, what it would run
 PYTHON ?= python3
@@ -19,7 +20,7 @@ PY := .venv/bin/python
 
 install: .venv/installed
 
-.PHONY: install demo demo-all test test-slow mutants fuzz versions check fix interop comfyui blender figures bench-gpu clean
+.PHONY: install demo demo-all test test-slow mutants fuzz versions check fix interop comfyui blender figures figures-check bench-gpu clean
 
 demo: .venv/installed
 	$(PY) -m miniworld.demo --out demo $(if $(BASE),--base miniworld/mini-$(BASE))
@@ -60,6 +61,9 @@ interop: .venv/installed
 
 figures: .venv/installed
 	$(PY) -m studies.figures
+
+figures-check: .venv/installed
+	$(PY) -m studies.figures_check
 
 comfyui: .venv/installed
 	$(PY) -m integrations.comfyui.check $(if $(COMFYUI_DIR),--comfyui_dir $(COMFYUI_DIR)) \

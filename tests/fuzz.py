@@ -114,7 +114,7 @@ def archives() -> list[bytes]:
 
 
 def unpacked(path: Path) -> None:
-    from dataloaders.prepare import unpack
+    from dataloaders.prepare.archives import unpack
 
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         before = {one for one in path.parent.rglob("*") if Path(folder) not in one.parents}
@@ -253,7 +253,8 @@ def main() -> None:
         )
         runs = [line.split()[-1] for line in done.stderr.splitlines() if "number_of_executed_units" in line]
         found = sorted(str(one) for one in set(KEPT.glob(f"{name}/*-*")) - before if one.is_file())
-        print(f"{name:16} {runs[0] if runs else '?':>9} inputs, {', '.join(found) or 'no find'}", flush=True)
+        result = ", ".join(found) or ("did not run" if done.returncode else "no find")
+        print(f"{name:16} {runs[0] if runs else '?':>9} inputs, {result}", flush=True)
         if done.returncode:
             failed.append(name)
             print("\n".join(done.stderr.splitlines()[-30:]), flush=True)

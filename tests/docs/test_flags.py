@@ -16,9 +16,11 @@ PAGES = [
     for page in sorted([*ROOT.glob("*.md"), *(page for folder in FOLDERS for page in (ROOT / folder).rglob("*.md"))])
     if page.name != "CHANGELOG.md"
 ]
-CODE = re.compile(r"^```.*?^```|`[^`]+`", re.DOTALL | re.MULTILINE)
+FIGURES = r"<!-- figures[^:]*: (?:\\.|[^\\\n])*"  # the command of a comment that studies/figures_check.py reads
+CODE = re.compile(rf"{FIGURES}|^```.*?^```|`[^`]+`", re.DOTALL | re.MULTILINE)
 FLAG = re.compile(r"(?<![\w-])--([a-zA-Z][\w-]*)")
 OTHER_PROGRAMS = {"config_file", "num_processes", "fp32-text-enc", "logdir", "local-dir"}  # accelerate, ComfyUI, ...
+OTHER_PROGRAMS |= {"collect-only", "no-deps", "disable-pip"}  # pytest, pip-audit
 OTHER_PROGRAMS |= set(  # accelerate launch, torchrun and Slurm
     "multi_gpu num_machines machine_rank main_process_ip main_process_port nnodes nproc_per_node max_restarts "
     "rdzv_backend rdzv_endpoint nodes ntasks-per-node gpus-per-node signal requeue".split()
@@ -27,7 +29,7 @@ COMMANDS_OF_TWO_WORDS = {"dataloaders", "utils.lora"}
 
 
 def code(page: Path) -> str:
-    """The code of a page, blocks and inline, each command on one line."""
+    """The code of a page, blocks, inline and in figures comments, each command on one line."""
     parts = [part if part.startswith("```") else part.replace("\n", " ") for part in CODE.findall(page.read_text())]
     return re.sub(r" *\\\n *", " ", "\n".join(parts))
 
@@ -35,7 +37,7 @@ def code(page: Path) -> str:
 def module_commands(text: str) -> set[tuple[str, ...]]:
     """(module, [subcommand,] flags ...) of every `python -m` of a module of this project."""
     found = set()
-    for module, rest in re.findall(r"python -m ([\w.]+)([^`\n#]*)", text):
+    for module, rest in re.findall(r"python -m ([\w.]+)((?:(?!&&)[^`\n#])*)", text):
         if (ROOT / module.split(".")[0]).is_dir():
             first = re.match(r" (\w+)", rest) if module in COMMANDS_OF_TWO_WORDS else None
             found.add((module, *(first.groups() if first else ()), *(f"--{flag}" for flag in FLAG.findall(rest))))
