@@ -42,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
     add("--work", type=path_flag, default=Path("output/precision"), help="scenes and runs (output/precision)")
     add("--base", type=path_flag, default=Path("miniworld/mini-sd"), help="Stable Diffusion folder (mini-sd)")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the training, one to six (0 1 2)")
-    add("--ways", choices=WAYS, nargs="+", default=list(WAYS), help="trainings beside fp32 (all)")
+    add("--ways", choices=WAYS, nargs="+", default=list(WAYS), help="trainings next to fp32 (all)")
     add("--steps", type=int, default=100, help=f"steps of {BATCH} labels (100; the demo has 300)")
     return flags
 

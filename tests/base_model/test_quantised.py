@@ -1,13 +1,15 @@
 """The frozen network's linear layers in 8 or 4 bits: their numbers, loading, training, prediction, refusals."""
 
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny_families
 import torch
-from helpers import distance, losses, run_here
+from fake_hub import serve
+from helpers import ROOT, distance, fork, losses, run_here
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -21,6 +23,7 @@ from utils.errors import InputError
 from utils.inference import Predictor
 from utils.lora import fuse_lora, load_attn_procs, read_lora
 from utils.objectives import SingleStep
+from utils.system.compute import compile_unet
 
 SINGLE, AUGUNET = "sd_single_diode_pseudo_normal.py", "augunet_diode_pseudo_normal.py"
 PRECISIONS = ("int8", "nf4")
@@ -177,6 +180,25 @@ def test_a_single_file_is_not_read_layer_by_layer(tmp_path):
         load_base(str(file), precision="nf4")
 
 
+def test_of_the_hubs_files_only_those_in_full_precision_are_downloaded(sd3, tmp_path):
+    folder = shutil.copytree(sd3 / "transformer", tmp_path / "sd3" / "transformer")
+    for other in ("fp16", "non_ema"):
+        (folder / f"diffusion_pytorch_model.{other}.safetensors").write_bytes(b"not to be read")
+    kind = type(open_base(str(sd3)).network)
+    program = (
+        "from diffusers import SD3Transformer2DModel as kind\nfrom utils.base_model.parts import load_component\n"
+        "network = load_component(kind, 'someone/sd3', 'transformer', precision='int8')\n"
+        "print(sum(value.double().sum().item() for value in network.state_dict().values()))"
+    )
+    with serve({"someone/sd3": tmp_path / "sd3"}) as hub:
+        env = {"HF_HOME": str(tmp_path / "home"), "NO_PROXY": "127.0.0.1", "PYTHONPATH": str(ROOT)}
+        printed = fork("-c", program, env=hub.env | env).stdout
+    network = load_quantised(kind, folder, "int8", torch.float32)
+    assert float(printed.split()[-1]) == sum(value.double().sum().item() for value in network.state_dict().values())
+    files = ("config.json", "diffusion_pytorch_model.safetensors")
+    assert sorted(hub.sent) == [f"someone/sd3/transformer/{file}" for file in files]
+
+
 # Training and prediction
 
 
@@ -241,6 +263,8 @@ def test_what_quantised_weights_cannot_do_is_refused(trained, sd3):
     load_attn_procs(base.network, trained)
     with pytest.raises(InputError, match="a LoRA cannot be merged into quantised weights"):
         fuse_lora(base.network)
+    with pytest.raises(InputError, match="--compile: not tried with --base_precision; leave one out"):
+        compile_unet(base.network, torch.device("cpu"))
     state, header, _ = read_lora(trained)
     other = trained.parent / "depth.safetensors"
     save_file(state, other, header | {"task": "depth", "prompt": "depth map", "polarity": "near is large"})
