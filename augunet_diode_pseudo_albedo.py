@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> None:
     from dataloaders.open_data import open_data  # only now: PyTorch takes seconds to import, --help should not
     from utils.base_model.stable_diffusion import load_base, load_donor, widen_conv_in
     from utils.objectives import AugUNet, zero_snr_scheduler
-    from utils.training.loop import attach_lora, start, train
+    from utils.training.loop import attach_lora, frozen_dtype, start, train
 
     settings = settings_of(args)
     accelerator, resume_from = start(settings)
@@ -44,7 +44,8 @@ def main(argv: list[str] | None = None) -> None:
     train_set, validation_samples = open_data(args, ALBEDO)
 
     # Model: everything frozen but the LoRA
-    base = load_base(args.pretrained_model_name_or_path, args.revision)
+    precision = frozen_dtype(accelerator), args.base_precision
+    base = load_base(args.pretrained_model_name_or_path, args.revision, *precision)
     widen_conv_in(base.unet, load_donor(args.augment_from))
     attach_lora(base, args, accelerator)
 

@@ -41,7 +41,8 @@ def main(argv: list[str] | None = None) -> None:
     train_set, validation_samples = open_data(args, depth_coded(args.depth_coding))
 
     # Model: everything frozen but the LoRA
-    base = open_base(args.pretrained_model_name_or_path, args.revision, args.resolution, frozen_dtype(accelerator))
+    precision = frozen_dtype(accelerator), args.base_precision
+    base = open_base(args.pretrained_model_name_or_path, args.revision, args.resolution, *precision)
     attach_lora(base, args, accelerator)
 
     # Objective

@@ -40,7 +40,8 @@ def main(argv: list[str] | None = None) -> None:
     train_set, validation_samples = open_data(args, SHADING)
 
     # Model: everything frozen but the LoRA
-    base = open_base(args.pretrained_model_name_or_path, args.revision, args.resolution, frozen_dtype(accelerator))
+    precision = frozen_dtype(accelerator), args.base_precision
+    base = open_base(args.pretrained_model_name_or_path, args.revision, args.resolution, *precision)
     attach_lora(base, args, accelerator)
 
     # Objective

@@ -23,6 +23,7 @@ class Cell:
     compile: str = "off"
     gradient_checkpointing: bool = False
     lora_targets: str = "attention"
+    base_precision: str | None = None
     released: bool = False
 
     @property
@@ -31,6 +32,7 @@ class Cell:
         words = [self.work, *([self.method] if self.work == "training" else []), f"batch {self.batch}", self.dtype]
         words += [f"compiled {self.compile}"] if self.compile != "off" else []
         words += ["checkpointing"] if self.gradient_checkpointing else []
+        words += [self.base_precision] if self.base_precision else []
         words += ["all layers"] if self.lora_targets == "all" else []
         return " ".join(words)
 

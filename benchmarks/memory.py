@@ -35,6 +35,8 @@ TITLES = {  # by what --base names
 FAMILY_CELLS = {  # one image of 512 px
     "plain": Cell(batch=1),
     "checkpointing": Cell(batch=1, gradient_checkpointing=True),
+    "int8": Cell(batch=1, gradient_checkpointing=True, base_precision="int8"),
+    "nf4": Cell(batch=1, gradient_checkpointing=True, base_precision="nf4"),
     "predicting": Cell(work="inference", batch=1),
 }
 SPARE = 1.0  # GB of them for the CUDA context, cuDNN's workspace and the allocator's fragments
@@ -116,8 +118,9 @@ def families_table() -> str:
     """Parameters and GB of each base, from FAMILIES. Markdown."""
     lines = [
         "| base | parameters of network, VAE | weights in bf16 | LoRA, gradient, AdamW | saved activations "
-        "| the same with checkpointing | training at peak | the same with checkpointing | predicting |",
-        "|---" * 9 + "|",
+        "| the same with checkpointing | training at peak | the same with checkpointing | that in int8 | in nf4 "
+        "| predicting |",
+        "|---" * 11 + "|",
     ]
     for name, found in json.loads(FAMILIES.read_text())["counts"].items():
         row = [TITLES[name], f"{found['network'] / 1e9:.3f} B, {found['vae'] / 1e9:.3f} B"]
@@ -127,7 +130,7 @@ def families_table() -> str:
             for key in ("saved_gb", "peak_gb")
             for how in ("plain", "checkpointing")
         ]
-        row += [f"{found['predicting']['peak_gb']:.2f}" if "predicting" in found else "-"]
+        row += [f"{found[how]['peak_gb']:.2f}" if how in found else "-" for how in ("int8", "nf4", "predicting")]
         lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines)
 

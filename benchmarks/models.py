@@ -12,6 +12,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from miniworld.pretraining import random_sd
 from utils.base_model.names import FAMILIES
+from utils.base_model.quantised import quantise
 from utils.base_model.single_file_parts import CONFIGS
 from utils.base_model.stable_diffusion import Base, load_base, widen_conv_in
 
@@ -40,8 +41,15 @@ def random_base(kind: str, device: str = "cpu", dtype: torch.dtype = torch.float
 
 def base_for(args: argparse.Namespace, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Any:
     """The base of --base and --method, AugUNet's with a widened conv_in; a folder's is in fp32 on the CPU. A `Base`,
-    or another `Family` where --base is the name of one.
+    or another `Family` where --base is the name of one. Its linear layers are in --base_precision.
     """
+    base = _whole_base(args, device, dtype)
+    if getattr(args, "base_precision", None):
+        quantise(base.network, args.base_precision, dtype)
+    return base
+
+
+def _whole_base(args: argparse.Namespace, device: str, dtype: torch.dtype) -> Any:
     torch.manual_seed(0)
     if is_family(args.base):
         from benchmarks.families import random_family  # imports every family's pipeline

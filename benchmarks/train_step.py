@@ -163,6 +163,7 @@ def parser() -> argparse.ArgumentParser:
     flags = parser_of("benchmarks.train_step", __doc__)
     flags.add_argument("--gradient_checkpointing", action="store_true", help="in ours")
     flags.add_argument("--method", choices=("single", "augunet"), default="single", help="single step or diffusion")
+    flags.add_argument("--base_precision", choices=("int8", "nf4"), help="linear layers of our frozen network")
     flags.add_argument("--lora_targets", default="attention", help="layers that our LoRA is on: attention or all")
     return flags
 

@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import peft
 import pytest
 import tiny_families
 import torch
@@ -29,7 +30,7 @@ from utils.inference import Predictor
 from utils.inference.job import describe
 from utils.lora import SAFETENSORS, add_lora, fuse_lora, load_attn_procs, lora_parameters, read_lora, save_lora
 from utils.lora.layers import layers_of, lora_targets
-from utils.lora.targets import ALL, KINDS
+from utils.lora.targets import ALL, ATTENTION, KINDS
 from utils.objectives import SingleStep
 from utils.training.args import RECOMMENDED, SINGLE_STEP_REFUSES, parse, training_parser
 from utils.training.upload import model_card, stage
@@ -413,6 +414,43 @@ def test_the_network_is_read_in_the_runs_precision(name, folders, monkeypatch):
     assert half.vae.dtype == torch.float32
     expected = whole.to(torch.bfloat16).state_dict()
     assert all(torch.equal(value, expected[key]) for key, value in half.network.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["sd15", "sd3"])
+def test_prediction_in_16_bits_never_has_the_network_in_32_and_adds_the_lora_in_32(
+    name, folders, bases, tmp_path, monkeypatch
+):
+    folder = bases["sd15"] if name == "sd15" else folders[name]
+    base = open_base(str(folder))
+    random_lora(base.network, ATTENTION)
+    family = {} if name == "sd15" else {"family": name}
+    save_lora(base.network, tmp_path, {"method": "single-step", "task": "normal", "base_model": folder, **family})
+    expected = {}
+    for path, layer in layers_of(base.network, ATTENTION).items():
+        lora = base.network.get_submodule(path)
+        delta = lora.lora_B["default"].weight @ lora.lora_A["default"].weight
+        expected[path] = (layer.weight.bfloat16().float() + delta).bfloat16()
+    merge, in_fp32 = peft.tuners.lora.Linear.merge, []
+
+    def watched(layer, *args, **more):
+        weights = [each.base_layer.weight for each in network().modules() if hasattr(each, "base_layer")]
+        in_fp32.append(sum(weight.dtype == torch.float32 for weight in weights))
+        return merge(layer, *args, **more)
+
+    opened, kind = [], type(base.network)
+    load = kind.from_pretrained.__func__
+    monkeypatch.setattr(
+        kind, "from_pretrained", classmethod(lambda *a, **b: opened.append(load(*a, **b)) or opened[-1])
+    )
+    monkeypatch.setattr(peft.tuners.lora.Linear, "merge", watched)
+
+    def network():
+        return opened[-1][0] if isinstance(opened[-1], tuple) else opened[-1]
+
+    predictor = Predictor(tmp_path, dtype="bf16")
+    assert in_fp32 == [1] * len(expected), "one layer at a time"
+    for path, weight in expected.items():
+        assert torch.equal(predictor.network.get_submodule(path).weight, weight), path
 
 
 @pytest.mark.parametrize("name", MOST_SLOW)

@@ -9,6 +9,7 @@ import inspect
 import pytest
 import torch
 from tiny_families import FAMILIES, pipeline
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from utils.base_model.families import open_base
 
@@ -142,3 +143,28 @@ def test_kleins_statistics_are_those_before_the_vae_was_rounded(tiny, image, mon
     base.to("cpu", torch.bfloat16)
     assert not torch.equal(base.vae.bn.running_var.float(), base.std.flatten() ** 2 - base.vae.config.batch_norm_eps)
     assert torch.equal(base.scaled(latents), exact)
+
+
+def test_klein_in_bf16_normalises_in_fp32_and_rounds_once(tiny, image, monkeypatch, tmp_path):
+    """Cached latents of a run in bf16 are bf16, and so is what its network reads and gives."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    base = open_base(str(tiny("flux2")))
+    with torch.no_grad():
+        exact = base.scaled(base.latent_mode(image))
+        expected = base.predict(base.network, exact, 0.4, base.encode_prompt(PROMPT))
+        base.to("cpu", torch.bfloat16)
+        latents, given = base.latent_mode(image), []
+        z = base.scaled(latents)
+        decode = base.vae.decode
+        monkeypatch.setattr(base.vae, "decode", lambda x, **more: given.append(x) or decode(x, **more))
+        back = base.decode(z)
+        found = base.predict(base.network, z, 0.4, base.encode_prompt(PROMPT))
+    assert base.mean.dtype == base.std.dtype == torch.float32
+    assert {each.dtype for each in (latents, z, back, found, *given)} == {torch.bfloat16}
+    normalised = (pixel_unshuffle(latents.float(), 2) - base.mean) / base.std
+    assert torch.equal(z, normalised.bfloat16())
+    in_bf16 = (pixel_unshuffle(latents, 2) - base.mean.bfloat16()) / base.std.bfloat16()
+    assert not torch.equal(z, in_bf16), "what rounding the statistics would give"
+    assert torch.equal(given[0], pixel_shuffle(z.float() * base.std + base.mean, 2).bfloat16())
+    for one, other in ((z, exact), (found, expected)):
+        assert (one.float() - other).norm() < 0.03 * other.norm()

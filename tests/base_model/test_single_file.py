@@ -91,6 +91,9 @@ def test_a_half_precision_file_and_old_text_keys(small, sizes, tmp_path):
     assert {p.dtype for part in (base.unet, base.vae, base.text_encoder) for p in part.parameters()} == {torch.float32}
     weight = load_base(str(small["sd1"][0])).text_encoder.state_dict()
     assert all(torch.equal(value, weight[key].half().float()) for key, value in base.text_encoder.state_dict().items())
+    read_in_bf16 = load_base(str(tmp_path / "half.safetensors"), dtype=torch.bfloat16).unet.state_dict()
+    cast = base.unet.bfloat16().state_dict()
+    assert all(torch.equal(value, cast[key]) for key, value in read_in_bf16.items())
 
 
 def test_the_real_sizes_are_stable_diffusions():

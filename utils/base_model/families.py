@@ -10,14 +10,18 @@ from utils.errors import InputError
 
 
 def open_base(
-    name: str, revision: str | None = None, side: int | None = None, dtype: torch.dtype = torch.float32
+    name: str,
+    revision: str | None = None,
+    side: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    precision: str | None = None,
 ) -> Family:
     """The base model of a local folder, the hub or, of Stable Diffusion 1.x and 2.x, one file; on the CPU.
 
     Its model_index.json states the family; a folder without one is read as Stable Diffusion 1.x or 2.x. side: of the
     square training images in pixels. dtype: of the network, so that one of 4 billion parameters is never in memory in
-    fp32; Stable Diffusion 1.x and 2.x are fp32 until they move to the device. Raises InputError for a family that is
-    unknown here or to the installed diffusers, a side that it cannot read, and where a part is missing or unreadable.
+    fp32; precision: see `load_component`. Raises InputError for a family that is unknown here or to the installed
+    diffusers, a side that it cannot read, and where a part is missing or unreadable.
     """
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()  # one bar: the training's
@@ -37,8 +41,8 @@ def open_base(
     if kind is None:
         from utils.base_model.stable_diffusion import load_base
 
-        return load_base(name, revision)
-    base = kind.load(name, revision, dtype)
+        return load_base(name, revision, dtype, precision)
+    base = kind.load(name, revision, dtype, precision)
     base.check_side(side or 0)
     return base
 

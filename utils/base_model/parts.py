@@ -15,11 +15,13 @@ from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 import transformers
+from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from utils.base_model.names import is_folder, model_index
+from utils.base_model.quantised import load_quantised
 from utils.base_model.single_file import SUFFIXES
 from utils.errors import InputError, note
 from utils.latents import moments, posterior, reduction
@@ -60,14 +62,20 @@ class Family:
         self._network = network
 
     @classmethod
-    def load(cls, name: str, revision: str | None = None, dtype: torch.dtype = torch.float32) -> Self:
+    def load(
+        cls,
+        name: str,
+        revision: str | None = None,
+        dtype: torch.dtype = torch.float32,
+        precision: str | None = None,
+    ) -> Self:
         """From a local folder or the hub, on the CPU: the network in `dtype`, which it has from its first byte in
-        memory, the VAE in fp32. InputError: a part is missing or unreadable.
+        memory, or quantised, the VAE in fp32. InputError: a part is missing or unreadable.
         """
         vae = load_component(cls.vae_kind, name, "vae", revision)
-        network = load_component(cls.network_kind, name, cls.prefix, revision, dtype)
+        network = load_component(cls.network_kind, name, cls.prefix, revision, dtype, precision)
         vae.requires_grad_(False).eval().float()
-        network.requires_grad_(False).eval().to(dtype)
+        nn.Module.to(network.requires_grad_(False).eval(), dtype)
         return cls(str(Path(name).resolve()) if Path(name).exists() else name, vae, network, revision)
 
     @property
@@ -215,11 +223,17 @@ class Family:
 
 
 def load_component(
-    kind: type[Component], name: str, component: str, revision: str | None = None, dtype: torch.dtype | None = None
+    kind: type[Component],
+    name: str,
+    component: str,
+    revision: str | None = None,
+    dtype: torch.dtype | None = None,
+    precision: str | None = None,
 ) -> Component:
     """One part of a model folder or hub repository, e.g. (UNet2DConditionModel, name, "unet").
 
-    dtype: of a network's weights, to which they are cast while they are read; None: the library's choice.
+    dtype: of a network's weights, to which they are cast while they are read; None: the library's choice. precision:
+    "int8" or "nf4" of its linear layers (quantised.py), which then compute in dtype.
     Where there are only half-precision files (*.fp16.safetensors), those are read, with a note.
 
     Raises:
@@ -234,6 +248,9 @@ def load_component(
     where |= {} if here else {"local_files_only": require(name, revision)}
     where |= {} if dtype is None else {"torch_dtype": dtype}
     try:
+        if precision is not None:
+            files = folder / component if here else _network_files(name, component, revision)
+            return load_quantised(kind, files, precision, dtype or torch.float32)
         if not issubclass(kind, nn.Module):
             return kind.from_pretrained(name, **where)  # type: ignore[attr-defined]
         part, info = _from_pretrained(kind, name, component, where, here)
@@ -263,6 +280,21 @@ def _from_pretrained(kind: Any, name: str, component: str, where: dict, here: bo
             raise error from None
     note(f"{component} of {name}: only {HALF} weights are there; they are read, and computed with in --dtype")
     return found
+
+
+def _network_files(name: str, component: str, revision: str | None) -> Path:
+    """The folder of a network of the hub, with its configuration and its .safetensors in full precision or, where
+    these are not there, in half.
+    """
+    patterns, folder = [f"{component}/{file}" for file in ("config.json", "diffusion*.safetensors")], Path()
+    for unused in (["*fp16*", "*non_ema*"], ["*non_ema*"]):
+        root = snapshot_download(
+            name, revision=revision, allow_patterns=patterns, ignore_patterns=unused, local_files_only=require(name)
+        )
+        folder = Path(root, component)
+        if any(folder.glob("*.safetensors")):
+            break
+    return folder
 
 
 def _has_weights(folder: Path, half: bool) -> bool:

@@ -29,8 +29,9 @@ _OPEN_CLIP = {  # OpenCLIP's names of a text encoder's layers -> transformers'
 }  # fmt: skip
 
 
-def load_parts(path: Path) -> dict[str, Any]:
-    """ "tokenizer", "text_encoder", "vae", "unet", "scheduler" from one file, read once, on the CPU.
+def load_parts(path: Path, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+    """ "tokenizer", "text_encoder", "vae", "unet", "scheduler" from one file, read once, on the CPU. dtype: of the
+    UNet.
 
     Raises:
         InputError: it is not a whole Stable Diffusion 1.x or 2.x, or its layers have other sizes.
@@ -38,7 +39,7 @@ def load_parts(path: Path) -> dict[str, Any]:
     kind, state = read_checkpoint(path)
     config = CONFIGS[kind]
     channels = state[CONV_IN].shape[1]  # 8 and 9 are editors and inpainters
-    unet = _converted(UNet2DConditionModel, "unet", state, config, path, kind, in_channels=channels)
+    unet = _converted(UNet2DConditionModel, "unet", state, config, path, kind, in_channels=channels, torch_dtype=dtype)
     return {
         "tokenizer": clip_tokenizer(config / "tokenizer"),
         "text_encoder": text_encoder(state, kind, config / "text_encoder", path),

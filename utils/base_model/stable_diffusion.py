@@ -87,9 +87,12 @@ class Base(Family):
         return self.text_encoder(tokens.input_ids)[0].to(self.unet.device, self.unet.dtype)
 
 
-def load_base(name: str, revision: str | None = None) -> Base:
-    """Load a Stable Diffusion 1.x or 2.x from a local folder, a .safetensors or .ckpt file, or the hub, in fp32 on the
-    CPU. Other families are loaded by `open_base` (families.py).
+def load_base(
+    name: str, revision: str | None = None, dtype: torch.dtype = torch.float32, precision: str | None = None
+) -> Base:
+    """Load a Stable Diffusion 1.x or 2.x from a local folder, a .safetensors or .ckpt file, or the hub, on the CPU:
+    the UNet in `dtype` or quantised (see `load_component`), the other parts in fp32. Other families are loaded by
+    `open_base` (families.py).
 
     Raises:
         InputError: a component is missing or unreadable; the message names folder or file and what was expected in it.
@@ -103,15 +106,19 @@ def load_base(name: str, revision: str | None = None) -> Base:
             "InstructPix2Pix's conv_in fits no other; the sd_single_*.py scripts train a LoRA on this model"
         )
     if is_single_file(name):
-        parts = load_parts(Path(name))
+        if precision is not None:
+            raise InputError(f"--base_precision={precision}: {name} is read whole; pass a model folder or hub name")
+        parts = load_parts(Path(name), dtype)
     else:
-        parts = {component: load_component(kind, name, component, revision) for component, kind in KINDS.items()}
+        kinds = [(component, kind) for component, kind in KINDS.items() if component != "unet"]
+        parts = {component: load_component(kind, name, component, revision) for component, kind in kinds}
+        parts["unet"] = load_component(UNet2DConditionModel, name, "unet", revision, dtype, precision)
     if parts["unet"].config.in_channels != parts["unet"].config.out_channels:
         raise InputError(
             f"{name}: its UNet reads {parts['unet'].config.in_channels} channels; a text-to-image base reads 4"
         )
-    for component in ("text_encoder", "vae", "unet"):
-        parts[component].requires_grad_(False).eval().float()  # transformers keeps the file's precision
+    for component, kept in (("text_encoder", torch.float32), ("vae", torch.float32), ("unet", dtype)):
+        nn.Module.to(parts[component].requires_grad_(False).eval(), kept)  # transformers keeps the file's precision
     return Base(str(Path(name).resolve()) if Path(name).exists() else name, **parts, revision=revision)
 
 

@@ -56,6 +56,8 @@ def model_flags(parser: Parser, base: str) -> None:
     add("--batch_size", type=int, default=1, help="images per UNet pass; other sizes than 1 may differ from it by "
         "one grey level (rounding)")  # fmt: skip
     add("--dtype", choices=["fp32", "fp16", "bf16"], default="fp32", help="compute dtype")
+    add("--base_precision", choices=["int8", "nf4"], help="8 or 4 bits for the network's linear layers, which compute "
+        "in --dtype: less memory, slower, one LoRA at a time (default: kept in --dtype)")  # fmt: skip
     add("--compile", action="store_true", help="torch.compile the UNet; for many images: the first ones take a "
         "minute or so")  # fmt: skip
     add("--device", help="device such as cuda:1 or cpu (default: a GPU if available)")
@@ -96,6 +98,7 @@ def wanted(args: argparse.Namespace, device: object) -> dict[str, Any]:
         "base": args.pretrained_model_name_or_path,
         "device": args.device or device,
         "dtype": args.dtype,
+        "base_precision": args.base_precision,
         "revision": args.revision,
         "vae": args.vae,
         "vae_encodes": args.vae_encodes,

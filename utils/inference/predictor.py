@@ -304,8 +304,9 @@ class Predictor(Engine):
     lora: .safetensors, .bin, a training's output folder or a hub name; several predict several maps from one base and
     one pass of its encoder. A folder or repository with a file named for each intrinsic counts as several, of which
     `task` chooses one. base: a folder or hub name, else the one that the LoRAs were made for. device: None: a GPU if
-    there is one. dtype: fp32, fp16 or bf16. vae: folder or hub name of an AutoencoderTiny that decodes instead of the
-    base's VAE, and with `vae_encodes` also encodes, for previews.
+    there is one. dtype: fp32, fp16 or bf16. base_precision: int8 or nf4 of the network's linear layers, for one LoRA.
+    vae: folder or hub name of an AutoencoderTiny that decodes instead of the base's VAE, and with `vae_encodes` also
+    encodes, for previews.
     method, task, prompt, timestep, depth_coding: for files whose metadata lacks them.
     steps, guidance_scale, ensemble_size, seed, augment_from: of AugUNet's LoRAs, as inference_augunet.py has them.
     view: the fields of `View`, such as resolution=768, center_crop=True or tile=512.
@@ -320,6 +321,7 @@ class Predictor(Engine):
         device: str | torch.device | None = None,
         dtype: str = "fp32",
         *,
+        base_precision: str | None = None,
         method: str | None = None,
         task: str | None = None,
         prompt: str | None = None,
@@ -345,15 +347,26 @@ class Predictor(Engine):
             note_revision(name, revision)
             if bare := [f"{Path(job.name).name} ({job.intrinsic.name})" for job in self.jobs if not job.trained_on]:
                 note(f"{', '.join(bare)}: no base model in the header; taking the paper's, {name}")
+        if base_precision is not None and len(self.jobs) > 1:
+            raise InputError(
+                f"--base_precision={base_precision}: {len(self.jobs)} LoRAs, and only one fits on a quantised network "
+                "at a time; pass one"
+            )
         widened = any(job.method == "augunet" for job in self.jobs)  # which only Stable Diffusion's UNets are
-        loaded = load_base(name, revision) if widened else open_base(name, revision)
+        precision = {"dtype": dtype_of(dtype), "precision": base_precision}
+        loaded = load_base(name, revision, **precision) if widened else open_base(name, revision, **precision)
         if vae is not None:
             use_tiny_vae(loaded.vae, str(vae), vae_encodes)
         for job in self.jobs:
             _check_base(job, loaded)
+            if (of_training := job.lora.metadata.get("base_precision")) != base_precision:
+                note(
+                    f"{job.name} was trained on a network in {of_training or '16 or 32 bits'}, predicting with one in "
+                    f"{base_precision or '16 or 32 bits'} (--base_precision)"
+                )
         place = pick_device(device)
         warn_of_slow_bf16(dtype_of(dtype), place.type, "dtype fp32")
-        changes = _add_loras(loaded.network, self.jobs, augment_from)
+        changes = _add_loras(loaded.network, self.jobs, augment_from, fused=base_precision is None)
         loaded.to(place, dtype_of(dtype))
         if compile:
             compile_unet(loaded.network, place)
@@ -431,17 +444,19 @@ def _check_base(job: Job, base: Family) -> None:
 
 
 def _add_loras(
-    unet: nn.Module, jobs: Sequence[Job], augment_from: str | None
+    unet: nn.Module, jobs: Sequence[Job], augment_from: str | None, fused: bool
 ) -> list[tuple[dict[str, Tensor], nn.Conv2d | None]]:
-    """A single LoRA is added to the UNet's weights, in place, and ({}, None) returned. Of several, each one's layers
-    with the LoRA added, and its conv_in; the UNet stays the base's own.
+    """A single LoRA is added to the UNet's weights, in place, or where not `fused` stays layers of its own, and
+    ({}, None) is returned. Of several, each one's layers with the LoRA added, and its conv_in; the UNet stays the
+    base's own.
     """
     first, found = getattr(unet, "conv_in", None), []  # which transformers have not
     for job in jobs:
         load_attn_procs(unet, job.lora)
         layers = layers_of(unet, lora_targets(unet))
         before = {name: layer.weight.data.clone() for name, layer in layers.items()} if len(jobs) > 1 else {}
-        fuse_lora(unet)
+        if fused:
+            fuse_lora(unet)
         if job.method == "augunet":
             _widen(unet, job, augment_from)
         if len(jobs) == 1:

@@ -235,15 +235,22 @@ def _modules_for(unet: nn.Module, ranks: dict[str, int], targets: tuple[str, ...
 
 def fuse_lora(unet: nn.Module) -> None:
     """Add the LoRA to the frozen weights, W <- W + up down, and remove its layers, in place: the same function for
-    less work. To be called while the weights are fp32: in half precision the sum would lose bits of the LoRA.
+    less work. The sum is made in fp32, layer by layer, and rounded once to the weights' own dtype.
+
+    Raises InputError where the weights are quantised.
     """
-    if hasattr(unet, "fuse_lora"):
-        unet.fuse_lora()
-        unet.unload_lora()
-        return
-    for name, module in _lora_modules(unet).items():
+    modules = _lora_modules(unet)
+    if any(not module.base_layer.weight.is_floating_point() for module in modules.values()):
+        raise InputError("a LoRA cannot be merged into quantised weights; load the base without base_precision")
+    for name, module in modules.items():
+        layer, dtype = module.base_layer, module.base_layer.weight.dtype
+        layer.float()
         module.merge()
-        unet.set_submodule(name, module.base_layer)
+        layer.to(dtype)
+        if not hasattr(unet, "unload_lora"):
+            unet.set_submodule(name, layer)
+    if hasattr(unet, "unload_lora"):  # diffusers' own, which forgets the adapter too
+        unet.unload_lora()
 
 
 def _declared(layers: Mapping[str, Layer], metadata: Mapping[str, str], name: str) -> tuple[str, ...]:
@@ -283,7 +290,10 @@ def _match(
             raise InputError(f"{name}{made_for}: {len(left)} {what}, e.g. {', '.join(left[:3])}")
     for module, layer in layers.items():
         own_layer = wanted[module]
-        want = (own_layer.weight.shape[1], own_layer.weight.shape[0], *own_layer.weight.shape[2:])
+        if isinstance(own_layer, nn.Linear):  # a quantised one has weights of another shape
+            want: tuple[int, ...] = (own_layer.in_features, own_layer.out_features)
+        else:
+            want = (own_layer.weight.shape[1], own_layer.weight.shape[0], *own_layer.weight.shape[2:])
         if layer.shape != want:
             raise InputError(
                 f"{name}{made_for}: {module} maps {_maps(layer.shape)}, the UNet's {_maps(want)}: "

@@ -16,8 +16,11 @@ FEW_KEYS = 256
 def compile_unet(unet: nn.Module, device: torch.device) -> None:
     """torch.compile `unet`, in place: its names, weights and LoRA stay as they are, its first pass takes a minute.
 
-    Raises InputError where nothing can be compiled: no C++ compiler for a CPU, no Triton for a GPU.
+    Raises InputError for a quantised network, and where nothing can be compiled: no C++ compiler for a CPU, no Triton
+    for a GPU.
     """
+    if any(not parameter.is_floating_point() for parameter in unet.parameters()):
+        raise InputError("--compile: not tried with --base_precision; leave one out")
     for variable in ("TORCH_COMPILE_DISABLE", "TORCHDYNAMO_DISABLE"):  # torch.compile would then do nothing
         if os.environ.get(variable, "0") == "1":
             raise InputError(f"--compile: {variable}=1 turns torch.compile off; unset it, or leave the flag out")

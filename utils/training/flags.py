@@ -27,6 +27,8 @@ def model_flags(group: Any) -> None:
     """Base, LoRA and method."""
     add = group.add_argument
     add("--revision", help="branch, tag or commit of the hub model")
+    add("--base_precision", choices=["int8", "nf4"], help="8 or 4 bits for the frozen network's linear layers: less "
+        "memory, slower; they compute in --mixed_precision's dtype (default: kept in it)")  # fmt: skip
     add("--rank", type=int, default=8, help="rank of the LoRA; the released code's default is 4, its commands use 8 "
         "(default: 8)")  # fmt: skip
     add("--lora_targets", default="attention", help="layers with a LoRA: attention (as in the paper), all, or "

@@ -388,6 +388,7 @@ def lora_header(objective: Objective, base: Frozen, train_set: TrainingSet, sett
         **({"trained_on": train_set.trained_on} if train_set.trained_on else {}),
         **({"training_mix": mix} if (mix := mix_of(train_set)) else {}),
         **({"ema_decay": settings.ema_decay} if settings.ema_decay else {}),
+        **({"base_precision": settings.base_precision} if settings.base_precision else {}),
         **({"depth_coding": coding} if (coding := train_set.intrinsic.depth_coding) != "linear" else {}),
     }
 
@@ -408,10 +409,11 @@ def summary(
         time = f"timestep {objective.timestep} of {objective.base.times}; "
     lora, everything = state.counts["lora_parameters"], state.counts["all_parameters"]
     mix = f" ({about})" if (about := mix_of(train_set)) else ""
+    quantised = f", the network's linear layers in {settings.base_precision}" if settings.base_precision else ""
     return (
         f"{len(train_set)} training images{mix}, {state.step_samples} a step, {state.max_steps} steps; "
         f"LoRA of rank {settings.rank}: {lora:,} parameters, {100 * lora / everything:.2f} % of the network; {time}"
-        f"{accelerator.device}, {accelerator.num_processes} process(es), frozen parts in {dtype}; "
+        f"{accelerator.device}, {accelerator.num_processes} process(es), frozen parts in {dtype}{quantised}; "
         f"mixed precision {accelerator.mixed_precision}{set_by}, "
         f"{accelerator.gradient_accumulation_steps} micro-step(s) a step, "
         f"{'compiled' if settings.compile else 'not compiled'}, TF32 {'on' if settings.allow_tf32 else 'off'}"

@@ -18,6 +18,7 @@ class Settings:
     rank: int  # rank of every layer of the LoRA
     lora_targets: str  # kinds of layers that have a LoRA, separated by commas
     prompt: str  # the text encoder's input, the same for every image
+    base_precision: str | None  # int8 or nf4 of the frozen network's linear layers; None: the frozen parts' dtype
 
     # length
     max_train_steps: int | None  # optimiser steps; None: num_train_epochs
@@ -85,6 +86,7 @@ ON_RESUME = {  # a checkpoint contains these settings; those that a run does not
     "base_model": EXACT,
     "rank": NEVER,
     "prompt": EXACT,
+    "base_precision": EXACT,
     "resolution": EXACT,
     "timestep": EXACT,
     "seed": EXACT,
@@ -121,6 +123,7 @@ ON_RESUME = {  # a checkpoint contains these settings; those that a run does not
 }
 BEFORE = {  # values of checkpoints that are older than the setting; a NOTED one that is missing counts as unchanged
     "lora_targets": "attention",
+    "base_precision": None,
     "masked_loss": False,
     "depth_coding": "linear",
     "crop": "square",

@@ -95,7 +95,8 @@ class TrainingState:
     @property
     def counts(self) -> dict[str, int]:
         """Parameters of the LoRA and of the network with it, and the run's length."""
-        everything = sum(p.numel() for p in self.bare_network.parameters())
+        # a byte of nf4 has two weights
+        everything = sum(p.numel() * (2 if p.dtype == torch.uint8 else 1) for p in self.bare_network.parameters())
         counts = {"lora_parameters": sum(p.numel() for p in self.parameters), "all_parameters": everything}
         return counts | {"images_per_step": self.step_samples, "total_steps": self.max_steps}
 
