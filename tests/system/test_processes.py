@@ -45,7 +45,7 @@ def test_the_process_group_is_kept_after_the_run(flags, tmp_path):
 
 def test_each_process_computes_its_share_and_has_everything():
     done = fork("-c", SHARES, processes=2)
-    assert sorted(done.stdout.splitlines()) == ["0 [0, 2, 4, 6] True", "1 [1, 3, 5] True"]
+    assert done.stdout.splitlines() == ["0 [0, 2, 4, 6] True", "1 [1, 3, 5] True"]
     assert processes.shared_out(3, str) == ["0", "1", "2"]  # one process
 
 

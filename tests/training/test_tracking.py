@@ -113,10 +113,10 @@ def killed(tmp_path_factory):
             words += ["--tracker_tags", "mini, test", "--hub_token", "hf_secret", "--resume_from_checkpoint", "latest"]
             words = flags(SCRIPT, output, *words, "--rank", 4)
             env = {"WANDB_MODE": None, "WANDB_API_KEY": None, "NETRC": str(output / "none"), "PYTHONPATH": str(ROOT)}
-            first = fork("-c", KILLED, *words, env=env, check=False)
+            first = fork("-c", KILLED, *words, env=env, check=False, whole=True)
             assert first.returncode == -9 and "wandb is offline (not logged in" in first.stdout, first.stderr
             time.sleep(1)
-            second = fork(SCRIPT, *words, env=env)
+            second = fork(SCRIPT, *words, env=env, whole=True)
             assert "at step 2" in second.stdout and "wandb sync" in second.stdout
             made.append((output, upload(output)))
         return made[0]
