@@ -13,7 +13,7 @@ import tempfile
 import time
 import traceback
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest import mock
 
@@ -30,6 +30,7 @@ from utils.objectives import AugUNet
 from utils.system import signals
 
 ROOT = Path(__file__).resolve().parent.parent
+PATIENCE = 900  # seconds until a process that does not end has failed, on a machine that has 20 times as much to do
 SCRIPTS = {
     "sd_single_diode_pseudo_normal.py": "normal",
     "sd_single_diode_pseudo_depth.py": "depth",
@@ -50,7 +51,7 @@ def python(*words: object, env: dict | None = None, check: bool = True) -> subpr
         env={key: value for key, value in {**os.environ, **(env or {})}.items() if value is not None},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE,
     )
     assert not check or done.returncode == 0, done.stdout + done.stderr
     return done
@@ -94,6 +95,20 @@ def shortened(whole: bool) -> Iterator[None]:
             ):  # fmt: skip
                 patches.enter_context(mock.patch.object(target, name, value))
         yield
+
+
+def wait_for(
+    condition: Callable[[], object], alive: Callable[[], object] = lambda: True, output: Path | None = None
+) -> None:
+    """Return once `condition()` is true; fail, with the text in `output`, once what would make it so is not `alive()`.
+
+    The one way to wait in tests: a fixed pause is too short on a busy machine, and too long on any other.
+    """
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        if (not alive() and not condition()) or time.monotonic() > deadline:
+            raise AssertionError(output.read_text() if output and output.exists() else "still waiting")
+        time.sleep(0.02)
 
 
 @contextlib.contextmanager
@@ -150,18 +165,17 @@ def fork(
             own = shared | {"RANK": rank, "LOCAL_RANK": rank} if processes > 1 else {}
             output.mkdir()
             running.append(start_fork(words, output, env | {key: str(own[key]) for key in own}, cwd, whole))
-        deadline = time.monotonic() + 300
-        while any(one.is_alive() for one in running) and not any(one.exitcode for one in running):
-            if time.monotonic() > deadline:
-                break
-            time.sleep(0.02)
-        in_time = time.monotonic() <= deadline
+        in_time = True
+        try:
+            wait_for(lambda: not any(one.is_alive() for one in running) or any(one.exitcode for one in running))
+        except AssertionError:
+            in_time = False
         status = next((one.exitcode for one in running if one.exitcode), 0)
         for one in running:
             one.kill()
             one.join()
         output = ["".join((one / name).read_text() for one in outputs) for name in ("stdout", "stderr")]
-    assert in_time, f"still busy after 300 s: {output}"
+    assert in_time, f"still busy after {PATIENCE} s: {output}"
     assert not check or status == 0, "".join(output)
     return subprocess.CompletedProcess(words, status, *output)
 

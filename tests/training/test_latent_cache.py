@@ -3,12 +3,11 @@
 import copy
 import os
 import threading
-import time
 
 import numpy as np
 import pytest
 import torch
-from helpers import fork, losses, run_here, start_fork
+from helpers import PATIENCE, fork, losses, run_here, start_fork, wait_for
 
 from dataloaders.diode import Diode
 from dataloaders.open_data import open_data
@@ -207,12 +206,9 @@ def test_a_killed_build_continues_where_it_stopped(
 ):
     words = ("-c", BUILD, diode, bases["sd15"], tmp_path, 0, 1, 0, 3)
     process = start_fork(words, tmp_path_factory.mktemp("output"))
-    deadline = time.time() + 100
-    while time.time() < deadline:
-        marks = [np.fromfile(path, np.uint8).sum() for path in tmp_path.glob("*/done.bin")]
-        if marks and marks[0] >= 4:
-            break
-        time.sleep(0.05)
+    wait_for(
+        lambda: sum(np.fromfile(path, np.uint8).sum() for path in tmp_path.glob("*/done.bin")) >= 4, process.is_alive
+    )
     process.kill()
     process.join()
     (done,) = tmp_path.glob("*/done.bin")
@@ -234,7 +230,7 @@ def test_two_processes_build_one_cache(train_set, vae, diode, bases, tmp_path, m
     words = ("-c", BUILD, diode, bases["sd15"], tmp_path / "both")
     both = [start_fork((*words, rank, 2, 0.05, 24), tmp_path) for rank in range(2)]
     for process in both:
-        process.join(120)
+        process.join(PATIENCE)
         assert process.exitcode == 0, (tmp_path / "stderr").read_text()
     monkeypatch.setattr(latent_cache, "CHUNK", 2)
     alone = cached_latents(train_set, vae, tmp_path / "alone")
@@ -250,7 +246,7 @@ def test_two_runs_that_begin_at_once_share_the_work(diode, bases, tmp_path, tmp_
     outputs = [tmp_path_factory.mktemp("output") for _ in range(2)]
     runs = [start_fork(words, output) for output in outputs]
     for run in runs:
-        run.join(120)
+        run.join(PATIENCE)
     encoded = [int((output / "stdout").read_text()) for output in outputs]
     assert 12 <= sum(encoded) <= 20, encoded
 

@@ -44,7 +44,9 @@ def test_a_loss_receives_no_ground_truth(flags, tmp_path, monkeypatch):
     assert seen == [{"rgb", "target"}]
 
 
-@pytest.mark.parametrize("more", [(), pytest.param(("--multi_gpu",), marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "more", [(), pytest.param(("--multi_gpu", "--main_process_port", "0"), marks=pytest.mark.slow)]
+)
 def test_ranks_hold_equal_weights(more, flags, tmp_path):
     """Each rank writes its own weights after a step; only averaged gradients make them equal."""
     program = tmp_path / "ranks.py"
