@@ -143,7 +143,7 @@ def trained(labels, diode, bases, tmp_path_factory) -> Path:
     words = ["--pretrained_model_name_or_path", bases["sd15"], "--train_data_dir", diode / "depths"]
     words += ["--pseudo_root", labels["log"], "--output_dir", output, "--resolution", 32, "--report_to", "none"]
     words += ["--train_batch_size", 2, "--max_train_steps", 1, "--learning_rate", 1e-2, "--depth_coding", "log"]
-    run_here(SCRIPT, [str(word) for word in words])
+    run_here(SCRIPT, [str(word) for word in words], whole=True)
     return output
 
 
