@@ -62,7 +62,9 @@ def test_wrong_labels_end_a_training_and_a_check(name, flags, diode, tmp_path, c
 
 def test_normals_for_the_script_of_albedo_are_refused(flags, diode, tmp_path):
     with pytest.raises(InputError, match="are normals"):
-        run_here(SCRIPTS["albedo"], words_for(flags, "albedo", tmp_path / "out", diode / "pseudo" / "normal"), whole=True)
+        run_here(
+            SCRIPTS["albedo"], words_for(flags, "albedo", tmp_path / "out", diode / "pseudo" / "normal"), whole=True
+        )
 
 
 @pytest.mark.parametrize("task", SCRIPTS)
@@ -78,7 +80,9 @@ def test_labels_under_the_names_of_other_images_end_a_training(task, flags, diod
 
 def test_depth_for_the_script_of_normals_is_refused(flags, diode, tmp_path):
     with pytest.raises(InputError, match="are grey"):
-        run_here(SCRIPTS["normal"], words_for(flags, "normal", tmp_path / "out", diode / "pseudo" / "depth"), whole=True)
+        run_here(
+            SCRIPTS["normal"], words_for(flags, "normal", tmp_path / "out", diode / "pseudo" / "depth"), whole=True
+        )
 
 
 def test_the_check_can_be_skipped(flags, diode, tmp_path, capsys):
