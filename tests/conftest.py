@@ -12,8 +12,8 @@ from pathlib import Path
 os.environ.update(WANDB_MODE="offline", HF_HUB_OFFLINE="1", WANDB_SILENT="true", OMP_NUM_THREADS="1")
 if "gpu" not in sys.argv:  # pytest -m gpu: the tests that run on one; the others' figures and bits are a CPU's
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
-# neither what a developer's caches hold (models, a token, accelerate's configuration) nor what another process's tests
-# write there may matter; only matplotlib keeps its list of fonts, which takes seconds to make
+# caches of the session's own: a developer's may contain models, a token or accelerate's configuration, and another
+# process's tests write there too; only matplotlib keeps its list of fonts, which takes seconds to make
 os.environ.setdefault("MPLCONFIGDIR", str(Path.home() / ".cache/matplotlib"))
 os.environ.update(XDG_CACHE_HOME=tempfile.mkdtemp(prefix="caches-"))
 os.environ.pop("HF_HOME", None)

@@ -82,7 +82,7 @@ def run_here(script: str, words: list[str], whole: bool = False) -> None:
 
 @contextlib.contextmanager
 def shortened(whole: bool) -> Iterator[None]:
-    """What surrounds the steps of a training costs less: 2 images of each split are validated, not 4, in 2 steps of
+    """Shorter work around the steps of a training: 2 images of each split are validated, not 4, in 2 steps of
     AugUNet's sampler unless a flag sets them, not 25, and 4 labels are checked at the start, not 16.
 
     Training does not depend on them, and in a run of few steps they take half of the time. whole: none of this.

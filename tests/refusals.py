@@ -12,7 +12,7 @@ from dataloaders.diode import Diode
 from utils.errors import run
 from utils.intrinsics import DEPTH, NORMAL
 
-SECONDS = 60  # of the processor's time for one case; ten times as long where it waits
+SECONDS = 60  # CPU seconds for one case, and ten times as many on the clock, where it waits
 SCRIPT = next(iter(SCRIPTS))
 NEEDED = ["--pretrained_model_name_or_path", str(ROOT / "miniworld" / "mini-sd")]
 NEEDED += ["--train_data_dir", str(ROOT / "docs"), "--pseudo_root", str(ROOT / "recipes"), "--output_dir"]  # any

@@ -89,7 +89,7 @@ def kind_of(module: str) -> str | None:
     return place_of(module)[1]
 
 
-@lru_cache(4096)  # every saved file asks for every layer
+@lru_cache(4096)  # called for every layer at every checkpoint
 def place_of(module: str) -> tuple[str, str | None]:
     """(first word of its keys in a LoRA file: "unet", "transformer" or "base_model.model"; its kind) of a layer."""
     for prefix, table in _TABLES.items():
