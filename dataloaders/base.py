@@ -20,6 +20,7 @@ from utils.kinds.base import Known, Score, against_label, label_as_truth, score_
 from utils.training.data import Part
 
 INSPECTED = 16  # labels, for the share of unknown pixels
+FIXED = 4  # images of a split that every validation predicts
 PROBES = 8  # images and labels whose content goes into a fingerprint
 
 
@@ -227,7 +228,7 @@ def unknown_labels(dataset: Maps) -> str | None:
     return text and f"{text}; {'--masked_loss leaves them out' if dataset.masked else unmasked}"
 
 
-def fixed_samples(dataset: Maps, count: int, seed: int) -> list[dict]:
-    """`count` items (fewer if there are fewer) chosen by `seed` alone."""
-    chosen = np.random.default_rng([seed, len(dataset)]).permutation(len(dataset))[:count]
+def fixed_samples(dataset: Maps, seed: int) -> list[dict]:
+    """FIXED items (fewer if there are fewer) chosen by `seed` alone."""
+    chosen = np.random.default_rng([seed, len(dataset)]).permutation(len(dataset))[:FIXED]
     return [dataset[int(index)] for index in sorted(chosen)]

@@ -232,7 +232,7 @@ def validation_sets(train: Diode) -> dict[str, list[dict]]:
             train.intrinsic, train.root, train.pseudo_root, "val", (scene_type,), train.resolution, seed=train.seed,
             list_from=train.list_from, skip_missing=train.skip_missing, whole=train.whole,
         )  # fmt: skip
-    return {name: fixed_samples(dataset, 4, train.seed) for name, dataset in sets.items() if len(dataset)}
+    return {name: fixed_samples(dataset, train.seed) for name, dataset in sets.items() if len(dataset)}
 
 
 def _names(folder: str) -> set[str]:

@@ -125,7 +125,7 @@ def open_folder(
         scores = labels if intrinsic.map_kind.label_is_truth else "nothing is scored"
         notes.append(f"no ground truth: {scores}; gt/<same name>.npy (or a manifest's gt) would be used")
     train.notes = notes
-    samples_of = {name: fixed_samples(part, 4, seed) for name, part in (("train", train), ("val", val)) if len(part)}
+    samples_of = {name: fixed_samples(part, seed) for name, part in (("train", train), ("val", val)) if len(part)}
     if not intrinsic.map_kind.label_is_truth and train.measured:
         _warn_of_millimetres([item for items in samples_of.values() for item in items])
     return train, samples_of

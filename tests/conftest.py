@@ -2,7 +2,9 @@
 
 import functools
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,12 +12,23 @@ from pathlib import Path
 os.environ.update(WANDB_MODE="offline", HF_HUB_OFFLINE="1", WANDB_SILENT="true", OMP_NUM_THREADS="1")
 if "gpu" not in sys.argv:  # pytest -m gpu: the tests that run on one; the others' figures and bits are a CPU's
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
+# caches of the session's own: a developer's may contain models, a token or accelerate's configuration, and another
+# process's tests write there too; only matplotlib keeps its list of fonts, which takes seconds to make
+os.environ.setdefault("MPLCONFIGDIR", str(Path.home() / ".cache/matplotlib"))
+os.environ.update(XDG_CACHE_HOME=tempfile.mkdtemp(prefix="caches-"))
+os.environ.pop("HF_HOME", None)
+os.environ.pop("HF_HUB_CACHE", None)
+os.environ.pop("HF_TOKEN", None)
 
 import pytest
 from helpers import SCRIPTS
 
 from miniworld import scenes
 from miniworld.pretraining.random_sd import save_random_sd
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -7,14 +7,13 @@ import json
 import multiprocessing
 import os
 import runpy
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 import traceback
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest import mock
 
@@ -22,13 +21,16 @@ import huggingface_hub
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from safetensors.torch import load_file
+from torch.distributed import TCPStore
 
+from dataloaders import base, label_check
 from utils.base_model.stable_diffusion import Base
 from utils.lora import SAFETENSORS
 from utils.objectives import AugUNet
 from utils.system import signals
 
 ROOT = Path(__file__).resolve().parent.parent
+PATIENCE = 900  # seconds until a process that does not end has failed, on a machine that has 20 times as much to do
 SCRIPTS = {
     "sd_single_diode_pseudo_normal.py": "normal",
     "sd_single_diode_pseudo_depth.py": "depth",
@@ -49,7 +51,7 @@ def python(*words: object, env: dict | None = None, check: bool = True) -> subpr
         env={key: value for key, value in {**os.environ, **(env or {})}.items() if value is not None},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE,
     )
     assert not check or done.returncode == 0, done.stdout + done.stderr
     return done
@@ -64,31 +66,69 @@ def launch(
     return python("-m", "accelerate.commands.launch", *options, ROOT / script, *words, **kwargs)
 
 
-def run_here(script: str, words: list[str], sampler_steps: int | None = 2) -> None:
+def run_here(script: str, words: list[str], whole: bool = False) -> None:
     """A script's main in this process: the cheapest way, for tests whose subject is not the process.
 
-    sampler_steps: see `sampled_in`.
+    whole: see `shortened`.
     """
     for state in (AcceleratorState, GradientState, PartialState):
         state._reset_state()
     try:
-        with sampled_in(sampler_steps):
+        with shortened(whole):
             importlib.import_module(script.removesuffix(".py")).main(words)
     finally:
         signals.forget()  # a training that an error has ended
 
 
 @contextlib.contextmanager
-def sampled_in(steps: int | None) -> Iterator[None]:
-    """Steps of AugUNet's sampler in validation unless a flag sets them; None: the default.
+def shortened(whole: bool) -> Iterator[None]:
+    """Shorter work around the steps of a training: 2 images of each split are validated, not 4, in 2 steps of
+    AugUNet's sampler unless a flag sets them, not 25, and 4 labels are checked at the start, not 16.
 
-    Training does not depend on them, and at the default of 25 they take nine tenths of a short run.
+    Training does not depend on them, and in a run of few steps they take half of the time. whole: none of this.
     """
-    if steps is None:
+    with contextlib.ExitStack() as patches:
+        if not whole:
+            few_steps = functools.partialmethod(AugUNet.__init__, steps=2)
+            for target, name, value in (
+                (AugUNet, "__init__", few_steps), (base, "FIXED", 2), (label_check, "SAMPLES", 4),
+            ):  # fmt: skip
+                patches.enter_context(mock.patch.object(target, name, value))
         yield
+
+
+def wait_for(
+    condition: Callable[[], object], alive: Callable[[], object] = lambda: True, output: Path | None = None
+) -> None:
+    """Return once `condition()` is true; fail, with the text in `output`, once what would make it so is not `alive()`.
+
+    The one way to wait in tests: a fixed pause is too short on a busy machine, and too long on any other.
+    """
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        if (not alive() and not condition()) or time.monotonic() > deadline:
+            raise AssertionError(output.read_text() if output and output.exists() else "still waiting")
+        time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def meeting_point(processes: int) -> Iterator[dict[str, object]]:
+    """The environment in which several processes find each other, at a store that the test itself serves.
+
+    So the system chooses the port of a socket that is already open; a number chosen before may be taken by then.
+    """
+    if processes == 1:
+        yield {}
         return
-    with mock.patch.object(AugUNet, "__init__", functools.partialmethod(AugUNet.__init__, steps=steps)):
-        yield
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    yield {
+        "WORLD_SIZE": processes,
+        "LOCAL_WORLD_SIZE": processes,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": store.port,
+        "TORCHELASTIC_USE_AGENT_STORE": True,  # rank 0 serves none of its own
+    }
+    del store
 
 
 @functools.cache
@@ -108,37 +148,34 @@ def fork(
     env: dict | None = None,
     check: bool = True,
     cwd: Path = ROOT,
-    sampler_steps: int | None = 2,
+    whole: bool = False,
 ) -> subprocess.CompletedProcess:
     """Like `python(*words)`, or `launch` with several processes, in forks of a process that is already warm.
 
     Each has its own arguments, environment, output and exit status, and is a training's rank where there are several;
-    when one fails, the others are ended. Use `python` or `launch` where imports, the end of the interpreter or the
-    launcher are the subject.
+    when one fails, the others are ended. The outputs come one after the other, by rank, never mixed. Use `python` or
+    `launch` where imports, the end of the interpreter or the launcher are the subject.
     words: a script (a path below the project's root) or -c and a program or -m and a module, then its arguments.
     """
     env = {key: value for key, value in {**os.environ, **(env or {})}.items() if value is not None}
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     running = []
-    with tempfile.TemporaryDirectory() as folder:
-        for rank in range(processes):
+    with tempfile.TemporaryDirectory() as folder, meeting_point(processes) as shared:
+        outputs = [Path(folder, str(rank)) for rank in range(processes)]
+        for rank, output in enumerate(outputs):
             own = shared | {"RANK": rank, "LOCAL_RANK": rank} if processes > 1 else {}
-            given = env | {key: str(value) for key, value in own.items()}
-            running.append(start_fork(words, Path(folder), given, cwd, sampler_steps))
-        deadline = time.monotonic() + 300
-        while any(one.is_alive() for one in running) and not any(one.exitcode for one in running):
-            if time.monotonic() > deadline:
-                break
-            time.sleep(0.02)
-        in_time = time.monotonic() <= deadline
+            output.mkdir()
+            running.append(start_fork(words, output, env | {key: str(own[key]) for key in own}, cwd, whole))
+        in_time = True
+        try:
+            wait_for(lambda: not any(one.is_alive() for one in running) or any(one.exitcode for one in running))
+        except AssertionError:
+            in_time = False
         status = next((one.exitcode for one in running if one.exitcode), 0)
         for one in running:
             one.kill()
             one.join()
-        output = [Path(folder, name).read_text() for name in ("stdout", "stderr")]
-    assert in_time, f"still busy after 300 s: {output}"
+        output = ["".join((one / name).read_text() for one in outputs) for name in ("stdout", "stderr")]
+    assert in_time, f"still busy after {PATIENCE} s: {output}"
     assert not check or status == 0, "".join(output)
     return subprocess.CompletedProcess(words, status, *output)
 
@@ -148,17 +185,17 @@ def start_fork(
     output: Path,
     env: dict[str, str] | None = None,
     cwd: Path = ROOT,
-    sampler_steps: int | None = 2,
+    whole: bool = False,
 ) -> multiprocessing.process.BaseProcess:
     """One process of `fork`, running; it writes what it prints to `output`/stdout and `output`/stderr."""
     given = dict(os.environ) if env is None else env
-    args = ([str(word) for word in words], given, str(output), cwd, sampler_steps)
+    args = ([str(word) for word in words], given, str(output), cwd, whole)
     process = fork_server().Process(target=_forked, args=args)
     process.start()
     return process
 
 
-def _forked(words: list[str], env: dict[str, str], folder: str, cwd: Path, sampler_steps: int | None) -> None:
+def _forked(words: list[str], env: dict[str, str], folder: str, cwd: Path, whole: bool) -> None:
     """The body of a process of `fork`."""
     multiprocessing.set_start_method("fork", force=True)  # as in any other process; here it would be "forkserver"
     os.chdir(cwd)
@@ -169,7 +206,7 @@ def _forked(words: list[str], env: dict[str, str], folder: str, cwd: Path, sampl
         os.dup2(os.open(Path(folder, name), os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     status: object = 1
     try:
-        with sampled_in(sampler_steps):
+        with shortened(whole):
             if words[0] == "-c":
                 sys.argv = ["-c", *words[2:]]
                 sys.modules["__main__"] = types.ModuleType("__main__")

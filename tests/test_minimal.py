@@ -1,12 +1,9 @@
 """minimal.py computes the same losses as the real script, and its file loads everywhere else."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, losses, run_here
+from helpers import fork, losses, run_here
 from PIL import Image
 
 import minimal
@@ -44,11 +41,7 @@ def test_its_losses_are_those_of_the_real_script_on_the_same_data(flags, bases, 
 
 def test_it_trains_and_predicts_as_in_its_docstring(bases, diode, tmp_path):
     def run(*words):
-        done = subprocess.run(
-            [sys.executable, ROOT / "minimal.py", *map(str, words)], capture_output=True, text=True, timeout=300
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        return fork("minimal.py", *words).stdout
 
     shared = ["--base", bases["sd15"], "--size", 32]
     images, labels = diode / "depths/train", diode / "pseudo/normal/train"

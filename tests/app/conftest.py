@@ -40,11 +40,12 @@ def browser():
 def page(browser, served):
     """A fresh page; its `seen` holds the addresses of all requests, `broken` what JavaScript has thrown."""
     opened = browser.new_page(viewport={"width": 1280, "height": 900})
+    opened.set_default_timeout(240_000)  # milliseconds, on a busy machine
     opened.seen, opened.broken = [], []
     opened.on("request", lambda request: opened.seen.append(request.url))
     opened.on("pageerror", lambda error: opened.broken.append(str(error)))
     opened.on("dialog", lambda dialog: (opened.broken.append(dialog.message), dialog.dismiss()))
-    with opened.expect_response("**/*_3d.glb", timeout=120_000) as surface:  # the example is predicted
+    with opened.expect_response("**/*_3d.glb") as surface:  # the example is predicted
         opened.goto(served.address)
     surface.value.finished()
     opened.wait_for_selector("#light canvas")

@@ -18,7 +18,7 @@ from utils.inference.job import SHIPPED
 from utils.intrinsics import INTRINSICS
 
 SIZE = (96, 72)
-PREDICTING = 120_000  # milliseconds
+PREDICTING = 240_000  # milliseconds
 TITLES = ["image", "normal", "depth", "depth, grey", "albedo", "shading"]
 
 
@@ -241,6 +241,7 @@ def test_an_image_chosen_before_the_example_is_predicted_stays(browser, tmp_path
     app = start(tmp_path)
     try:
         page = browser.new_page()
+        page.set_default_timeout(PREDICTING)
         page.goto(app.address)
         page.wait_for_selector("#compare .frame")
         upload(page, photograph)
@@ -249,6 +250,7 @@ def test_an_image_chosen_before_the_example_is_predicted_stays(browser, tmp_path
         with urlopen(app.address) as answer:  # the server answers while it predicts
             assert answer.status == 200
         other = browser.new_page()
+        other.set_default_timeout(PREDICTING)
         other.goto(app.address)
         other.wait_for_selector("#light canvas", timeout=PREDICTING)
         page.wait_for_timeout(1000)

@@ -69,7 +69,7 @@ def test_no_file_but_its_own_is_served(served, path):
 
 
 def send(served, name: str, data: bytes) -> httpx.Response:
-    return httpx.post(f"{served.address}{API}/upload", files={"files": (name, data, "image/png")}, timeout=60)
+    return httpx.post(f"{served.address}{API}/upload", files={"files": (name, data, "image/png")}, timeout=240)
 
 
 def test_an_upload_stays_in_the_temporary_folder_whatever_its_name(served):

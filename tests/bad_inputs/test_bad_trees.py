@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from bad_files import encoded
-from helpers import ROOT, python
+from helpers import fork
 from PIL import Image
 from refusals import SCRIPT, depths, main_refused, normals, outcome, put, refused, run_here
 
@@ -252,8 +252,7 @@ def test_what_may_not_be_read(name, tree, bases, tmp_path):
 
 
 def test_a_worker_that_is_killed_ends_in_one_line(flags, tmp_path):
-    program = tmp_path / "worker.py"
-    program.write_text(
+    program = (
         "import os, signal, sys\n"
         "import sd_single_diode_pseudo_normal as script\n"
         "from dataloaders.diode import Diode\n"
@@ -268,7 +267,7 @@ def test_a_worker_that_is_killed_ends_in_one_line(flags, tmp_path):
     )
     words = flags(SCRIPT, tmp_path / "run", "--max_train_steps", 2)
     words += ["--dataloader_num_workers", 2, "--no_cache_latents"]  # threads read for the cache
-    done = python(program, *words, env={"PYTHONPATH": str(ROOT)}, check=False)
+    done = fork("-c", program, *words, check=False)
     last = done.stderr.strip().splitlines()[-1]
     assert done.returncode == 2 and last.startswith("error: DataLoader worker") and "--dataloader_num_workers" in last
     assert "Traceback" not in done.stderr and not (tmp_path / "run" / SAFETENSORS).exists()

@@ -6,7 +6,7 @@ import os
 import pytest
 import torch
 from bad_files import MARK, malicious_npy, malicious_pickle, malicious_zip
-from helpers import ROOT, launch, records
+from helpers import ROOT, python, records
 
 from utils.base_model.stable_diffusion import load_base
 from utils.errors import InputError
@@ -113,10 +113,11 @@ def test_tokens_and_files_stay_where_they_belong(flags, tmp_path):
     env = {
         "WANDB_API_KEY": KEY, "HF_TOKEN": TOKEN, "HOME": str(home), "TMPDIR": str(tmp_path / "tmp"),
         "HF_HOME": str(home / "hf"), "NETRC": str(home / ".netrc"), "PYTHONDONTWRITEBYTECODE": "1",
+        "XDG_CACHE_HOME": None,
     }  # fmt: skip
     (tmp_path / "tmp").mkdir()
     before = {path for path in ROOT.rglob("*") if ".git" not in path.parts}
-    done = launch(script, *words, env=env)
+    done = python(script, *words, env=env)
     assert records(output) and list(output.glob("wandb/offline-run-*")) and list(output.glob("logs/*"))
     for secret in (TOKEN, KEY):
         assert secret not in done.stdout + done.stderr

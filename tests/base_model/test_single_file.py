@@ -131,17 +131,20 @@ def test_what_a_trainer_left_in_a_ckpt_does_not_stop_it(small, sizes, tmp_path, 
 
 
 class Evil:
+    def __init__(self, mark: Path):
+        self.mark = mark
+
     def __reduce__(self):
-        return (Path.touch, (Path("/tmp/a-pickle-ran-code"),))
+        return (Path.touch, (self.mark,))
 
 
 def test_a_pickle_runs_no_code(tmp_path):
-    (tmp_path / "model.ckpt").write_bytes(pickle.dumps({"state_dict": Evil()}))
-    torch.save({"state_dict": Evil()}, tmp_path / "zip.ckpt")
+    (tmp_path / "model.ckpt").write_bytes(pickle.dumps({"state_dict": Evil(tmp_path / "code-ran")}))
+    torch.save({"state_dict": Evil(tmp_path / "code-ran")}, tmp_path / "zip.ckpt")
     for name in ("model.ckpt", "zip.ckpt"):
         with pytest.raises(InputError, match="not a readable checkpoint"):
             load_base(str(tmp_path / name))
-    assert not Path("/tmp/a-pickle-ran-code").exists()
+    assert not (tmp_path / "code-ran").exists()
 
 
 KEYS = {

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from helpers import losses, python, run_here
+from helpers import fork, losses, run_here
 from PIL import Image
 
 import inference_sd_single
@@ -103,7 +103,7 @@ def test_a_checkpoint_does_not_grow_with_the_base(tmp_path):
 @pytest.mark.slow
 def test_what_grows_is_measured_by_real_runs(tmp_path):
     words = ["--work", tmp_path, "--counts", 120, "--rounds", 1, "--steps", 8, "--bases", "tiny"]
-    done = python("-m", "benchmarks.growth", *words, "--output", tmp_path / "numbers.json")
+    done = fork("-m", "benchmarks.growth", *words, "--output", tmp_path / "numbers.json")
     numbers = json.loads((tmp_path / "numbers.json").read_text())
     assert numbers["images"]["120"]["step"]["median"] > 0 and "| 120 | " in done.stdout
     assert numbers["checkpoints"]["tiny"]["checkpoint_bytes"] < 5 * numbers["checkpoints"]["tiny"]["lora_bytes"]
@@ -114,7 +114,7 @@ def test_what_grows_is_measured_by_real_runs(tmp_path):
 def test_a_benchmark_runs_as_documented(module, bases, tmp_path):
     words = ["--base", bases["sd15"], "--resolution", 32, "--batch", 2, "--rounds", 1]
     words += ["--output", tmp_path / "numbers.json"]
-    done = python("-m", f"benchmarks.{module}", *words)
+    done = fork("-m", f"benchmarks.{module}", *words)
     numbers = json.loads((tmp_path / "numbers.json").read_text())
     assert numbers["released"]["flop"] > numbers["ours"]["flop"] > 0
     assert numbers["speedup"]["median"] > 0 and "| released |" in done.stdout and "threads" in done.stdout

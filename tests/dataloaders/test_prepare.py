@@ -7,7 +7,7 @@ import tarfile
 
 import numpy as np
 import pytest
-from helpers import python
+from helpers import fork
 from PIL import Image
 
 from dataloaders.__main__ import main
@@ -204,9 +204,9 @@ def test_check_finds_each_damage(diode, tmp_path, capsys):
 
 
 def test_check_of_a_good_tree_from_the_command_line(diode):
-    done = python("-m", "dataloaders.diode", "check", "--root", diode)
+    done = fork("-m", "dataloaders.diode", "check", "--root", diode)
     assert "34 samples, 136 files" in done.stdout and "all good" in done.stdout and "version" in done.stdout
-    done = python("-m", "dataloaders.diode", "check", "--root", diode / "normals", check=False)
+    done = fork("-m", "dataloaders.diode", "check", "--root", diode / "normals", check=False)
     assert done.returncode == 2 and "no such folder; --root is" in done.stderr and "Traceback" not in done.stderr
 
 

@@ -6,13 +6,12 @@ import shlex
 import shutil
 import signal
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import distance, run_here, start_fork
+from helpers import distance, run_here, start_fork, wait_for
 from layouts import (
     Shot,
     camera_csv,
@@ -346,16 +345,15 @@ def test_a_killed_run_continues_and_ends_with_the_same_files(source, prepared, t
     for name in ("stdout", "stderr"):
         (tmp_path / name).touch()
     slow = "\n".join([
-        "import sys, time", "sys.path.insert(0, 'tests')",
-        "from dataloaders.prepare import writer", "write = writer.write_item",
-        "writer.write_item = lambda *args: (write(*args), time.sleep(0.4))[0]",
+        "import signal, sys", "sys.path.insert(0, 'tests')",
+        "from dataloaders.prepare import writer", "write, written = writer.write_item, []",
+        "def two(*args):", "    if len(written) == 2: signal.pause()  # until it is killed",
+        "    written.append(write(*args))", "    return written[-1]", "writer.write_item = two",
         "from dataloaders.__main__ import main", f"main({words(source, tmp_path / 'out')!r})",
     ])  # fmt: skip
     process = start_fork(("-c", slow), tmp_path)
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "out/images.jsonl").is_file() or len(record(tmp_path / "out")) < 2:
-        assert process.is_alive() and time.monotonic() < deadline, (tmp_path / "stderr").read_text()
-        time.sleep(0.02)
+    listed = tmp_path / "out/images.jsonl"
+    wait_for(lambda: listed.is_file() and len(record(tmp_path / "out")) >= 2, process.is_alive, tmp_path / "stderr")
     os.kill(process.pid, signal.SIGKILL)
     process.join()
     done = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*fr0000.*")}

@@ -2,12 +2,11 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import fork
 from PIL import Image
 
 import evaluate
@@ -19,7 +18,6 @@ from utils.intrinsics import ALBEDO, INTRINSICS, NORMAL
 from utils.kinds.axes import unit_vectors
 from utils.kinds.base import Rules
 
-ROOT = Path(evaluate.__file__).parent
 RNG = np.random.default_rng(0)
 SHAPE = (24, 32)
 
@@ -135,16 +133,14 @@ def test_the_command_line_itself(tmp_path):
         "--output",
         "out/m.json",
     ]
-    command = [sys.executable, str(ROOT / "evaluate.py"), *words]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
+    fork("evaluate.py", *words, cwd=tmp_path)
     result = json.loads((tmp_path / "out/m.json").read_text())
     assert result["metrics"]["mean"] == pytest.approx(10, rel=1e-6)
     assert result["settings"]["version"] == __version__
     assert result["intervals"] is None  # one image: no resample differs
     (tmp_path / "pred/a_normal.npy").unlink()
     save(tmp_path / "pred/b_normal.npy", normals(10))
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    done = fork("evaluate.py", *words, cwd=tmp_path, check=False)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "'b'" in done.stderr and "'a'" in done.stderr
 

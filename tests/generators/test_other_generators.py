@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import launch, lora, run_here
+from helpers import fork, lora, run_here
 from helpers import losses as train_losses
 
 from generators.stylegan2 import load_gan
@@ -131,14 +131,14 @@ def test_a_transformers_run_goes_on_to_the_same_bits(ar_folder, ar_flags, tmp_pa
 def test_two_processes_train_a_transformer_as_one_does(decoding, ar_folder, ar_flags, tmp_path):
     more = ("--max_train_steps", 2, "--decoding", decoding)
     run_here("ar_pseudo.py", ar_flags(ar_folder, tmp_path / "one", *more))
-    launch("ar_pseudo.py", *ar_flags(ar_folder, tmp_path / "two", *more, "--train_batch_size", 1), processes=2)
+    fork("ar_pseudo.py", *ar_flags(ar_folder, tmp_path / "two", *more, "--train_batch_size", 1), processes=2)
     assert train_losses(tmp_path / "two") == pytest.approx(train_losses(tmp_path / "one"), rel=1e-4)
 
 
 def test_two_processes_train_a_gan_as_one_does(gan_flags, tmp_path):
     run_here("gan_pseudo.py", gan_flags(tmp_path / "one", "--max_train_steps", 2))
     words = gan_flags(tmp_path / "two", "--max_train_steps", 2, "--train_batch_size", 1)
-    launch("gan_pseudo.py", *words, processes=2)
+    fork("gan_pseudo.py", *words, processes=2)
     assert train_losses(tmp_path / "two") == pytest.approx(train_losses(tmp_path / "one"), rel=1e-4)
 
 

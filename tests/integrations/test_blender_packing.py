@@ -31,7 +31,7 @@ def job():
     return module.Job
 
 
-def until(condition, seconds: float = 20) -> bool:
+def until(condition, seconds: float = 120) -> bool:
     end = time.monotonic() + seconds
     while not condition() and time.monotonic() < end:
         time.sleep(0.05)

@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 from accelerate import Accelerator
-from helpers import ROOT, SCRIPTS, distance, launch, lora, losses, python, run_here
+from helpers import ROOT, SCRIPTS, distance, fork, launch, lora, losses, python, run_here
 from safetensors.torch import load_file, save_file
 
 import utils.training.loop as loop
@@ -51,7 +51,7 @@ def test_the_other_scripts_refuse_them_too(script, tmp_path):
         "pseudo_label.py": ["--task", "normal", "--input_dir", "examples", "--teacher", "miniworld/mini-teacher"],
     }[script]
     env = {"ACCELERATE_USE_FSDP": "true"}
-    done = python(script, *words, "--output_dir", tmp_path / "out", env=env, check=False)
+    done = fork(script, *words, "--output_dir", tmp_path / "out", env=env, check=False)
     assert done.returncode == 2 and "ACCELERATE_USE_FSDP" in done.stderr and "Traceback" not in done.stderr
 
 
@@ -114,7 +114,7 @@ def test_the_flag_alone_decides_about_tf32(tmp_path):
     ask += "; set_tf32({}); print('TF32', before, torch.backends.cuda.matmul.allow_tf32)"
     done = python("-c", ask.format(False), env={"TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1"})
     assert "TF32 True False" in done.stdout and "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE is not followed" in done.stdout
-    assert "TF32 False True" in python("-c", ask.format(True)).stdout
+    assert "TF32 False True" in fork("-c", ask.format(True)).stdout
 
 
 def test_accumulation_from_outside_is_an_error_and_never_wins(flags, tmp_path, monkeypatch, whole, capsys):

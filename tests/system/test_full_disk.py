@@ -1,15 +1,13 @@
 """A disk without space is one line that names the file and status 2, whichever library was writing."""
 
-import resource
 import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT
+from helpers import fork
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -110,11 +108,9 @@ def test_tensorboards_writer_ends_in_two_lines(full, capsys):
 def test_a_limit_on_the_size_of_files_is_the_same_mistake(tmp_path):
     """Without superuser: the real script, whose first map is too large."""
     Image.fromarray(large(200, 200, 3)).save(tmp_path / "a.png")
-    words = ["inference_sd_single.py", "--lora", "miniworld/mini-loras/normal", "--device", "cpu"]
-    done = subprocess.run(
-        [sys.executable, *words, "--input_dir", tmp_path / "a.png", "--output_dir", tmp_path / "out"],
-        cwd=ROOT, capture_output=True, text=True, timeout=200,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)),
-    )  # fmt: skip
+    words = ["--lora", "miniworld/mini-loras/normal", "--device", "cpu", "--input_dir", tmp_path / "a.png"]
+    limited = "import resource, runpy; resource.setrlimit(resource.RLIMIT_FSIZE, (16384, 16384)); "
+    limited += "runpy.run_path('inference_sd_single.py', run_name='__main__')"
+    done = fork("-c", limited, *words, "--output_dir", tmp_path / "out", check=False)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith(f"error: {tmp_path}/out/normal/predicted/a_normal.png: ")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import ROOT, distance, fork, losses, run_here, start_fork
+from helpers import PATIENCE, ROOT, distance, fork, losses, run_here, start_fork, wait_for
 from PIL import Image
 
 from utils.errors import InputError
@@ -96,11 +96,12 @@ class Hosts:
             env = self.environment(host) | {key: str(value) for key, value in more.items()}
             self.running.append(start_fork(("-c", program, *words), self.folder / f"{host}", env))
 
-    def wait(self, seconds: float = 120) -> list[int | None]:
+    def alive(self) -> bool:
+        return all(one.is_alive() for one in self.running)
+
+    def wait(self) -> list[int | None]:
         """The exit statuses once both processes have ended."""
-        deadline = time.monotonic() + seconds
-        while any(one.is_alive() for one in self.running) and time.monotonic() < deadline:
-            time.sleep(0.05)
+        wait_for(lambda: not any(one.is_alive() for one in self.running))
         return [one.exitcode for one in self.running]
 
     def output(self, host: int, name: str = "stderr") -> str:
@@ -127,14 +128,6 @@ def hosts(tmp_path):
     made.end()
 
 
-def until(condition, hosts: Hosts) -> None:
-    deadline = time.monotonic() + 120
-    while not condition():
-        ends = [one.exitcode for one in hosts.running if hasattr(one, "exitcode")]
-        assert time.monotonic() < deadline and not any(ends), hosts.output(0) + hosts.output(1)
-        time.sleep(0.05)
-
-
 @pytest.mark.slow
 def test_accelerate_launch_on_two_hosts_trains_as_one_process_does(hosts, flags, tmp_path):
     """Its ordinary rendezvous; each line as in docs/training.md."""
@@ -149,7 +142,7 @@ def test_accelerate_launch_on_two_hosts_trains_as_one_process_does(hosts, flags,
         log = (tmp_path / f"log{host}").open("w")
         hosts.running.append(subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log))
     try:
-        states = [process.wait(240) for process in hosts.running]
+        states = [process.wait(PATIENCE) for process in hosts.running]
     finally:
         for process in hosts.running:
             process.kill()
@@ -164,7 +157,7 @@ def test_accelerate_launch_on_two_hosts_trains_as_one_process_does(hosts, flags,
 @pytest.mark.parametrize("how", ["killed", "cut off"])
 def test_a_host_that_is_lost_ends_the_other_within_a_minute_and_is_named(how, hosts, flags, tmp_path):
     hosts.start(RUN_SCRIPT.format(SCRIPT[:-3]), *flags(SCRIPT, tmp_path / "run", "--max_train_steps", 100_000))
-    until((tmp_path / "run" / "metrics.jsonl").exists, hosts)
+    wait_for((tmp_path / "run" / "metrics.jsonl").exists, hosts.alive, hosts.folder / "0/stderr")
     began = time.monotonic()
     if how == "killed":
         hosts.running[1].kill()
@@ -182,10 +175,10 @@ def test_torchrun_restarts_from_the_last_checkpoint_and_ends_with_the_same_bits(
     words = ["--max_train_steps", 16, "--checkpointing_steps", 4, "--resume_from_checkpoint", "latest"]
     words += ["--validation_steps", 0]
     hosts.start(ELASTIC, *flags(SCRIPT, tmp_path / "run", *words))
-    until(lambda: checkpoint.find(tmp_path / "run"), hosts)
+    wait_for(lambda: checkpoint.find(tmp_path / "run"), hosts.alive, hosts.folder / "0/stderr")
     (worker,) = re.findall(r"worker (\d+)", hosts.output(1, "stdout"))
     os.kill(int(worker), signal.SIGKILL)
-    assert hosts.wait(180) == [0, 0], hosts.output(0) + hosts.output(1)
+    assert hosts.wait() == [0, 0], hosts.output(0) + hosts.output(1)
     # more than one restart where a new worker looks for the other host's old one
     assert "resuming from" in hosts.output(0, "stdout") and hosts.output(1, "stdout").count("worker") >= 2
     fork(SCRIPT, *flags(SCRIPT, tmp_path / "whole", *words), processes=2)

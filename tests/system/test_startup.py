@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from helpers import ROOT, SCRIPTS
+from helpers import PATIENCE, ROOT, SCRIPTS
 
 NEEDED = ["--pretrained_model_name_or_path", "x", "--train_data_dir", "y", "--pseudo_root", "z"]
 COMMANDS = [*SCRIPTS, "inference_sd_single.py", "inference_augunet.py", "inference_gan.py", "inference_ar.py",
@@ -24,7 +24,7 @@ try:
 except SystemExit as end:
     print("\\nSTATUS", end.code, [name for name in ("torch", "diffusers", "transformers") if name in sys.modules])
 """
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
     _, status, *names = done.stdout.strip().splitlines()[-1].split(" ", 2)
     return status, {name.strip("[]',") for name in names[0].split()} - {""}
 
@@ -63,6 +63,6 @@ sys.meta_path.insert(0, Interrupt)
 sys.argv = [{script!r}]
 import utils.errors
 """
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == -signal.SIGINT  # 130 in a shell
     assert (done.stderr == "interrupted\n") == quiet and ("Traceback" in done.stderr) != quiet, done.stderr

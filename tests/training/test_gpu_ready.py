@@ -59,14 +59,33 @@ def on_meta(monkeypatch, moved):
     return run
 
 
+@pytest.fixture(scope="module")
+def counted_once() -> dict[tuple[str, str], list[Counts]]:
+    """(script, precision) -> counts of a training's steps, for several tests: counting takes seconds."""
+    return {}
+
+
+@pytest.fixture
+def steps_of(on_meta, counted_once, flags, tmp_path):
+    """(script, precision) -> the counts of a training's steps."""
+
+    def of(script: str, precision: str) -> list[Counts]:
+        if (script, precision) not in counted_once:
+            words = words_for(flags, script, tmp_path / "run", "--mixed_precision", precision, "--rank", 8)
+            counted_once[script, precision] = on_meta(script, words)
+        return counted_once[script, precision]
+
+    return of
+
+
 def words_for(flags, script, folder, *more):
     return flags(script, folder, "--validation_steps", 0, "--checkpointing_steps", 100, "--max_train_steps", 5, *more)
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 @pytest.mark.parametrize(("script", "uploads"), [(SINGLE, 4), (AUGUNET, 6)])
-def test_a_step_never_makes_the_host_wait(script, uploads, precision, on_meta, flags, tmp_path):
-    for step in on_meta(script, words_for(flags, script, tmp_path / "run", "--mixed_precision", precision))[2:-1]:
+def test_a_step_never_makes_the_host_wait(script, uploads, precision, steps_of):
+    for step in steps_of(script, precision)[2:-1]:
         assert not step.waits
         assert step.copies == {"cpu to meta": uploads, "meta to cpu": 1}  # up: latents and noise; down: the report
         # without autocast, half precision adds the casts of the LoRA's weights, two kernels for each of 64 layers'
@@ -76,9 +95,8 @@ def test_a_step_never_makes_the_host_wait(script, uploads, precision, on_meta, f
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 @pytest.mark.parametrize(("script", "method", "base"), [(SINGLE, "single", "sd15"), (AUGUNET, "augunet", "sd21")])
-def test_the_benchmarks_step_is_the_loops(script, method, base, precision, on_meta, flags, bases, tmp_path):
-    words = words_for(flags, script, tmp_path / "run", "--mixed_precision", precision, "--rank", 8)
-    loops = on_meta(script, words)[2]
+def test_the_benchmarks_step_is_the_loops(script, method, base, precision, steps_of, bases):
+    loops = steps_of(script, precision)[2]
     words = ["--base", bases[base], "--method", method, "--resolution", 32, "--batch", 2]
     words += ["--dtype", "fp32" if precision == "no" else precision]
     found = counted.count(train_step.our_step, train_step.parser().parse_args(list(map(str, words))))

@@ -8,11 +8,10 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, SCRIPTS, distance, fork, losses, records, run_here, start_fork
+from helpers import PATIENCE, ROOT, SCRIPTS, distance, fork, losses, records, run_here, start_fork, wait_for
 
 from utils.cli import Parser
 from utils.errors import InputError
@@ -355,10 +354,8 @@ def begin(words: list[str], log: Path):
     log.mkdir()
     process = start_fork((SCRIPT, *words), log)
     bar = re.compile(r"training: .*\| [1-9]\d*/")
-    deadline = time.monotonic() + 200
-    while not (log / "stderr").exists() or not bar.search((log / "stderr").read_text()):
-        assert time.monotonic() < deadline and process.is_alive(), (log / "stderr").read_text()
-        time.sleep(0.02)
+    shown = log / "stderr"
+    wait_for(lambda: shown.exists() and bar.search(shown.read_text()), process.is_alive, shown)
     return process
 
 
@@ -376,7 +373,7 @@ def test_the_same_command_after_kill_ctrl_c_and_the_end(flags, tmp_path):
 
     process = begin(words, tmp_path / "stopped")
     os.kill(process.pid, signal.SIGINT)
-    process.join(60)
+    process.join(PATIENCE)
     told = (tmp_path / "stopped" / "stdout").read_text()
     assert process.exitcode == 0 and f"no checkpoint in {folder} yet; starting from step 0" in told
     assert "by SIGINT; saved: checkpoint-" in told and "next: run the same command" in told

@@ -14,7 +14,7 @@ import types
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, distance, fork, launch, lora, losses, records, run_here
+from helpers import PATIENCE, ROOT, distance, fork, launch, lora, losses, records, run_here, wait_for
 
 from dataloaders.diode import Diode
 from miniworld.pretraining.random_sd import build_unet
@@ -193,26 +193,19 @@ def test_a_signal_finishes_the_step_and_leaves_a_checkpoint(number, flags, whole
 
 def test_a_second_signal_ends_at_once():
     program = (
-        "import os, signal, time; from utils.system import signals; signals.listen()\n"
-        "print('ready', flush=True); time.sleep(60); print('first', signals.stop_requested(), flush=True)\n"
-        "time.sleep(60)"
+        "import os, signal; from utils.system import signals; signals.listen()\n"
+        "os.kill(os.getpid(), signal.SIGTERM); print('first', signals.stop_requested(), flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGINT); print('second')"
     )
-    for launched, expected in (
-        (False, True),
-        (True, False),
-    ):  # under a launcher an echo of the first is not a second signal
-        env = {key: value for key, value in os.environ.items() if key != "RANK"} | ({"RANK": "0"} if launched else {})
-        with subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, env=env) as process:
-            process.stdout.readline()
-            process.send_signal(signal.SIGTERM)
-            time.sleep(0.5)
-            assert process.poll() is None
-            process.send_signal(signal.SIGINT)
-            try:
-                assert process.wait(2) == -signal.SIGINT and expected
-            except subprocess.TimeoutExpired:
-                assert not expected
-            process.kill()
+    alone = fork("-c", program, env={"RANK": None}, check=False)
+    assert alone.returncode == -signal.SIGINT and alone.stdout == "first SIGTERM\n"
+    # under a launcher an echo of the first is not a second signal; however long this machine takes, it is an echo
+    launched = fork("-c", "import utils; utils.ECHO = 1e9; " + program, env={"RANK": "0"})
+    assert launched.stdout == "first SIGTERM\nsecond\n"
+
+
+def steps_done(folder) -> int:
+    return len(records(folder)) if (folder / "metrics.jsonl").exists() else 0
 
 
 @pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
@@ -227,17 +220,10 @@ def test_signals_under_accelerate_launch(processes, flags, tmp_path):
     log = tmp_path / "log"
     with log.open("wb") as file:
         process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file, start_new_session=True)
-    deadline = time.monotonic() + 200
-    while not (tmp_path / "run/metrics.jsonl").exists() or len(records(tmp_path / "run")) < 3:
-        assert time.monotonic() < deadline and process.poll() is None, log.read_text()
-        time.sleep(0.1)
+    wait_for(lambda: steps_done(tmp_path / "run") >= 3, lambda: process.poll() is None, log)
     os.killpg(process.pid, signal.SIGTERM)
-    process.wait(60)
-    deadline = time.monotonic() + 60
-    while (
-        "next: run the same command" not in log.read_text() and time.monotonic() < deadline
-    ):  # the launcher may be gone before
-        time.sleep(0.1)
+    process.wait(PATIENCE)
+    wait_for(lambda: "next: run the same command" in log.read_text(), output=log)  # the launcher may be gone before
     text = log.read_text()
     assert "by SIGTERM; saved: checkpoint-" in text and "Traceback" not in text, text
     last = checkpoint.find(tmp_path / "run")[-1]
@@ -249,18 +235,13 @@ def test_a_launcher_alone_that_is_killed_stops_its_run(flags, tmp_path):
     words = flags(SCRIPT, tmp_path / "run", "--max_train_steps", 100_000)
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--num_machines", "1"]
     command += ["--mixed_precision", "no", "--dynamo_backend", "no", str(ROOT / SCRIPT), *words]
-    with (tmp_path / "log").open("wb") as file:
+    log = tmp_path / "log"
+    with log.open("wb") as file:
         process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file, start_new_session=True)
-    deadline = time.monotonic() + 200
-    while not (tmp_path / "run/metrics.jsonl").exists() or len(records(tmp_path / "run")) < 3:
-        assert time.monotonic() < deadline and process.poll() is None, (tmp_path / "log").read_text()
-        time.sleep(0.1)
+    wait_for(lambda: steps_done(tmp_path / "run") >= 3, lambda: process.poll() is None, log)
     process.kill()
     process.wait()
-    deadline = time.monotonic() + 60
-    while "next: run the same command" not in (tmp_path / "log").read_text():
-        assert time.monotonic() < deadline, (tmp_path / "log").read_text()
-        time.sleep(0.1)
+    wait_for(lambda: "next: run the same command" in log.read_text(), output=log)
     assert checkpoint.newest(tmp_path / "run")
 
 
@@ -430,7 +411,7 @@ def test_one_ranks_failure_ends_all_with_its_error_on_top(flags, diode, tmp_path
     words = [word.replace(str(diode), str(tree)) for word in words]
     done = launch(SCRIPT, *words, processes=2, check=False)
     assert done.returncode
-    assert time.time() - (tmp_path / "run/metrics.jsonl").stat().st_mtime < 60, "it took long to end"
+    assert time.time() - (tmp_path / "run/metrics.jsonl").stat().st_mtime < 300, "it took long to end"
     ours = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(ours) == 1 and "process 1 of 2 failed and ended all" in ours[0] and names[victim] in ours[0]
     assert not (tmp_path / "run" / SAFETENSORS).exists()

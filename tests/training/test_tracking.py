@@ -92,7 +92,9 @@ log = tracking.log_scalars
 def log_and_die(accelerator, output_dir, values, step, complete):
     log(accelerator, output_dir, values, step, complete)
     if step == 3 and "train_loss" in values:
-        time.sleep(0.5)  # what wandb has not written to disk by now dies too
+        [file] = output_dir.glob("wandb/offline-run-*/*.wandb")
+        while file.read_bytes().count(repr(values["train_loss"]).encode()) < 2:  # in the history and in the summary
+            time.sleep(0.02)  # what wandb has not written to disk dies too
         os.kill(os.getpid(), signal.SIGKILL)
 tracking.log_scalars = log_and_die
 import sd_single_diode_pseudo_depth as script
@@ -113,10 +115,10 @@ def killed(tmp_path_factory):
             words += ["--tracker_tags", "mini, test", "--hub_token", "hf_secret", "--resume_from_checkpoint", "latest"]
             words = flags(SCRIPT, output, *words, "--rank", 4)
             env = {"WANDB_MODE": None, "WANDB_API_KEY": None, "NETRC": str(output / "none"), "PYTHONPATH": str(ROOT)}
-            first = fork("-c", KILLED, *words, env=env, check=False)
+            first = fork("-c", KILLED, *words, env=env, check=False, whole=True)
             assert first.returncode == -9 and "wandb is offline (not logged in" in first.stdout, first.stderr
-            time.sleep(1)
-            second = fork(SCRIPT, *words, env=env)
+            time.sleep(1)  # wandb's folders are named for the second
+            second = fork(SCRIPT, *words, env=env, whole=True)
             assert "at step 2" in second.stdout and "wandb sync" in second.stdout
             made.append((output, upload(output)))
         return made[0]
@@ -356,7 +358,7 @@ def test_wandb_goes_offline_without_network():
         url = f"http://127.0.0.1:{unused.getsockname()[1]}"
         started = time.monotonic()
         mode, reason = wandb_run.wandb_mode({"WANDB_API_KEY": "x" * 40, "WANDB_BASE_URL": url})
-    assert mode == "offline" and "cannot be reached" in reason and time.monotonic() - started < 10
+    assert mode == "offline" and "cannot be reached" in reason and time.monotonic() - started < 60
 
 
 def test_wandb_is_online_when_possible():

@@ -105,7 +105,7 @@ def uploaded(tmp_path_factory):
             words = ["--max_train_steps", 3 if script == SINGLE else 1, "--checkpointing_steps", 2]
             words += ["--learning_rate", 1e-2, "--push_to_hub", "--hub_token", "hf_secret"]
             words = flags(script, output, *words)
-            servers[script] = server, output, fork(script, *words, env=online(server.url))
+            servers[script] = server, output, fork(script, *words, env=online(server.url), whole=script == SINGLE)
         return servers[script]
 
     yield build

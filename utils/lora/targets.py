@@ -25,6 +25,7 @@ alone too, so that files on these layers mean the same everywhere.
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 
 from utils.cli import did_you_mean
 from utils.errors import InputError
@@ -88,6 +89,7 @@ def kind_of(module: str) -> str | None:
     return place_of(module)[1]
 
 
+@lru_cache(4096)  # called for every layer at every checkpoint
 def place_of(module: str) -> tuple[str, str | None]:
     """(first word of its keys in a LoRA file: "unet", "transformer" or "base_model.model"; its kind) of a layer."""
     for prefix, table in _TABLES.items():
