@@ -19,6 +19,7 @@ from generators.stylegan2 import CONFIG, load_gan, save_gan
 from miniworld.pretraining.autoregressive import sample
 from miniworld.pretraining.gan import build_gan, samples
 from miniworld.pretraining.gates import unseen_scenes
+from miniworld.pretraining.model_folder import FLOW_TIME
 from miniworld.pretraining.report import DRAWN
 from miniworld.pretraining.wasserstein import sliced_wasserstein
 from studies.answers import step_of
@@ -42,10 +43,12 @@ from utils.errors import InputError
 TASK = "normal"
 NAMES = {
     "diffusion": "Diffusion: mini-sd, attention, t = 400",
+    "flow": f"Flow transformer: mini-flow, all layers, s = {FLOW_TIME}",
     "gan": "GAN: mini-gan, affine layers",
     "ar": "Autoregressive: mini-ar, attention, all tokens in one pass",
 }
-COLOURS = {"diffusion": "C0", "gan": "C3", "ar": "C4"}  # those of the families' plot
+DIFFUSION = {"diffusion": "4", "flow": "7-snapshots"}  # family -> question of studies.paper_questions
+COLOURS = {"diffusion": "C0", "flow": "C3", "gan": "C4", "ar": "C5"}  # those of the families' plot
 
 Row = dict  # of one snapshot: "step", "distance", "errors": "trained" and "mean", each (seeds, images)
 
@@ -100,9 +103,9 @@ def unseen() -> Tensor:
     return unseen_scenes(0, 2 * DRAWN)[0]["rgb"][:DRAWN]
 
 
-def of_diffusion(path: Path, mean: np.ndarray) -> list[Row]:
-    """Diffusion's snapshots, from the study in paper_questions.json; `mean`: the mean label's errors (1, images)."""
-    results = json.loads(path.read_text())["answers"].get("4", []) if path.is_file() else []
+def of_diffusion(path: Path, mean: np.ndarray, question: str) -> list[Row]:
+    """A question's snapshots, from the study in paper_questions.json; `mean`: the mean label's errors (1, images)."""
+    results = json.loads(path.read_text())["answers"].get(question, []) if path.is_file() else []
     rows = [
         {
             "step": step_of(group[0]),
