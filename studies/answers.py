@@ -13,7 +13,7 @@ from diffusers import AutoencoderKL
 from miniworld.pretraining.flow_report import LORA_MARKS
 from miniworld.pretraining.gates import unseen_scenes
 from miniworld.pretraining.generator import fingerprint
-from miniworld.pretraining.model_folder import FLOW_TIME, load_generator
+from miniworld.pretraining.model_folder import load_generator
 from miniworld.pretraining.report import DRAWN, distances_along, write_card
 from studies.tables import (
     finish,
@@ -32,7 +32,6 @@ from utils.base_model.parts import load_component
 from utils.errors import InputError, note
 
 UNETS = {"pretrained": "pretrained", "random": "randomly initialised"}
-FLOW_TIMES = (0.05, 0.2, 0.4, 0.7, 1.0)  # 0: image, 1: noise
 
 
 def control(results: list[dict]) -> str:
@@ -93,25 +92,25 @@ def reported_distances(args: argparse.Namespace) -> dict[str, list[float]]:
     file = args.flow_snapshots / f"distances-{fingerprint(vae):08x}.json"
     if not file.is_file():
         raise InputError(
-            f"--flow_snapshots={args.flow_snapshots}: no {file.name}; python -m miniworld.pretrain --stage flow --report "
-            "measures the snapshots"
+            f"--flow_snapshots={args.flow_snapshots}: no {file.name}; python -m miniworld.pretrain --stage flow "
+            "--report measures the snapshots"
         )
     return json.loads(file.read_text())
 
 
 def with_distances(results: list[dict], along: dict[str, list[float]]) -> list[dict]:
     """Each snapshot's result with its "distance": sliced Wasserstein, of samples, mean of levels, x 1000."""
-    return [one | {"distance": float(np.mean(along[str(step_of(one))]))} for one in results]
+    return [one | {"distance": float(np.mean(along[str(step_of(one["setting"]["unet"]))]))} for one in results]
 
 
-def step_of(result: dict) -> int:
+def step_of(snapshot: str | Path) -> int:
     """Step of the pretraining, from a snapshot's name."""
-    return int(Path(result["setting"]["unet"]).stem.split("-")[1])
+    return int(Path(snapshot).stem.split("-")[1])
 
 
 def better_generator(results: list[dict], path: Path) -> str:
     """Generation distance and intrinsic error along the pretraining, and Spearman's rho of the two."""
-    found = {step_of(group[0]): group for group in groups(results, "unet").values()}
+    found = {step_of(unet): group for (unet,), group in groups(results, "unet").items()}
     distances = [group[0]["distance"] for group in found.values()]
     rows = [(step, f"{one:.1f}", format_results(group)) for one, (step, group) in zip(distances, found.items())]
     means = [np.nanmean(matrix(group)) for group in found.values()]
@@ -206,12 +205,8 @@ def write_answers(answers: dict[str, list[dict]], study: dict, args: argparse.Na
     better = partial(better_generator, path=args.docs / "paper_questions_7.png")
     add("7-control", f"7. Question 1 {flow}", control)
     add("7-snapshots", f"7, continued: question 4 {flow} (normals)", better)
-    add("7-time", f"7, continued: the time s, {flow} (normals)", lambda r: one_by_one(r, "timestep", "s"))
-    add(
-        "7-place",
-        f"7, continued: half of the blocks, {flow} (normals)",
-        lambda r: one_by_one(r, "where", "where", True),
-    )
+    add("7-time", "7, continued: the time s (normals)", lambda results: one_by_one(results, "timestep", "s"))
+    add("7-place", "7, continued: one half of the blocks (normals)", lambda r: one_by_one(r, "where", "where", True))
     add("7-layers", "7, continued: the kinds of layers, at equally many parameters (normals)", layers)
     text = "\n\n".join(sections)
     write_card(args.docs / "paper_questions.md", text)
@@ -222,19 +217,18 @@ def write_answers(answers: dict[str, list[dict]], study: dict, args: argparse.Na
 
 
 def flow_card(known: dict[str, list[dict]], study: dict) -> str:
-    """Errors of normals by LoRAs on all layers of the flow transformer and, where known, of the base, for its card."""
-    whole = {"task": "normal", "targets": "all", "unet": "pretrained"}
-    asked = [("the base, all layers", known.get("1", []), whole | {"timestep": study["timestep"]})]
-    asked += [
-        (f"all layers, s = {time:g}", known.get("7-time", known["7-control"]), whole | {"timestep": time})
-        for time in FLOW_TIMES
-    ]
-    asked += [(f"random weights, s = {FLOW_TIME:g}", known["7-control"], whole | {"unet": "random"})]
-    rows = []
-    for title, results, wanted in asked:
-        found = [one for one in results if wanted.items() <= one["setting"].items()]
-        rows += [(title, format_results(found), len(found))] if found else []
-    head = f"LoRA of rank 8, {study['steps']} steps of {study['batch']} of {study['labels']} labels"
+    """Errors of normals by LoRAs on all layers of the base, the flow transformer and random weights, for its card."""
+
+    def chosen(question: str, **wanted: object) -> list[dict]:
+        wanted |= {"task": "normal", "targets": "all"}
+        return [one for one in known.get(question, []) if wanted.items() <= one["setting"].items()]
+
+    found = {"the base": chosen("1", unet="pretrained", timestep=study["timestep"])}
+    times = groups(chosen("7-time") or chosen("7-control", unet="pretrained"), "timestep")
+    found |= {f"the flow transformer, s = {time:g}": group for (time,), group in times.items()}
+    found["random weights"] = chosen("7-control", unet="random")
+    head = f"LoRA on all layers, rank 8, {study['steps']} steps of {study['batch']} of {study['labels']} labels"
+    rows = [(title, format_results(group), len(group)) for title, group in found.items() if group]
     return table((head, headline("normal"), "seeds"), rows)
 
 

@@ -6,9 +6,9 @@ an autoregressive model.
 For each family, intrinsic and seed, gan_pseudo.py and ar_pseudo.py train one LoRA on the trained generator and one on
 the same network with random weights. References are the mean label, a linear readout of w (GAN), and the label through
 the tokens (autoregressive). With --snapshots the fourth question too: the same LoRA on snapshots of the pretraining.
-Diffusion's and the flow transformer's trainings are those of studies.paper_questions, from its JSON file. Runs are kept in --work, and the same
-command continues an interrupted study. Tables and plots are written to studies/results/generators.md. Existing results
-of families and intrinsics that are not asked for are kept.
+Diffusion's and the flow transformer's trainings are those of studies.paper_questions, from its JSON file. Runs are
+kept in --work, and the same command continues an interrupted study. Tables and plots are written to
+studies/results/generators.md. Existing results of families and intrinsics that are not asked for are kept.
 """
 
 import argparse

@@ -76,8 +76,8 @@ def write_page(answers: Answers, snapshots: dict[str, list[quality.Row]], study:
     budgets = dict.fromkeys(known, (study["steps"], study["images"]))
     budgets |= {family: diffusion_budget(docs / "paper_questions.json") for family in known if family in DIFFUSION}
     sections = [
-        f"All: steps of {study['batch']} labels, rank 8, learning rate {study['rate']:g} falling linearly to 0, 100 unseen "
-        "images. Diffusion and the flow transformer have the same labels, steps and unseen images ([their own "
+        f"All: steps of {study['batch']} labels, rank 8, learning rate {study['rate']:g} falling linearly to 0, 100 "
+        "unseen images. Diffusion and the flow transformer have the same labels, steps and unseen images ([their own "
         "page](paper_questions.md)). The autoregressive model has the same unseen images, the GAN images of its own. "
         "Brackets: 95 % bootstrap intervals over seeds and images. Lower is better for errors; a ratio "
         "above 1 means that pretraining helped.",

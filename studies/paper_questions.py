@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from miniworld.pretraining.generator import fingerprint
 from miniworld.pretraining.model_folder import FLOW_TIME
-from studies.answers import FLOW_TIMES, reported_distances, step_of, write_answers
+from studies.answers import reported_distances, step_of, write_answers
 from studies.probe import HALVES, PLACES, Recipe, Setting, equal_ranks, load_task, probe
 from utils.base_model.families import open_base
 from utils.base_model.parts import Family
@@ -49,6 +49,7 @@ PAPER_TIMESTEP = 999
 TARGETS = ("attention", "all")
 KINDS = ("attention", "feedforward", "projection", "conv", "time", "feedforward,projection", "all")
 EQUAL_RANK = 2  # rank of a LoRA on all layers; the others get as many parameters
+FLOW_TIMES = (0.05, 0.2, 0.4, 0.7, 1.0)  # 0: image, 1: noise
 FLOW_KINDS = ("attention", "feedforward", "modulation", "all")
 QUESTIONS = ("1", "1-velocity", "2", "3", "4", "5", "5-timestep", "5-rates", "5-place", "5-layers", "6")
 OF_FLOW = ("7", "7-control", "7-snapshots", "7-time", "7-place", "7-layers")

@@ -58,7 +58,7 @@ def snapshots(family: str, folder: Path, whole: Path, work: Path) -> dict[int, P
 
     whole: the trained generator, which gives all but the weights.
     """
-    files = {int(path.stem.split("-")[1]): path for path in sorted(folder.glob("ema-*.pt"))}
+    files = {step_of(path): path for path in sorted(folder.glob("ema-*.pt"))}
     chosen = {step: path for step, path in files.items() if step & (step - 1) == 0}
     if not chosen:
         raise InputError(f"{folder}: no snapshots (ema-*.pt); python -m miniworld.pretrain_{family} keeps them")
@@ -108,11 +108,11 @@ def of_diffusion(path: Path, mean: np.ndarray, question: str) -> list[Row]:
     results = json.loads(path.read_text())["answers"].get(question, []) if path.is_file() else []
     rows = [
         {
-            "step": step_of(group[0]),
+            "step": step_of(unet),
             "distance": group[0]["distance"],
             "errors": {"trained": matrix(group).tolist(), "mean": mean.tolist()},
         }
-        for group in groups(results, "unet").values()
+        for (unet,), group in groups(results, "unet").items()
     ]
     return sorted(rows, key=lambda row: row["step"])
 
