@@ -53,7 +53,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(prog="python -m studies.families", description=__doc__)
     add = parser.add_argument
     families = ["gan", *DECODINGS]
-    add("--families", nargs="*", choices=families, default=families, help="none: only the others' rows are made anew")
+    add("--families", nargs="*", choices=families, default=families, help="none: only the other rows are updated")
     add("--tasks", nargs="+", choices=list(INTRINSICS), default=list(INTRINSICS))
     add("--seeds", type=int, default=3, help="trainings of each setting")
     add("--steps", type=int, default=300, help="of each training")

@@ -255,10 +255,12 @@ def whole_seeds(question: str, settings: list[Setting], results: dict[str, dict]
 
 def runs_folder(work: Path, recipe: Recipe, data: Path, base: Family) -> Path:
     """Folder of the results on this base, data and recipe."""
-    prompts = [base.encode_prompt(intrinsic.prompt) for intrinsic in INTRINSICS.values()]
-    states = [each.values() if isinstance(each, dict) else [each] for each in prompts]  # of SD 1.x and 2.x: a tensor
-    text = f"{recipe} {data} {fingerprint(base.network)} {fingerprint(base.vae)} "
-    text += " ".join(str(zlib.crc32(one.detach().numpy().tobytes())) for each in states for one in each)
+    text = f"{recipe} {data} {fingerprint(base.network)} {fingerprint(base.vae)}"
+    for intrinsic in INTRINSICS.values():
+        states = base.encode_prompt(intrinsic.prompt)
+        by_name = states if isinstance(states, dict) else {"text": states}  # a tensor of SD 1.x and 2.x
+        for _, one in sorted(by_name.items()):
+            text += f" {zlib.crc32(one.detach().numpy().tobytes())}"
     folder = work / f"runs-{zlib.crc32(text.encode()):08x}"
     folder.mkdir(parents=True, exist_ok=True)
     return folder

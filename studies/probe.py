@@ -85,7 +85,7 @@ PLACES = {
     "mid": "mid_block.",
     "up": "up_blocks.",
 }
-HALVES = {"first half": False, "last half": True}  # of a transformer's blocks: whether it is the last
+HALVES = {"first half": False, "last half": True}  # a half of a transformer's blocks: whether it is the last
 
 
 TOLERANCE = 0.1  # how far parameter counts may lie apart and still be called equal
@@ -147,7 +147,7 @@ def place_lora(unet: nn.Module, setting: Setting) -> list[nn.Parameter]:
 
 
 def is_in(name: str, where: str, network: nn.Module) -> bool:
-    """Whether the parameter of this name is in one of PLACES or HALVES."""
+    """True for a parameter's name in this place, of PLACES or HALVES."""
     if where in PLACES:
         return PLACES[where] in name
     block = re.match(r"transformer_blocks\.(\d+)\.", name)

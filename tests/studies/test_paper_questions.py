@@ -126,6 +126,13 @@ def test_a_flow_transformer_is_probed_without_the_zeros_of_an_absent_t5():
     assert not whole[:, short.shape[1] :].any()
 
 
+def test_results_are_found_again_once_the_prompts_states_are_cached(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    base = open_base(str(ROOT / "miniworld" / "mini-flow"))
+    first, again = (paper_questions.runs_folder(tmp_path, RECIPE, tmp_path, base) for _ in range(2))
+    assert list((tmp_path / "cache").rglob("*.safetensors")) and first == again
+
+
 def test_a_place_that_the_lora_does_not_have_is_no_setting(base):
     with pytest.raises(ValueError, match="is in self-attention"):
         place_lora(make_unet(base, Setting()), Setting(targets="conv", where="self-attention"))
@@ -157,7 +164,7 @@ def test_a_study_resumes_and_writes_its_page(world, bases, tmp_path, monkeypatch
     folders = (tmp_path / "work").glob("runs-*")  # their names are sums over paths: either may come first
     kept = sorted(max(folders, key=lambda folder: len(list(folder.iterdir()))).glob("*.json"))
     assert all(f"| {targets} | 999 |" in page for targets in ("attention", "all"))
-    assert "base / velocity base" in page and len(page.split("### 6.")[1].split("| a")) == 3
+    assert "base / velocity base" in page and len(page.split("### 6.")[1].split("### 7.")[0].split("| a")) == 3
     # question 6's base has been asked in question 1; the velocity base's results lie apart, one asked by both
     assert sorted(len(list(folder.iterdir())) for folder in (tmp_path / "work").glob("runs-*")) == [5, 6, 8]
     assert "| last half | " in page and "### 7. Question 1 on all layers" in page
