@@ -56,7 +56,7 @@ def layers(results: list[dict]) -> str:
         counts = (first["setting"]["rank"], f"{first['parameters']:,}", f"{100 * first['share']:.2f} %")
         rows.append((targets, *counts, *(format_results(found[targets, timestep]) for timestep in timesteps)))
     errors = (f"{headline('normal')}, t = {timestep}" for timestep in timesteps)
-    return table(("layers", "rank", "LoRA parameters", "of the UNet's", *errors), rows)
+    return table(("layers", "rank", "LoRA parameters", "of the network's", *errors), rows)
 
 
 def two_bases(results: list[dict]) -> str:
@@ -74,7 +74,7 @@ def one_by_one(results: list[dict], key: str, title: str, share: bool = False) -
     for (value,), group in groups(results, key).items():
         extra = (f"{group[0]['parameters']:,}", f"{100 * group[0]['share']:.2f} %") if share else ()
         rows.append((value, *extra, format_results(group)))
-    more = ("LoRA parameters", "of the UNet's") if share else ()
+    more = ("LoRA parameters", "of the network's") if share else ()
     return table((title, *more, headline("normal")), rows)
 
 
