@@ -212,20 +212,20 @@ def write_answers(answers: dict[str, list[dict]], study: dict, args: argparse.Na
     write_card(args.docs / "paper_questions.md", text)
     card = args.flow_base / "README.md"
     if "7-control" in known and card.is_file() and LORA_MARKS[0] in card.read_text():
-        write_card(card, flow_card(known, study), LORA_MARKS)
+        write_card(card, flow_card(known, study, Path(args.base).name, args.flow_base.name), LORA_MARKS)
     print(text)
 
 
-def flow_card(known: dict[str, list[dict]], study: dict) -> str:
-    """Errors of normals by LoRAs on all layers of the base, the flow transformer and random weights, for its card."""
+def flow_card(known: dict[str, list[dict]], study: dict, base: str, flow: str) -> str:
+    """Errors of normals by LoRAs on all layers of base, flow transformer and random weights, for the flow's card."""
 
     def chosen(question: str, **wanted: object) -> list[dict]:
         wanted |= {"task": "normal", "targets": "all"}
         return [one for one in known.get(question, []) if wanted.items() <= one["setting"].items()]
 
-    found = {"the base": chosen("1", unet="pretrained", timestep=study["timestep"])}
+    found = {base: chosen("1", unet="pretrained", timestep=study["timestep"])}
     times = groups(chosen("7-time") or chosen("7-control", unet="pretrained"), "timestep")
-    found |= {f"the flow transformer, s = {time:g}": group for (time,), group in times.items()}
+    found |= {f"{flow}, s = {time:g}": group for (time,), group in times.items()}
     found["random weights"] = chosen("7-control", unet="random")
     head = f"LoRA on all layers, rank 8, {study['steps']} steps of {study['batch']} of {study['labels']} labels"
     rows = [(title, format_results(group), len(group)) for title, group in found.items() if group]

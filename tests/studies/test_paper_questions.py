@@ -168,7 +168,7 @@ def test_a_study_resumes_and_writes_its_page(world, bases, tmp_path, monkeypatch
     # question 6's base has been asked in question 1; the velocity base's results lie apart, one asked by both
     assert sorted(len(list(folder.iterdir())) for folder in (tmp_path / "work").glob("runs-*")) == [5, 6, 8]
     assert "| last half | " in page and "### 7. Question 1 on all layers" in page
-    assert "| the flow transformer, s = 0.4 | " in (flow / "README.md").read_text()
+    assert "| mini-flow, s = 0.4 | " in (flow / "README.md").read_text()
     changed = json.loads(kept[0].read_text())
     changed["errors"] = [1.0] * 4
     kept[0].write_text(json.dumps(changed))
