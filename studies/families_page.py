@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from miniworld.pretraining.model_folder import FLOW_TIME, TIMESTEP
 from miniworld.pretraining.report import write_card
 from studies import quality
 from studies.tables import Estimate, finish, groups, headline, matrix, new_axes, ratio, table, with_interval
@@ -24,30 +25,31 @@ FAMILIES = {
     "diffusion-attention": "Diffusion: mini-sd, attention, t = 400",
     "diffusion-all": "Diffusion: mini-sd, all layers, t = 400",
     "diffusion-velocity": "Diffusion: mini-sd-2 (velocity), all layers, t = 400",
+    "flow": f"Flow transformer: mini-flow, all layers, s = {FLOW_TIME}",
     "gan": "GAN: mini-gan, affine layers, labels by mini-teacher",
     "ar": "Autoregressive: mini-ar, attention, all tokens in one pass",
     "ar-one-by-one": "Autoregressive: mini-ar, attention, token by token",
 }
-DIFFUSION = {  # family -> question, --lora_targets
-    "diffusion-attention": ("1", "attention"),
-    "diffusion-all": ("1", "all"),
-    "diffusion-velocity": ("1-velocity", "all"),
+DIFFUSION = {  # family -> question, --lora_targets, timestep, of studies.paper_questions
+    "diffusion-attention": ("1", "attention", TIMESTEP),
+    "diffusion-all": ("1", "all", TIMESTEP),
+    "diffusion-velocity": ("1-velocity", "all", TIMESTEP),
+    "flow": ("7-control", "all", FLOW_TIME),
 }
 UNETS = {"trained": "pretrained", "random": "random"}  # column -> of a setting
-TIMESTEP = 400
 
 
 def of_diffusion(path: Path, references: dict[str, dict[str, np.ndarray]]) -> Answers:
     """Diffusion's answers from paper_questions.json, with what is in `references`: intrinsic -> column -> errors.
 
-    Nothing where that study has not asked its first question at TIMESTEP.
+    Nothing where that study has not asked its first question at that timestep.
     """
     known = json.loads(path.read_text())["answers"] if path.is_file() else {}
     answers: Answers = {}
-    for family, (question, targets) in DIFFUSION.items():
+    for family, (question, targets, timestep) in DIFFUSION.items():
         found = groups(known.get(question, []), "task", "targets", "timestep", "unet")
         for task, beside in references.items():
-            pair = {name: found.get((task, targets, TIMESTEP, unet)) for name, unet in UNETS.items()}
+            pair = {name: found.get((task, targets, timestep, unet)) for name, unet in UNETS.items()}
             if all(pair.values()):
                 own = {name: matrix(each).tolist() for name, each in pair.items()}
                 own |= {name: values.tolist() for name, values in beside.items()}
@@ -71,14 +73,17 @@ def write_page(answers: Answers, snapshots: dict[str, list[quality.Row]], study:
     along |= {family: rounded(rows) for family, rows in snapshots.items()}
     along = {family: along[family] for family in quality.NAMES if along.get(family)}
     path.write_text(json.dumps({"study": study, "answers": known, "snapshots": along}) + "\n")
+    budgets = dict.fromkeys(known, (study["steps"], study["images"]))
+    budgets |= {family: diffusion_budget(docs / "paper_questions.json") for family in known if family in DIFFUSION}
     sections = [
-        f"GAN and autoregressive: {study['steps']} steps of {study['batch']} labels out of {study['images']}, rank 8, "
-        f"learning rate {study['rate']:g} falling linearly to 0; diffusion: [its own page](paper_questions.md). 100 "
-        "unseen images. Brackets: 95 % bootstrap intervals over seeds and images. Lower is better for errors; a ratio "
+        f"All: steps of {study['batch']} labels, rank 8, learning rate {study['rate']:g} falling linearly to 0, 100 "
+        "unseen images. Diffusion and the flow transformer have the same labels, steps and unseen images ([their own "
+        "page](paper_questions.md)). The autoregressive model has the same unseen images, the GAN images of its own. "
+        "Brackets: 95 % bootstrap intervals over seeds and images. Lower is better for errors; a ratio "
         "above 1 means that pretraining helped.",
         "### All families: how much the pretraining is worth",
-        overview(known),
-        plot(known, docs / "generators.png"),
+        overview(known, budgets),
+        plot(known, budgets, docs / "generators.png"),
     ]
     for family, rows in known.items():
         sections += [f"### {FAMILIES[family]}", of_family(rows)]
@@ -106,7 +111,13 @@ def over(row: dict, reference: str) -> Estimate:
     return ratio(above, below)
 
 
-def overview(known: Answers) -> str:
+def diffusion_budget(path: Path) -> tuple[int, int]:
+    """Steps and labels of each training of studies.paper_questions."""
+    study = json.loads(path.read_text())["study"]
+    return study["steps"], study["labels"]
+
+
+def overview(known: Answers, budgets: dict[str, tuple[int, int]]) -> str:
     """A row per family, a column per intrinsic: the random control's error and the mean label's, over the LoRA's."""
     lines = []
     for family, rows in known.items():
@@ -115,8 +126,9 @@ def overview(known: Answers) -> str:
         for task in INTRINSICS:
             each = [over(rows[task], reference) for reference in ("random", "mean")] if task in rows else []
             cells.append(" / ".join(one.text for one in each) or "not run")
-        lines.append((FAMILIES[family], *cells, " to ".join(map(str, seeds))))
-    return table(("error over the LoRA's: random control / mean label", *INTRINSICS, "seeds"), lines)
+        lines.append((FAMILIES[family], *cells, *budgets[family], " to ".join(map(str, seeds))))
+    head = ("error over the LoRA's: random control / mean label", *INTRINSICS, "steps", "labels", "seeds")
+    return table(head, lines)
 
 
 def of_family(rows: dict[str, dict]) -> str:
@@ -131,17 +143,22 @@ def of_family(rows: dict[str, dict]) -> str:
     return table(("intrinsic", "error", *(KNOWN[name] for name in names), "parameters"), lines)
 
 
-def plot(known: Answers, path: Path) -> str:
-    """The random control's error over the LoRA's, by intrinsic and family; at 1 the pretraining is worth nothing."""
+def plot(known: Answers, budgets: dict[str, tuple[int, int]], path: Path) -> str:
+    """The random control's error over the LoRA's, by intrinsic and family; at 1 the pretraining is worth nothing.
+
+    Families with another budget than the first are hollow.
+    """
     axes = new_axes()
     for number, (family, rows) in enumerate(known.items()):
+        same = budgets[family] == next(iter(budgets.values()))
         for place, task in enumerate(INTRINSICS):
             if task in rows:
                 times = over(rows[task], "random")
-                x = place + 0.14 * (number - (len(known) - 1) / 2)
+                x = place + 0.12 * (number - (len(known) - 1) / 2)
                 axes.plot([x, x], [times.low, times.high], color=f"C{number}")
                 label = FAMILIES[family] if task == next(iter(rows)) else None
-                axes.scatter(x, times.value, color=f"C{number}", s=18, zorder=3, label=label)
+                face = f"C{number}" if same else "white"
+                axes.scatter(x, times.value, edgecolor=f"C{number}", facecolor=face, s=18, zorder=3, label=label)
     axes.axhline(1, color="#888", linewidth=0.8)
     axes.set(yscale="log", ylabel="random / trained; bars: 95 % interval")
     axes.set_xticks(range(len(INTRINSICS)), list(INTRINSICS))

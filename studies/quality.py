@@ -19,6 +19,7 @@ from generators.stylegan2 import CONFIG, load_gan, save_gan
 from miniworld.pretraining.autoregressive import sample
 from miniworld.pretraining.gan import build_gan, samples
 from miniworld.pretraining.gates import unseen_scenes
+from miniworld.pretraining.model_folder import FLOW_TIME
 from miniworld.pretraining.report import DRAWN
 from miniworld.pretraining.wasserstein import sliced_wasserstein
 from studies.answers import step_of
@@ -42,10 +43,12 @@ from utils.errors import InputError
 TASK = "normal"
 NAMES = {
     "diffusion": "Diffusion: mini-sd, attention, t = 400",
+    "flow": f"Flow transformer: mini-flow, all layers, s = {FLOW_TIME}",
     "gan": "GAN: mini-gan, affine layers",
     "ar": "Autoregressive: mini-ar, attention, all tokens in one pass",
 }
-COLOURS = {"diffusion": "C0", "gan": "C3", "ar": "C4"}  # those of the families' plot
+DIFFUSION = {"diffusion": "4", "flow": "7-snapshots"}  # family -> question of studies.paper_questions
+COLOURS = {"diffusion": "C0", "flow": "C3", "gan": "C4", "ar": "C5"}  # those of the families' plot
 
 Row = dict  # of one snapshot: "step", "distance", "errors": "trained" and "mean", each (seeds, images)
 
@@ -55,7 +58,7 @@ def snapshots(family: str, folder: Path, whole: Path, work: Path) -> dict[int, P
 
     whole: the trained generator, which gives all but the weights.
     """
-    files = {int(path.stem.split("-")[1]): path for path in sorted(folder.glob("ema-*.pt"))}
+    files = {step_of(path): path for path in sorted(folder.glob("ema-*.pt"))}
     chosen = {step: path for step, path in files.items() if step & (step - 1) == 0}
     if not chosen:
         raise InputError(f"{folder}: no snapshots (ema-*.pt); python -m miniworld.pretrain_{family} keeps them")
@@ -100,16 +103,16 @@ def unseen() -> Tensor:
     return unseen_scenes(0, 2 * DRAWN)[0]["rgb"][:DRAWN]
 
 
-def of_diffusion(path: Path, mean: np.ndarray) -> list[Row]:
-    """Diffusion's snapshots, from the study in paper_questions.json; `mean`: the mean label's errors (1, images)."""
-    results = json.loads(path.read_text())["answers"].get("4", []) if path.is_file() else []
+def of_diffusion(path: Path, mean: np.ndarray, question: str) -> list[Row]:
+    """A question's snapshots, from the study in paper_questions.json; `mean`: the mean label's errors (1, images)."""
+    results = json.loads(path.read_text())["answers"].get(question, []) if path.is_file() else []
     rows = [
         {
-            "step": step_of(group[0]),
+            "step": step_of(unet),
             "distance": group[0]["distance"],
             "errors": {"trained": matrix(group).tolist(), "mean": mean.tolist()},
         }
-        for group in groups(results, "unet").values()
+        for (unet,), group in groups(results, "unet").items()
     ]
     return sorted(rows, key=lambda row: row["step"])
 

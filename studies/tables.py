@@ -42,7 +42,7 @@ def resample(errors: np.ndarray, draws: int = DRAWS) -> np.ndarray:
     seeds, images = errors.shape
     rows = rng.integers(seeds, size=(draws, seeds))
     columns = rng.integers(images, size=(draws, images))
-    return np.array([np.nanmean(errors[np.ix_(row, column)]) for row, column in zip(rows, columns)])
+    return np.nanmean(errors[rows[:, :, None], columns[:, None, :]], axis=(1, 2))
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:

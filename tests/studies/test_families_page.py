@@ -6,7 +6,7 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from studies.families_page import FAMILIES, TIMESTEP, of_diffusion, over, write_page
+from studies.families_page import FAMILIES, FLOW_TIME, TIMESTEP, of_diffusion, over, write_page
 from studies.probe import Setting
 
 STUDY = {"steps": 1, "batch": 2, "images": 3, "rate": 0.1}
@@ -59,11 +59,18 @@ def test_diffusions_answers_are_those_of_its_own_study(tmp_path):
     ]
     path = tmp_path / "paper_questions.json"
     assert of_diffusion(path, {"normal": {}}) == {}
-    path.write_text(json.dumps({"answers": {"1": results, "1-velocity": results}}))
+    flow = [
+        result(unet, "all", time, error)
+        for unet, error in (("pretrained", 3.0), ("random", 6.0))
+        for time in (FLOW_TIME, 0.9)
+    ]
+    path.write_text(json.dumps({"answers": {"1": results, "1-velocity": results, "7-control": flow}}))
     found = of_diffusion(path, {"normal": {"mean": np.array([[4.0, 5.0]])}, "depth": {}})
-    assert set(found) == {"diffusion-all", "diffusion-velocity"} <= set(FAMILIES) and set(found["diffusion-all"]) == {
-        "normal"
-    }
+    assert set(found) == {"diffusion-all", "diffusion-velocity", "flow"} <= set(FAMILIES)
+    assert set(found["diffusion-all"]) == {"normal"}
+    assert (
+        found["flow"]["normal"]["errors"]["trained"][0][0] == 3 and over(found["flow"]["normal"], "random").value == 2
+    )
     errors = found["diffusion-all"]["normal"]["errors"]
     assert errors["trained"][0][0] == 1 + TIMESTEP and errors["random"][0][0] == 2 + TIMESTEP
     assert np.isnan(errors["trained"][0][1]) and errors["mean"] == [[4.0, 5.0]]

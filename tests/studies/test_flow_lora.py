@@ -1,4 +1,4 @@
-"""LoRAs on the flow transformer: the weights that are probed, and the command that writes the table."""
+"""LoRAs on the flow transformer: the weights that are probed, and the parts of them that train."""
 
 from pathlib import Path
 
@@ -7,11 +7,9 @@ import torch
 from helpers import ROOT
 from torch import nn
 
-from miniworld import scenes
 from miniworld.pretraining.flow import build_flow, with_projection
 from miniworld.pretraining.flow_report import card_of
 from miniworld.pretraining.model_folder import load_generator, save_flow
-from studies import flow
 from studies.probe import Setting, make_unet, place_lora
 from utils.base_model.families import open_base
 
@@ -50,19 +48,3 @@ def test_weights_are_the_folders_a_snapshots_or_random(mini_flow, tmp_path):
     assert torch.equal(probed("pretrained"), weight) and torch.equal(probed(str(snapshot)), weight + 1)
     assert torch.equal(probed("random"), probed("random")) and not torch.equal(probed("random"), probed("random", 1))
     assert not torch.equal(probed("random"), weight)
-
-
-@pytest.mark.slow
-def test_the_command_writes_its_table_into_the_card_and_keeps_what_is_done(mini_flow, tmp_path, monkeypatch):
-    monkeypatch.setattr(flow, "LABELS", 8)
-    monkeypatch.setattr(flow, "TIMES_TRIED", (0.4,))
-    data = tmp_path / "data"
-    scenes.main(["--root", str(data), "--train", "8", "--val", "4", "--size", "48x40", "--truth"])
-    words = ["--flow", mini_flow, "--base", MINI_SD, "--data", data, "--work", tmp_path / "work", "--steps", 2]
-    flow.main([str(word) for word in words])
-    card = (mini_flow / "README.md").read_text()
-    for title in ("mini-sd, all layers", "mini-flow, s = 0.4", "random weights"):
-        assert f"| {title} | " in card
-    monkeypatch.setattr(flow, "probe", lambda *args: pytest.fail("trained again"))
-    flow.main([str(word) for word in words])
-    assert (mini_flow / "README.md").read_text() == card

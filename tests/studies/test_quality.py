@@ -67,14 +67,15 @@ def test_what_falls_with_the_distance_has_rank_correlation_one(tmp_path):
 
 def test_diffusions_snapshots_are_those_of_its_own_study(tmp_path):
     path, mean = tmp_path / "paper_questions.json", np.ones((1, 2))
-    assert of_diffusion(path, mean) == []
+    assert of_diffusion(path, mean, "4") == []
     results = [
         {"setting": {"unet": f"ema-{step:06d}"}, "distance": 300 - step, "errors": [step, None]}
         for step in (128, 64)
         for _ in range(3)
     ]
-    path.write_text(json.dumps({"answers": {"4": results}}))
-    rows = of_diffusion(path, mean)
+    path.write_text(json.dumps({"answers": {"4": results, "7-snapshots": results[:3]}}))
+    assert [one["step"] for one in of_diffusion(path, mean, "7-snapshots")] == [128]
+    rows = of_diffusion(path, mean, "4")
     assert [(one["step"], one["distance"], len(one["errors"]["trained"])) for one in rows] == [
         (64, 236, 3),
         (128, 172, 3),
