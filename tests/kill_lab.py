@@ -24,6 +24,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -510,6 +511,7 @@ def main(argv: list[str] | None = None) -> int:
     for name in PRELOADED:
         importlib.import_module(name)
     tqdm.monitor_interval = 0  # its thread would be in every fork
+    tqdm.set_lock(threading.RLock())  # the usual one is shared by the forks: killed in a print, they would keep it
     ways = args.way or list(WAYS)
     with tempfile.TemporaryDirectory() as temporary:
         if "full disk" in ways:
