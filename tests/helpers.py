@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import importlib
+import itertools
 import json
 import multiprocessing
 import os
@@ -29,6 +30,7 @@ from utils.objectives import AugUNet
 from utils.system import signals
 
 ROOT = Path(__file__).resolve().parent.parent
+_PORTS = itertools.count()
 SCRIPTS = {
     "sd_single_diode_pseudo_normal.py": "normal",
     "sd_single_diode_pseudo_depth.py": "depth",
@@ -109,6 +111,7 @@ def fork(
     check: bool = True,
     cwd: Path = ROOT,
     sampler_steps: int | None = 2,
+    seconds: float = 300,
 ) -> subprocess.CompletedProcess:
     """Like `python(*words)`, or `launch` with several processes, in forks of a process that is already warm.
 
@@ -116,18 +119,18 @@ def fork(
     when one fails, the others are ended. Use `python` or `launch` where imports, the end of the interpreter or the
     launcher are the subject.
     words: a script (a path below the project's root) or -c and a program or -m and a module, then its arguments.
+    seconds: after which the processes are ended, and the test fails.
     """
     env = {key: value for key, value in {**os.environ, **(env or {})}.items() if value is not None}
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    shared = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1"}
+    shared |= {"MASTER_PORT": free_port()} if processes > 1 else {}
     running = []
     with tempfile.TemporaryDirectory() as folder:
         for rank in range(processes):
             own = shared | {"RANK": rank, "LOCAL_RANK": rank} if processes > 1 else {}
             given = env | {key: str(value) for key, value in own.items()}
             running.append(start_fork(words, Path(folder), given, cwd, sampler_steps))
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + seconds
         while any(one.is_alive() for one in running) and not any(one.exitcode for one in running):
             if time.monotonic() > deadline:
                 break
@@ -138,9 +141,19 @@ def fork(
             one.kill()
             one.join()
         output = [Path(folder, name).read_text() for name in ("stdout", "stderr")]
-    assert in_time, f"still busy after 300 s: {output}"
+    assert in_time, f"still busy after {seconds} s: {output}"
     assert not check or status == 0, "".join(output)
     return subprocess.CompletedProcess(words, status, *output)
+
+
+def free_port() -> int:
+    """A port of this process's own, below those that the system gives to connections, so that no other process takes
+    it before it is used.
+    """
+    while True:
+        port = 10_000 + (20 * os.getpid() + next(_PORTS)) % 20_000
+        with contextlib.suppress(OSError), socket.create_server(("", port)):
+            return port
 
 
 def start_fork(

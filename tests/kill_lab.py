@@ -20,7 +20,6 @@ import random
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -53,6 +52,7 @@ from dataloaders.__main__ import main as dataloaders
 from dataloaders.prepare.hypersim import TANGENT
 from miniworld.pretraining.random_sd import save_random_sd
 from tests import layouts, tiny_families
+from tests.helpers import free_port
 from utils.base_model import names
 from utils.errors import run
 from utils.lora import SAFETENSORS
@@ -178,8 +178,8 @@ KINDS = {  # all but "workers", whose crops are random, and "no cache" build and
                   outcome=written),
     "labels": Kind(pseudo_label.main, "--task depth --from ground_truth --input_dir {world} --output_dir {output} "
                    "--npy --device cpu", outcome=written),
-    "prepare": Kind(dataloaders, "prepare hypersim --source {world}/hypersim --split_csv {world}/split.csv --root "
-                    "{output} --workers 1", outcome=written),
+    "prepare": Kind(dataloaders, "prepare hypersim --source {world}/hypersim --split_csv {world}/hypersim/split.csv "
+                    "--root {output} --workers 1", outcome=written),
 }  # fmt: skip
 TRAININGS = [name for name, kind in KINDS.items() if kind.outcome is not written and kind.processes == 1]
 TRACKED = [name for name, kind in KINDS.items() if kind.outcome is tracked]
@@ -196,19 +196,12 @@ WAYS = {  # how a run is killed -> kills out of 100, and the kinds that are
 
 def make_world(folder: Path) -> None:
     """Rendered scenes in DIODE's layout and in two folders of one's own, random models in the formats of Stable
-    Diffusion and InstructPix2Pix, tiny ones of the other families, a film, and rooms as Hypersim publishes them.
+    Diffusion and InstructPix2Pix, and a film.
     """
     scenes = ["-m", "miniworld.scenes", "--root", folder, "--train", "72", "--val", "12", "--size", "96x72"]
     subprocess.run([sys.executable, *map(str, scenes)], cwd=ROOT, check=True, capture_output=True)
     for seed, (name, channels) in enumerate({"sd": 4, "ip2p": 8}.items()):
         save_random_sd(folder / name, seed, in_channels=channels, channels=(32, 64, 64))
-    for family in OTHER:
-        tiny_families.save(family, folder / family)
-    rooms = [(f"ai_001_{i:03d}", 0, "train" if i < 8 else "val") for i in range(10)]
-    layouts.split_csv(folder / "split.csv", rooms)
-    for seed, (scene, frame, _) in enumerate(rooms):
-        shot = layouts.of_scene(layouts.room(seed, TANGENT))
-        layouts.hypersim_shot(folder / "hypersim", scene, frame, shot)
     for name in ("own/images", "own/labels", "far/images", "far/labels"):
         (folder / name).mkdir(parents=True)
     with av.open(str(folder / "film.mkv"), "w") as film:
@@ -227,14 +220,34 @@ def make_world(folder: Path) -> None:
         film.mux(stream.encode(None))
 
 
+def make_rooms(folder: Path) -> None:
+    """Hypersim's published files of a few rooms, one in each scene."""
+    rooms = [(f"ai_001_{i:03d}", 0, "train" if i < 8 else "val") for i in range(10)]
+    for seed, (scene, frame, _) in enumerate(rooms):
+        layouts.hypersim_shot(folder, scene, frame, layouts.of_scene(layouts.room(seed, TANGENT)))
+    layouts.split_csv(folder / "split.csv", rooms)
+
+
+# what few kinds of runs need is made with the first of them: folder of the world -> how
+RARE = {family: partial(tiny_families.save, family) for family in OTHER} | {"hypersim": make_rooms}
+
+
+def make_once(folder: Path, make: Callable[[Path], object]) -> None:
+    """Make a folder, unless it is there. A kill leaves it whole or not at all."""
+    if not folder.is_dir():
+        part = folder.with_name(f"{folder.name}.part")
+        shutil.rmtree(part, ignore_errors=True)
+        make(part)
+        part.rename(folder)
+
+
 def fork_run(kind: Kind, words: list[str], log: Path, cache: Path, clock: int = 0) -> list[int]:
     """Start a run in one or two processes; their ids. What they print goes to the end of `log`.
 
     cache: stands for the user's own cache folder, which keeps states of prompts. clock: seconds by which Python's
     clock differs from the machine's.
     """
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     ids = []
     for rank in range(kind.processes):
         child = os.fork()
@@ -412,10 +425,7 @@ class Lab:
     def __init__(self, folder: Path, seed: int):
         self.folder, self.seed, self.results = folder, seed, folder / "results.jsonl"
         self.whole: dict[str, tuple[float, dict[str, object]]] = {}
-        if not (folder / "world").is_dir():
-            shutil.rmtree(folder / "world.part", ignore_errors=True)
-            make_world(folder / "world.part")
-            (folder / "world.part").rename(folder / "world")
+        make_once(folder / "world", make_world)
 
     def start(self, name: str, output: Path, log: Path, clock: int = 0) -> Running:
         words = KINDS[name].flags.format(world=self.folder / "world", output=output).split()
@@ -424,6 +434,9 @@ class Lab:
     def uninterrupted(self, name: str) -> tuple[float, dict[str, object]]:
         """How many seconds the run takes, and its outcome."""
         if name not in self.whole:
+            for part in RARE:
+                if f"{{world}}/{part} " in KINDS[name].flags:
+                    make_once(self.folder / "world" / part, RARE[part])
             with place(self.folder / name.replace(" ", "-"), "") as folder:
                 began = time.monotonic()
                 running = self.start(name, folder / "run", folder / "log")

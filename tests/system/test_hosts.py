@@ -1,12 +1,12 @@
 """Several hosts: network namespaces of this machine, joined by a cable that only the test uses."""
 
+import multiprocessing.connection
 import os
-import re
 import signal
 import socket
 import subprocess
-import sys
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,6 @@ from PIL import Image
 
 from utils.errors import InputError
 from utils.system import environment, processes
-from utils.training import checkpoint
 from utils.training.data import EndlessBatches
 
 SCRIPT = "sd_single_diode_pseudo_normal.py"
@@ -41,7 +40,9 @@ if os.environ["HOST"] == "1":
 ELASTIC = (
     ON_HOST
     + """
+import signal
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from utils.training import loop
 import sd_single_diode_pseudo_normal as script
 config = LaunchConfig(  # what `torchrun --nnodes 2 --nproc_per_node 1 --max_restarts 3 --rdzv_backend c10d` makes
     min_nodes=2, max_nodes=2, nproc_per_node=1, max_restarts=3, rdzv_backend="c10d", run_id="test",
@@ -51,23 +52,40 @@ config = LaunchConfig(  # what `torchrun --nnodes 2 --nproc_per_node 1 --max_res
 )
 for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
     del os.environ[name]
+log = loop.tracking.log_scalars
+def dying(accelerator, output_dir, values, step, complete):
+    log(accelerator, output_dir, values, step, complete)
+    if step == 6 and os.environ["HOST"] == "1" and not os.path.exists(os.environ["DIED"]):
+        open(os.environ["DIED"], "w").close()
+        os.kill(os.getpid(), signal.SIGKILL)
 def worker(words):
     print("worker", os.getpid(), flush=True)
+    loop.tracking.log_scalars = dying
     run(lambda: script.main(words))
 elastic_launch(config, worker)(sys.argv[1:])
 """
 )
 
 
+LAUNCH = (
+    ON_HOST
+    + """
+import runpy
+runpy.run_module("accelerate.commands.launch", run_name="__main__", alter_sys=True)
+"""
+)
+STUCK = 600  # seconds after which a slow machine is no excuse
+
+
 class Hosts:
-    """Two hosts and the cable between them."""
+    """Two hosts and the cable between them. Names, addresses and ports are theirs: nobody else can take them."""
 
     def __init__(self, folder: Path):
         self.folder, number = folder, os.getpid() % 250
         self.names = [f"host{i}-{os.getpid()}" for i in (0, 1)]
         self.cable = [f"veth{i}-{os.getpid()}"[:15] for i in (0, 1)]
         self.addresses = [ADDRESS.format(number, i + 1) for i in (0, 1)]
-        self.running: list = []
+        self.running: list[BaseProcess] = []
 
     def begin(self) -> None:
         for name in self.names:
@@ -83,24 +101,25 @@ class Hosts:
         for name in self.names:
             subprocess.run(["ip", "netns", "del", name], check=False)
 
-    def environment(self, host: int) -> dict[str, str]:
-        where = {"NAMESPACE": f"/run/netns/{self.names[host]}", "HOST": host, "OWN_ADDR": self.addresses[host]}
-        where |= {"RANK": host, "LOCAL_RANK": 0, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 1}
-        where |= {"MASTER_ADDR": self.addresses[0], "MASTER_PORT": 29511}
-        return {**os.environ, **{key: str(value) for key, value in where.items()}}
-
     def start(self, program: str, *words: object, **more: object) -> None:
-        """A process on each host."""
+        """A process on each host, which is a rank of a training."""
         for host in (0, 1):
-            (self.folder / f"{host}").mkdir()
-            env = self.environment(host) | {key: str(value) for key, value in more.items()}
-            self.running.append(start_fork(("-c", program, *words), self.folder / f"{host}", env))
+            where = {"OWN_ADDR": self.addresses[host], "RANK": host, "LOCAL_RANK": 0, "WORLD_SIZE": 2}
+            where |= {"LOCAL_WORLD_SIZE": 1, "MASTER_ADDR": self.addresses[0], "MASTER_PORT": 29511}
+            self.start_on(host, program, *words, **where, **more)
 
-    def wait(self, seconds: float = 120) -> list[int | None]:
+    def start_on(self, host: int, program: str, *words: object, **more: object) -> None:
+        """A process on a host."""
+        (self.folder / f"{host}").mkdir()
+        given = {"NAMESPACE": f"/run/netns/{self.names[host]}", "HOST": host, **more}
+        env = os.environ | {key: str(value) for key, value in given.items()}
+        self.running.append(start_fork(("-c", program, *words), self.folder / f"{host}", env))
+
+    def wait(self) -> list[int | None]:
         """The exit statuses once both processes have ended."""
-        deadline = time.monotonic() + seconds
-        while any(one.is_alive() for one in self.running) and time.monotonic() < deadline:
-            time.sleep(0.05)
+        deadline = time.monotonic() + STUCK
+        for one in self.running:
+            one.join(max(0, deadline - time.monotonic()))
         return [one.exitcode for one in self.running]
 
     def output(self, host: int, name: str = "stderr") -> str:
@@ -127,14 +146,6 @@ def hosts(tmp_path):
     made.end()
 
 
-def until(condition, hosts: Hosts) -> None:
-    deadline = time.monotonic() + 120
-    while not condition():
-        ends = [one.exitcode for one in hosts.running if hasattr(one, "exitcode")]
-        assert time.monotonic() < deadline and not any(ends), hosts.output(0) + hosts.output(1)
-        time.sleep(0.05)
-
-
 @pytest.mark.slow
 def test_accelerate_launch_on_two_hosts_trains_as_one_process_does(hosts, flags, tmp_path):
     """Its ordinary rendezvous; each line as in docs/training.md."""
@@ -142,19 +153,12 @@ def test_accelerate_launch_on_two_hosts_trains_as_one_process_does(hosts, flags,
     both = flags(SCRIPT, tmp_path / "both", *words)
     both[both.index("--train_batch_size") + 1] = "1"
     for host in (0, 1):
-        launcher = ["-m", "accelerate.commands.launch", "--num_machines", 2, "--num_processes", 2]
-        launcher += ["--machine_rank", host, "--main_process_ip", hosts.addresses[0], "--main_process_port", 29500]
+        launcher = ["--num_machines", 2, "--num_processes", 2, "--machine_rank", host]
+        launcher += ["--main_process_ip", hosts.addresses[0], "--main_process_port", 29500]
         launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", ROOT / SCRIPT, *both]
-        command = ["ip", "netns", "exec", hosts.names[host], sys.executable, *map(str, launcher)]
-        log = (tmp_path / f"log{host}").open("w")
-        hosts.running.append(subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log))
-    try:
-        states = [process.wait(240) for process in hosts.running]
-    finally:
-        for process in hosts.running:
-            process.kill()
-        hosts.running.clear()
-    assert states == [0, 0], (tmp_path / "log0").read_text() + (tmp_path / "log1").read_text()
+        hosts.start_on(host, LAUNCH, *launcher)
+    states = hosts.wait()
+    assert states == [0, 0], hosts.output(0) + hosts.output(1)
     run_here(SCRIPT, flags(SCRIPT, tmp_path / "one", *words))
     assert losses(tmp_path / "both") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
     assert distance(tmp_path / "both", tmp_path / "one") < 1e-6
@@ -164,7 +168,8 @@ def test_accelerate_launch_on_two_hosts_trains_as_one_process_does(hosts, flags,
 @pytest.mark.parametrize("how", ["killed", "cut off"])
 def test_a_host_that_is_lost_ends_the_other_within_a_minute_and_is_named(how, hosts, flags, tmp_path):
     hosts.start(RUN_SCRIPT.format(SCRIPT[:-3]), *flags(SCRIPT, tmp_path / "run", "--max_train_steps", 100_000))
-    until((tmp_path / "run" / "metrics.jsonl").exists, hosts)
+    while not (tmp_path / "run" / "metrics.jsonl").exists():
+        assert not multiprocessing.connection.wait([one.sentinel for one in hosts.running], 0.05), hosts.output(0)
     began = time.monotonic()
     if how == "killed":
         hosts.running[1].kill()
@@ -181,14 +186,12 @@ def test_a_host_that_is_lost_ends_the_other_within_a_minute_and_is_named(how, ho
 def test_torchrun_restarts_from_the_last_checkpoint_and_ends_with_the_same_bits(hosts, flags, tmp_path):
     words = ["--max_train_steps", 16, "--checkpointing_steps", 4, "--resume_from_checkpoint", "latest"]
     words += ["--validation_steps", 0]
-    hosts.start(ELASTIC, *flags(SCRIPT, tmp_path / "run", *words))
-    until(lambda: checkpoint.find(tmp_path / "run"), hosts)
-    (worker,) = re.findall(r"worker (\d+)", hosts.output(1, "stdout"))
-    os.kill(int(worker), signal.SIGKILL)
-    assert hosts.wait(180) == [0, 0], hosts.output(0) + hosts.output(1)
+    hosts.start(ELASTIC, *flags(SCRIPT, tmp_path / "run", *words), DIED=tmp_path / "died")
+    assert hosts.wait() == [0, 0], hosts.output(0) + hosts.output(1)
+    assert (tmp_path / "died").exists()
     # more than one restart where a new worker looks for the other host's old one
     assert "resuming from" in hosts.output(0, "stdout") and hosts.output(1, "stdout").count("worker") >= 2
-    fork(SCRIPT, *flags(SCRIPT, tmp_path / "whole", *words), processes=2)
+    fork(SCRIPT, *flags(SCRIPT, tmp_path / "whole", *words), processes=2, seconds=STUCK)
     assert distance(tmp_path / "run", tmp_path / "whole") == 0
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")
 
