@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -67,13 +68,6 @@ elastic_launch(config, worker)(sys.argv[1:])
 )
 
 
-LAUNCH = (
-    ON_HOST
-    + """
-import runpy
-runpy.run_module("accelerate.commands.launch", run_name="__main__", alter_sys=True)
-"""
-)
 STUCK = 600  # seconds after which a slow machine is no excuse
 
 
@@ -104,16 +98,12 @@ class Hosts:
     def start(self, program: str, *words: object, **more: object) -> None:
         """A process on each host, which is a rank of a training."""
         for host in (0, 1):
-            where = {"OWN_ADDR": self.addresses[host], "RANK": host, "LOCAL_RANK": 0, "WORLD_SIZE": 2}
-            where |= {"LOCAL_WORLD_SIZE": 1, "MASTER_ADDR": self.addresses[0], "MASTER_PORT": 29511}
-            self.start_on(host, program, *words, **where, **more)
-
-    def start_on(self, host: int, program: str, *words: object, **more: object) -> None:
-        """A process on a host."""
-        (self.folder / f"{host}").mkdir()
-        given = {"NAMESPACE": f"/run/netns/{self.names[host]}", "HOST": host, **more}
-        env = os.environ | {key: str(value) for key, value in given.items()}
-        self.running.append(start_fork(("-c", program, *words), self.folder / f"{host}", env))
+            where = {"NAMESPACE": f"/run/netns/{self.names[host]}", "HOST": host, "OWN_ADDR": self.addresses[host]}
+            where |= {"RANK": host, "LOCAL_RANK": 0, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 1, **more}
+            where |= {"MASTER_ADDR": self.addresses[0], "MASTER_PORT": 29511}
+            env = os.environ | {key: str(value) for key, value in where.items()}
+            (self.folder / f"{host}").mkdir()
+            self.running.append(start_fork(("-c", program, *words), self.folder / f"{host}", env))
 
     def wait(self) -> list[int | None]:
         """The exit statuses once both processes have ended."""
@@ -152,13 +142,20 @@ def test_accelerate_launch_on_two_hosts_trains_as_one_process_does(hosts, flags,
     words = ["--max_train_steps", 6, "--learning_rate", 1e-2, "--adam_epsilon", 1e-2, "--checkpointing_steps", 3]
     both = flags(SCRIPT, tmp_path / "both", *words)
     both[both.index("--train_batch_size") + 1] = "1"
-    for host in (0, 1):
-        launcher = ["--num_machines", 2, "--num_processes", 2, "--machine_rank", host]
-        launcher += ["--main_process_ip", hosts.addresses[0], "--main_process_port", 29500]
+    launched = []
+    for host in (0, 1):  # real ones: a process finds its launcher's command line
+        launcher = ["-m", "accelerate.commands.launch", "--num_machines", 2, "--num_processes", 2]
+        launcher += ["--machine_rank", host, "--main_process_ip", hosts.addresses[0], "--main_process_port", 29500]
         launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", ROOT / SCRIPT, *both]
-        hosts.start_on(host, LAUNCH, *launcher)
-    states = hosts.wait()
-    assert states == [0, 0], hosts.output(0) + hosts.output(1)
+        command = ["ip", "netns", "exec", hosts.names[host], sys.executable, *map(str, launcher)]
+        with (tmp_path / f"log{host}").open("w") as log:
+            launched.append(subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log))
+    try:
+        states = [process.wait(STUCK) for process in launched]
+    finally:
+        for process in launched:
+            process.kill()
+    assert states == [0, 0], (tmp_path / "log0").read_text() + (tmp_path / "log1").read_text()
     run_here(SCRIPT, flags(SCRIPT, tmp_path / "one", *words))
     assert losses(tmp_path / "both") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
     assert distance(tmp_path / "both", tmp_path / "one") < 1e-6
