@@ -68,7 +68,7 @@ elastic_launch(config, worker)(sys.argv[1:])
 )
 
 
-STUCK = 600  # seconds after which a slow machine is no excuse
+STUCK = 600  # seconds after which a test gives up, even on a slow machine
 
 
 class Hosts:
