@@ -163,7 +163,7 @@ def own_files(dataset: str, root: Path, pseudo_root: Path | None, manifest: Path
     for sample in samples:
         paths = {"rgb": sample.rgb, "label": sample.label, "gt": sample.gt, "mask": sample.mask}
         group = sample.stem.rpartition("/")[0] or "."
-        yield Files(group, sample.stem, {role: path for role, path in paths.items() if path})
+        yield Files(group, sample.stem, {role: Path(path) for role, path in paths.items() if path})
 
 
 def check_conventions(

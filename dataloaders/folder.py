@@ -65,27 +65,28 @@ class FolderMaps(Maps):
         return ",".join(found)
 
     def rgb_path(self, stem: str) -> Path:
-        return self.samples[stem].rgb
+        return Path(self.samples[stem].rgb)
 
     def label_path(self, stem: str) -> Path:
-        return self.samples[stem].label
+        return Path(self.samples[stem].label)
 
     def truth_name(self, stem: str) -> str:
         return str(self.samples[stem].gt)
 
     def mask(self, stem: str) -> np.ndarray | None:
         sample = self.samples[stem]
-        return None if sample.gt is not None or sample.mask is None else read_mask_named(sample.mask)
+        return None if sample.gt is not None or sample.mask is None else read_mask_named(Path(sample.mask))
 
     def mask_paths(self, stem: str) -> list[Path]:
         sample = self.samples[stem]
-        return [path for path in (sample.gt, sample.mask) if path is not None]
+        return [Path(path) for path in (sample.gt, sample.mask) if path is not None]
 
     def ground_truth(self, stem: str) -> tuple[np.ndarray, np.ndarray] | None:
         sample = self.samples[stem]
         if sample.gt is None:
             return None
-        return self.intrinsic.map_kind.read_own(sample.gt, sample.mask, self.frame)
+        mask = None if sample.mask is None else Path(sample.mask)
+        return self.intrinsic.map_kind.read_own(Path(sample.gt), mask, self.frame)
 
 
 def _normals(path: Path) -> tuple[np.ndarray, np.ndarray]:

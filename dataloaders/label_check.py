@@ -146,7 +146,7 @@ def findings_of_files(
 def labelled(files: list[tuple[str, dict[str, Path]]], intrinsic: Intrinsic, args: argparse.Namespace) -> Maps:
     """The samples as a training of `intrinsic` would read them, at SIDE pixels."""
     if args.root is None and args.dataset in ("folder", "manifest"):
-        own = [Sample(name, each["rgb"], each["label"], each.get("gt"), each.get("mask")) for name, each in files]
+        own = [Sample(name, **{role: str(path) for role, path in each.items()}) for name, each in files]
         measured = any(sample.gt is not None for sample in own)
         return FolderMaps(own, intrinsic, measured, args.gt_frame or "opencv", SIDE)
     root = args.root or args.train_data_dir.parent

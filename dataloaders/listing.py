@@ -17,9 +17,9 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from utils.errors import InputError, note, warn
 from utils.image_io.files import (
@@ -35,18 +35,20 @@ from utils.image_io.files import (
 from utils.paths import check_own_folders
 
 SPLITS = ("train", "val")
+UNUSUAL = re.compile(r"(?:^|/)\.?(?:/|$)" if os.sep == "/" else "")  # what `Path` does not leave as it is
 KEYS = {"image", "label", "gt", "mask", "split", "name"}
 
 
-@dataclass(frozen=True)
-class Sample:
-    """The files of one image. split: train, val, or None where --val_fraction decides."""
+class Sample(NamedTuple):
+    """The files of one image, as text: a million pairs of `Path` take 0.4 GB more. split: train, val, or None where
+    --val_fraction decides.
+    """
 
     stem: str
-    rgb: Path
-    label: Path
-    gt: Path | None = None
-    mask: Path | None = None
+    rgb: str
+    label: str
+    gt: str | None = None
+    mask: str | None = None
     split: str | None = None
 
 
@@ -80,8 +82,9 @@ def folder_samples(root: Path, label_root: Path | None = None) -> list[Sample]:
         )
     samples = [
         Sample(
-            _stem(path, roots["rgb"]), path, files["label"].get(stem, roots["label"] / f"{stem}.png"),
-            files["gt"].get(stem), _mask_of(stem, files["gt"].get(stem), files["mask"].get(stem), roots["gt"]),
+            _stem(path, roots["rgb"]), str(path), str(files["label"].get(stem, roots["label"] / f"{stem}.png")),
+            _text(files["gt"].get(stem)),
+            _text(_mask_of(stem, files["gt"].get(stem), files["mask"].get(stem), roots["gt"])),
             stem.split("/")[0] if by_folder else None,
         )
         for stem, path in files["rgb"].items()
@@ -138,7 +141,7 @@ def complete(samples: list[Sample], skip_missing: bool, notes: list[str]) -> lis
         if path is not None and not os.path.isfile(path)
     }
     if lost and (not skip_missing or len(lost) == len(samples)):
-        names = ", ".join(map(str, list(lost.values())[:3]))
+        names = ", ".join(list(lost.values())[:3])
         raise InputError(f"{len(lost)} of {len(samples)} samples lack a file, e.g. {names}; --skip_missing leaves out")
     if lost:
         notes.append(f"left out {len(lost)} of {len(samples)} samples that lack a file (--skip_missing)")
@@ -148,7 +151,7 @@ def complete(samples: list[Sample], skip_missing: bool, notes: list[str]) -> lis
 def with_mask(samples: list[Sample], skip_missing: bool, notes: list[str]) -> list[Sample]:
     """The samples with a mask or ground truth. InputError with three names of the others unless `skip_missing`."""
     known = [sample for sample in samples if sample.mask is not None or sample.gt is not None]
-    lost = [str(sample.rgb) for sample in samples if sample.mask is None and sample.gt is None]
+    lost = [sample.rgb for sample in samples if sample.mask is None and sample.gt is None]
     if samples and not known:
         raise InputError(
             "--masked_loss: no sample has a mask (masks/<same name>.png) or ground truth; leave the flag out"
@@ -211,7 +214,7 @@ def one_name(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def _lines(path: Path) -> list[str]:
+def _lines(path: Path) -> Iterator[str]:
     """The manifest's lines: UTF-8, with or without a byte-order mark; any ends of lines."""
     try:
         content = path.read_bytes()
@@ -224,7 +227,12 @@ def _lines(path: Path) -> list[str]:
     except UnicodeDecodeError as error:
         number = content[: error.start].count(b"\n") + 1
         raise InputError(f"{path}:{number}: not UTF-8 text ({error.reason}); save it as UTF-8") from None
-    return re.split("\r\n|\n|\r", text)  # splitlines would cut names at other characters, such as U+2028
+    del content
+    start = 0
+    for end in re.finditer("\r\n|\n|\r", text):  # splitlines would cut names at other characters, such as U+2028
+        yield text[start : end.start()]
+        start = end.end()
+    yield text[start:]
 
 
 class _Finder:
@@ -232,15 +240,16 @@ class _Finder:
 
     def __init__(self, folder: Path):
         self.folder = folder
+        self._prefix = str(folder / "x")[:-1]
         self._names: dict[Path, dict[str, list[str]]] = {}
 
-    def __call__(self, text: str, where: str) -> Path:
-        """The file; if it does not exist, the path as written. Raises InputError, with `where` and the problem:
+    def __call__(self, text: str, where: str) -> str:
+        """The path of the file; if it does not exist, as written. Raises InputError, with `where` and the problem:
 
         a Windows drive, surrounding spaces, or a name that is there in other capitals. Backslashes are read as
         slashes, and Unicode's two ways to write an accent as the same, where the name as written is not there.
         """
-        written = self.folder / text
+        written = self.written(text)
         if os.path.lexists(written) or "\0" in text:
             return written
         if os.name != "nt" and re.match(r"[A-Za-z]:[\\/]|\\\\", text):
@@ -249,7 +258,7 @@ class _Finder:
             )
         found = self._there(Path(text.replace("\\", "/")))
         if found is not None:
-            return found
+            return str(found)
         if text != text.strip() and self._there(Path(text.strip().replace("\\", "/"))) is not None:
             raise InputError(f"{where}: {text!r} begins or ends with spaces, and no file does; remove them")
         other = self._there(Path(text.replace("\\", "/")), str.casefold)
@@ -258,6 +267,10 @@ class _Finder:
                 f"{where}: {text} is not there, but {other.relative_to(self.folder)} is: capitals count; write it so"
             )
         return written
+
+    def written(self, text: str) -> str:
+        """str(folder / text), which for an ordinary path is cheap."""
+        return str(self.folder / text) if UNUSUAL.search(text) else self._prefix + text
 
     def _there(self, path: Path, fold: Callable[[str], str] = str) -> Path | None:
         """The one file of that path, names compared by `fold` of `one_name`; None if it does not exist, or twice."""
@@ -299,9 +312,25 @@ def _parse(find: _Finder, line: str, where: str) -> Sample:
     if entry.get("split", "val") not in SPLITS:
         raise InputError(f"{where}: split {entry['split']!r} is neither train nor val")
     paths = {key: find(entry[key], where) for key in ("image", "label", "gt", "mask") if key in entry}
-    image = (
-        entry["image"] if paths["image"] == find.folder / entry["image"] else paths["image"].relative_to(find.folder)
-    )
-    stem = entry.get("name", Path(image).with_suffix("").as_posix())
-    mask = paths.get("mask") or _mask_of(stem, paths.get("gt"), None)
-    return Sample(stem, paths["image"], paths["label"], paths.get("gt"), mask, entry.get("split"))
+    stem = entry.get("name") or _without_ending(find, entry["image"], paths["image"], where)
+    mask, gt = paths.get("mask"), paths.get("gt")
+    if mask is None and gt is not None:
+        mask = _text(_mask_of(stem, Path(gt), None))
+    return Sample(stem, paths["image"], paths["label"], gt, mask, entry.get("split"))
+
+
+def _without_ending(find: _Finder, text: str, path: str, where: str) -> str:
+    """The image's path without ending, as the manifest writes it, or as its file is called where that differs."""
+    if path != find.written(text):
+        text = Path(path).relative_to(find.folder).as_posix()
+    if UNUSUAL.search(text):
+        if not Path(text).name:
+            raise InputError(f"{where}: image {text!r} is a folder; name a file")
+        return Path(text).with_suffix("").as_posix()
+    folder, slash, name = text.rpartition("/")
+    dot = name.rfind(".")
+    return folder + slash + name[:dot] if 0 < dot < len(name) - 1 else text
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)

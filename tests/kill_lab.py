@@ -14,15 +14,18 @@ runs are forks of this process, which has everything imported: a start costs a f
 import argparse
 import hashlib
 import importlib
+import itertools
 import json
 import os
 import random
+import shlex
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -47,7 +50,11 @@ import augunet_diode_pseudo_depth
 import inference_sd_single
 import pseudo_label
 import sd_single_diode_pseudo_normal
+from dataloaders.__main__ import main as dataloaders
+from dataloaders.prepare.hypersim import TANGENT
 from miniworld.pretraining.random_sd import save_random_sd
+from tests import layouts, tiny_families
+from utils.base_model import names
 from utils.errors import run
 from utils.lora import SAFETENSORS
 from utils.paths import ROOT
@@ -60,6 +67,7 @@ PRELOADED = (  # what the scripts import only when they run
     "utils.labels.run", "utils.training.loop", "wandb",
 )  # fmt: skip
 LOST_RANK = 60  # seconds within which a process must notice that another one has died
+_PORTS = itertools.count()
 STUCK = 600  # seconds after which a run that should have ended has not
 DISK = 64  # MB of the disk that fills up
 HOUR = 3600
@@ -110,10 +118,10 @@ def tracked(output: Path) -> dict[str, object]:
     return trained(output)
 
 
-def predicted(output: Path) -> dict[str, object]:
-    """The bytes of every map and film."""
-    files = [path for path in output.rglob("*") if path.suffix in (".png", ".npy", ".mp4")]
-    assert files, "nothing was predicted"
+def written(output: Path) -> dict[str, object]:
+    """The bytes of every map, film and record."""
+    files = [path for path in output.rglob("*") if path.suffix in (".png", ".npy", ".mp4", ".json", ".jsonl")]
+    assert files, "nothing was written"
     return {str(path.relative_to(output)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
@@ -139,6 +147,7 @@ DEPTHS = NORMALS.replace("normal", "depth") + " --augment_from {world}/ip2p"
 OWN = f"{COMMON} --report_to none --dataset folder --train_data_dir {{world}}/own --gt_frame opengl"
 MAPS = "--device cpu --output_dir {output} --npy --lora " + str(ROOT / "miniworld" / "mini-loras")
 normal, augunet = sd_single_diode_pseudo_normal.main, augunet_diode_pseudo_depth.main
+OTHER = sorted(names.FAMILIES.keys() - {"sd"})  # families of bases
 KINDS = {  # all but "workers", whose crops are random, and "no cache" build and read a cache of latents
     "plain": Kind(normal, f"{NORMALS} --train_batch_size 2 --max_train_steps 40 --checkpointing_steps 5"),
     "all layers": Kind(normal, f"{NORMALS} --train_batch_size 2 --max_train_steps 24 --checkpointing_steps 4 "
@@ -157,56 +166,100 @@ KINDS = {  # all but "workers", whose crops are random, and "no cache" build and
                           "--checkpoints_total_limit 2", processes=2),
     "no cache": Kind(normal, f"{NORMALS} --train_batch_size 2 --max_train_steps 20 --checkpointing_steps 6 "
                      "--no_cache_latents"),
+    "mixed": Kind(normal, OWN.replace("{world}/own", "{world}/own,{world}/far") + " --mix 0.75,0.25 --crop none "
+                  "--train_batch_size 2 --max_train_steps 30 --checkpointing_steps 4"),
+    **{family: Kind(normal, NORMALS.replace("/sd ", f"/{family} ") + " --train_batch_size 2 --max_train_steps 16 "
+                    "--checkpointing_steps 3") for family in OTHER},
     "trackers": Kind(normal, NORMALS.replace("none", "tensorboard,wandb") + " --train_batch_size 2 --max_train_steps "
                      "30 --checkpointing_steps 4 --tracker_project lab", outcome=tracked),
-    "folder": Kind(inference_sd_single.main, f"{MAPS}/normal --input_dir {{world}}/depths/val", outcome=predicted),
+    "tracked averages": Kind(normal, NORMALS.replace("none", "tensorboard,wandb") + " --train_batch_size 2 "
+                             "--max_train_steps 30 --checkpointing_steps 4 --ema_decay 0.9 --tracker_project lab",
+                             outcome=tracked),
+    "folder": Kind(inference_sd_single.main, f"{MAPS}/normal --input_dir {{world}}/depths/val", outcome=written),
     "video": Kind(inference_sd_single.main, f"{MAPS}/depth --input_dir {{world}}/film.mkv --video",
-                  outcome=predicted),
+                  outcome=written),
     "labels": Kind(pseudo_label.main, "--task depth --from ground_truth --input_dir {world} --output_dir {output} "
-                   "--npy --device cpu", outcome=predicted),
+                   "--npy --device cpu", outcome=written),
+    "prepare": Kind(dataloaders, "prepare hypersim --source {world}/hypersim --split_csv {world}/hypersim/split.csv "
+                    "--root {output} --workers 1", outcome=written),
 }  # fmt: skip
-TRAININGS = [name for name, kind in KINDS.items() if kind.outcome is not predicted and kind.processes == 1]
+TRAININGS = [name for name, kind in KINDS.items() if kind.outcome is not written and kind.processes == 1]
+TRACKED = [name for name, kind in KINDS.items() if kind.outcome is tracked]
 CACHED = [name for name in TRAININGS if name not in ("workers", "no cache")]
 WAYS = {  # how a run is killed -> kills out of 100, and the kinds that are
     "any moment": (45, [name for name in KINDS if name != "two processes"]),
     "saving": (20, [name for name in KINDS if name not in ("two processes", "labels")]),
     "building the cache": (10, CACHED),
     "two processes": (10, ["two processes"]),
-    "full disk": (10, [name for name in KINDS if name not in ("two processes", "trackers", "labels")]),
-    "clock set back": (5, ["trackers", "plain", "video"]),
+    "full disk": (10, [name for name in KINDS if name not in ("two processes", *TRACKED, "labels")]),
+    "clock set back": (5, [*TRACKED, "plain", "video"]),
 }
 
 
 def make_world(folder: Path) -> None:
-    """Rendered scenes in DIODE's layout and in a folder of one's own, random models in the formats of Stable Diffusion
-    and InstructPix2Pix, and a film.
+    """Rendered scenes in DIODE's layout and in two folders of one's own, random models in the formats of Stable
+    Diffusion and InstructPix2Pix, and a film.
     """
     scenes = ["-m", "miniworld.scenes", "--root", folder, "--train", "72", "--val", "12", "--size", "96x72"]
     subprocess.run([sys.executable, *map(str, scenes)], cwd=ROOT, check=True, capture_output=True)
     for seed, (name, channels) in enumerate({"sd": 4, "ip2p": 8}.items()):
         save_random_sd(folder / name, seed, in_channels=channels, channels=(32, 64, 64))
-    for name in ("images", "labels"):
-        (folder / "own" / name).mkdir(parents=True)
+    for name in ("own/images", "own/labels", "far/images", "far/labels"):
+        (folder / name).mkdir(parents=True)
     with av.open(str(folder / "film.mkv"), "w") as film:
         stream = film.add_stream("ffv1", rate=25)
-        stream.width, stream.height, stream.pix_fmt = 96, 72, "bgr0"
-        for i, image in enumerate(sorted((folder / "depths" / "train").rglob("*.png"))[:48]):
+        # below 128 pixels x264 reads memory that it has not written: the same frames give other bytes each time
+        stream.width, stream.height, stream.pix_fmt = 128, 96, "bgr0"
+        for i, image in enumerate(sorted((folder / "depths" / "train").rglob("*.png"))):
             label = folder / "pseudo" / "normal" / image.relative_to(folder / "depths")
             width = 48 if i % 3 == 0 else 96  # two shapes
             for name, path in (("images", image), ("labels", label)):
-                Image.open(path).crop((0, 0, width, 72)).save(folder / "own" / name / f"{i:02d}.png")
+                target = folder / ("own" if i < 48 else "far") / name / f"{i:02d}.png"
+                Image.open(path).crop((0, 0, width, 72)).save(target)
             if i < 20:
-                film.mux(stream.encode(av.VideoFrame.from_ndarray(np.asarray(Image.open(image)), "rgb24")))
+                frame = np.asarray(Image.open(image).resize((128, 96)))
+                film.mux(stream.encode(av.VideoFrame.from_ndarray(frame, "rgb24")))
         film.mux(stream.encode(None))
 
 
-def fork_run(kind: Kind, words: list[str], log: Path, clock: int = 0) -> list[int]:
+def make_rooms(folder: Path) -> None:
+    """Hypersim's published files of a few rooms, one in each scene."""
+    rooms = [(f"ai_001_{i:03d}", 0, "train" if i < 8 else "val") for i in range(10)]
+    for seed, (scene, frame, _) in enumerate(rooms):
+        layouts.hypersim_shot(folder, scene, frame, layouts.of_scene(layouts.room(seed, TANGENT)))
+    layouts.split_csv(folder / "split.csv", rooms)
+
+
+# what few kinds of runs need is made with the first of them: folder of the world -> how
+RARE = {family: partial(tiny_families.save, family) for family in OTHER} | {"hypersim": make_rooms}
+
+
+def make_once(folder: Path, make: Callable[[Path], object]) -> None:
+    """Make a folder, unless it is there. A kill leaves it whole or not at all."""
+    if not folder.is_dir():
+        part = folder.with_name(f"{folder.name}.part")
+        shutil.rmtree(part, ignore_errors=True)
+        make(part)
+        part.rename(folder)
+
+
+def free_port() -> int:
+    """A port of this process's own, below those that the system gives to connections, so that no other process takes
+    it before it is used.
+    """
+    while True:
+        port = 10_000 + (20 * os.getpid() + next(_PORTS)) % 20_000
+        with suppress(OSError), socket.create_server(("", port)):
+            return port
+
+
+def fork_run(kind: Kind, words: list[str], log: Path, cache: Path, clock: int = 0) -> list[int]:
     """Start a run in one or two processes; their ids. What they print goes to the end of `log`.
 
-    clock: seconds by which Python's clock differs from the machine's.
+    cache: stands for the user's own cache folder, which keeps states of prompts. clock: seconds by which Python's
+    clock differs from the machine's.
     """
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     ids = []
     for rank in range(kind.processes):
         child = os.fork()
@@ -219,6 +272,7 @@ def fork_run(kind: Kind, words: list[str], log: Path, clock: int = 0) -> list[in
             with log.open("ab", buffering=0) as file:
                 os.dup2(file.fileno(), 1)
                 os.dup2(file.fileno(), 2)
+            os.environ["XDG_CACHE_HOME"] = str(cache)
             if kind.processes > 1:
                 os.environ.update(
                     RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(kind.processes),
@@ -288,6 +342,19 @@ class Running:
         os.kill(victim, signal.SIGKILL)
         self.send(signal.SIGCONT)
         assert self.wait(LOST_RANK), f"a process still ran {LOST_RANK} s after another one had been killed"
+        deadline = time.monotonic() + LOST_RANK
+        while left := self.helpers():
+            assert time.monotonic() < deadline, f"{left} still ran {LOST_RANK} s after their run had been killed"
+            time.sleep(0.01)
+
+    def helpers(self) -> list[str]:
+        """Command lines of processes that the run has started, and that still run."""
+        found = []
+        for process in psutil.process_iter():
+            with suppress(psutil.Error, ProcessLookupError):
+                if os.getsid(process.pid) in self.ids and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(shlex.join(process.cmdline())[-200:])
+        return found
 
 
 def is_building(output: Path) -> bool:
@@ -370,18 +437,18 @@ class Lab:
     def __init__(self, folder: Path, seed: int):
         self.folder, self.seed, self.results = folder, seed, folder / "results.jsonl"
         self.whole: dict[str, tuple[float, dict[str, object]]] = {}
-        if not (folder / "world").is_dir():
-            shutil.rmtree(folder / "world.part", ignore_errors=True)
-            make_world(folder / "world.part")
-            (folder / "world.part").rename(folder / "world")
+        make_once(folder / "world", make_world)
 
     def start(self, name: str, output: Path, log: Path, clock: int = 0) -> Running:
         words = KINDS[name].flags.format(world=self.folder / "world", output=output).split()
-        return Running(fork_run(KINDS[name], words, log, clock))
+        return Running(fork_run(KINDS[name], words, log, output.with_name("cache"), clock))
 
     def uninterrupted(self, name: str) -> tuple[float, dict[str, object]]:
         """How many seconds the run takes, and its outcome."""
         if name not in self.whole:
+            for part in RARE:
+                if f"{{world}}/{part} " in KINDS[name].flags:
+                    make_once(self.folder / "world" / part, RARE[part])
             with place(self.folder / name.replace(" ", "-"), "") as folder:
                 began = time.monotonic()
                 running = self.start(name, folder / "run", folder / "log")
@@ -469,6 +536,7 @@ def main(argv: list[str] | None = None) -> int:
     for name in PRELOADED:
         importlib.import_module(name)
     tqdm.monitor_interval = 0  # its thread would be in every fork
+    tqdm.set_lock(threading.RLock())  # the usual one is shared by the forks: killed in a print, they would keep it
     ways = args.way or list(WAYS)
     with tempfile.TemporaryDirectory() as temporary:
         if "full disk" in ways:

@@ -6,8 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
+from dataloaders import listing
 from dataloaders.check import main as check
 from dataloaders.listing import folder_samples, manifest_samples
 from utils.errors import InputError
@@ -56,15 +59,24 @@ def test_files_of_other_systems_list_the_same_samples(data, content):
 def test_names_on_disk_may_be_decomposed(data):
     (data / "images" / "café.png").rename(data / "images" / f"{NFD}.png")
     (sample,) = manifest_samples(written(data, line("café").encode()))
-    assert sample.rgb == data / "images" / f"{NFD}.png" and sample.label == data / "labels" / "café.png"
+    assert sample.rgb == str(data / "images" / f"{NFD}.png") and sample.label == str(data / "labels/café.png")
     paired = {sample.stem: sample for sample in folder_samples(data)}
-    assert paired[NFD].label == data / "labels" / "café.png" and len(paired) == 4
+    assert paired[NFD].label == str(data / "labels" / "café.png") and len(paired) == 4
 
 
 def test_a_separator_inside_a_name_does_not_end_a_line(data):
     (data / "images" / "a\u2028b.png").symlink_to(data / "images" / "a.png")
     samples = manifest_samples(written(data, line("a", image="images/a\u2028b.png").encode()))
-    assert samples[0].rgb.is_file()
+    assert Path(samples[0].rgb).is_file()
+
+
+@given(st.text("./ab\0", min_size=1), st.sampled_from([".", "/", "..", "a", "/a/b"]))
+def test_a_path_is_joined_and_its_ending_removed_as_pathlib_does(text, folder):
+    find = listing._Finder(Path(folder))
+    assert find.written(text) == str(Path(folder) / text)
+    if Path(text).name:
+        expected = Path(text).with_suffix("").as_posix()
+        assert listing._without_ending(find, text, find.written(text), "") == expected
 
 
 @pytest.mark.parametrize(("changes", "message"), [
@@ -74,6 +86,7 @@ def test_a_separator_inside_a_name_does_not_end_a_line(data):
     ({"label": "Labels/a.png"}, r"list.jsonl:2: Labels/a.png is not there, but labels/a.png is"),
     ({"image": "images/a.png "}, r"list.jsonl:2: 'images/a.png ' begins or ends with spaces"),
     ({"image": " images\\a.png"}, "list.jsonl:2: .* begins or ends with spaces"),
+    ({"image": "./"}, "list.jsonl:2: image './' is a folder; name a file"),
 ])  # fmt: skip
 def test_paths_in_doubt_are_named_with_their_line(data, changes, message):
     path = written(data, f"{line('b')}\n{line('a', **changes)}".encode())

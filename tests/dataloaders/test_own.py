@@ -49,7 +49,8 @@ def manifest(root, **more) -> Path:
     lines = []
     for sample in folder_samples(root):
         relative = [
-            path.relative_to(root.parent).as_posix() for path in (sample.rgb, sample.label, sample.gt, sample.mask)
+            Path(path).relative_to(root.parent).as_posix()
+            for path in (sample.rgb, sample.label, sample.gt, sample.mask)
         ]
         lines.append(
             json.dumps({**dict(zip(("image", "label", "gt", "mask"), relative)), "name": sample.stem, **more})
@@ -220,7 +221,7 @@ def test_training_on_own_data(script, own, flags, tmp_path):
     if frame:
         run_here(script, [*words, "--dataset", "folder", "--train_data_dir", str(own), *frame])
     else:
-        lines = [json.dumps({"image": str(s.rgb), "label": str(s.label)}) for s in folder_samples(own)]
+        lines = [json.dumps({"image": s.rgb, "label": s.label}) for s in folder_samples(own)]
         path = tmp_path / "plain.jsonl"
         path.write_text("\n".join(lines))
         own_labels = ["--dataset", "manifest", "--manifest", str(path), "--skip_label_check"]  # of normals, for depth

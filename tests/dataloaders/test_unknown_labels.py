@@ -60,7 +60,7 @@ def test_labels_without_a_code_are_used_everywhere(own):
 def sample(path, mask=None):
     image = path.with_name("image.png")
     Image.fromarray(np.zeros((*SHAPE, 3), np.uint8)).save(image)
-    return Sample("s", image, image, path, mask)
+    return Sample("s", str(image), str(image), str(path), mask and str(mask))
 
 
 @pytest.mark.parametrize("grey", [127, 128])
@@ -97,9 +97,9 @@ def test_a_mask_next_to_own_truth_is_used(name, own):
     path.parent.mkdir(exist_ok=True)
     np.save(path, mask) if path.suffix == ".npy" else Image.fromarray(255 * mask).save(path)
     found = next(one for one in folder_samples(root) if one.stem == "0")
-    assert found.mask == path and found.gt == root / "gt/0.npy"
+    assert found.mask == str(path) and found.gt == str(root / "gt/0.npy")
     (root / "m.jsonl").write_text('{"image": "images/0.png", "label": "labels/0.png", "gt": "gt/0.npy"}')
-    assert manifest_samples(root / "m.jsonl")[0].mask == path
+    assert manifest_samples(root / "m.jsonl")[0].mask == str(path)
     _, valid = FolderMaps([found], DEPTH, True).ground_truth("0")
     assert not valid[:10].any() and valid[10:].all()
     np.save(root / "masks/0.npy", np.ones(SHAPE))
@@ -112,7 +112,7 @@ def test_maps_whose_names_begin_like_an_image_are_read_or_named(own, capsys):
     for ending in ("normal", "16bit"):
         Image.fromarray(np.full((*SHAPE, 3), 90, np.uint8)).save(root / f"gt/0_{ending}.png")
     found = next(one for one in folder_samples(root) if one.stem == "0")
-    assert found.gt == root / "gt/0_16bit.png"
+    assert found.gt == str(root / "gt/0_16bit.png")
     assert "gt: 1 files belong to no image and are not read, e.g. 0_normal.png" in capsys.readouterr().err
 
 

@@ -508,6 +508,16 @@ def test_a_large_photograph_is_read_and_its_memory_stated(tmp_path, monkeypatch,
     assert Image.MAX_IMAGE_PIXELS == 100  # other programs' images keep Pillow's limit
 
 
+def test_pillows_limit_stays_a_number_while_a_header_is_read(tmp_path, monkeypatch):
+    """Another thread may be comparing a crop's size with twice the limit, which fails for None."""
+    limits = []
+    monkeypatch.setattr(
+        opening, "identify", lambda path: limits.append(Image.MAX_IMAGE_PIXELS) or Image.new("L", SIZE)
+    )
+    opening.open_header(tmp_path / "a.png")
+    assert 2 * limits[0] > opening.MAX_PIXELS
+
+
 def test_an_image_beyond_the_memory_is_to_be_scaled_down(tmp_path, monkeypatch):
     monkeypatch.setattr(opening, "LARGE", 700)
     monkeypatch.setattr(opening, "BYTES_PER_PIXEL", 10**12)

@@ -1,12 +1,12 @@
 """Several hosts: network namespaces of this machine, joined by a cable that only the test uses."""
 
 import os
-import re
 import signal
 import socket
 import subprocess
 import sys
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,6 @@ from PIL import Image
 
 from utils.errors import InputError
 from utils.system import environment, processes
-from utils.training import checkpoint
 from utils.training.data import EndlessBatches
 
 SCRIPT = "sd_single_diode_pseudo_normal.py"
@@ -41,7 +40,9 @@ if os.environ["HOST"] == "1":
 ELASTIC = (
     ON_HOST
     + """
+import signal
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from utils.training import loop
 import sd_single_diode_pseudo_normal as script
 config = LaunchConfig(  # what `torchrun --nnodes 2 --nproc_per_node 1 --max_restarts 3 --rdzv_backend c10d` makes
     min_nodes=2, max_nodes=2, nproc_per_node=1, max_restarts=3, rdzv_backend="c10d", run_id="test",
@@ -51,8 +52,15 @@ config = LaunchConfig(  # what `torchrun --nnodes 2 --nproc_per_node 1 --max_res
 )
 for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
     del os.environ[name]
+log = loop.tracking.log_scalars
+def dying(accelerator, output_dir, values, step, complete):
+    log(accelerator, output_dir, values, step, complete)
+    if step == 6 and os.environ["HOST"] == "1" and not os.path.exists(os.environ["DIED"]):
+        open(os.environ["DIED"], "w").close()
+        os.kill(os.getpid(), signal.SIGKILL)
 def worker(words):
     print("worker", os.getpid(), flush=True)
+    loop.tracking.log_scalars = dying
     run(lambda: script.main(words))
 elastic_launch(config, worker)(sys.argv[1:])
 """
@@ -60,14 +68,14 @@ elastic_launch(config, worker)(sys.argv[1:])
 
 
 class Hosts:
-    """Two hosts and the cable between them."""
+    """Two hosts and the cable between them. Names, addresses and ports are theirs: nobody else can take them."""
 
     def __init__(self, folder: Path):
         self.folder, number = folder, os.getpid() % 250
         self.names = [f"host{i}-{os.getpid()}" for i in (0, 1)]
         self.cable = [f"veth{i}-{os.getpid()}"[:15] for i in (0, 1)]
         self.addresses = [ADDRESS.format(number, i + 1) for i in (0, 1)]
-        self.running: list = []
+        self.running: list[BaseProcess] = []
 
     def begin(self) -> None:
         for name in self.names:
@@ -83,17 +91,14 @@ class Hosts:
         for name in self.names:
             subprocess.run(["ip", "netns", "del", name], check=False)
 
-    def environment(self, host: int) -> dict[str, str]:
-        where = {"NAMESPACE": f"/run/netns/{self.names[host]}", "HOST": host, "OWN_ADDR": self.addresses[host]}
-        where |= {"RANK": host, "LOCAL_RANK": 0, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 1}
-        where |= {"MASTER_ADDR": self.addresses[0], "MASTER_PORT": 29511}
-        return {**os.environ, **{key: str(value) for key, value in where.items()}}
-
     def start(self, program: str, *words: object, **more: object) -> None:
-        """A process on each host."""
+        """A process on each host, which is a rank of a training."""
         for host in (0, 1):
+            where = {"NAMESPACE": f"/run/netns/{self.names[host]}", "HOST": host, "OWN_ADDR": self.addresses[host]}
+            where |= {"RANK": host, "LOCAL_RANK": 0, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 1, **more}
+            where |= {"MASTER_ADDR": self.addresses[0], "MASTER_PORT": 29511}
+            env = os.environ | {key: str(value) for key, value in where.items()}
             (self.folder / f"{host}").mkdir()
-            env = self.environment(host) | {key: str(value) for key, value in more.items()}
             self.running.append(start_fork(("-c", program, *words), self.folder / f"{host}", env))
 
     def alive(self) -> bool:
@@ -134,19 +139,19 @@ def test_accelerate_launch_on_two_hosts_trains_as_one_process_does(hosts, flags,
     words = ["--max_train_steps", 6, "--learning_rate", 1e-2, "--adam_epsilon", 1e-2, "--checkpointing_steps", 3]
     both = flags(SCRIPT, tmp_path / "both", *words)
     both[both.index("--train_batch_size") + 1] = "1"
-    for host in (0, 1):
+    launched = []
+    for host in (0, 1):  # real ones: a process finds its launcher's command line
         launcher = ["-m", "accelerate.commands.launch", "--num_machines", 2, "--num_processes", 2]
         launcher += ["--machine_rank", host, "--main_process_ip", hosts.addresses[0], "--main_process_port", 29500]
         launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", ROOT / SCRIPT, *both]
         command = ["ip", "netns", "exec", hosts.names[host], sys.executable, *map(str, launcher)]
-        log = (tmp_path / f"log{host}").open("w")
-        hosts.running.append(subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log))
+        with (tmp_path / f"log{host}").open("w") as log:
+            launched.append(subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log))
     try:
-        states = [process.wait(PATIENCE) for process in hosts.running]
+        states = [process.wait(PATIENCE) for process in launched]
     finally:
-        for process in hosts.running:
+        for process in launched:
             process.kill()
-        hosts.running.clear()
     assert states == [0, 0], (tmp_path / "log0").read_text() + (tmp_path / "log1").read_text()
     run_here(SCRIPT, flags(SCRIPT, tmp_path / "one", *words))
     assert losses(tmp_path / "both") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
@@ -174,11 +179,9 @@ def test_a_host_that_is_lost_ends_the_other_within_a_minute_and_is_named(how, ho
 def test_torchrun_restarts_from_the_last_checkpoint_and_ends_with_the_same_bits(hosts, flags, tmp_path):
     words = ["--max_train_steps", 16, "--checkpointing_steps", 4, "--resume_from_checkpoint", "latest"]
     words += ["--validation_steps", 0]
-    hosts.start(ELASTIC, *flags(SCRIPT, tmp_path / "run", *words))
-    wait_for(lambda: checkpoint.find(tmp_path / "run"), hosts.alive, hosts.folder / "0/stderr")
-    (worker,) = re.findall(r"worker (\d+)", hosts.output(1, "stdout"))
-    os.kill(int(worker), signal.SIGKILL)
+    hosts.start(ELASTIC, *flags(SCRIPT, tmp_path / "run", *words), DIED=tmp_path / "died")
     assert hosts.wait() == [0, 0], hosts.output(0) + hosts.output(1)
+    assert (tmp_path / "died").exists()
     # more than one restart where a new worker looks for the other host's old one
     assert "resuming from" in hosts.output(0, "stdout") and hosts.output(1, "stdout").count("worker") >= 2
     fork(SCRIPT, *flags(SCRIPT, tmp_path / "whole", *words), processes=2)

@@ -142,7 +142,7 @@ def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
 def test_runs_that_are_killed_and_resumed_end_as_ones_that_were_not():
     """One kill in each way; `python -m tests.kill_lab --kills 100` does it in earnest, with all kinds of runs."""
     words = ["-m", "tests.kill_lab", "--kills", "6", "--kind", "workers", "--kind", "plain", "--kind", "two processes"]
-    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=900)
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=3000)
     assert done.returncode == 0 and "6 of 6 kills survived" in done.stdout, done.stdout + done.stderr
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -59,7 +60,7 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
 def open_header(path: str | Path | io.BytesIO) -> Image.Image:
     """`identify` with the limits of `check_size`: Pillow's own takes every large image for an attack."""
     with _pillow_limit:  # a global of Pillow, lifted while a header is read
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, sys.maxsize  # None breaks other threads' crops
         try:
             image = identify(path)
         finally:
