@@ -5,6 +5,7 @@ linear (floats) or sRGB-coded (8 or 16 bits); .npy, .exr or .png. Masks: not zer
 truth is not scored.
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +55,11 @@ class FolderMaps(Maps):
     def trained_on(self) -> str:
         """By the records that `dataloaders prepare` writes: of each folder of images the nearest above."""
         found: dict[str, None] = {}
-        records: dict[Path, dict] = {}
+        records: dict[str, dict] = {}
         for sample in (self.samples[stem] for stem in self.stems):
-            folder = sample.rgb.parent
+            folder = os.path.dirname(sample.rgb)
             if folder not in records:
-                records[folder] = record_above(folder)
+                records[folder] = record_above(Path(folder))
             name, split = records[folder].get("set"), records[folder].get("splits") == "published"
             part = sample.split or next((part for part in sample.stem.split("/") if part in ("train", "test")), "")
             found |= {f"{name} {part if split else ''}".strip(): None} if name else {}
