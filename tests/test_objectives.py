@@ -11,7 +11,8 @@ from diffusers import UNet2DConditionModel
 from helpers import around
 
 from miniworld.pretraining.random_sd import build_scheduler, build_unet, build_vae
-from utils.latents import mode, moments, training_latents
+from utils.intrinsics import NORMAL
+from utils.latents import cells, mode, moments, training_latents
 from utils.noise import gaussian, generators, noise_of
 from utils.objectives import AugUNet, SingleStep, rescale, zero_snr_scheduler
 
@@ -203,6 +204,21 @@ def test_latents_that_are_brought_along_give_the_same_loss(vae, batch, method):
     )
     known["target_std"] = 2 * known["target_std"]  # and the target is drawn, not taken at its mean
     assert objective.loss(Spy(), known, generators(3, 0, 2)) != objective.loss(Spy(), batch, generators(3, 0, 2))
+
+
+def test_a_cell_counts_where_all_of_its_pixels_do():
+    mask = torch.ones(1, 1, 16, 24, dtype=torch.bool)
+    mask[0, 0, 9, 23] = False
+    assert cells(mask, (2, 3)).tolist() == [[[[True, True, True], [True, True, False]]]]
+    assert torch.equal(cells(mask, (16, 24)), mask)
+    with pytest.raises(ValueError, match=r"a mask of \(16, 24\) does not fit latents of \(2, 4\)"):
+        cells(mask, (2, 4))
+
+
+def test_an_intrinsic_cannot_be_changed_in_place():
+    """All runs of a process share the four records."""
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        NORMAL.prompt = "other"
 
 
 def test_generators_are_a_function_of_seed_and_number():

@@ -227,6 +227,12 @@ def test_no_frame_is_the_remedy_of_values_that_are_not_plain():
     assert frame_of(undone) is true_frame_of(undone, "opencv", "opengl") is None
 
 
+@pytest.mark.parametrize(("largest", "odd"), [(15.5, ()), (16.5, ("255",))])
+def test_normals_beyond_16_were_never_decoded(largest, odd):
+    """Of no sign; 8-bit values of any image reach farther, and lengths of no network do."""
+    assert normals_evidence(np.full((3, 4, 3), (largest, 3.0, 2.0))).odd == odd
+
+
 @pytest.mark.parametrize("white", [1, 255])
 @pytest.mark.parametrize(("apart", "odd"), [(0.07, ()), (0.09, ("colours",))])
 def test_depth_has_colours_where_channels_differ_by_8_percent_of_white(white, apart, odd):

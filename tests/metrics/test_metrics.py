@@ -372,6 +372,7 @@ def test_judgements_that_cannot_be_scored_are_refused():
 
 def test_frames_convert_as_known_surfaces_do():
     frames = ("opencv", "opengl", "dsine", "directx", "blender")
+    assert FRAMES["omnidata"] == FRAMES["opencv"]  # what the released code trains on
     wall = dict(zip(frames, ([0, 0, -1], [0, 0, 1], [0, 0, 1], [0, 0, 1], [0, -1, 0])))  # it faces the camera
     floor = dict(zip(frames, ([0, -1, 0], [0, 1, 0], [0, 1, 0], [0, -1, 0], [0, 0, 1])))
     left_wall = dict(zip(frames, ([1, 0, 0], [1, 0, 0], [-1, 0, 0], [1, 0, 0], [1, 0, 0])))  # it faces right
