@@ -453,7 +453,9 @@ def main() -> None:
         counts["killed"] = len(killed)
         left = [one for one in left if [one.path, one.line, one.after] not in killed]
         for number, mutant in enumerate(left):
-            killer = meet(root, mutant, chosen := names(mutant), sum(recorded[one]["seconds"] for one in chosen), number)
+            killer = meet(
+                root, mutant, chosen := names(mutant), sum(recorded[one]["seconds"] for one in chosen), number
+            )
             counts["killed" if killer else "survived"] += 1
             report(mutant, "killed" if killer else "survived", killer or f"{len(chosen)} tests")
     print(", ".join(f"{count} {end}" for end, count in counts.items()))

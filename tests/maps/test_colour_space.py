@@ -29,17 +29,22 @@ def test_srgb_is_iec_61966():
 
 def test_primaries_and_curves_are_those_of_h273():
     """ITU-T H.273, tables 2 and 3: white, red, green, blue. None: shown as sRGB."""
-    assert PRIMARIES == {
+    assert {
         **dict.fromkeys((1, 2, 5, 6, 7, 22)),
         4: (*C, 0.67, 0.33, 0.21, 0.71, 0.14, 0.08),
         8: (*C, 0.681, 0.319, 0.243, 0.692, 0.145, 0.049),
         9: (*D65, 0.708, 0.292, 0.170, 0.797, 0.131, 0.046),
         11: (*DCI, 0.680, 0.320, 0.265, 0.690, 0.150, 0.060),
         12: (*D65, 0.680, 0.320, 0.265, 0.690, 0.150, 0.060),
-    }
+    } == PRIMARIES
     assert [code for code, curve in TRANSFERS.items() if curve is None] == [1, 2, 6, 7, 11, 12, 13, 14, 15]
     half = np.array([0.5, 1.0])
-    for code, light in {4: [0.5**2.2, 1], 5: [0.5**2.8, 1], 8: [0.5, 1], 17: [0.5**2.6 * 52.37 / 48, 52.37 / 48]}.items():
+    for code, light in {
+        4: [0.5**2.2, 1],
+        5: [0.5**2.8, 1],
+        8: [0.5, 1],
+        17: [0.5**2.6 * 52.37 / 48, 52.37 / 48],
+    }.items():
         np.testing.assert_allclose(TRANSFERS[code](half), light, rtol=1e-12)
 
 
@@ -62,7 +67,11 @@ def test_white_stays_white(code):
 
 def test_the_adaptation_is_bradfords():
     """From illuminant C; the matrix as published by Lindbloom, with his white points (1931 2 degree)."""
-    published = [[0.9904476, -0.0071683, -0.0116156], [-0.0123712, 1.0155950, -0.0029282], [-0.0035635, 0.0067697, 0.9181569]]
+    published = [
+        [0.9904476, -0.0071683, -0.0116156],
+        [-0.0123712, 1.0155950, -0.0029282],
+        [-0.0035635, 0.0067697, 0.9181569],
+    ]
     np.testing.assert_allclose(_adapted((0.31006, 0.31616)), published, atol=3e-4)  # D65 is rounded here
 
 

@@ -9,6 +9,7 @@ import torch
 from utils.intrinsics import ALBEDO, DEPTH, INTRINSICS, NORMAL, SHADING
 from utils.kinds.alignment import align_members, aligned
 from utils.kinds.base import against_label, label_as_truth, median, score_of
+from utils.kinds.evidence import Finding
 
 
 def pixels(*values: object) -> torch.Tensor:
@@ -45,7 +46,9 @@ def test_colours_merge_to_their_median_and_its_median_deviation():
 
 def test_depths_merge_on_their_mean_scale_and_shift():
     depth = torch.tensor([[0.0, 1, 5]])
-    merged, uncertainty = DEPTH.map_kind.merge(torch.stack([depth, 2 * depth + 1]).expand(3, -1, -1, -1).transpose(0, 1))
+    merged, uncertainty = DEPTH.map_kind.merge(
+        torch.stack([depth, 2 * depth + 1]).expand(3, -1, -1, -1).transpose(0, 1)
+    )
     torch.testing.assert_close(merged, (1.5 * depth + 0.5).expand(3, -1, -1))
     torch.testing.assert_close(uncertainty, torch.zeros(1, 3), atol=1e-6, rtol=0)
     three = align_members(torch.stack([depth, 2 * depth + 1, 3 - depth]))  # the third runs against the others
@@ -130,3 +133,33 @@ def test_grey_normals_of_8_and_16_bits(value, known):
 def test_shading_is_shown_by_its_mean_only_where_it_is_grey():
     assert SHADING.map_kind.panel(pixels((0, 0.5, 1))).tolist() == pixels((0, 0.5, 1)).tolist()
     assert DEPTH.map_kind.panel(pixels((0, 0.5, 1))).tolist() == pixels(0.5).tolist()
+
+
+def test_channels_are_averaged_for_grey_truth_and_never_made_up():
+    colour, grey = np.array([[[0.0, 0.5, 1.0]]]), np.array([[0.25]])
+    assert SHADING.map_kind.fitted(colour, grey, False).tolist() == [[0.5]]
+    assert (
+        SHADING.map_kind.fitted(grey, grey, False) is grey and ALBEDO.map_kind.fitted(colour, colour, True) is colour
+    )
+    with pytest.raises(ValueError, match="is grey, but the ground truth has colours"):
+        ALBEDO.map_kind.fitted(grey, colour, False)
+
+
+@pytest.mark.parametrize(
+    ("intrinsic", "key", "words"),
+    [
+        (ALBEDO, ("decode", "rgb"), "re-export them sRGB-coded once"),
+        (ALBEDO, ("as is", "bgr"), "re-export them in RGB order"),
+        (ALBEDO, ("normals",), "pass labels of albedo"),
+        (DEPTH, ("inverted",), "re-export them with near = white"),
+        (DEPTH, ("colours",), "re-export the depth itself"),
+        (DEPTH, ("log", "depth"), "pass --depth_coding log"),
+        (DEPTH, ("linear", "disparity"), "make labels linear in depth"),
+        (DEPTH, ("linear", "sqrt"), "re-export them linear in depth"),
+        (NORMAL, ("grey",), "pass labels of normals"),
+        (NORMAL, ("shifted", 0), "re-export them as 255"),
+        (NORMAL, ("plain", 1), "their axes are those of opengl"),
+    ],
+)
+def test_every_finding_of_labels_has_its_remedy(intrinsic, key, words):
+    assert intrinsic.map_kind.label_fix(Finding(key, "", 4, 4, True)).startswith(words)
