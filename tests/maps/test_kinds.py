@@ -95,7 +95,7 @@ def test_pixels_without_truth_are_zero_and_a_label_is_truth_everywhere():
     assert values.tolist() == [[[7, 7, 7], [0, 0, 0]]] and known.tolist() == [[True, False]]
     target = pixels((-1, 0, 1), 0.5)
     for intrinsic in INTRINSICS.values():
-        truth, valid = label_as_truth(intrinsic, target)
+        valid = label_as_truth(intrinsic, target)[1]
         assert valid.shape == (1, 1, 2) and valid.dtype == torch.bool and valid.all() == (intrinsic is not DEPTH)
     torch.testing.assert_close(label_as_truth(NORMAL, target)[0].norm(dim=0), torch.ones(1, 2))
 

@@ -236,8 +236,8 @@ def test_normals_beyond_16_were_never_decoded(largest, odd):
 @pytest.mark.parametrize("white", [1, 255])
 @pytest.mark.parametrize(("apart", "odd"), [(0.07, ()), (0.09, ("colours",))])
 def test_depth_has_colours_where_channels_differ_by_8_percent_of_white(white, apart, odd):
-    grey = np.linspace(0, 0.9, 99).reshape(9, 11, 1) + (0, apart, 0)
-    assert depth_evidence(white * grey).odd == odd
+    grey = np.linspace(0, 0.9, 99).reshape(9, 11, 1)
+    assert depth_evidence(white * (grey + np.array([0, apart, 0]))).odd == odd
 
 
 def test_fitted_depths_end_at_half_the_nearest_and_twice_the_farthest():
