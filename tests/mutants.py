@@ -210,13 +210,14 @@ class Collected:
                 if definitions[-1].scope == "session":
                     shared.setdefault(fixture, items[name])
         self.run(session, list(dict.fromkeys(shared.values())))
-        gc.freeze()
+        functions = [one for one in gc.get_objects() if isinstance(one, types.FunctionType)]
+        gc.freeze()  # which hides them from gc.get_objects
         for mutant in self.mutants:
             names = [name for name in self.names(mutant) if name in items]
             seconds = sum(self.recorded[name]["seconds"] for name in names)
 
             def faulty(mutant: Mutant = mutant, names: list[str] = names) -> str:
-                put_into_functions(self.root, mutant)
+                put_into_functions(self.root, mutant, functions)
                 return self.run(session, [items[name] for name in names])
 
             killer = in_fork(self.root, faulty, 20 + 2 * seconds) if names else ""
@@ -237,15 +238,15 @@ class Collected:
         return self.killer
 
 
-def put_into_functions(root: Path, mutant: Mutant) -> None:
-    """Give the functions of the imported module their faulty code."""
+def put_into_functions(root: Path, mutant: Mutant, functions: list[types.FunctionType]) -> None:
+    """Give those of the functions that are the module's their faulty code."""
     path = root / mutant.path
     old, new = (list(codes(compile(source, str(path), "exec"))) for source in (path.read_bytes(), mutant.source))
     if [code.co_qualname for code in old] != [code.co_qualname for code in new]:
         return  # a function less: it survives here, and is written to the file
     replaced = {(code.co_qualname, code.co_firstlineno): other for code, other in zip(old, new)}
-    for one in gc.get_objects():
-        if isinstance(one, types.FunctionType) and one.__code__.co_filename == str(path):
+    for one in functions:
+        if one.__code__.co_filename == str(path):
             code = replaced.get((one.__code__.co_qualname, one.__code__.co_firstlineno), one.__code__)
             if len(code.co_freevars) == len(one.__code__.co_freevars):
                 one.__code__ = code
