@@ -290,7 +290,15 @@ def in_fork(root: Path, run: Callable[[], object], cpu: float | None = None) -> 
 
 
 def run_pytest(root: Path, plugin: object, *words: str) -> int:
-    fast = ["-q", "-m", "not slow and not gpu", "-p", "no:cacheprovider", f"--basetemp={root.parent / 'tests'}"]
+    fast = [
+        "-q",
+        "--tb=no",
+        "-m",
+        "not slow and not gpu",
+        "-p",
+        "no:cacheprovider",
+        f"--basetemp={root.parent / 'tests'}",
+    ]
     return pytest.main([*words, *fast], [plugin])
 
 
