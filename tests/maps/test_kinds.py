@@ -1,4 +1,4 @@
-"""What each kind of map does with values, on maps that are small enough to compute by hand."""
+"""The arithmetic of each kind of map, on maps that are small enough to compute by hand."""
 
 from dataclasses import replace
 
