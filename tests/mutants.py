@@ -262,7 +262,7 @@ def codes(code: types.CodeType) -> Iterator[types.CodeType]:
 
 def in_fork(root: Path, run: Callable[[], object], cpu: float | None = None) -> Any:
     """The result (JSON) of `run` in a fork whose current folder is `root`; None where it crashes or takes more than
-    `cpu` seconds of CPU, so that a busy machine is not taken for an endless loop. What waits forever has 30 times that.
+    `cpu` seconds of CPU, so that a busy machine does not look like an endless loop. What waits has 30 times that.
     """
     result, output = (root.parent / f"{name}-{os.getpid()}" for name in ("result.json", "output.txt"))
     result.unlink(missing_ok=True)
