@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from utils.image_io.colour_space import to_linear
+from utils.image_io.files import Raw
 from utils.intrinsics import ALBEDO, DEPTH, INTRINSICS, NORMAL, SHADING
 from utils.kinds.alignment import align_members, aligned
-from utils.kinds.base import against_label, label_as_truth, median, score_of
+from utils.kinds.base import MapKind, Rules, against_label, label_as_truth, median, score_of
+from utils.kinds.colour import albedo_metrics
 from utils.kinds.evidence import Finding
 
 
@@ -80,6 +83,20 @@ def test_truth_is_shown_like_labels_with_unknown_pixels_black():
     assert nothing.tolist() == pixels(-1, -1).tolist()
 
 
+def test_a_new_kind_of_map_inherits_values_from_0_to_1():
+    kind, known = MapKind(ALBEDO), torch.tensor([[[True, True, True, False]]])
+    panel = kind.truth_panel(torch.tensor([[[-1, 0.25, 2, 0.5]]]), known)
+    assert panel.tolist() == [[[-1, -0.5, 1, -1]]] * 3
+    truth, valid = kind.label_truth(pixels(-1, 0.5), known)
+    assert truth.tolist() == [[[0, 0.75]]] * 3 and valid is known
+    pred, gt = np.array([[[0.0, 0.5, 1.0]]]), np.array([[[0.25, 0.25, 0.25]]])
+    rules, everywhere = Rules(ALBEDO, "per_image"), np.ones((1, 1), bool)
+    assert kind.compare(pred, gt, everywhere, rules)[1] == pytest.approx(np.array([[1.25 / 3]]))
+    assert kind.compare(pred[..., 0], gt[..., 0], everywhere, rules)[1].tolist() == [[0.25]]
+    maps, words = kind.figures(pred, gt[..., 0], everywhere, rules)
+    assert [one.tolist() for one in maps] == [pred.tolist(), gt.tolist()] and words.endswith("clipped to [0, 1]")
+
+
 def test_predictions_as_values_and_as_8_bit_images():
     prediction = pixels((-1, 0, 1), (0.5, 0.5, 0.5))
     assert ALBEDO.map_kind.values(prediction).tolist() == [[[0, 0.5, 1], [0.75, 0.75, 0.75]]]
@@ -98,6 +115,28 @@ def test_pixels_without_truth_are_zero_and_a_label_is_truth_everywhere():
         valid = label_as_truth(intrinsic, target)[1]
         assert valid.shape == (1, 1, 2) and valid.dtype == torch.bool and valid.all() == (intrinsic is not DEPTH)
     torch.testing.assert_close(label_as_truth(NORMAL, target)[0].norm(dim=0), torch.ones(1, 2))
+
+
+@pytest.mark.parametrize("coding", ["srgb", "linear"])
+def test_validation_scores_colours_in_linear_light(coding):
+    """The prediction is clamped and decoded; what is not finite is black."""
+    rng = np.random.default_rng(0)
+    gt, known = rng.uniform(0.1, 1, (12, 14, 3)), rng.random((12, 14)) > 0.1
+    coded = rng.uniform(-0.1, 1.1, gt.shape)
+    coded[3, 4, 1] = np.nan
+    clipped = np.nan_to_num(coded.clip(0, 1))
+    expected = albedo_metrics(to_linear(clipped) if coding == "srgb" else clipped, gt, known)
+    prediction = torch.from_numpy(2 * coded - 1).permute(2, 0, 1)
+    kind = replace(ALBEDO, coding=coding).map_kind
+    found = kind.score(prediction, torch.from_numpy(gt).permute(2, 0, 1), torch.from_numpy(known)[None], "per_image")
+    assert found == pytest.approx(expected, rel=1e-9)
+
+
+def test_depth_is_predicted_in_one_channel_or_three_equal_ones():
+    grey = np.arange(6.0).reshape(2, 3)
+    assert DEPTH.map_kind.one_channel(Raw(np.stack([grey] * 3, axis=2), {})).array.tolist() == grey.tolist()
+    for other in (grey, np.stack([grey, grey, grey + 1], axis=2), np.stack([grey, grey + 1, grey + 2], axis=2)):
+        assert DEPTH.map_kind.one_channel(Raw(other, {})).array is other
 
 
 def test_scores_against_a_label_have_names_of_their_own():

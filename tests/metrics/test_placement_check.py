@@ -8,6 +8,7 @@ from utils.intrinsics import INTRINSICS, NORMAL
 from utils.kinds.evidence import (
     AS_IS,
     GRID,
+    Finding,
     Fit,
     Placed,
     in_pairs,
@@ -86,6 +87,28 @@ def test_labels_under_the_names_of_others_are_named(scenes, task):
     assert one.key == ("paired",) and one.sure and one.agree == 8
 
 
+def exchanged_maps(share, constant, exchanged, images):
+    """Maps of one value each, from the truth of their own image (10, 20, ...) to its neighbour's; and their fit."""
+
+    def image(number):
+        own = 10.0 * number
+        other = own + 10 * (-1) ** number if number < exchanged else own
+        value = own + share * (other - own)
+        values, truth = np.full((GRID, GRID, 1), value, np.float32), np.full((GRID, GRID, 1), own, np.float32)
+        return Placed({AS_IS: abs(value - own)}, constant, values, truth, np.ones((GRID, GRID), bool))
+
+    fit = Fit(lambda values, truth: (float(np.abs(values - truth).mean()), constant))
+    return [image(number) for number in range(images)], fit
+
+
+@pytest.mark.parametrize(("after", "kept"), [(3.8, True), (4.0, False), (None, False)])
+def test_another_convention_explains_maps_first_if_its_error_is_within_3_tenths(after, kept):
+    """Exchanged, these have an error of 3."""
+    others = [Finding(("plain", 3), "", 2, 2, True, 7.0, after)]
+    (one,) = placement_findings(*exchanged_maps(0.7, 99, 2, 2), others)
+    assert one.key == (others[0].key if kept else ("paired",))
+
+
 @pytest.mark.parametrize(
     ("share", "constant", "exchanged", "images", "expected"),
     [
@@ -99,17 +122,7 @@ def test_labels_under_the_names_of_others_are_named(scenes, task):
     ],
 )
 def test_how_well_maps_must_fit_the_truth_of_others(share, constant, exchanged, images, expected):
-    """Maps of one value each, which lies between the image's own truth (10, 20, ...) and its neighbour's."""
-
-    def image(number):
-        own = 10.0 * number
-        other = own + 10 * (-1) ** number if number < exchanged else own
-        value = own + share * (other - own)
-        values, truth = np.full((GRID, GRID, 1), value, np.float32), np.full((GRID, GRID, 1), own, np.float32)
-        return Placed({AS_IS: abs(value - own)}, constant, values, truth, np.ones((GRID, GRID), bool))
-
-    fit = Fit(lambda values, truth: (float(np.abs(values - truth).mean()), constant))
-    found = placement_findings([image(number) for number in range(images)], fit, [])
+    found = placement_findings(*exchanged_maps(share, constant, exchanged, images), [])
     assert [(one.key, (one.agree, one.sure)) for one in found] == ([(("paired",), expected)] if expected else [])
 
 
