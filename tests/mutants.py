@@ -5,7 +5,7 @@
 Works on a copy of HEAD. The tests run once as they are, which records the lines that each of them runs; the record is
 kept in .mutants/, and only what has changed is recorded again. A mutant then meets the tests that run its line. A line
 that no test runs, such as one read at import, meets the tests of the files that name its module or run anything of it.
-Files that name the module come first, then quick tests, up to --budget seconds.
+Files that name the module come first, then quick tests, up to --budget seconds of CPU.
 
 A fault inside a function is put into a fork of a process that has collected all tests and made their shared data: the
 function gets the faulty code, and nothing is imported again. All other faults, and those that survive this, are
@@ -420,7 +420,7 @@ def main() -> None:
     add("--number", type=int, default=60, help="mutants (default: 60)")
     add("--seed", type=int, default=0, help="seed of the sample (default: 0)")
     add("--tests", nargs="+", default=["tests"], help="test files and folders (default: tests)")
-    add("--budget", type=float, default=60, help="seconds of tests that a mutant meets (default: 60)")
+    add("--budget", type=float, default=60, help="CPU seconds of tests that a mutant meets (default: 60)")
     args = parser.parse_args()
     os.environ.update(WANDB_MODE="offline", HF_HUB_OFFLINE="1", WANDB_SILENT="true", OMP_NUM_THREADS="1")
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # as tests/conftest.py, which the libraries are imported before
