@@ -30,6 +30,14 @@ def test_a_mirrored_prediction_is_averaged_with_x_turned():
     assert ALBEDO.map_kind.mirrored_mean(pixels(0.25), pixels(0.75)).flatten().tolist() == [0.5] * 3
 
 
+def test_normals_of_windows_are_directions_and_so_is_their_mean():
+    for brought in (
+        NORMAL.map_kind.tile(pixels((0, 1.2, -1.6)), None),
+        NORMAL.map_kind.untiled(pixels((0, 0.3, -0.4))),
+    ):
+        torch.testing.assert_close(brought, pixels((0, 0.6, -0.8)))
+
+
 def test_normals_merge_to_their_mean_direction_and_mean_angle():
     half = 3**0.5 / 2
     members = torch.stack([pixels((0.5, 0, -half), (0, 0, -1)), pixels((-1, 0, -2 * half), (0, 0, -3))])
