@@ -103,11 +103,10 @@ def test_npy_objects_are_never_unpickled(name, tmp_path):
 def test_strips_of_a_sheet_have_the_width_of_the_first_and_the_names_above():
     first = strip([torch.full((3, 4, 6), -1.0), torch.full((3, 4, 6), 1.0)])
     wider = strip([torch.full((3, 8, 12), 1.0), torch.full((3, 8, 12), -1.0)])
-    for rows, below in (
-        ([first, wider], [first, first.transpose(Image.Transpose.FLIP_LEFT_RIGHT)]),
-        ([first], [first]),
-    ):
+    flipped = first.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    for rows, below in (([first, wider], [first, flipped]), ([first], [first])):
         page = sheet(rows, ["a", "b"])
         assert page.size == (12, CAPTION_HEIGHT + 4 * len(rows))
-        shown = np.asarray(page)[CAPTION_HEIGHT:, [0, 1, 2, 9, 10, 11]]  # but for where scaling mixes the two
-        np.testing.assert_array_equal(shown, np.concatenate(below)[:, [0, 1, 2, 9, 10, 11]])
+        columns = [0, 1, 2, 9, 10, 11]  # but for those where scaling mixes the two
+        shown, expected = np.asarray(page)[CAPTION_HEIGHT:], np.concatenate([np.asarray(one) for one in below])
+        np.testing.assert_array_equal(shown[:, columns], expected[:, columns])
