@@ -103,6 +103,7 @@ def test_a_new_kind_of_map_inherits_values_from_0_to_1():
     assert kind.compare(pred[..., 0], gt[..., 0], everywhere, rules)[1].tolist() == [[0.25]]
     maps, words = kind.figures(pred, gt[..., 0], everywhere, rules)
     assert [one.tolist() for one in maps] == [pred.tolist(), gt.tolist()] and words.endswith("clipped to [0, 1]")
+    assert kind.truth_warnings([1e9], None) == [] and kind.truth_median(gt) is kind.facing_away(gt) is None
 
 
 def test_predictions_as_values_and_as_8_bit_images():
