@@ -128,6 +128,8 @@ def test_how_well_maps_must_fit_the_truth_of_others(share, constant, exchanged, 
 
 def test_of_many_images_evenly_spaced_neighbours_are_compared():
     assert in_pairs(4, 4) == [0, 1, 2, 3] and in_pairs(101, 6) == [0, 1, 49, 50, 99, 100]
+    (found,) = placement_findings(*exchanged_maps(1, 99, 40, 40), [])
+    assert found.images == 24
 
 
 @pytest.mark.parametrize(("task", "other"), [("normal", "albedo"), ("albedo", "shading"), ("shading", "depth")])
