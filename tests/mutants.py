@@ -290,16 +290,8 @@ def in_fork(root: Path, run: Callable[[], object], cpu: float | None = None) -> 
 
 
 def run_pytest(root: Path, plugin: object, *words: str) -> int:
-    fast = [
-        "-q",
-        "--tb=no",
-        "-m",
-        "not slow and not gpu",
-        "-p",
-        "no:cacheprovider",
-        f"--basetemp={root.parent / 'tests'}",
-    ]
-    return pytest.main([*words, *fast], [plugin])
+    fast = ["-q", "-m", "not slow and not gpu", "-p", "no:cacheprovider", f"--basetemp={root.parent / 'tests'}"]
+    return pytest.main([*words, *fast, "--tb=no"], [plugin])  # a traceback costs more than most tests
 
 
 def record(root: Path, tests: list[str]) -> dict[str, dict]:
@@ -462,9 +454,8 @@ def main() -> None:
         counts["killed"] = len(killed)
         left = [one for one in left if [one.path, one.line, one.after] not in killed]
         for number, mutant in enumerate(left):
-            killer = meet(
-                root, mutant, chosen := names(mutant), sum(recorded[one]["seconds"] for one in chosen), number
-            )
+            chosen = names(mutant)
+            killer = meet(root, mutant, chosen, sum(recorded[one]["seconds"] for one in chosen), number)
             counts["killed" if killer else "survived"] += 1
             report(mutant, "killed" if killer else "survived", killer or f"{len(chosen)} tests")
     print(", ".join(f"{count} {end}" for end, count in counts.items()))

@@ -221,7 +221,7 @@ def test_cameras_that_are_shifted_and_turned_by_hand():
     assert np.allclose(image_rays(turn @ shifted, 4, 6), image_rays(shifted, 4, 6))
 
 
-def test_normals_shorter_than_half_are_none_and_those_that_face_away_are_turned():
+def test_short_normals_have_no_direction_and_those_that_face_away_are_turned():
     """Away: from a cosine of 0.001 to the viewing ray, Marigold's (2312.02145) preprocessing of Hypersim."""
     rays = np.tile((0.0, 0, -1), (1, 6, 1))
     normals = np.array([[(0, 0, 2), (0, 0, 0.5), (0, 0.49, 0), (0, 0, -1), (1, 0, -0.0015), (1, 0, -0.0005)]])

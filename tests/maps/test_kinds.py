@@ -31,11 +31,11 @@ def test_a_mirrored_prediction_is_averaged_with_x_turned():
 
 
 def test_normals_of_windows_are_directions_and_so_is_their_mean():
-    for brought in (
+    for one in (
         NORMAL.map_kind.tile(pixels((0, 1.2, -1.6)), None),
         NORMAL.map_kind.untiled(pixels((0, 0.3, -0.4))),
     ):
-        torch.testing.assert_close(brought, pixels((0, 0.6, -0.8)))
+        torch.testing.assert_close(one, pixels((0, 0.6, -0.8)))
 
 
 def test_normals_merge_to_their_mean_direction_and_mean_angle():
@@ -165,7 +165,7 @@ def test_the_best_constant_normal_is_a_direction_and_few_face_away():
 
 
 @pytest.mark.parametrize(("off", "known"), [(3e-6, False), (5e-6, True)])
-def test_a_decoded_mid_grey_is_no_direction(off, known):
+def test_a_decoded_mid_grey_has_no_direction(off, known):
     """127 and 128 of 255, as 2 v / 255 - 1 in float32, whatever axes were flipped since."""
     raw = np.array([[[1 / 255 + off, -1 / 255, 1 / 255], [1 / 255, 0.5, 1 / 255]]])
     assert NORMAL.map_kind.known_pixels(raw).pixels.tolist() == [[known, True]]
