@@ -268,6 +268,8 @@ def test_cameras_are_compared_through_any_rotation_and_rounding(dtype, scale, no
     points = (centre + scale * shots[0].depth[..., None] * rays @ turn.T).astype(dtype)
     points[0, 0] = -np.inf  # as in ai_051_004
     assert is_camera_of(rays, points, centre)
+    far = 100 * centre - centre  # where float16 counts in steps of 16
+    assert is_camera_of(rays, (points.astype(float) + far).astype(dtype), centre + far)
     tilted = shots[0].camera @ np.array([[1, 0, 0], [0, 1, 0], [0, noticed, 1]])
     assert not is_camera_of(image_rays(tilted, 48, 64), points, centre)
 
