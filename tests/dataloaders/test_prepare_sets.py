@@ -459,6 +459,7 @@ def test_a_disk_that_is_too_small_is_an_error_at_the_start(source, tmp_path, mon
     (["prepare", "interiorverse", "--root", "x", "--source", "."], r"^--source \.: pass the one folder scenes_85"),
     (["prepare", "vkitti2", "--root", "x", "--source", ".", "--split_csv", "a"], "--split_csv means nothing"),
     (["prepare", "--root", "x", "--source", "."], "--source means nothing for diode"),
+    (["prepare", "hypersim", "--root", "x", "--skip_md5"], "--skip_md5 means nothing for a set other than diode"),
     (["prepare", "hypersim", "--root", "x", "--source", ".", "--limit", "0"], "--limit=0: must be at least 1"),
 ])  # fmt: skip
 def test_flags_that_cannot_be_used(more, message, tmp_path, monkeypatch):
