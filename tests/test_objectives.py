@@ -12,7 +12,7 @@ from helpers import around
 
 from miniworld.pretraining.random_sd import build_scheduler, build_unet, build_vae
 from utils.intrinsics import NORMAL
-from utils.latents import cells, mode, moments, training_latents
+from utils.latents import cells, channels, mode, moments, reduction, training_latents
 from utils.noise import gaussian, generators, noise_of
 from utils.objectives import AugUNet, SingleStep, rescale, zero_snr_scheduler
 
@@ -186,6 +186,10 @@ def test_a_samples_drawing_does_not_depend_on_its_batch(vae):
     assert torch.equal(
         together, again
     )  # rescaling works the same on every call (the released sampler's second differs)
+
+
+def test_latents_have_the_size_that_the_vae_gives_them(vae, batch):
+    assert (channels(vae), 32 // reduction(vae), 32 // reduction(vae)) == mode(vae, batch["rgb"]).shape[1:]
 
 
 def test_posterior_sample_and_mode(vae, batch):
