@@ -5,7 +5,7 @@
 Works on a copy of HEAD. The tests run once as they are, which records the lines that each of them runs; the record is
 kept in .mutants/, and only what has changed is recorded again. A mutant then meets the tests that run its line. A line
 that no test runs, such as one read at import, meets the tests of the files that name its module or run anything of it.
-Files that name the module come first, then quick tests, up to --budget seconds.
+Files that name the module come first, then quick tests, up to --budget seconds of CPU.
 
 A fault inside a function is put into a fork of a process that has collected all tests and made their shared data: the
 function gets the faulty code, and nothing is imported again. All other faults, and those that survive this, are
@@ -22,6 +22,7 @@ import contextlib
 import gc
 import hashlib
 import importlib
+import itertools
 import json
 import math
 import os
@@ -131,7 +132,7 @@ def faults_of(node: Any) -> Iterable[str]:
 
 
 class Recorder:
-    """A pytest plugin: name of each test that passes -> its seconds, and the lines that it runs of each of `paths`."""
+    """A pytest plugin: name of each test that passes -> its CPU seconds, and the lines it runs of each of `paths`."""
 
     def __init__(self, root: Path, paths: Iterable[str]):
         self.names, self.lines = {str(root / path): path for path in paths}, set()
@@ -145,7 +146,7 @@ class Recorder:
 
     @pytest.hookimpl(hookwrapper=True)
     def pytest_runtest_protocol(self, item):
-        self.lines, begin = set(), time.monotonic()
+        self.lines, begin = set(), cpu_seconds()
         threading.settrace(self.step)
         sys.settrace(self.step)
         yield
@@ -154,13 +155,18 @@ class Recorder:
             lines: dict[str, list[int]] = {}
             for path, line in sorted(self.lines):
                 lines.setdefault(path, []).append(line)
-            self.passed[item.nodeid] = {"seconds": time.monotonic() - begin, "lines": lines}
+            self.passed[item.nodeid] = {"seconds": cpu_seconds() - begin, "lines": lines}
 
     def pytest_runtest_logreport(self, report):
         if report.when == "call" and report.passed:
             self.passed[report.nodeid] = {}
         elif report.failed:
             self.passed.pop(report.nodeid, None)
+
+
+def cpu_seconds() -> float:
+    """Of this process and those that it waited for: unlike the clock's, much the same on a busy machine."""
+    return sum(os.times()[:4])
 
 
 class Chosen:
@@ -204,19 +210,20 @@ class Collected:
                 if definitions[-1].scope == "session":
                     shared.setdefault(fixture, items[name])
         self.run(session, list(dict.fromkeys(shared.values())))
-        gc.freeze()
+        functions = [one for one in gc.get_objects() if isinstance(one, types.FunctionType)]
+        gc.freeze()  # which hides them from gc.get_objects
         for mutant in self.mutants:
             names = [name for name in self.names(mutant) if name in items]
             seconds = sum(self.recorded[name]["seconds"] for name in names)
 
             def faulty(mutant: Mutant = mutant, names: list[str] = names) -> str:
-                put_into_functions(self.root, mutant)
+                put_into_functions(self.root, mutant, functions)
                 return self.run(session, [items[name] for name in names])
 
-            killer = in_fork(self.root, 600, faulty, 20 + 2 * seconds) if names else ""
+            killer = in_fork(self.root, faulty, 20 + 2 * seconds) if names else ""
             if killer and killer not in self.sound:  # does it pass without the fault, in this order?
                 again = [items[name] for name in names[: names.index(killer) + 1]]
-                self.sound[killer] = in_fork(self.root, 600, lambda again=again: self.run(session, again)) == ""
+                self.sound[killer] = in_fork(self.root, lambda again=again: self.run(session, again)) == ""
             self.report(mutant, "crash or timeout" if killer is None else killer if self.sound.get(killer) else "")
         return True
 
@@ -231,15 +238,15 @@ class Collected:
         return self.killer
 
 
-def put_into_functions(root: Path, mutant: Mutant) -> None:
-    """Give the functions of the imported module their faulty code."""
+def put_into_functions(root: Path, mutant: Mutant, functions: list[types.FunctionType]) -> None:
+    """Give those of the functions that are the module's their faulty code."""
     path = root / mutant.path
     old, new = (list(codes(compile(source, str(path), "exec"))) for source in (path.read_bytes(), mutant.source))
     if [code.co_qualname for code in old] != [code.co_qualname for code in new]:
         return  # a function less: it survives here, and is written to the file
     replaced = {(code.co_qualname, code.co_firstlineno): other for code, other in zip(old, new)}
-    for one in gc.get_objects():
-        if isinstance(one, types.FunctionType) and one.__code__.co_filename == str(path):
+    for one in functions:
+        if one.__code__.co_filename == str(path):
             code = replaced.get((one.__code__.co_qualname, one.__code__.co_firstlineno), one.__code__)
             if len(code.co_freevars) == len(one.__code__.co_freevars):
                 one.__code__ = code
@@ -253,17 +260,16 @@ def codes(code: types.CodeType) -> Iterator[types.CodeType]:
             yield from codes(one)
 
 
-def in_fork(root: Path, timeout: float, run: Callable[[], object], cpu: float | None = None) -> Any:
-    """The result (JSON) of `run` in a fork whose current folder is `root`; None where it crashes, takes longer than
-    `timeout`, or more than `cpu` seconds of CPU: on a busy machine only those tell an endless loop.
+def in_fork(root: Path, run: Callable[[], object], cpu: float | None = None) -> Any:
+    """The result (JSON) of `run` in a fork whose current folder is `root`; None where it crashes or takes more than
+    `cpu` seconds of CPU, so that a busy machine does not look like an endless loop. What waits has 30 times that.
     """
     result, output = (root.parent / f"{name}-{os.getpid()}" for name in ("result.json", "output.txt"))
     result.unlink(missing_ok=True)
     if not (child := os.fork()):
         os.setsid()
         if cpu is not None:
-            spent = time.process_time()
-            resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(spent + cpu),) * 2)
+            resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(time.process_time() + cpu),) * 2)
         os.chdir(root)
         sys.path[:0] = [str(root), str(root / "tests")]
         sys.modules["__main__"] = types.ModuleType("__main__")  # what a test spawns would import this file again
@@ -272,7 +278,7 @@ def in_fork(root: Path, timeout: float, run: Callable[[], object], cpu: float | 
         os.dup2(written, 2)
         result.write_text(json.dumps(run()))
         os._exit(0)
-    deadline = time.monotonic() + timeout
+    deadline = time.monotonic() + (24 * 3600 if cpu is None else 600 + 30 * cpu)
     while not os.waitpid(child, os.WNOHANG)[0]:
         if time.monotonic() > deadline:
             os.kill(child, signal.SIGKILL)
@@ -285,7 +291,7 @@ def in_fork(root: Path, timeout: float, run: Callable[[], object], cpu: float | 
 
 def run_pytest(root: Path, plugin: object, *words: str) -> int:
     fast = ["-q", "-m", "not slow and not gpu", "-p", "no:cacheprovider", f"--basetemp={root.parent / 'tests'}"]
-    return pytest.main([*words, *fast], [plugin])
+    return pytest.main([*words, *fast, "--tb=no"], [plugin])  # a traceback costs more than most tests
 
 
 def record(root: Path, tests: list[str]) -> dict[str, dict]:
@@ -297,20 +303,22 @@ def record(root: Path, tests: list[str]) -> dict[str, dict]:
         kept = {"code": code, "files": {}}
     found = [file for path in tests for file in python_files(root, [path]) if file.name.startswith("test_")]
     files = list(dict.fromkeys(str(file.relative_to(root)) for file in found))
-    for file in files:
-        own = digest(root, [file])
-        if kept["files"].get(file, {}).get("digest") != own:
-            passed = in_fork(root, 3600, lambda file=file: recorded_in(root, subjects, file))
-            kept["files"][file] = {"digest": own, "tests": passed or {}}
-            RECORD.parent.mkdir(exist_ok=True)
-            RECORD.write_text(json.dumps(kept))
-            print(f"recorded {file}: {len(passed or {})} tests", flush=True)
+    changed = [file for file in files if kept["files"].get(file, {}).get("digest") != digest(root, [file])]
+    for folder, group in itertools.groupby(changed, os.path.dirname):  # a session's shared data are made once for each
+        together = list(group)
+        passed = in_fork(root, lambda together=together: recorded_in(root, subjects, together)) or {}
+        for file in together:
+            own = {name: one for name, one in passed.items() if name.split("::")[0] == file}
+            kept["files"][file] = {"digest": digest(root, [file]), "tests": own}
+        RECORD.parent.mkdir(exist_ok=True)
+        RECORD.write_text(json.dumps(kept))
+        print(f"recorded {len(together)} files of {folder}: {len(passed)} tests", flush=True)
     return {name: one for file in files for name, one in kept["files"][file]["tests"].items()}
 
 
-def recorded_in(root: Path, subjects: list[str], file: str) -> dict[str, dict]:
+def recorded_in(root: Path, subjects: list[str], files: list[str]) -> dict[str, dict]:
     recorder = Recorder(root, subjects)
-    run_pytest(root, recorder, file)
+    run_pytest(root, recorder, *files)
     return recorder.passed
 
 
@@ -351,8 +359,11 @@ def tests_for(root: Path, mutant: Mutant, recorded: dict[str, dict], budget: flo
     return names
 
 
-def meet(root: Path, mutant: Mutant, names: list[str], number: int) -> str:
-    """The first of the tests `names` that fails on the mutant; empty: it survives. number: another one each time."""
+def meet(root: Path, mutant: Mutant, names: list[str], seconds: float, number: int) -> str:
+    """The first of the tests `names`, which take so many `seconds`, that fails on the mutant; empty: it survives.
+
+    number: another one each time.
+    """
 
     def run() -> object:
         chosen = Chosen(names)
@@ -365,7 +376,7 @@ def meet(root: Path, mutant: Mutant, names: list[str], number: int) -> str:
     original, times = path.read_bytes(), path.stat()
     path.write_bytes(mutant.source)
     os.utime(path, (times.st_atime, times.st_mtime + 10 * (number + 1)))  # Python compares it with the compiled file's
-    killer = in_fork(root, 600, run)
+    killer = in_fork(root, run, 60 + 2 * seconds)
     path.write_bytes(original)
     os.utime(path, (times.st_atime, times.st_mtime))
     return "crash or timeout" if killer is None else killer
@@ -401,7 +412,7 @@ def main() -> None:
     add("--number", type=int, default=60, help="mutants (default: 60)")
     add("--seed", type=int, default=0, help="seed of the sample (default: 0)")
     add("--tests", nargs="+", default=["tests"], help="test files and folders (default: tests)")
-    add("--budget", type=float, default=60, help="seconds of tests that a mutant meets (default: 60)")
+    add("--budget", type=float, default=60, help="CPU seconds of tests that a mutant meets (default: 60)")
     args = parser.parse_args()
     os.environ.update(WANDB_MODE="offline", HF_HUB_OFFLINE="1", WANDB_SILENT="true", OMP_NUM_THREADS="1")
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # as tests/conftest.py, which the libraries are imported before
@@ -439,13 +450,14 @@ def main() -> None:
                 counts["equivalent"] += 1
             else:
                 left.append(mutant)
-        killed = in_fork(root, 24 * 3600, meet_collected) or []
+        killed = in_fork(root, meet_collected) or []
         counts["killed"] = len(killed)
         left = [one for one in left if [one.path, one.line, one.after] not in killed]
         for number, mutant in enumerate(left):
-            killer = meet(root, mutant, names(mutant), number)
+            chosen = names(mutant)
+            killer = meet(root, mutant, chosen, sum(recorded[one]["seconds"] for one in chosen), number)
             counts["killed" if killer else "survived"] += 1
-            report(mutant, "killed" if killer else "survived", killer or f"{len(names(mutant))} tests")
+            report(mutant, "killed" if killer else "survived", killer or f"{len(chosen)} tests")
     print(", ".join(f"{count} {end}" for end, count in counts.items()))
     sys.exit(counts["survived"] > 0.05 * (counts["killed"] + counts["survived"]))
 

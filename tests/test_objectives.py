@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import hashlib
 from types import SimpleNamespace
 
 import pytest
@@ -10,8 +11,9 @@ from diffusers import UNet2DConditionModel
 from helpers import around
 
 from miniworld.pretraining.random_sd import build_scheduler, build_unet, build_vae
-from utils.latents import mode, moments, training_latents
-from utils.noise import gaussian, generators
+from utils.intrinsics import NORMAL
+from utils.latents import cells, channels, mode, moments, reduction, training_latents
+from utils.noise import gaussian, generators, noise_of
 from utils.objectives import AugUNet, SingleStep, rescale, zero_snr_scheduler
 
 PROMPT, EMPTY = torch.full((1, 77, 64), 0.5), torch.zeros(1, 77, 64)
@@ -186,6 +188,10 @@ def test_a_samples_drawing_does_not_depend_on_its_batch(vae):
     )  # rescaling works the same on every call (the released sampler's second differs)
 
 
+def test_latents_have_the_size_that_the_vae_gives_them(vae, batch):
+    assert (channels(vae), 32 // reduction(vae), 32 // reduction(vae)) == mode(vae, batch["rgb"]).shape[1:]
+
+
 def test_posterior_sample_and_mode(vae, batch):
     draws = torch.stack([training_latents(vae, batch, generators(1, 2 * i, 2))[1] for i in range(200)])
     posterior = vae.encode(batch["target"]).latent_dist
@@ -204,6 +210,21 @@ def test_latents_that_are_brought_along_give_the_same_loss(vae, batch, method):
     assert objective.loss(Spy(), known, generators(3, 0, 2)) != objective.loss(Spy(), batch, generators(3, 0, 2))
 
 
+def test_a_cell_counts_where_all_of_its_pixels_do():
+    mask = torch.ones(1, 1, 16, 24, dtype=torch.bool)
+    mask[0, 0, 9, 23] = False
+    assert cells(mask, (2, 3)).tolist() == [[[[True, True, True], [True, True, False]]]]
+    assert torch.equal(cells(mask, (16, 24)), mask)
+    with pytest.raises(ValueError, match=r"a mask of \(16, 24\) does not fit latents of \(2, 4\)"):
+        cells(mask, (2, 4))
+
+
+def test_an_intrinsic_cannot_be_changed_in_place():
+    """All runs of a process share the four records."""
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        NORMAL.prompt = "other"
+
+
 def test_generators_are_a_function_of_seed_and_number():
     first = [torch.randn(3, generator=g) for g in generators(1, 10, 3)]
     assert torch.equal(first[1], torch.randn(3, generator=generators(1, 11, 1)[0]))
@@ -213,6 +234,20 @@ def test_generators_are_a_function_of_seed_and_number():
     assert abs((draws[1:] * draws[:-1]).mean()) < 0.05
     with pytest.raises(ValueError, match="generators"):
         gaussian((3, 4), generators(0, 0, 2), torch.zeros(1))
+
+
+def test_seeds_are_those_of_splitmix64():
+    """Steele, Lea and Flood 2014. Of this number, seeds 0, 1 and 2 give the states that splitmix64 passes through from
+    0; its published outputs from there are 64 bits, a generator's seed the upper 63.
+    """
+    number = (0x9E3779B97F4A7C15 - 0x94D049BB133111EB) * pow(0xBF58476D1CE4E5B9, -1, 2**64) % 2**64
+    seeds = [generators(seed, number, 1)[0].initial_seed() for seed in range(3)]
+    assert seeds == [published >> 1 for published in (0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F)]
+
+
+def test_a_predictions_noise_is_that_of_its_seed_name_and_member():
+    digest = hashlib.sha256(b"1234/2/room/a.png").hexdigest()
+    assert noise_of(1234, "room/a.png", 2).initial_seed() == int(digest[:16], 16) // 2
 
 
 def test_the_sampler_defaults_are_the_released_codes():

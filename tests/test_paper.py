@@ -14,6 +14,7 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from helpers import ROOT, SCRIPTS
 
 import inference_augunet
+import inference_sd_single
 from utils.base_model.stable_diffusion import load_base
 from utils.objectives import AugUNet, zero_snr_scheduler
 from utils.training.state import make_optimizer, make_schedule
@@ -113,6 +114,15 @@ def test_augunet_inference_samples_like_the_released_validation():
     """25 steps, guidance 3.0 without a flag; seed 1234 is the training scripts'."""
     args = inference_augunet.parse([])
     assert (args.steps, args.guidance_scale, args.seed, args.ensemble_size) == (25, 3.0, 1234, 1)
+    assert args.augment_from is None  # InstructPix2Pix's own, or the LoRA's
+
+
+def test_single_step_inference_is_at_the_trainings_timestep():
+    """T-1 without a flag of the training: what the LoRA's header states, else the schedule's last."""
+    assert (
+        inference_sd_single.parse([]).timestep is None
+        and inference_sd_single.parse(["--timestep", "400"]).timestep == 400
+    )
 
 
 @pytest.mark.parametrize("command", ["train", "predict"])

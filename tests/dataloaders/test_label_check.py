@@ -12,9 +12,10 @@ from PIL import Image
 
 from dataloaders.__main__ import main
 from dataloaders.diode import Diode
-from dataloaders.label_check import check_labels
+from dataloaders.label_check import check_labels, intrinsic_of
 from utils.errors import InputError
 from utils.intrinsics import DEPTH, NORMAL
+from utils.kinds.axes import unit_vectors
 
 SCRIPTS = {task: f"sd_single_diode_pseudo_{task}.py" for task in ("normal", "depth", "albedo", "shading")}
 
@@ -180,6 +181,26 @@ def test_labels_without_truth_are_judged_by_what_they_show(diode, tmp_path, caps
     command = ["check", "--dataset", "folder", "--train_data_dir", str(grey)]
     assert main([*command, "--task", "normal"]) == 1 and "are grey" in capsys.readouterr().out
     assert main(command) == 0 and "taken for depth: there is no ground truth" in capsys.readouterr().out
+
+
+def test_labels_are_depth_if_grey_and_normals_if_of_unit_length(tmp_path):
+    """Grey: channels that differ by at most 3 levels, as JPEG leaves them, but on less than 1 % of the pixels."""
+
+    def seen(pixels):
+        Image.fromarray(np.round(pixels).astype(np.uint8)).save(tmp_path / "a.png")
+        return intrinsic_of([tmp_path / "a.png"], None)
+
+    rng = np.random.default_rng(0)
+    grey = np.repeat(rng.integers(0, 250, (20, 30, 1)), 3, axis=2)
+    green = np.array([0, 1, 0])
+    assert seen(grey + 3 * green) == DEPTH and seen(grey + 4 * green) is None
+    coloured = np.arange(600).reshape(20, 30, 1) < 5  # 0.8 %
+    assert seen(grey + 9 * coloured * green) == DEPTH
+    many = np.arange(600).reshape(20, 30, 1) < 6  # 1 %
+    assert seen(grey + 9 * many * green) is None
+    unit = unit_vectors(rng.normal(size=(20, 30, 3)))
+    assert seen(255 * (unit / 2 + 0.5)) == NORMAL
+    assert seen(255 * (0.94 * unit / 2 + 0.5)) == NORMAL and seen(255 * (0.7 * unit / 2 + 0.5)) is None
 
 
 @pytest.mark.parametrize("task", SCRIPTS)

@@ -30,7 +30,14 @@ from layouts import (
 from PIL import Image
 
 from dataloaders.__main__ import main
-from dataloaders.prepare.geometry import image_axes, image_rays, is_camera_of, planar
+from dataloaders.prepare.geometry import (
+    facing_normals,
+    image_axes,
+    image_rays,
+    is_camera_of,
+    normals_of_depth,
+    planar,
+)
 from dataloaders.prepare.hypersim import TANGENT
 from miniworld.render.diode_tree import encode_labels
 from miniworld.render.raycast import trace
@@ -216,6 +223,31 @@ def test_cameras_that_are_shifted_and_turned_by_hand():
     assert np.allclose(image_rays(turn @ shifted, 4, 6), image_rays(shifted, 4, 6))
 
 
+def test_short_normals_have_no_direction_and_those_that_face_away_are_turned():
+    """Away: from a cosine of 0.001 to the viewing ray, Marigold's (2312.02145) preprocessing of Hypersim."""
+    rays = np.tile((0.0, 0, -1), (1, 6, 1))
+    normals = np.array([[(0, 0, 2), (0, 0, 0.5), (0, 0.49, 0), (0, 0, -1), (1, 0, -0.0015), (1, 0, -0.0005)]])
+    found, known, turned = facing_normals(normals, rays)
+    assert known.tolist() == [[True, True, False, True, True, True]] and turned == pytest.approx(2 / 6)
+    expected = [(0, 0, -1), (0, 0, -1), (0, 0, 0), (0, 0, -1), (-1, 0, -0.0015), (1, 0, 0.0005)]
+    np.testing.assert_allclose(found[0], expected, atol=2e-6)
+
+
+def test_surfaces_of_depth_have_their_normals_and_end_at_a_step_of_3_percent():
+    """A wall that faces the camera; the step between two columns counts half in each of them."""
+    rays = np.stack(np.broadcast_arrays(np.zeros((5, 5)), -np.arange(5.0)[:, None] / 5, -1.0), axis=2)
+    rays[..., 0] = np.arange(5) / 5
+    depth = np.full((5, 5), 2.0)
+    normals, smooth = normals_of_depth(depth, rays)
+    np.testing.assert_allclose(normals, np.broadcast_to((0, 0, -1), (5, 5, 3)), atol=1e-12)
+    assert smooth.all()
+    for step, kept in ((1.055, True), (1.065, False)):
+        for axis in (0, 1):
+            stepped = np.where(np.arange(5) < 3, depth, step * depth)
+            stepped = stepped if axis else stepped.T
+            assert normals_of_depth(stepped, rays)[1].all() == kept
+
+
 def test_without_their_file_tilt_shift_cameras_are_noticed_and_left_out(tmp_path, capsys):
     source = one(tmp_path, wall(TILTED, (0.5, -0.2, 0.8)))
     assert main(words(source, tmp_path / "out")) == 0
@@ -238,6 +270,8 @@ def test_cameras_are_compared_through_any_rotation_and_rounding(dtype, scale, no
     points = (centre + scale * shots[0].depth[..., None] * rays @ turn.T).astype(dtype)
     points[0, 0] = -np.inf  # as in ai_051_004
     assert is_camera_of(rays, points, centre)
+    far = 100 * centre - centre  # where float16 counts in steps of 16
+    assert is_camera_of(rays, (points.astype(float) + far).astype(dtype), centre + far)
     tilted = shots[0].camera @ np.array([[1, 0, 0], [0, 1, 0], [0, noticed, 1]])
     assert not is_camera_of(image_rays(tilted, 48, 64), points, centre)
 
@@ -426,6 +460,7 @@ def test_a_disk_that_is_too_small_is_an_error_at_the_start(source, tmp_path, mon
     (["prepare", "interiorverse", "--root", "x", "--source", "."], r"^--source \.: pass the one folder scenes_85"),
     (["prepare", "vkitti2", "--root", "x", "--source", ".", "--split_csv", "a"], "--split_csv means nothing"),
     (["prepare", "--root", "x", "--source", "."], "--source means nothing for diode"),
+    (["prepare", "hypersim", "--root", "x", "--skip_md5"], "--skip_md5 means nothing for a set other than diode"),
     (["prepare", "hypersim", "--root", "x", "--source", ".", "--limit", "0"], "--limit=0: must be at least 1"),
 ])  # fmt: skip
 def test_flags_that_cannot_be_used(more, message, tmp_path, monkeypatch):

@@ -224,8 +224,8 @@ def test_archives_are_refused_with_what_to_do(tmp_path, run):
     assert result is None and "1 .npz files are there: save them as .npy" in text
 
 
-@pytest.mark.parametrize("task", ["albedo", "shading"])
-def test_charts_of_colours_have_a_hundred_bars_up_to_an_error_of_one(task):
+@pytest.mark.parametrize(("task", "map_limit"), [("albedo", 0.3), ("shading", 0.3), ("depth", 0.5)])
+def test_charts_have_a_hundred_bars_up_to_an_error_of_one(task, map_limit):
     """A bar of 0.01 for 10 bins of 0.001; the last bin holds what is above; marks at 0.05, 0.1 and 0.25."""
     axis = INTRINSICS[task].map_kind.axis
     counts = np.zeros(1001, int)
@@ -235,4 +235,4 @@ def test_charts_of_colours_have_a_hundred_bars_up_to_an_error_of_one(task):
         (0.0, 0.01, 25.0), (0.05, 0.06, 25.0), (0.99, 1.0, 25.0),
     ]  # fmt: skip
     assert cumulative.marks == [(0.05, 25.0), (0.1, 50.0), (0.25, 50.0)]
-    assert (axis.limit, axis.map_limit) == (1.0, 0.3)
+    assert (axis.limit, axis.map_limit) == (1.0, map_limit)

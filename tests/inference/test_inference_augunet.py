@@ -65,7 +65,7 @@ def draw(weights, pictures, out, *more) -> None:
         "--center_crop",
         *more,
     ]
-    inference_augunet.main([*map(str, words), "--center_crop", "--device", "cpu"])
+    assert inference_augunet.main([*map(str, words), "--center_crop", "--device", "cpu"]) == 0
 
 
 def read(out, i, task="normal", kind="predicted"):
@@ -151,7 +151,7 @@ def test_a_bare_lora_gets_its_conv_in_from_instruct_pix2pix(bases, weights, pict
     words = ["--lora", weights / "bare.bin", "--input_dir", pictures, "--output_dir", tmp_path / "bare", *STEPS]
     words += ["--task", "normal", "--resolution", 32, "--npy", "--center_crop", "--device", "cpu"]
     words += ["--pretrained_model_name_or_path", bases["sd21"], "--augment_from", bases["ip2p"]]
-    inference_augunet.main([*map(str, words)])
+    assert inference_augunet.main([*map(str, words)]) == 0
     draw(weights, pictures, tmp_path / "ours")
     assert np.array_equal(read(tmp_path / "bare", 1), read(tmp_path / "ours", 1))
 

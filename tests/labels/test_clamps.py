@@ -113,6 +113,25 @@ def test_a_clamp_at_the_near_end(depths):
         assert (label[:, :8] == 255).all() and len(np.unique(label[:, 8:])) > 80
 
 
+def test_a_clamp_is_one_value_within_rounding_with_little_beyond_it(depths):
+    rng = np.random.default_rng(0)
+    for depth in depths:
+        clamped = np.arange(160) < 16  # a tenth of the columns
+        rounded = 1e4 * (1 - 1.8e-5 * rng.random(depth.shape))
+        assert scene_pixels("disparity", np.where(clamped, rounded, 1 / depth))[:, 20:].all()
+        assert not scene_pixels("disparity", np.where(clamped, rounded, 1 / depth))[:, :16].any()
+        beyond = np.where(np.arange(160) < 12, 2e4 + 1e4 * rng.random(depth.shape), 1e4)  # 7.5 %
+        values = np.where(clamped, beyond, 1 / depth)
+        assert scene_pixels("disparity", values).all()
+
+
+def test_pixels_next_to_a_sharp_clamp_are_the_scenes(depths):
+    """Also where the scene's range is small next to its distance."""
+    for depth in depths:
+        values, scene = with_sky(depth + 20, 0.3, 1e4, "sharp")
+        assert np.array_equal(scene_pixels("depth", values), scene)
+
+
 def test_a_normal_without_direction_faces_the_viewer():
     normals = np.zeros((4, 4, 3))
     normals[:2] = (0, -1, 0)

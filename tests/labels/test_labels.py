@@ -23,6 +23,7 @@ def test_labels_are_8_bit_linear_and_near_is_white():
     normals[..., 2] = -1
     assert encode("normal", normals)[0, 0].tolist() == [128, 128, 0]
     assert encode("albedo", np.full((2, 2, 3), 0.5))[0, 0].tolist() == [128] * 3
+    assert encode("shading", np.array([[[-0.1, 1.2, 1]]])).tolist() == [[[0, 255, 255]]]  # no value wraps around
     with pytest.raises(InputError, match="1 values are not finite"):
         encode("albedo", np.array([[[1, np.nan, 1]]]))
     assert encode("depth", np.ones((3, 3))).shape == (3, 3, 3)  # a constant has no range and no error

@@ -8,6 +8,7 @@ from PIL import Image
 from utils.errors import InputError
 from utils.image_io.files import read_npy
 from utils.image_io.images import Crop, read_label, read_rgb
+from utils.image_io.panels import CAPTION_HEIGHT, sheet, strip
 
 
 def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -97,3 +98,15 @@ def test_npy_objects_are_never_unpickled(name, tmp_path):
     (tmp_path / "cut.npy").write_bytes(b"\x93NUMPY")
     with pytest.raises(InputError, match=name):
         read_npy(tmp_path / name)
+
+
+def test_strips_of_a_sheet_have_the_width_of_the_first_and_the_names_above():
+    first = strip([torch.full((3, 4, 6), -1.0), torch.full((3, 4, 6), 1.0)])
+    wider = strip([torch.full((3, 8, 12), 1.0), torch.full((3, 8, 12), -1.0)])
+    flipped = first.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    for rows, below in (([first, wider], [first, flipped]), ([first], [first])):
+        page = sheet(rows, ["a", "b"])
+        assert page.size == (12, CAPTION_HEIGHT + 4 * len(rows))
+        columns = [0, 1, 2, 9, 10, 11]  # but for those where scaling mixes the two
+        shown, expected = np.asarray(page)[CAPTION_HEIGHT:], np.concatenate([np.asarray(one) for one in below])
+        np.testing.assert_array_equal(shown[:, columns], expected[:, columns])

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from studies.conventions import disparity, shots
-from utils.image_io.colour_space import to_srgb
+from utils.image_io.colour_space import to_linear, to_srgb
 from utils.intrinsics import ALBEDO, DEPTH, INTRINSICS, NORMAL
-from utils.kinds.alignment import depth_evidence, depth_findings, encode_far
+from utils.kinds.alignment import align_scale_shift, depth_evidence, depth_findings, encode_far
 from utils.kinds.axes import (
     ALL_AXES,
     convert_frame,
@@ -19,7 +19,7 @@ from utils.kinds.axes import (
 )
 from utils.kinds.base import MapKind
 from utils.kinds.colour import colour_evidence, colour_findings
-from utils.kinds.evidence import Evidence, odd_finding
+from utils.kinds.evidence import Evidence, Finding, best_finding, odd_finding
 from utils.kinds.frames import FRAMES
 
 
@@ -74,6 +74,7 @@ def test_the_flag_that_puts_axes_right_is_found_for_predictions_and_for_truth(sc
         (lambda n: n[..., [1, 2, 0]], "taking the axes in the order z, x, y"),
         (lambda n: n / 2 + 0.5, "are in [0,1] and were never shifted back"),
         (lambda n: 2 * to_srgb(n / 2 + 0.5) - 1, "undoing the sRGB curve"),
+        (lambda n: 2 * to_linear(n / 2 + 0.5) - 1, "redoing the sRGB curve"),
         (lambda n: n / 2, "are far from unit length"),
         (lambda n: 127.5 * (n + 1), "were never decoded from 8 bits"),
     ],
@@ -181,6 +182,74 @@ def test_one_image_makes_it_likely_and_four_sure_unless_some_disagree(scenes):
     assert not normals_findings(wrong[:1])[0].sure and normals_findings(wrong[:4])[0].sure
     assert not normals_findings([*wrong, wrong[0], right[0]])[0].sure  # 7 of 8 agree
     assert normals_findings(wrong[:3] + right[3:]) == []
+
+
+@pytest.mark.parametrize(
+    ("images", "after", "constant", "sure"),
+    [
+        (4, 0.69, 9, False),
+        (4, 0.71, 9, None),
+        (4, 0.51, 9, False),
+        (4, 0.49, 9, True),
+        (3, 0.51, 9, None),
+        (3, 0.49, 9, False),
+        (4, 0.49, 0.99, True),
+        (4, 0.49, 0.97, None),
+    ],
+)
+def test_how_far_the_error_must_fall(images, after, constant, sure):
+    """To less than 0.7 of what it was, half of fewer than four images, and half of the best constant's; sure: half."""
+    evidence = [Evidence({("as read",): 1.0, ("other",): after}, constant)] * images
+    found = best_finding(evidence, ("as read",), "(relative)")
+    if sure is None:
+        assert found is None
+    else:
+        assert (found.key, found.agree, found.images, found.sure) == (("other",), images, images, sure)
+        assert (found.before, found.after) == pytest.approx((1.0, after))
+
+
+@pytest.mark.parametrize(("errors", "best"), [((0.104, 0.1), 0), ((0.106, 0.1), 1), ((1e-10, 0), 0), ((1e-8, 0), 1)])
+def test_among_equal_candidates_the_first_is_named(errors, best):
+    evidence = [Evidence({("as read",): 1.0} | {(number,): error for number, error in enumerate(errors)}, 9)] * 4
+    assert best_finding(evidence, ("as read",), "").key == (best,)
+
+
+def test_an_image_agrees_from_a_fall_by_a_fifth():
+    def agree(*after):
+        found = best_finding([Evidence({("as read",): 1.0, ("other",): one}, 9) for one in after], ("as read",), "")
+        return found and found.agree
+
+    assert agree(0.1, 0.1, 0.1, 0.79) == 4 and agree(0.1, 0.1, 0.1, 0.81) == 3 and agree(0.1, 0.1, 0.81, 0.81) is None
+
+
+def test_no_frame_is_the_remedy_of_values_that_are_not_plain():
+    undone = Finding(("srgb", 0), "", 4, 4, True)
+    assert frame_of(undone) is true_frame_of(undone, "opencv", "opengl") is None
+
+
+@pytest.mark.parametrize(("largest", "odd"), [(15.5, ()), (16.5, ("255",))])
+def test_normals_beyond_16_were_never_decoded(largest, odd):
+    """Of no sign; 8-bit values of any image reach farther, and lengths of no network do."""
+    assert normals_evidence(np.full((3, 4, 3), (largest, 3.0, 2.0))).odd == odd
+
+
+@pytest.mark.parametrize("white", [1, 255])
+@pytest.mark.parametrize(("apart", "odd"), [(0.07, ()), (0.09, ("colours",))])
+def test_depth_has_colours_where_channels_differ_by_8_percent_of_white(white, apart, odd):
+    grey = np.linspace(0, 0.9, 99).reshape(9, 11, 1)
+    assert depth_evidence(white * (grey + np.array([0, apart, 0]))).odd == odd
+
+
+def test_fitted_depths_end_at_half_the_nearest_and_twice_the_farthest():
+    """Of the middle nine tenths of the truth: a wild value has a bounded error."""
+    truth = np.linspace(1, 101, 1001)[None]  # the 5th and 95th percentile are 6 and 96
+    values = truth.copy()
+    values[0, [500, 501]] = -500, 600
+    inside = (truth >= 6) & (truth <= 96)
+    scale, shift = align_scale_shift(values, truth, inside)
+    error = np.abs(np.clip(scale * values + shift, 3, 192) - truth) / truth
+    assert scale * 600 + shift > 3 * 96 and scale * -500 + shift < 0  # so both limits count
+    assert depth_evidence(values, truth).errors["linear", "depth"] == pytest.approx(error[inside].mean(), rel=1e-12)
 
 
 @pytest.mark.parametrize(("odd", "images", "sure"), [(2, 4, None), (3, 4, False), (4, 4, True), (9, 10, True)])

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from utils.evaluation import aggregation
-from utils.evaluation.scoring import center_window, erode
+from utils.evaluation.scoring import Truth, center_window, erode, fit_to
 from utils.image_io.colour_space import to_linear, to_srgb
 from utils.intrinsics import DEPTH, NORMAL
 from utils.kinds.alignment import align_depth, align_scale_shift, depth_metrics
@@ -372,6 +372,7 @@ def test_judgements_that_cannot_be_scored_are_refused():
 
 def test_frames_convert_as_known_surfaces_do():
     frames = ("opencv", "opengl", "dsine", "directx", "blender")
+    assert FRAMES["omnidata"] == FRAMES["opencv"]  # what the released code trains on
     wall = dict(zip(frames, ([0, 0, -1], [0, 0, 1], [0, 0, 1], [0, 0, 1], [0, -1, 0])))  # it faces the camera
     floor = dict(zip(frames, ([0, -1, 0], [0, 1, 0], [0, 1, 0], [0, -1, 0], [0, 0, 1])))
     left_wall = dict(zip(frames, ([1, 0, 0], [1, 0, 0], [-1, 0, 0], [1, 0, 0], [1, 0, 0])))  # it faces right
@@ -431,6 +432,24 @@ def test_depth_validity():
     assert DEPTH.map_kind.depth_valid(gt, "diode", np.ones(gt.shape, bool)).tolist() == [[False] * 4 + [True] * 3]
     assert DEPTH.map_kind.depth_valid(gt, "scannet").tolist() == [[False] * 4 + [True, False, False]]
     assert DEPTH.map_kind.depth_valid(gt, "eth3d", gt != 20).tolist() == [[False] * 4 + [True, True, False]]
+
+
+def test_a_prediction_shows_the_whole_image_or_what_was_kept_of_it():
+    """Whichever has its proportions, within 2 %; a ramp shows where its columns went."""
+    full = np.tile(np.arange(64.0), (32, 1))
+    window = center_window(full.shape)
+    truth = Truth(full[window], np.ones((32, 32), bool), full.shape, window, {})
+
+    def fitted(pred):
+        found, distorted = fit_to(pred, truth)
+        return np.abs(found - truth.gt)[:, 2:-2].max(), distorted  # but for the edges of the resizing
+
+    assert fitted(full) == fitted(full[window]) == (0, False)
+    assert fitted(full[::2, ::2] + 0.5) == (pytest.approx(0, abs=1e-4), False)
+    assert fitted(full[window][::2, ::2] + 0.5) == (pytest.approx(0, abs=1e-4), False)
+    assert [fit_to(np.zeros(shape), truth)[1] for shape in ((100, 199), (100, 195), (100, 103), (99, 100))] == [
+        False, True, True, False,
+    ]  # fmt: skip
 
 
 def test_erosion_widens_holes_but_not_the_border():
@@ -503,6 +522,22 @@ def test_intervals_agree_with_a_plain_bootstrap(pooled):
         assert np.abs(np.array([low, high]) - expected).max() < 0.1 * width, key
     assert aggregation.intervals(scores, pooled, resamples=2000, seed=1) == found
     assert aggregation.intervals(scores, pooled, resamples=2000, seed=2) != found
+
+
+def test_intervals_are_percentiles_of_1000_resamples_of_images():
+    """2.5 and 97.5, of means over resampled images (Efron 1979); the same numbers as drawn here."""
+    values = np.random.default_rng(2).uniform(size=7)
+    scores = [aggregation.ImageScore(str(value), None, 1, (1, 1), {"rmse": value}) for value in values]
+    rng = np.random.default_rng(0)
+    means = np.concatenate([values[rng.integers(7, size=(50, 7))].mean(axis=1) for _ in range(20)])
+    assert aggregation.intervals(scores, pooled=False)["rmse"] == pytest.approx(np.percentile(means, [2.5, 97.5]))
+
+
+def test_a_pool_counts_opposite_normals_and_lacks_no_image():
+    scores = [image_score([180, 180, 10]), image_score([180])]
+    assert aggregation.pooled_metrics(scores)["median"] == 180
+    assert aggregation.total_errors(scores)[[10 * BINS_PER_DEGREE, -1]].tolist() == [1, 3]
+    assert aggregation.total_errors([*scores, scores[0]._replace(errors=None)]) is None
 
 
 def test_a_histograms_median_is_linear_inside_its_bin():

@@ -5,7 +5,18 @@ import pytest
 
 from studies.conventions import as_bytes, blurred, shots
 from utils.intrinsics import INTRINSICS, NORMAL
-from utils.kinds.evidence import AS_IS, label_fit, placed_of_label, placement_findings, unrelated
+from utils.kinds.evidence import (
+    AS_IS,
+    GRID,
+    Finding,
+    Fit,
+    Placed,
+    in_pairs,
+    label_fit,
+    placed_of_label,
+    placement_findings,
+    unrelated,
+)
 
 MOVED = {
     "mirroring left to right": lambda a: a[:, ::-1],
@@ -76,10 +87,57 @@ def test_labels_under_the_names_of_others_are_named(scenes, task):
     assert one.key == ("paired",) and one.sure and one.agree == 8
 
 
+def exchanged_maps(share, constant, exchanged, images):
+    """Maps of one value each, from the truth of their own image (10, 20, ...) to its neighbour's; and their fit."""
+
+    def image(number):
+        own = 10.0 * number
+        other = own + 10 * (-1) ** number if number < exchanged else own
+        value = own + share * (other - own)
+        values, truth = np.full((GRID, GRID, 1), value, np.float32), np.full((GRID, GRID, 1), own, np.float32)
+        return Placed({AS_IS: abs(value - own)}, constant, values, truth, np.ones((GRID, GRID), bool))
+
+    fit = Fit(lambda values, truth: (float(np.abs(values - truth).mean()), constant))
+    return [image(number) for number in range(images)], fit
+
+
+@pytest.mark.parametrize(("after", "kept"), [(3.8, True), (4.0, False), (None, False)])
+def test_another_convention_explains_maps_first_if_its_error_is_within_3_tenths(after, kept):
+    """Exchanged, these have an error of 3."""
+    others = [Finding(("plain", 3), "", 2, 2, True, 7.0, after)]
+    (one,) = placement_findings(*exchanged_maps(0.7, 99, 2, 2), others)
+    assert one.key == (others[0].key if kept else ("paired",))
+
+
+@pytest.mark.parametrize(
+    ("share", "constant", "exchanged", "images", "expected"),
+    [
+        (0.7, 99, 2, 2, (2, False)),  # 3 from the other's truth, 7 from its own
+        (0.6, 99, 2, 2, None),  # 4 and 6: more than half
+        (0.7, 6.1, 2, 2, (2, False)),
+        (0.7, 5.9, 2, 2, None),  # more than half of the best constant's error
+        (1, 99, 2, 5, (2, False)),
+        (1, 99, 2, 6, None),  # fewer than four tenths of the images
+        (1, 99, 4, 6, (4, True)),
+    ],
+)
+def test_how_well_maps_must_fit_the_truth_of_others(share, constant, exchanged, images, expected):
+    found = placement_findings(*exchanged_maps(share, constant, exchanged, images), [])
+    assert [(one.key, (one.agree, one.sure)) for one in found] == ([(("paired",), expected)] if expected else [])
+
+
+def test_of_many_images_evenly_spaced_neighbours_are_compared():
+    assert in_pairs(4, 4) == [0, 1, 2, 3] and in_pairs(101, 6) == [0, 1, 49, 50, 99, 100]
+    (found,) = placement_findings(*exchanged_maps(1, 99, 40, 40), [])
+    assert found.images == 24
+
+
 @pytest.mark.parametrize(("task", "other"), [("normal", "albedo"), ("albedo", "shading"), ("shading", "depth")])
 def test_labels_of_another_intrinsic_are_likely_wrong(scenes, task, other):
-    (one,) = found(INTRINSICS[task], [(b.label, a) for a, b in zip(scenes[task], scenes[other])])
+    made = [(b.label, a) for a, b in zip(scenes[task], scenes[other])]
+    (one,) = found(INTRINSICS[task], made)
     assert one.key == ("unrelated",) and not one.sure
+    assert found(INTRINSICS[task], made[:7]) == []  # of fewer than eight images it may be chance
 
 
 def test_normals_in_place_of_colours_show_without_truth(scenes):

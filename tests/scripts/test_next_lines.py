@@ -1,11 +1,13 @@
 """The last line of a command is the next command, which can be pasted; console lines are words with units."""
 
 import argparse
+import runpy
 import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import ROOT
 from PIL import Image
 
 import evaluate
@@ -90,6 +92,9 @@ def test_an_evaluation_names_its_report_or_the_way_to_one(tmp_path, monkeypatch,
     evaluate.main(["--task", "normal", "--pred_dir", "my maps", "--gt_dir", "gt"])
     python, script, *words = next_words(capsys.readouterr().out)
     assert (python, script) == ("python", "evaluate.py") and parse_args("", words).report == Path("report")
+    monkeypatch.setattr("sys.argv", ["evaluate.py", *words[:-2]])  # as the command line passes them
+    evaluate.main()
+    assert next_words(capsys.readouterr().out) == [python, script, *words]
     evaluate.main(words)
     assert next_words(capsys.readouterr().out) == ["open", "report/index.html"]
     assert Path("report/index.html").is_file()
@@ -126,3 +131,13 @@ def test_every_folder_command_ends_with_the_files_that_failed(capsys, monkeypatc
     assert capsys.readouterr().err.splitlines() == ["error: 2 images could not be read:", "  a.png: x", "  b.png: y"]
     monkeypatch.setenv("RANK", "1")
     assert list_failed("images could not be read", ["a.png: x"]) == 1 and capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("script", ["inference_sd_single.py", "inference_augunet.py", "evaluate.py"])
+def test_a_command_runs_as_a_program_and_not_where_it_is_imported(script, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", [script, "--help"])
+    runpy.run_path(str(ROOT / script), run_name="imported")
+    assert capsys.readouterr().out == ""
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+    assert ended.value.code == 0 and capsys.readouterr().out.startswith(f"usage: {script}")
