@@ -57,7 +57,7 @@ class FolderMaps(Maps):
         found: dict[str, None] = {}
         records: dict[str, dict] = {}
         for sample in (self.samples[stem] for stem in self.stems):
-            folder = os.path.dirname(sample.rgb)
+            folder = sample.rgb.rpartition(os.sep)[0]
             if folder not in records:
                 records[folder] = record_above(Path(folder))
             name, split = records[folder].get("set"), records[folder].get("splits") == "published"
