@@ -73,8 +73,7 @@ def write_page(answers: Answers, snapshots: dict[str, list[quality.Row]], study:
     along |= {family: rounded(rows) for family, rows in snapshots.items()}
     along = {family: along[family] for family in quality.NAMES if along.get(family)}
     path.write_text(json.dumps({"study": study, "answers": known, "snapshots": along}) + "\n")
-    budgets = dict.fromkeys(known, (study["steps"], study["images"]))
-    budgets |= {family: diffusion_budget(docs / "paper_questions.json") for family in known if family in DIFFUSION}
+    budgets = budgets_of(known, study, docs)
     sections = [
         f"All: steps of {study['batch']} labels, rank 8, learning rate {study['rate']:g} falling linearly to 0, 100 "
         "unseen images. Diffusion and the flow transformer have the same labels, steps and unseen images ([their own "
@@ -92,6 +91,12 @@ def write_page(answers: Answers, snapshots: dict[str, list[quality.Row]], study:
     text = "\n\n".join(sections)
     write_card(docs / "generators.md", text)
     return text
+
+
+def budgets_of(known: Answers, study: dict, docs: Path) -> dict[str, tuple[int, int]]:
+    """Steps and labels of each family: those of `study`, of diffusion those in `docs`/paper_questions.json."""
+    budgets = dict.fromkeys(known, (study["steps"], study["images"]))
+    return budgets | {family: diffusion_budget(docs / "paper_questions.json") for family in known if family in DIFFUSION}
 
 
 def rounded(rows: Iterable[dict]) -> list[dict]:

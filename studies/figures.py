@@ -79,13 +79,15 @@ def questions() -> None:
     found = json.loads((RESULTS / "paper_questions.json").read_text())["answers"]
     answers.plot(found["2"], "rank", "rank", RESULTS / "paper_questions_2.png")
     answers.plot(found["3"], "labels", "labels", RESULTS / "paper_questions_3.png")
-    answers.better_generator(found["4"], RESULTS)
+    answers.better_generator(found["4"], path=RESULTS / "paper_questions_4.png")
+    answers.better_generator(found["7-snapshots"], path=RESULTS / "paper_questions_7.png")
 
 
 def generators() -> None:
     """The plots of the families of generators, from the recorded numbers."""
     found = json.loads((RESULTS / "generators.json").read_text())
-    families_page.plot(found["answers"], RESULTS / "generators.png")
+    budgets = families_page.budgets_of(found["answers"], found["study"], RESULTS)
+    families_page.plot(found["answers"], budgets, RESULTS / "generators.png")
     quality.section(found["snapshots"], RESULTS)
 
 
@@ -94,7 +96,7 @@ FIGURES = {
     "teaser": Figure(("teaser.png",), script("teaser")),
     "methods": Figure(("methods.png",), script("methods")),
     "comfyui": Figure(("comfyui.png",), script("comfyui_graph")),
-    "questions": Figure(tuple(f"paper_questions_{number}.png" for number in (2, 3, 4)), questions),
+    "questions": Figure(tuple(f"paper_questions_{number}.png" for number in (2, 3, 4, 7)), questions),
     "generators": Figure(("generators.png", "generators_4.png"), generators),
     "report": Figure(("report.png",), report, "chromium"),
     "notebook": Figure(("notebook.jpg",), script("notebook"), "chromium"),

@@ -132,7 +132,7 @@ def test_every_door_finds_them_in_a_folder(tmp_path, ending):
     path = save(tmp_path / "images" / f"a.{ending.upper()}")
     save(tmp_path / "labels" / "a.png")
     assert list(find_inputs(path.parent, tmp_path / "out").pictures) == [path]
-    assert [sample.rgb for sample in folder_samples(tmp_path)] == [path]
+    assert [sample.rgb for sample in folder_samples(tmp_path)] == [str(path)]
     assert list(find_pictures(path.parent, tmp_path / "out", [], []).values()) == [path]
 
 
