@@ -95,8 +95,9 @@ def write_page(answers: Answers, snapshots: dict[str, list[quality.Row]], study:
 
 def budgets_of(known: Answers, study: dict, docs: Path) -> dict[str, tuple[int, int]]:
     """Steps and labels of each family: those of `study`, of diffusion those in `docs`/paper_questions.json."""
-    budgets = dict.fromkeys(known, (study["steps"], study["images"]))
-    return budgets | {family: diffusion_budget(docs / "paper_questions.json") for family in known if family in DIFFUSION}
+    own = (study["steps"], study["images"])
+    path = docs / "paper_questions.json"
+    return {family: diffusion_budget(path) if family in DIFFUSION else own for family in known}
 
 
 def rounded(rows: Iterable[dict]) -> list[dict]:
