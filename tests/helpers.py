@@ -201,7 +201,9 @@ def _forked(words: list[str], env: dict[str, str], folder: str, cwd: Path, whole
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
-    importlib.reload(huggingface_hub.constants)  # read from the environment once, when imported
+    constants = importlib.reload(huggingface_hub.constants)  # read from the environment once, when imported
+    huggingface_hub.file_download.HUGGINGFACE_CO_URL_TEMPLATE = constants.HUGGINGFACE_CO_URL_TEMPLATE  # before 1.0
+    sys.modules["transformers.utils.hub"]._is_offline_mode = constants.HF_HUB_OFFLINE  # before 5.0
     for number, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(Path(folder, name), os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     status: object = 1
