@@ -455,11 +455,16 @@ def test_fp8_files_are_read_as_the_numbers_they_hold(dtype, tmp_path):
 
 @pytest.mark.parametrize("dtype", ["float4_e2m1fn_x2", "complex64", "uint16", "int8"])
 def test_numbers_that_no_lora_is_trained_in_are_one_line(dtype, tmp_path):
-    dtype = getattr(torch, dtype)
+    dtype = getattr(torch, dtype, None)
+    if dtype is None:
+        pytest.skip("this PyTorch has no such numbers")
     state = tensors(random_layers((4,), ATTENTION), "peft")
     state = {key: torch.zeros(value.shape, dtype=torch.uint8) for key, value in state.items()}
     state = {k: v.view(dtype) if "float4" in str(dtype) else v.to(dtype) for k, v in state.items()}
-    save_file(state, tmp_path / "x.safetensors")
+    try:
+        save_file(state, tmp_path / "x.safetensors")
+    except KeyError:
+        pytest.skip("this safetensors writes no such file")
     for door in (
         lambda: load_attn_procs(base(), tmp_path / "x.safetensors"),
         lambda: describe(tmp_path / "x.safetensors"),
