@@ -76,7 +76,7 @@ from utils.system.processes import supervise
 def main():
     if sys.argv[1] == "error":
         raise InputError("--flag: is wrong; change it")
-    os.write(1, b"ready\n")  # in one piece
+    os.write(1, b"ready\\n")  # in one piece
     time.sleep(60)
 
 if "RANK" in os.environ:
