@@ -52,7 +52,7 @@ def test_charts_are_drawn_from_the_recorded_numbers_with_titles(monkeypatch, tmp
     assert figures.main(["questions", "generators"]) == 0
     charts = {path.name for path in tmp_path.glob("*.png")}
     assert charts == {*figures.FIGURES["questions"].images, *figures.FIGURES["generators"].images}
-    assert len(titles) == 5 and all(titles)
+    assert len(titles) == 6 and all(titles)
 
 
 def test_make_figures_runs_it():
