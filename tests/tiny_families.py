@@ -333,3 +333,11 @@ def draw(models: Iterable[nn.Module]) -> None:
         for parameter in model.parameters():
             if not parameter.detach().any():
                 nn.init.normal_(parameter, std=0.1)
+
+
+def words(diode: Path, base: Path, output: Path, *more: object) -> list[str]:
+    """The command line of a short training of a LoRA for normals."""
+    found = ["--pretrained_model_name_or_path", base, "--train_data_dir", diode / "normals", "--output_dir", output]
+    found += ["--pseudo_root", diode / "pseudo" / "normal", "--resolution", 32, "--train_batch_size", 2]
+    found += ["--report_to", "none", "--validation_steps", 0, "--checkpointing_steps", 2, "--num_train_imgs", 8]
+    return [str(word) for word in (*found, "--learning_rate", 1e-2, "--adam_epsilon", 1e-2, "--rank", 2, *more)]

@@ -12,7 +12,7 @@ ECHO = 3.0  # seconds: Ctrl-C and schedulers signal both the launcher and the pr
 
 def interrupt_once() -> None:
     """Let the first Ctrl-C raise KeyboardInterrupt as ever, and let its echo pass: the terminal signals all processes,
-    and a launcher forwards the signal to those that have it already. One more, after ECHO seconds, ends at once.
+    and a launcher forwards the signal to those that have it already. One more, after ECHO seconds, ends immediately.
     """
     usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # a program may have its own, or ignore it
     if usual and threading.current_thread() is threading.main_thread():

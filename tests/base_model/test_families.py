@@ -18,6 +18,7 @@ from helpers import distance, fork, losses, run_here
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from tiny_families import words
 
 import predict
 from utils.base_model import names, parts
@@ -75,14 +76,6 @@ def trained(folders, diode, tmp_path_factory) -> Callable[[str], Path]:
         return root / name
 
     return train
-
-
-def words(diode: Path, base: Path, output: Path, *more: object) -> list[str]:
-    """The command line of a short training of a LoRA for normals."""
-    found = ["--pretrained_model_name_or_path", base, "--train_data_dir", diode / "normals", "--output_dir", output]
-    found += ["--pseudo_root", diode / "pseudo" / "normal", "--resolution", 32, "--train_batch_size", 2]
-    found += ["--report_to", "none", "--validation_steps", 0, "--checkpointing_steps", 2, "--num_train_imgs", 8]
-    return [str(word) for word in (*found, "--learning_rate", 1e-2, "--adam_epsilon", 1e-2, "--rank", 2, *more)]
 
 
 def images(count: int = 2, side: int = 32) -> torch.Tensor:

@@ -12,6 +12,7 @@ from fake_hub import serve
 from helpers import ROOT, distance, fork, losses, run_here
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from tiny_families import words
 from torch import nn
 
 from utils.base_model.families import open_base
@@ -48,14 +49,6 @@ def trained(sd3, diode, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("trained") / "nf4"
     run_here(SINGLE, words(diode, sd3, folder, "--base_precision", "nf4", "--max_train_steps", 4))
     return folder
-
-
-def words(diode: Path, base: Path, output: Path, *more: object) -> list[str]:
-    """The command line of a short training of a LoRA for normals."""
-    found = ["--pretrained_model_name_or_path", base, "--train_data_dir", diode / "normals", "--output_dir", output]
-    found += ["--pseudo_root", diode / "pseudo" / "normal", "--resolution", 32, "--train_batch_size", 2]
-    found += ["--report_to", "none", "--validation_steps", 0, "--checkpointing_steps", 2, "--num_train_imgs", 8]
-    return [str(word) for word in (*found, "--learning_rate", 1e-2, "--adam_epsilon", 1e-2, "--rank", 2, *more)]
 
 
 def dense(dtype: torch.dtype = torch.float32) -> nn.Linear:

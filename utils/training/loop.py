@@ -385,7 +385,7 @@ def lora_header(objective: Objective, base: Frozen, train_set: TrainingSet, sett
         "project_version": __version__,
         **({"masked_loss": True} if train_set.masked else {}),
         **({"crop": "none"} if train_set.whole else {}),
-        **({"trained_on": train_set.trained_on} if train_set.trained_on else {}),
+        **({"trained_on": sets} if (sets := train_set.trained_on) else {}),
         **({"training_mix": mix} if (mix := mix_of(train_set)) else {}),
         **({"ema_decay": settings.ema_decay} if settings.ema_decay else {}),
         **({"base_precision": settings.base_precision} if settings.base_precision else {}),
